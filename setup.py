@@ -1,0 +1,171 @@
+"""Builds the compiled libraries with CMake and packs them beside the Python files.
+
+``MCR_FAST_BUILD`` says what to compile:
+
+- ``auto`` (default): what this machine can build; it prints what it chose
+- ``cpu``: the CPU library, or an error
+- ``cuda``: not in this version, an error
+- ``none``: nothing; every op then runs through the plain-torch reference
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Command, Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+CHOICES = ("auto", "cpu", "cuda", "none")
+MIN_TORCH = (2, 10)
+
+
+def find_tool(name: str) -> str | None:
+    """A program on PATH, or beside this Python (a virtual environment that is not activated)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def find_torch() -> tuple[list[str], list[str]]:
+    """Include and library directories of the torch that Python imports."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise RuntimeError(
+            f"torch cannot be imported here ({error}); install torch, then build with "
+            "`pip install --no-build-isolation`"
+        ) from None
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < MIN_TORCH:
+        raise RuntimeError(f"torch {torch.__version__} is too old, the libraries need 2.10 or newer")
+    return cpp_extension.include_paths(), [str(Path(torch.__file__).parent / "lib")]
+
+
+def missing_for_cpu() -> str | None:
+    """Why the CPU library cannot be built here, None if it can."""
+    if platform.system() != "Linux":
+        return f"compiled kernels are built on Linux only, this is {platform.system()}"
+    for tool in ("cmake", "ninja"):
+        if find_tool(tool) is None:
+            return f"{tool} was not found; `pip install {tool}`"
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler} was not found); install one or set CXX"
+    try:
+        find_torch()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def choose_build() -> str:
+    """What ``MCR_FAST_BUILD`` comes to on this machine: "cpu" or "none"."""
+    wanted = os.environ.get("MCR_FAST_BUILD", "auto")
+    if wanted not in CHOICES:
+        raise SystemExit(f"MCR_FAST_BUILD={wanted!r} is unknown; choose one of {', '.join(CHOICES)}")
+    if wanted == "none":
+        return "none"
+    if wanted == "cuda":
+        raise SystemExit(
+            "MCR_FAST_BUILD=cuda: this version of mcr_fast has no CUDA kernels; use "
+            "MCR_FAST_BUILD=cpu or auto. CUDA tensors go through the plain-torch reference."
+        )
+    reason = missing_for_cpu()
+    if wanted == "cpu" and reason:
+        raise SystemExit(f"MCR_FAST_BUILD=cpu cannot be built: {reason}")
+    chosen = "none" if reason else "cpu"
+    if wanted == "auto":
+        why = reason or "this version has no CUDA kernels"
+        print(f"mcr_fast: MCR_FAST_BUILD=auto builds {chosen!r} ({why})", file=sys.stderr)
+    return chosen
+
+
+def run_cmake(build_dir: Path) -> list[Path]:
+    """Configure and build; returns the libraries made."""
+    include_dirs, library_dirs = find_torch()
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    assert cmake and ninja, "choose_build has looked for them"
+    build_dir.mkdir(parents=True, exist_ok=True)
+    with open(build_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DMCR_TORCH_INCLUDE_DIRS={';'.join(include_dirs)}",
+            f"-DMCR_TORCH_LIBRARY_DIRS={';'.join(library_dirs)}",
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", str(build_dir)], check=True)
+        return sorted((build_dir / "lib").glob("*.so"))
+
+
+class BuildNative(Command):
+    """Puts the libraries into mcr_fast/lib/ of the wheel, or of the source tree when editable."""
+
+    description = "compile the libraries with CMake"
+    user_options: list[tuple[str, str | None, str]] = []
+
+    def initialize_options(self) -> None:
+        self.editable_mode = False
+        self.build_lib: str | None = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def destination(self) -> Path:
+        return (ROOT if self.editable_mode else Path(str(self.build_lib))) / "mcr_fast" / "lib"
+
+    def run(self) -> None:
+        destination = self.destination()
+        libraries = run_cmake(ROOT / "build" / "native") if BUILD != "none" else []
+        for stale in set(destination.glob("*.so")) - {destination / lib.name for lib in libraries}:
+            stale.unlink()
+        for library in libraries:
+            destination.mkdir(parents=True, exist_ok=True)
+            fresh = destination / f"{library.name}.new"
+            shutil.copy2(library, fresh)
+            fresh.replace(destination / library.name)  # a process may hold the old one mapped
+
+    def get_source_files(self) -> list[str]:
+        return ["CMakeLists.txt", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
+
+    def get_outputs(self) -> list[str]:
+        return [str(p) for p in self.destination().glob("*.so")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class Build(build):
+    """The standard build and the libraries."""
+
+    sub_commands = [*build.sub_commands, ("build_native", None)]
+
+
+class MCRDistribution(Distribution):
+    """A wheel with a library belongs to one platform, although it has no Python extension."""
+
+    def has_ext_modules(self) -> bool:
+        return BUILD != "none"
+
+
+class BdistWheel(bdist_wheel):
+    """Tagged for any Python 3: the libraries do not touch Python's ABI."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+BUILD = choose_build()
+
+setup(
+    distclass=MCRDistribution,
+    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
+)
