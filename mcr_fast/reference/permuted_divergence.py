@@ -1,0 +1,96 @@
+"""Permuted divergence in plain torch: the truth that tests and benchmarks import."""
+
+import torch
+from torch import Tensor
+
+from mcr_fast.reference._divergence import mean_or_zero, weighted_sum
+from mcr_fast.reference._game import (
+    donor_table,
+    head_factor,
+    members,
+    route_factors,
+    scale_gradient,
+)
+from mcr_fast.reference._similarity import accumulation_dtype
+
+
+def permuted_divergence_reference(
+    contributions: Tensor,  # [M, N, C]
+    bias: Tensor | None,  # [C]
+    order: Tensor | None,  # [N] int64
+    donors: Tensor | None,  # [1 or M, K] shifts with an order, [1 or M, K, N] rows without
+    labels: Tensor | None,  # [N] int64 codes
+    present: Tensor | None,  # [N, M] bool
+    sample_weight: Tensor | None,  # [N]
+    *,
+    subsets: tuple[int, ...],
+    strategy: str,
+    clean_path: str,
+    divergence: str,
+    exclude: str,
+) -> Tensor:  # [S]
+    """D_S of each subset (a bitmask): the weighted mean over the kept pairs (i, donor of i).
+
+    The value is the plain mean; the gradient is routed by `strategy` and `clean_path`. Each
+    subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
+    """
+    num_modalities, num_rows, num_classes = contributions.shape
+    dtypes = [t.dtype for t in (contributions, bias, sample_weight) if t is not None]
+    dtype = accumulation_dtype(*dtypes)
+    x = contributions.to(dtype)
+    b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
+    table = donor_table(order, donors, num_rows, x.device)
+    tables = table.expand(num_modalities, -1, -1)  # [M, K, N]
+
+    results = []
+    for subset in subsets:
+        route = route_factors(strategy, subset, num_modalities)
+        head = head_factor(strategy, subset, num_modalities)
+        clean_route = {"shared": [head] * num_modalities, "routed": route}.get(
+            clean_path, [0] * num_modalities
+        )
+        perturbed = scale_gradient(b, head)
+        clean = scale_gradient(b, 0 if clean_path == "detached" else head)
+        for m in range(num_modalities):
+            routed = scale_gradient(x[m], route[m])
+            perturbed = perturbed + (routed[tables[m]] if subset >> m & 1 else routed)
+            clean = clean + scale_gradient(x[m], clean_route[m])
+        weight = pair_weights(
+            [tables[m] for m in members(subset, num_modalities)],
+            members(subset, num_modalities),
+            labels,
+            present,
+            None if sample_weight is None else sample_weight.to(dtype),
+            exclude=exclude,
+        ).to(dtype)
+        total = weighted_sum(clean.expand_as(perturbed), perturbed, weight, divergence)
+        results.append(mean_or_zero(total, weight.sum()))
+    return torch.stack(results)
+
+
+def pair_weights(
+    tables: list[Tensor],  # a donor table [K, N] for each member of the subset
+    modalities: list[int],  # the members
+    labels: Tensor | None,  # [N] int64 codes
+    present: Tensor | None,  # [N, M] bool
+    sample_weight: Tensor | None,  # [N]
+    *,
+    exclude: str,
+) -> Tensor:  # [K, N]
+    """The weight of each pair (i, its donors), 0 where the pair is dropped.
+
+    Excluding equal labels drops a row paired with itself too.
+    """
+    kept = torch.ones_like(tables[0], dtype=torch.bool)
+    rows = torch.arange(kept.shape[-1], device=kept.device)
+    for table, m in zip(tables, modalities, strict=True):
+        if exclude == "self":
+            kept = kept & (table != rows)
+        elif exclude == "same_label":
+            assert labels is not None, "checked at the public edge"
+            kept = kept & (labels[table] != labels)
+        if present is not None:
+            kept = kept & present[:, m] & present[:, m][table]
+    if sample_weight is None:
+        return kept.to(torch.float32)
+    return torch.where(kept, sample_weight, sample_weight.new_zeros(()))

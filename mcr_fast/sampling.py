@@ -1,0 +1,164 @@
+"""Which rows donate to which: random permutations of the batch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mcr_fast.reference._game import donor_table
+
+Scheme = Literal["uniform", "cyclic"]
+
+__all__ = ["CyclicPermutations", "Scheme", "sample_permutations"]
+
+
+@dataclass(frozen=True, eq=False)
+class CyclicPermutations:
+    """Permutations pi_k = sigma o shift_{s_k} o sigma^-1 of one random order sigma.
+
+    The donor of row ``order[a]`` is ``order[(a + shift) % N]``: after one reorder of the rows every
+    permutation is a shift, so donors are contiguous in memory.
+
+    Attributes:
+        order: [N] int64, sigma.
+        shifts: [K] int64, or [M, K] when each modality has its own donors; in 1..N-1, distinct
+            along K.
+    """
+
+    order: Tensor  # [N] int64
+    shifts: Tensor  # [K] or [M, K] int64
+
+    @property
+    def num_permutations(self) -> int:
+        """K."""
+        return self.shifts.shape[-1]
+
+    def index(self) -> Tensor:
+        """The donor table, int64: [K, N], or [M, K, N] for own donors."""
+        shifts = self.shifts if self.shifts.ndim == 2 else self.shifts[None]
+        table = donor_table(self.order, shifts, self.order.shape[0], self.order.device)
+        return table if self.shifts.ndim == 2 else table[0]
+
+    def to(self, device: torch.device | str) -> "CyclicPermutations":
+        """The same permutations on another device."""
+        return CyclicPermutations(self.order.to(device), self.shifts.to(device))
+
+
+def sample_permutations(
+    num_permutations: int,
+    batch_size: int,
+    *,
+    scheme: Scheme = "cyclic",
+    num_modalities: int | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor | CyclicPermutations:
+    """Draw K permutations of a batch of N rows, as `permuted_divergence` and `MCRLoss` take them.
+
+    ``"uniform"`` draws independent random permutations, in which a row can be its own donor.
+    ``"cyclic"`` draws pi_k = sigma o shift_{s_k} o sigma^-1 with one random order sigma and distinct
+    random shifts s_k in 1..N-1: no row is its own donor, no pair (row, donor) comes twice, and every
+    donor j != i is equally likely; K = N-1 covers all pairs.
+
+    Args:
+        num_permutations: K >= 1.
+        batch_size: N >= 0.
+        scheme: ``"cyclic"`` or ``"uniform"``.
+        num_modalities: M, to give each modality its own donors; None for donors that all share.
+            Cyclic: one order sigma and M sets of K shifts, all different in every k.
+        generator: source of randomness; torch's default one if None.
+        device: where the result goes; the generator's device if None, torch's default one without either.
+
+    Returns:
+        Uniform: int64 [K, N], or [M, K, N] with own donors. Cyclic: `CyclicPermutations`, whose
+        ``index()`` gives that table. A cyclic sample of a batch of 0 or 1 rows, where no row has a
+        donor, holds no permutation.
+
+    Raises:
+        ValueError: K < 1, N < 0, M < 1, an unknown scheme; for cyclic K > N-1, and M > N-1 with own
+            donors, because there are only N-1 shifts.
+        TypeError: a count that is not an int.
+
+    Note:
+        The same generator state gives the same permutations; nothing waits for the device. A draw on
+        a generator of another device than `device` is copied there.
+
+    Reference:
+        Algorithm 1 of arXiv 2411.07335, which draws uniform permutations.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sample = sample_permutations(3, 4, generator=generator)
+        >>> sample.index().shape
+        torch.Size([3, 4])
+        >>> bool((sample.index() == torch.arange(4)).any())
+        False
+    """
+    _check(num_permutations, batch_size, scheme, num_modalities)
+    draw_on = generator.device if generator else torch.device(device or torch.get_default_device())
+    if scheme == "uniform":
+        count = (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
+        # float64: with 2^-53 between keys, ties that would favour some orders do not happen
+        keys = torch.rand(
+            *count, batch_size, generator=generator, device=draw_on, dtype=torch.float64
+        )
+        table = keys.argsort(-1)
+        return table if device is None else table.to(device, non_blocking=True)
+    order = torch.randperm(batch_size, generator=generator, device=draw_on)
+    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, generator, draw_on)
+    if device is None:
+        return CyclicPermutations(order, shifts)
+    return CyclicPermutations(
+        order.to(device, non_blocking=True), shifts.to(device, non_blocking=True)
+    )
+
+
+def _draw_shifts(
+    num_permutations: int,
+    batch_size: int,
+    num_modalities: int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:  # [K] or [M, K]
+    available = max(batch_size - 1, 0)
+    shifts = torch.randperm(available, generator=generator, device=device) + 1
+    if num_modalities is None:
+        return shifts[:num_permutations]
+    if available == 0:
+        return shifts.new_empty(num_modalities, 0)
+    # modality m reads the shuffled shifts from its own starting point: distinct along k because the
+    # shifts are, distinct along m because the starting points are
+    start = torch.randperm(available, generator=generator, device=device)[:num_modalities, None]
+    step = torch.arange(num_permutations, device=device)
+    return shifts[(start + step) % available]
+
+
+def _check(
+    num_permutations: int, batch_size: int, scheme: str, num_modalities: int | None
+) -> None:
+    counts = {"num_permutations": (num_permutations, 1), "batch_size": (batch_size, 0)}
+    if num_modalities is not None:
+        counts["num_modalities"] = (num_modalities, 1)
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if scheme not in get_args(Scheme):
+        raise ValueError(f"scheme must be one of {get_args(Scheme)}, got {scheme!r}")
+    if scheme != "cyclic" or batch_size <= 1:
+        return
+    if num_permutations > batch_size - 1:
+        raise ValueError(
+            f"num_permutations must be at most batch_size - 1 = {batch_size - 1} for "
+            f"scheme='cyclic', got {num_permutations}: a batch of {batch_size} rows has no more "
+            "shifts; draw fewer, or take scheme='uniform'"
+        )
+    if num_modalities is not None and num_modalities > batch_size - 1:
+        raise ValueError(
+            f"num_modalities must be at most batch_size - 1 = {batch_size - 1} for own donors with "
+            f"scheme='cyclic', got {num_modalities}: {batch_size - 1} shifts cannot be different in "
+            "every modality; take a larger batch, shared donors, or scheme='uniform'"
+        )
