@@ -44,7 +44,7 @@ def find_torch() -> tuple[list[str], list[str]]:
         ) from None
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < MIN_TORCH:
-        raise RuntimeError(f"torch {torch.__version__} is too old, the libraries need 2.10 or newer")
+        raise RuntimeError(f"torch {torch.__version__} is too old; 2.10 or newer is needed")
     return cpp_extension.include_paths(), [str(Path(torch.__file__).parent / "lib")]
 
 
@@ -69,7 +69,7 @@ def choose_build() -> str:
     """What ``MCR_FAST_BUILD`` comes to on this machine: "cpu" or "none"."""
     wanted = os.environ.get("MCR_FAST_BUILD", "auto")
     if wanted not in CHOICES:
-        raise SystemExit(f"MCR_FAST_BUILD={wanted!r} is unknown; choose one of {', '.join(CHOICES)}")
+        raise SystemExit(f"MCR_FAST_BUILD={wanted!r} is unknown; choose {', '.join(CHOICES)}")
     if wanted == "none":
         return "none"
     if wanted == "cuda":
@@ -90,8 +90,7 @@ def choose_build() -> str:
 def run_cmake(build_dir: Path) -> list[Path]:
     """Configure and build; returns the libraries made."""
     include_dirs, library_dirs = find_torch()
-    cmake, ninja = find_tool("cmake"), find_tool("ninja")
-    assert cmake and ninja, "choose_build has looked for them"
+    cmake, ninja = str(find_tool("cmake")), find_tool("ninja")
     build_dir.mkdir(parents=True, exist_ok=True)
     with open(build_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
@@ -147,6 +146,10 @@ class Build(build):
     """The standard build and the libraries."""
 
     sub_commands = [*build.sub_commands, ("build_native", None)]
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)  # no file of an earlier build in a wheel
+        super().run()
 
 
 class MCRDistribution(Distribution):

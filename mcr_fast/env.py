@@ -1,9 +1,8 @@
 """Loads the compiled libraries; the only module that reads environment variables.
 
-==========================  ========================================================================
-``MCR_FAST_CHECK``          ``1``: also run the argument checks that need a host synchronisation
-``MCR_FAST_CPU_CAPABILITY`` ``portable``, ``avx2`` or ``avx512``: use that instruction set, not the best
-==========================  ========================================================================
+- ``MCR_FAST_CHECK=1``: also run the argument checks that need a host synchronisation
+- ``MCR_FAST_CPU_CAPABILITY``: use the instruction set of that name (``portable``, ``avx2``,
+  ``avx512``) and not the best
 
 ``python -m mcr_fast.env`` prints what was loaded, what was not, and why.
 """

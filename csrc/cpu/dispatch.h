@@ -7,8 +7,8 @@
 //                             `constexpr <Op>Kernels k<Op>Kernels = {...}`. Only kernels.cpp
 //                             includes it, once for each instruction set.
 //   one include and one field here, one include and one initialiser in kernels.cpp.
-// A launcher then calls `mcr::cpu_kernels().<op>.<function>(...)`. It fetches the table once, before
-// it goes parallel, so that one call never mixes instruction sets.
+// A launcher then calls `mcr::cpu_kernels().<op>.<function>(...)`. It fetches the table once,
+// before it goes parallel, so that one call never mixes instruction sets.
 #pragma once
 
 #if __has_include("cpu/permuted_divergence_loops.h")

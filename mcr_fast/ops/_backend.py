@@ -55,7 +55,7 @@ def resolve(op: str, backend: str | None, device: torch.device) -> str:
     if backend == "cpu" and device.type != "cpu":
         raise RuntimeError(
             f"backend='cpu' of {op} takes CPU tensors, got tensors on {device}; "
-            "move them with .cpu() or use backend=None"
+            "move them to the CPU or use backend=None"
         )
     return backend
 

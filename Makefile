@@ -1,0 +1,64 @@
+# Every target works as the first command in a fresh clone: it makes a virtual environment, installs
+# what it needs and builds the library. Nothing is done twice.
+#
+#   make demo TORCH=torch==2.13.0    which torch is installed, if none can be imported
+#   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
+#   make test PYTEST_ARGS="-k nt_xent -x"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+# What a change of calls for a new build; Python files are used where they lie.
+BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
+
+.PHONY: demo test lint bench docs wheel format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/train_digits.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --doctest-modules mcr_fast tests $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m bench run $(BENCH_ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs mcr_fast
+
+wheel: $(VENV)/.tools
+	$(PIP) wheel . --no-build-isolation --no-deps --wheel-dir dist
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist mcr_fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.installed-*
+
+# torch first: the build asks it for its headers, and one that is there already is kept.
+$(VENV)/.tools:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install $(TORCH_ARGS) "$(TORCH)"
+	$(PIP) install "setuptools>=77" "cmake>=3.22" ninja
+	touch $@
+
+# One stamp for each group of pyproject.toml; the build behind them is incremental.
+$(VENV)/.installed-%: $(VENV)/.tools $(BUILD_INPUTS)
+	$(PIP) install --no-build-isolation --editable ".[$*]"
+	touch $@
