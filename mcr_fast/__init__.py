@@ -1,9 +1,10 @@
 """Fused kernels for the Multimodal Competition Regularizer (MCR), as a drop-in loss."""
 
-from mcr_fast import env
+from mcr_fast import env, functional
 from mcr_fast._version import __version__
 from mcr_fast.ops._backend import backends
+from mcr_fast.sampling import CyclicPermutations, sample_permutations
 
 env.load_libraries()
 
-__all__ = ["__version__", "backends"]
+__all__ = ["CyclicPermutations", "__version__", "backends", "functional", "sample_permutations"]

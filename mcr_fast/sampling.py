@@ -9,8 +9,9 @@ from torch import Tensor
 from mcr_fast.reference._game import donor_table
 
 Scheme = Literal["uniform", "cyclic"]
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 
-__all__ = ["CyclicPermutations", "Scheme", "sample_permutations"]
+__all__ = ["CyclicPermutations", "sample_permutations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,9 @@ def sample_permutations(
     _check(num_permutations, batch_size, scheme, num_modalities)
     draw_on = generator.device if generator else torch.device(device or torch.get_default_device())
     if scheme == "uniform":
-        count = (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
+        count = (
+            (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
+        )
         # float64: with 2^-53 between keys, ties that would favour some orders do not happen
         keys = torch.rand(
             *count, batch_size, generator=generator, device=draw_on, dtype=torch.float64
@@ -135,9 +138,7 @@ def _draw_shifts(
     return shifts[(start + step) % available]
 
 
-def _check(
-    num_permutations: int, batch_size: int, scheme: str, num_modalities: int | None
-) -> None:
+def _check(num_permutations: int, batch_size: int, scheme: str, num_modalities: int | None) -> None:
     counts = {"num_permutations": (num_permutations, 1), "batch_size": (batch_size, 0)}
     if num_modalities is not None:
         counts["num_modalities"] = (num_modalities, 1)
@@ -146,8 +147,8 @@ def _check(
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"scheme must be one of {get_args(Scheme)}, got {scheme!r}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {SCHEMES}, got {scheme!r}")
     if scheme != "cyclic" or batch_size <= 1:
         return
     if num_permutations > batch_size - 1:

@@ -36,7 +36,10 @@ def row_divergence_parts(
     want_grad: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0], [N, C] or [0]
-    """Weighted sum, sum of weights, and the sum's gradients in the accumulation dtype; no autograd."""
+    """Weighted sum, sum of weights, and the gradients of the sum; no autograd.
+
+    The gradients are in the accumulation dtype, and empty without `want_grad`.
+    """
     resolve("row_divergence", backend, perturbed.device)
     return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
 
@@ -50,11 +53,11 @@ def _parts_reference(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
-    leaves = [t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean)]
+    w, z = (t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean))
     with torch.set_grad_enabled(want_grad):
-        total, weight = row_divergence_reference(*leaves, rows, row_weight, divergence=divergence)
+        total, weight = row_divergence_reference(w, z, rows, row_weight, divergence=divergence)
     if not want_grad:
         none = total.new_empty(0)
         return total, weight, none, none
-    grad_perturbed, grad_clean = torch.autograd.grad(total, leaves)
+    grad_perturbed, grad_clean = torch.autograd.grad(total, (w, z))
     return total.detach(), weight.detach(), grad_perturbed, grad_clean

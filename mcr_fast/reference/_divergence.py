@@ -35,7 +35,7 @@ def weighted_sum(
     """Sum of weight * divergence; a row of weight 0 counts 0 whatever it holds, NaN included."""
     kept = (weight != 0)[..., None]
     zero = clean.new_zeros(())
-    # both sides are replaced before the divergence: masking its result would leave 0 * NaN gradients
+    # replaced before the divergence: masking its result would leave 0 * NaN in the gradients
     rows = row_divergences(
         torch.where(kept, clean, zero), torch.where(kept, perturbed, zero), divergence
     )

@@ -35,8 +35,7 @@ def permuted_divergence_reference(
     subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
     """
     num_modalities, num_rows, num_classes = contributions.shape
-    dtypes = [t.dtype for t in (contributions, bias, sample_weight) if t is not None]
-    dtype = accumulation_dtype(*dtypes)
+    dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
     table = donor_table(order, donors, num_rows, x.device)

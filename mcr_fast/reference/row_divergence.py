@@ -18,8 +18,7 @@ def row_divergence_reference(
 
     Differentiable by autograd; expands the clean rows to [R, C].
     """
-    dtypes = [t.dtype for t in (perturbed, clean, row_weight) if t is not None]
-    dtype = accumulation_dtype(*dtypes)
+    dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
     weight = rows.new_ones(rows.shape) if row_weight is None else row_weight
     weight = weight.to(dtype)
     total = weighted_sum(clean.to(dtype)[rows], perturbed.to(dtype), weight, divergence)

@@ -1,0 +1,294 @@
+"""The losses as functions of tensors: argument checks, then the op."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mcr_fast import _checks as checks
+from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
+from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
+from mcr_fast.sampling import CyclicPermutations
+
+__all__ = ["nt_xent", "permuted_divergence", "reconstruction_loss", "row_divergence", "sup_con"]
+
+
+def permuted_divergence(
+    contributions: Tensor | Sequence[Tensor],  # [M, N, C], or M tensors [N, C]
+    permutations: Tensor | CyclicPermutations | None = None,  # [K, N] or [M, K, N] int64
+    *,
+    bias: Tensor | None = None,  # [C]
+    strategy: Strategy = "greedy",
+    clean_path: CleanPath = "shared",
+    subsets: Subsets = "all",
+    divergence: Divergence = "jsd",
+    exclude: Exclude | None = None,
+    labels: Tensor | None = None,  # [N]
+    present: Tensor | None = None,  # [N, M] bool
+    sample_weight: Tensor | None = None,  # [N]
+    backend: Backend | None = None,
+) -> Tensor:  # [S]
+    """Divergence between an additive fusion's logits and those with permuted modalities, a subset each.
+
+    With z_i = sum_m A_m[i] + b and w(S,i,j) = z_i + sum_{m in S} (A_m[j] - A_m[i]):
+    D_S = mean over the pairs (i, j) kept of JSD(z_i, w(S,i,j)), JSD the Jensen-Shannon divergence of
+    the softmaxes in nats. L_MIPD is ``-permuted_divergence(...).sum()``.
+
+    Args:
+        contributions: the A_m, [M, N, C] or M tensors [N, C]; float32, bfloat16, float16 or float64.
+        permutations: the donors j of row i: ``table[k, i]``. int64 [K, N], shared by the modalities,
+            or [M, K, N], each its own; or a cyclic sample of `sample_permutations`. None: every
+            ordered pair i != j, the exact expectation.
+        bias: b [C], None for 0.
+        strategy: route(S, m), the factor of the gradient to A_m: 1 for m in S, and otherwise
+            ``"greedy"`` -1, ``"independent"`` 0, ``"collaborative"`` +1. `bias` gets their sum over m,
+            for ``"collaborative"`` 1.
+        clean_path: the factors along z: ``"shared"`` the bias' factor to all (the published code),
+            ``"routed"`` as along w (the paper's equations), ``"detached"`` 0.
+        subsets: ``"single"`` {0}..{M-1}, or ``"all"`` non-empty proper ones, by size then
+            lexicographic.
+        divergence: ``"jsd"``; ``"mse"``, mean over C of (z - w)^2; ``"binary_jsd"``, mean over C of the
+            JSD of the Bernoulli distributions sigmoid(z_c) and sigmoid(w_c).
+        exclude: None keeps all pairs, ``"self"`` drops j == i, ``"same_label"`` drops equal labels.
+            With own donors a pair must pass for every member of S.
+        labels: [N], ints or floats, compared by equality; for ``exclude="same_label"``.
+        present: bool [N, M]; a pair counts if every member of S is present in row i and in its donor.
+        sample_weight: [N] >= 0, the weight of row i's pairs in the mean; 0 drops them.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Returns:
+        D [S], float32 (float64 for float64 contributions); 0 with zero gradient where no pair is kept.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row that
+            is not a permutation (CPU tensors; others only with MCR_FAST_CHECK=1).
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        The value is the plain mean and the gradient is routed: finite differences agree with it only
+        for ``strategy="collaborative"`` with ``clean_path="shared"``. Arithmetic is float32 at least;
+        NaN or Inf in a kept pair gives NaN. The same bits every run on one machine. No double backward.
+
+    Reference:
+        Equations 9-13 of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> contributions = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+        >>> mcr_fast.functional.permuted_divergence(contributions)
+        tensor([0.1109, 0.0000])
+    """
+    x = checks.stacked_contributions(contributions)
+    num_modalities, num_rows, num_classes = x.shape
+    checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
+    masks = checks.subset_masks(subsets, num_modalities)
+    order, donors = checks.donors(permutations, num_modalities, num_rows, x.device)
+    if bias is not None:
+        checks.float_tensor("bias", bias)
+        checks.shaped("bias", bias, (num_classes,), "[C]")
+        checks.on_device("bias", bias, x.device, "contributions")
+    checks.check_present(present, (num_rows, num_modalities), "[N, M]", x.device)
+    checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", x.device)
+    return _permuted_divergence(
+        x,
+        bias,
+        order,
+        donors,
+        checks.exclusion_codes(exclude, labels, num_rows, x.device),
+        present,
+        sample_weight,
+        subsets=masks,
+        strategy=strategy,
+        clean_path=clean_path,
+        divergence=divergence,
+        exclude=exclude or "none",
+        backend=backend,
+    )
+
+
+def row_divergence(
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R] int64
+    *,
+    row_weight: Tensor | None = None,  # [R]
+    divergence: Divergence = "jsd",
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Weighted mean divergence between perturbed rows of logits and the clean rows they belong to.
+
+    sum_r weight_r JSD(clean[rows[r]], perturbed[r]) / sum_r weight_r, in nats.
+
+    Args:
+        perturbed: logits [R, C].
+        clean: logits [N, C]; never expanded to [R, C].
+        rows: int64 [R] in 0..N-1, the clean row of each perturbed row.
+        row_weight: [R] >= 0, None for 1; 0 drops a row.
+        divergence: ``"jsd"``, ``"mse"`` or ``"binary_jsd"``, as in `permuted_divergence`.
+        backend: as in `permuted_divergence`.
+
+    Returns:
+        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if the weights sum to 0.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        True gradients to `perturbed` and `clean`. Arithmetic is float32 at least; NaN or Inf in a row
+        of weight above 0 gives NaN. The same bits every run on one machine. No double backward.
+
+    Reference:
+        The divergence of equation 9 of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> clean = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> mcr_fast.functional.row_divergence(clean.flip(0), clean, torch.tensor([0, 1]))
+        tensor(0.1109)
+    """
+    checks.divergence_options("greedy", "shared", divergence, None, backend)
+    checks.row_logits(perturbed, clean)
+    checks.row_index(rows, len(perturbed), len(clean), clean.device)
+    checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", clean.device)
+    return _row_divergence(
+        perturbed, clean, rows, row_weight, divergence=divergence, backend=backend
+    )
+
+
+def nt_xent(
+    embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+    labels: Tensor | None = None,  # [N], or [L] for one tensor
+    *,
+    temperature: float = 0.5,
+    present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Label-supervised NT-Xent over the embeddings of all modalities; only negatives in the denominator.
+
+    With s_ab = x_a . x_b / temperature of the l2-normalised rows: mean over ordered pairs a != p of equal
+    label of log(1 + sum_{n of another label} exp(s_an - s_ap)).
+
+    Args:
+        embeddings: M tensors [N, D] or one [L, D], normalised here; float32, bfloat16, float16, float64.
+        labels: [N], the same for every modality ([L] for one tensor); ints or floats compared by
+            equality, NaN equal to nothing. None: instance labels, row i of every modality is positive
+            with row i of the others.
+        temperature: above 0.
+        present: bool [N, M] ([L] for one tensor); an absent row is neither anchor nor column.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Returns:
+        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if there is no positive pair.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        Memory O(L D), never [L, L] (the reference apart). Accumulation is float32 at least; NaN or Inf
+        gives NaN. The same bits every run on one machine. No double backward.
+
+    Reference:
+        L_Con of arXiv 2411.07335 as its code computes it, with pytorch-metric-learning's NTXentLoss.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> embeddings = [torch.eye(2), torch.eye(2)]
+        >>> mcr_fast.functional.nt_xent(embeddings, torch.tensor([0, 1]))
+        tensor(0.2395)
+    """
+    temperature = checks.positive("temperature", temperature)
+    checks.choice("backend", backend, checks.BACKENDS)
+    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
+    from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
+
+    return _nt_xent(x, codes, rows_present, temperature=temperature, backend=backend)
+
+
+def sup_con(
+    embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+    labels: Tensor | None = None,  # [N], or [L] for one tensor
+    *,
+    temperature: float = 0.1,
+    present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Supervised contrastive loss over the embeddings of all modalities.
+
+    With s_ab = x_a . x_b / temperature of the l2-normalised rows: mean over anchors a that have a positive
+    of -1/|P(a)| sum_{p in P(a)} (s_ap - log sum_{j != a} exp(s_aj)).
+
+    Args:
+        embeddings: as in `nt_xent`.
+        labels: as in `nt_xent`.
+        temperature: above 0.
+        present: as in `nt_xent`.
+        backend: as in `nt_xent`.
+
+    Returns:
+        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        Memory and numerics as in `nt_xent`.
+
+    Reference:
+        Equation 2 of arXiv 2004.11362 (SupCon), an alternative for L_Con of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> embeddings = [torch.eye(2), torch.eye(2)]
+        >>> mcr_fast.functional.sup_con(embeddings, torch.tensor([0, 1]), temperature=1.0)
+        tensor(0.5514)
+    """
+    temperature = checks.positive("temperature", temperature)
+    checks.choice("backend", backend, checks.BACKENDS)
+    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
+    from mcr_fast.ops.sup_con import sup_con as _sup_con
+
+    return _sup_con(x, codes, rows_present, temperature=temperature, backend=backend)
+
+
+def reconstruction_loss(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    reconstruction: Tensor,  # [N, sum of D_m]
+    *,
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Mean squared error between a reconstruction and the concatenated latents, without concatenating.
+
+    mean over all elements of (reconstruction - [Z_1 .. Z_M])^2.
+
+    Args:
+        latents: M tensors [N, D_m].
+        reconstruction: [N, sum of D_m], columns in the order of the latents.
+        backend: as in `permuted_divergence`.
+
+    Returns:
+        A 0-d loss, float32 (float64 for float64); 0 for an empty batch.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        True gradients to both. Accumulation is float32 at least; NaN gives NaN. The same bits every run
+        on one machine. No double backward.
+
+    Reference:
+        L_CEB of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr_fast.functional.reconstruction_loss([torch.zeros(2, 1), torch.ones(2, 2)], torch.ones(2, 3))
+        tensor(0.3333)
+    """
+    checks.choice("backend", backend, checks.BACKENDS)
+    checks.reconstruction_target(latents, reconstruction)
+    from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
+
+    return _reconstruction_loss(list(latents), reconstruction, backend=backend)
