@@ -1,0 +1,65 @@
+"""Autograd of the ops whose forward takes the gradient: `<op>_fwd -> (loss, unit_grad)`, `<op>_bwd`.
+
+The contrastive losses are such ops: one scalar out of one matrix [L, D], and all that the gradient
+needs is at hand while the value is computed. The backward scales and casts.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mcr_fast.reference._similarity import accumulation_dtype
+
+
+def raise_double_backward(op: str) -> NoReturn:
+    """What the backward of every backward op does."""
+    raise RuntimeError(
+        f"{op} cannot be differentiated twice: its backward is a compiled kernel; "
+        'use backend="reference" where second derivatives are needed'
+    )
+
+
+def register_unit_grad_op(op: str) -> None:
+    """Give `<op>_fwd` and `<op>_bwd` of csrc/registration.cpp fakes and autograd."""
+    forward_op, backward_op = f"mcr_fast::{op}_fwd", f"mcr_fast::{op}_bwd"
+
+    def forward_fake(
+        embeddings: Tensor,  # [L, D]
+        labels: Tensor,
+        present: Tensor | None,
+        temperature: float,
+        want_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = accumulation_dtype(embeddings.dtype)
+        shape = embeddings.shape if want_grad else (0, 0)
+        return embeddings.new_empty((), dtype=dtype), embeddings.new_empty(shape, dtype=dtype)
+
+    def backward_fake(grad: Tensor, unit_grad: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.empty_like(unit_grad, dtype=dtype)
+
+    def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        # The unit gradient stays differentiable on purpose: its graph leads a second backward to
+        # the error below, where a constant would let it pass with wrong numbers.
+        ctx.save_for_backward(output[1])
+        ctx.dtype = inputs[0].dtype
+        ctx.set_materialize_grads(False)
+
+    def forward_backward(
+        ctx: Any, grad: Tensor | None, grad_unit_grad: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        if grad_unit_grad is not None:
+            raise_double_backward(op)
+        if grad is None:
+            return None, None, None, None, None
+        (unit_grad,) = ctx.saved_tensors
+        backward = getattr(torch.ops.mcr_fast, f"{op}_bwd")
+        return backward(grad, unit_grad, ctx.dtype), None, None, None, None
+
+    def backward_backward(ctx: Any, grad: Tensor) -> NoReturn:
+        raise_double_backward(op)
+
+    torch.library.register_fake(forward_op, forward_fake)
+    torch.library.register_fake(backward_op, backward_fake)
+    torch.library.register_autograd(forward_op, forward_backward, setup_context=setup_forward)
+    torch.library.register_autograd(backward_op, backward_backward)

@@ -1,0 +1,28 @@
+"""Label-supervised NT-Xent: fake, autograd and the choice of backend."""
+
+import torch
+from torch import Tensor
+
+from mcr_fast import env
+from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._unit_grad import register_unit_grad_op
+from mcr_fast.reference.nt_xent import nt_xent_reference
+
+if env.cpu_library_loaded():
+    register_unit_grad_op("nt_xent")
+
+
+def nt_xent(
+    embeddings: Tensor,  # [L, D]
+    labels: Tensor,  # [L] int64 codes
+    present: Tensor | None,  # [L] bool
+    *,
+    temperature: float,
+    backend: str | None,
+) -> Tensor:  # []
+    """Mean over positive pairs of log(1 + sum over negatives n of e^(s_an - s_ap))."""
+    if resolve("nt_xent", backend, embeddings.device) == "reference":
+        return nt_xent_reference(embeddings, labels, present, temperature)
+    want_grad = torch.is_grad_enabled() and embeddings.requires_grad
+    loss, _ = torch.ops.mcr_fast.nt_xent_fwd(embeddings, labels, present, temperature, want_grad)
+    return loss

@@ -1,0 +1,63 @@
+"""Reconstruction loss: fake, autograd and the choice of backend."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mcr_fast import env
+from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
+
+
+def reconstruction_loss(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    reconstruction: Tensor,  # [N, sum of D_m]
+    *,
+    backend: str | None,
+) -> Tensor:  # []
+    """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
+    if resolve("reconstruction_loss", backend, reconstruction.device) == "reference":
+        return reconstruction_loss_reference(latents, reconstruction)
+    loss: Tensor = torch.ops.mcr_fast.reconstruction_loss_fwd(list(latents), reconstruction)
+    return loss
+
+
+def _forward_fake(latents: list[Tensor], reconstruction: Tensor) -> Tensor:
+    return reconstruction.new_empty((), dtype=accumulation_dtype(reconstruction.dtype))
+
+
+def _backward_fake(
+    grad: Tensor, latents: list[Tensor], reconstruction: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    grad_latents = [z.new_empty(z.shape) for z in latents]
+    return grad_latents, reconstruction.new_empty(reconstruction.shape)
+
+
+def _setup_forward(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor) -> None:
+    latents, reconstruction = inputs
+    ctx.save_for_backward(*latents, reconstruction)
+
+
+def _forward_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+    *latents, reconstruction = ctx.saved_tensors
+    grad_latents, grad_reconstruction = torch.ops.mcr_fast.reconstruction_loss_bwd(
+        grad, latents, reconstruction
+    )
+    return grad_latents, grad_reconstruction
+
+
+def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise_double_backward("reconstruction_loss")
+
+
+if env.cpu_library_loaded():
+    torch.library.register_fake("mcr_fast::reconstruction_loss_fwd", _forward_fake)
+    torch.library.register_fake("mcr_fast::reconstruction_loss_bwd", _backward_fake)
+    torch.library.register_autograd(
+        "mcr_fast::reconstruction_loss_fwd", _forward_backward, setup_context=_setup_forward
+    )
+    torch.library.register_autograd("mcr_fast::reconstruction_loss_bwd", _backward_backward)
