@@ -74,7 +74,8 @@ def load_libraries(path: Path = CPU_LIBRARY) -> None:
     try:
         _cpu_source = _load(path)
     except OSError as error:
-        _cpu_error = str(error)
+        # torch puts the loader's own words into the cause
+        _cpu_error = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
         warnings.warn(
             f"mcr_fast runs without compiled kernels, correct but slow ({_cpu_error}). "
             f"To build them {HOW_TO_BUILD}.",

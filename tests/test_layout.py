@@ -1,0 +1,217 @@
+"""The shape of the tree: a stem has all its files, arrows point down, the hot path never waits."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mcr_fast
+from mcr_fast.ops import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mcr_fast"
+
+STEM_FILES = (
+    "mcr_fast/ops/{op}.py",
+    "mcr_fast/reference/{op}.py",
+    "csrc/{op}.h",
+    "csrc/cpu/{op}.cpp",
+    "tests/test_{op}.py",
+    "bench/bench_{op}.py",
+    "docs/math/{op}.md",
+)
+
+# A unit imports from lower layers and from itself only.
+LAYER = {
+    "_version": 0,
+    "env": 1,
+    "reference": 1,
+    "kernels": 1,
+    "sampling": 2,
+    "ops": 2,
+    "_checks": 3,
+    "functional": 4,
+    "fusion": 5,
+    "modules": 6,
+}
+
+
+def package_files() -> list[Path]:
+    files = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").rglob("*.py"))
+    return [path for path in files if path != PACKAGE / "__init__.py"]
+
+
+def unit_of(path: Path) -> str:
+    """The layer's name: a module of mcr_fast, or one of its subpackages."""
+    relative = path.relative_to(ROOT)
+    return "kernels" if relative.parts[0] == "kernels" else Path(relative.parts[1]).stem
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def units_imported(nodes) -> set[str]:
+    """Units of mcr_fast that import statements among `nodes` name; "" is the package itself."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "mcr_fast":
+                found.add(parts[1] if len(parts) > 1 else "")
+    return found
+
+
+def relative_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_stem_has_all_its_files(op):
+    missing = [
+        name.format(op=op) for name in STEM_FILES if not (ROOT / name.format(op=op)).exists()
+    ]
+    assert not missing, f"{op} lacks {missing}; CONTRIBUTING.md lists the files of an op"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_stands_in_every_registry(op):
+    assert f"csrc/cpu/{op}.cpp" in (ROOT / "CMakeLists.txt").read_text()
+    schemas = (ROOT / "csrc/registration.cpp").read_text()
+    assert f'"{op}_fwd(' in schemas
+    assert f'"{op}_bwd(' in schemas
+    assert callable(getattr(mcr_fast.functional, op))
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [("mcr_fast/ops", ".py"), ("mcr_fast/reference", ".py"), ("docs/math", ".md")],
+)
+def test_no_file_without_its_stem(folder, suffix):
+    stems = {path.stem for path in (ROOT / folder).glob(f"*{suffix}") if path.stem[0] != "_"}
+    assert stems - {"index"} <= set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_reference(op):
+    definition = re.compile(rf"^\s*def {op}_reference\b", re.MULTILINE)
+    places = [
+        relative_id(path)
+        for folder in ("mcr_fast", "kernels", "tests", "bench", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        if definition.search(path.read_text(encoding="utf-8"))
+    ]
+    assert places == [f"mcr_fast/reference/{op}.py"]
+
+
+@pytest.mark.parametrize("path", package_files(), ids=relative_id)
+def test_imports_point_down(path):
+    unit = unit_of(path)
+    assert unit in LAYER, f"{unit} has no layer: add it to LAYER and to docs/architecture.md"
+    for name in units_imported(parse(path).body):
+        assert name in LAYER, f"imports {name or 'the package itself'}, which has no layer"
+        assert name == unit or LAYER[name] < LAYER[unit], f"{unit} must not import {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "reference").glob("*.py")), ids=relative_id)
+def test_reference_imports_reference_only(path):
+    assert units_imported(ast.walk(parse(path))) <= {"reference"}
+
+
+def test_import_loads_no_triton():
+    code = (
+        "import sys, torch; before = set(sys.modules); import mcr_fast; "
+        "new = set(sys.modules) - before; "
+        "assert not [m for m in new if m.split('.')[0] == 'triton'], sorted(new); "
+        "assert 'mcr_fast.kernels' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+SYNCING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
+REDUCTIONS_TO_BOOL = {"any", "all", "equal", "allclose"}
+
+
+def tensor_truth(node: ast.AST) -> bool:
+    """`x.any()`, `torch.equal(x, y)`: what becomes a bool on the host when it is tested."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in REDUCTIONS_TO_BOOL
+    )
+
+
+def host_syncs(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        tested: list[ast.AST] = []
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) and node.func.attr in SYNCING_METHODS:
+                found.append(f"line {node.lineno}: .{node.func.attr}()")
+            if isinstance(node.func, ast.Name) and node.func.id in ("bool", "float", "int"):
+                tested = list(node.args)
+        elif isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
+            tested = [node.test]
+        elif isinstance(node, ast.BoolOp):
+            tested = list(node.values)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            tested = [node.operand]
+        found += [f"line {n.lineno}: truth of a tensor" for n in tested if tensor_truth(n)]
+    return found
+
+
+HOT_PATH = [
+    *sorted((PACKAGE / "ops").glob("*.py")),
+    *(PACKAGE / name for name in ("functional.py", "modules.py", "fusion.py")),
+]
+
+
+@pytest.mark.parametrize("path", HOT_PATH, ids=relative_id)
+def test_hot_path_has_no_host_sync(path):
+    assert host_syncs(parse(path)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x.item()",
+        "x.tolist()",
+        "bool(x.any())",
+        "if x.any(): pass",
+        "y = a and not torch.equal(a, b)",
+    ],
+)
+def test_host_syncs_are_found(code):
+    assert host_syncs(ast.parse(code))
+
+
+@pytest.mark.parametrize("path", package_files(), ids=relative_id)
+def test_environment_is_read_in_env_only(path):
+    reads = [
+        node.lineno
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
+    ]
+    assert not reads or path == PACKAGE / "env.py", f"lines {reads}"
+
+
+def test_all_is_sorted_and_true():
+    assert list(mcr_fast.__all__) == sorted(mcr_fast.__all__)
+    for name in mcr_fast.__all__:
+        assert hasattr(mcr_fast, name), name
+
+
+def test_one_version():
+    assert mcr_fast.__version__ == mcr_fast._version.__version__
+    assert f"version: {mcr_fast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
