@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
@@ -24,6 +23,7 @@ from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
+COMPILERS = ["c++", "g++", "clang++"]
 MIN_TORCH = (2, 10)
 
 
@@ -55,9 +55,9 @@ def missing_for_cpu() -> str | None:
     for tool in ("cmake", "ninja"):
         if find_tool(tool) is None:
             return f"{tool} was not found; `pip install {tool}`"
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        return f"no C++ compiler ({compiler} was not found); install one or set CXX"
+    compilers = os.environ["CXX"].split()[:1] if os.environ.get("CXX") else COMPILERS
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return f"no C++ compiler ({', '.join(compilers)} not found); install one or set CXX"
     try:
         find_torch()
     except RuntimeError as error:
@@ -89,6 +89,8 @@ def choose_build() -> str:
 
 def run_cmake(build_dir: Path) -> list[Path]:
     """Configure and build; returns the libraries made."""
+    import fcntl  # not on every platform, and neither are the libraries
+
     include_dirs, library_dirs = find_torch()
     cmake, ninja = str(find_tool("cmake")), find_tool("ninja")
     build_dir.mkdir(parents=True, exist_ok=True)

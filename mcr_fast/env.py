@@ -154,10 +154,14 @@ def report() -> str:
     lines += ["", f"{'op':<{width}}  {'CPU tensors':<11}  CUDA tensors"]
     for op, status in found.items():
         lines.append(f"{op:<{width}}  {status['serves']['cpu']:<11}  {status['serves']['cuda']}")
-    lines += ["", "why not the others"]
+    reasons: dict[tuple[str, str], list[str]] = {}
     for op, status in found.items():
         for backend, reason in status["unavailable"].items():
-            lines.append(f"{op:<{width}}  {backend}: {reason}")
+            reasons.setdefault((backend, reason), []).append(op)
+    lines += ["", "why not the others"]
+    for (backend, reason), ops in reasons.items():
+        concerned = "every op" if len(ops) == len(found) else ", ".join(ops)
+        lines.append(f"{backend} ({concerned}): {reason}")
     return "\n".join(lines)
 
 

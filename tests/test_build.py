@@ -90,7 +90,7 @@ def test_build_auto_says_what_it_chose():
 def test_build_auto_without_compiler_builds_none():
     result = setup_py(MCR_FAST_BUILD="auto", CXX="no-such-compiler")
     assert result.returncode == 0
-    assert "auto builds 'none' (no C++ compiler (no-such-compiler was not found)" in result.stderr
+    assert "auto builds 'none' (no C++ compiler (no-such-compiler not found)" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def _why_unavailable(op: str) -> dict[str, str]:
     if not env.cpu_library_loaded():
         missing["cpu"] = f"no compiled library ({env.load_error()}); {env.HOW_TO_BUILD}"
     elif not env.has_kernel(f"{op}_fwd", "CPU"):
-        missing["cpu"] = f"the library that is loaded has no kernel for {op}; {env.HOW_TO_BUILD}"
+        missing["cpu"] = f"the library that is loaded has no kernel for it; {env.HOW_TO_BUILD}"
     return missing
 
 
