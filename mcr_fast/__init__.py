@@ -2,9 +2,22 @@
 
 from mcr_fast import env, functional
 from mcr_fast._version import __version__
+from mcr_fast.fusion import AdditiveFusion
+from mcr_fast.modules import MCRLoss, MCROutput, NTXentLoss, SupConLoss
 from mcr_fast.ops._backend import backends
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
 
 env.load_libraries()
 
-__all__ = ["CyclicPermutations", "__version__", "backends", "functional", "sample_permutations"]
+__all__ = [
+    "AdditiveFusion",
+    "CyclicPermutations",
+    "MCRLoss",
+    "MCROutput",
+    "NTXentLoss",
+    "SupConLoss",
+    "__version__",
+    "backends",
+    "functional",
+    "sample_permutations",
+]

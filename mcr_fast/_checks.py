@@ -366,3 +366,69 @@ def reconstruction_target(latents: Any, reconstruction: Any) -> None:
     width = sum(x.shape[1] for x in parts)
     shaped("reconstruction", reconstruction, (len(parts[0]), width), "[N, sum of D_m]")
     on_device("reconstruction", reconstruction, parts[0].device, "latents")
+
+
+def latent_dims(value: Any) -> tuple[int, ...]:
+    """At least two widths."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"latent_dims must be a list of widths, one a modality, got {value!r}")
+    if len(value) < 2:
+        raise ValueError(f"latent_dims must hold at least 2 modalities, got {list(value)}")
+    for width in value:
+        whole("latent_dims", width)
+    return tuple(value)
+
+
+def whole(name: str, value: object, least: int = 1) -> None:
+    """A Python int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def fusion_output(logits: Any, num_rows: int, num_classes: int) -> None:
+    """Logits for every row."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"fusion must return a tensor of logits, got {type(logits).__name__}")
+    if tuple(logits.shape) != (num_rows, num_classes):
+        raise ValueError(
+            f"fusion must return logits [rows, C] = {[num_rows, num_classes]}, "
+            f"got {list(logits.shape)}"
+        )
+
+
+def finite(name: str, value: object) -> float:
+    """A finite Python number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def declared_latents(latents: Any, widths: tuple[int, ...]) -> list[Tensor]:
+    """M tensors [N, ..., D_m] with the widths a module was made for."""
+    parts = modalities("latents", latents)
+    if len(parts) != len(widths):
+        raise ValueError(
+            f"latents must hold {len(widths)} modalities as latent_dims {list(widths)} says, "
+            f"got {len(parts)}"
+        )
+    for m, (z, width) in enumerate(zip(parts, widths, strict=True)):
+        if z.shape[-1] != width:
+            raise ValueError(
+                f"latents[{m}] must have last dimension {width} as latent_dims {list(widths)} says, "
+                f"got shape {list(z.shape)}"
+            )
+    return parts
+
+
+def class_labels(labels: Tensor, num_classes: int) -> None:
+    """Class numbers in 0..C-1."""
+    if labels.dtype.is_floating_point:
+        raise TypeError(f"labels must be class numbers (integers) here, got {labels.dtype}")
+    if may_read(labels) and ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(
+            f"labels must be in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
+        )

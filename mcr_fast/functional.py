@@ -6,8 +6,11 @@ from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
 from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
+from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
 from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
+from mcr_fast.ops.sup_con import sup_con as _sup_con
 from mcr_fast.sampling import CyclicPermutations
 
 __all__ = ["nt_xent", "permuted_divergence", "reconstruction_loss", "row_divergence", "sup_con"]
@@ -201,8 +204,6 @@ def nt_xent(
     temperature = checks.positive("temperature", temperature)
     checks.choice("backend", backend, checks.BACKENDS)
     x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
-    from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
-
     return _nt_xent(x, codes, rows_present, temperature=temperature, backend=backend)
 
 
@@ -248,8 +249,6 @@ def sup_con(
     temperature = checks.positive("temperature", temperature)
     checks.choice("backend", backend, checks.BACKENDS)
     x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
-    from mcr_fast.ops.sup_con import sup_con as _sup_con
-
     return _sup_con(x, codes, rows_present, temperature=temperature, backend=backend)
 
 
@@ -289,6 +288,4 @@ def reconstruction_loss(
     """
     checks.choice("backend", backend, checks.BACKENDS)
     checks.reconstruction_target(latents, reconstruction)
-    from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
-
     return _reconstruction_loss(list(latents), reconstruction, backend=backend)

@@ -1,0 +1,158 @@
+"""Bookkeeping of the generic-fusion engine: chunks of (row, donor) pairs and sums of gradients."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcr_fast.reference._game import donor_table, members
+from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.reference.permuted_divergence import pair_weights
+
+# Elements of perturbed input in one chunk when `chunk_rows` is None: 16 MB of float32.
+CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the rows, and which of them donate; in the form the ops take."""
+
+    order: Tensor | None  # [N] int64
+    donors: Tensor | None  # [1 or M, K] or [1 or M, K, N] int64
+    codes: Tensor | None  # [N] int64
+    present: Tensor | None  # [N, M] bool
+    sample_weight: Tensor | None  # [N]
+    exclude: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The pairs of permutations first..last and rows start..stop, permutation by permutation."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    def repeat(self, x: Tensor) -> Tensor:  # [N, ...] -> [R, ...]
+        """The row i of every pair."""
+        count = self.last - self.first
+        return x[self.start : self.stop].repeat(count, *(1 for _ in x.shape[1:]))
+
+    def fold(self, pairs: Tensor) -> Tensor:  # [R, ...] -> [permutations, rows, ...]
+        """The pairs by permutation."""
+        return pairs.reshape(self.last - self.first, self.stop - self.start, *pairs.shape[1:])
+
+    def sum_by_row(self, total: Tensor, pairs: Tensor, factor: int) -> None:
+        """Add factor * pairs [R, ...] to the rows i of total [N, ...]."""
+        rows = total[self.start : self.stop]
+        rows.add_(self.fold(pairs).sum(0, dtype=total.dtype), alpha=factor)
+
+
+def chunks(num_permutations: int, num_rows: int, chunk_rows: int) -> Iterator[Chunk]:
+    """Whole permutations as far as they fit, else parts of one."""
+    if num_rows == 0:
+        return
+    if chunk_rows >= num_rows:
+        step = chunk_rows // num_rows
+        for first in range(0, num_permutations, step):
+            yield Chunk(first, min(first + step, num_permutations), 0, num_rows)
+        return
+    for k in range(num_permutations):
+        for start in range(0, num_rows, chunk_rows):
+            yield Chunk(k, k + 1, start, min(start + chunk_rows, num_rows))
+
+
+class Pairs:
+    """Who donates to whom and with what weight, a chunk at a time."""
+
+    def __init__(self, rows: Rows, num_modalities: int, num_rows: int, device: torch.device):
+        self.rows = rows
+        self.order, donors = rows.order, rows.donors
+        if donors is None:
+            self.order = torch.arange(num_rows, device=device)
+            donors = self.order[None, 1:]
+        self.donors = donors.expand(num_modalities, *donors.shape[1:])
+        self.count = donors.shape[1]
+        self.index = torch.arange(num_rows, device=device)
+
+    def _table(self, modality: int, chunk: Chunk, sign: int = 1) -> Tensor:  # [permutations, N]
+        donors = self.donors[modality, chunk.first : chunk.last]
+        if self.order is None:
+            return donors if sign == 1 else donors.argsort(-1)
+        return donor_table(self.order, sign * donors[None], len(self.index), donors.device)[0]
+
+    def donors_of(self, modality: int, chunk: Chunk) -> Tensor:  # [R]
+        """The donor of every pair."""
+        return self._table(modality, chunk)[:, chunk.start : chunk.stop].reshape(-1)
+
+    def weights(self, subset: int, chunk: Chunk) -> Tensor | None:  # [R]
+        """The weight of every pair, 0 if dropped; None if all are 1."""
+        rows = self.rows
+        if rows.exclude == "none" and rows.present is None and rows.sample_weight is None:
+            return None
+        inside = members(subset, len(self.donors))
+        weights = pair_weights(
+            [self._table(m, chunk) for m in inside],
+            inside,
+            rows.codes,
+            rows.present,
+            rows.sample_weight,
+            exclude=rows.exclude,
+        )
+        return weights[:, chunk.start : chunk.stop].reshape(-1)
+
+    def sum_by_donor(self, total: Tensor, pairs: Tensor, modality: int, chunk: Chunk) -> None:
+        """Add pairs [R, ...] to the donor rows of total [N, ...], in an order that never changes."""
+        if chunk.stop - chunk.start < len(self.index):
+            # part of one permutation: no donor comes twice, so nothing depends on the order
+            total.index_add_(0, self.donors_of(modality, chunk), pairs.to(total.dtype))
+            return
+        # whole permutations: row j collects from the row it replaces, no two writers to a row
+        inverse = self._table(modality, chunk, sign=-1)
+        first_pair = torch.arange(len(inverse), device=inverse.device)[:, None] * len(self.index)
+        donated = pairs[(inverse + first_pair).reshape(-1)]
+        total += chunk.fold(donated).sum(0, dtype=total.dtype)
+
+
+class GradientSums:
+    """Sums of gradients, one for each tensor that got any, in its accumulation dtype."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, x: Tensor) -> Tensor:
+        """The sum for x, to be added to in place."""
+        if id(x) not in self._sums:
+            zeros = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype), requires_grad=False)
+            self._sums[id(x)] = x, zeros
+        return self._sums[id(x)][1]
+
+    def merge(self, other: "GradientSums", factor: Tensor) -> None:
+        """Add another's sums, scaled."""
+        for x, total in other._sums.values():
+            self.of(x).add_(total * factor)
+
+    def items(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors and their sums."""
+        return list(self._sums.values())
+
+
+def differentiable_leaves(output: Tensor, stop: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that `output` depends on and that want a gradient, not looking past `stop`."""
+    found: list[Tensor] = []
+    seen = {x.grad_fn for x in stop if x.grad_fn is not None}
+    stop_ids = {id(x) for x in stop}
+    pending = [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
+        if not isinstance(leaf, Tensor):
+            pending.extend(parent for parent, _ in node.next_functions)
+        elif id(leaf) not in stop_ids:
+            found.append(leaf)
+    return found

@@ -1,0 +1,264 @@
+"""Fusions that add up: logits = head(sum over modalities of P_m(Z_m), plus a bias)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcr_fast import _checks as checks
+
+__all__ = ["AdditiveFusion"]
+
+# Up to this many latent elements one batched product over a stacked copy beats M products: the cost
+# is in the number of calls. Beyond it the copy costs more than the calls.
+STACK_ELEMENTS = 1 << 17
+
+
+class Additive(Protocol):
+    """What the regularizer needs of an additive fusion."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[H]."""
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor] | None:
+        """[rows, H] -> logits [rows, C]; None: the sum is the logits."""
+
+    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
+        """M latents -> [M, N, H]."""
+
+    def project(self, modality: int, latent: Tensor) -> Tensor:
+        """One modality's latent [rows, ...] -> [rows, H]."""
+
+
+class AdditiveFusion(nn.Module):
+    """A fusion that adds up one projection of each modality: the fast path of `MCRLoss`.
+
+    logits = head(sum_m P_m(Z_m) + bias)
+
+    Late fusion of linear classifiers and a linear layer on concatenated latents are such fusions
+    without a head; an MLP on concatenated latents is one whose head is all but its first layer.
+
+    Args:
+        projections: the P_m, M >= 2 modules that map Z_m [N, ...] to [N, H].
+        bias: [H]; a Parameter is registered as one, any other tensor as a buffer. None for 0.
+        head: module from [N, H] to logits [N, C]; None if the sum is the logits.
+
+    Raises:
+        ValueError: fewer than 2 projections; a bias that is not 1-D.
+        TypeError: a projection or head that is not a module, a bias that is not a float tensor.
+
+    Note:
+        In the game of `MCRLoss` a projection belongs to its modality; bias and head are shared.
+
+    Reference:
+        Section 1.3 of the specification; the fusions of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> fusion = mcr_fast.AdditiveFusion([torch.nn.Linear(4, 3), torch.nn.Linear(5, 3)])
+        >>> fusion([torch.zeros(2, 4), torch.zeros(2, 5)]).shape
+        torch.Size([2, 3])
+    """
+
+    bias: Tensor | None
+    head: nn.Module | None
+
+    def __init__(
+        self,
+        projections: Sequence[nn.Module],
+        bias: Tensor | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if len(projections) < 2:
+            raise ValueError(
+                f"projections must be at least 2, one a modality, got {len(projections)}"
+            )
+        for m, projection in enumerate(projections):
+            if not isinstance(projection, nn.Module):
+                raise TypeError(
+                    f"projections[{m}] must be a module, got {type(projection).__name__}"
+                )
+        _check_bias_and_head(bias, head)
+        self.projections = nn.ModuleList(projections)
+        if isinstance(bias, nn.Parameter) or bias is None:
+            self.register_parameter("bias", bias)
+        else:
+            self.register_buffer("bias", bias)
+        self.head = head
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, latent_dims: Sequence[int]) -> "AdditiveFusion":
+        """The fusion that a linear layer over the concatenated latents is.
+
+        Args:
+            linear: nn.Linear(sum of latent_dims, C); its parameters are shared, not copied.
+            latent_dims: the widths D_m, in the order of the concatenation.
+
+        Raises:
+            ValueError: latent_dims that do not add up to ``linear.in_features``.
+            TypeError: something that is not an nn.Linear.
+        """
+        return _LinearFusion(linear, latent_dims, None)
+
+    @classmethod
+    def from_sequential(cls, seq: nn.Sequential, latent_dims: Sequence[int]) -> "AdditiveFusion":
+        """The fusion that an MLP over the concatenated latents is: its first layer, and the rest.
+
+        Args:
+            seq: nn.Sequential that starts with nn.Linear(sum of latent_dims, H); its modules are
+                shared, not copied.
+            latent_dims: the widths D_m, in the order of the concatenation.
+
+        Raises:
+            ValueError: latent_dims that do not add up to the first layer's in_features.
+            TypeError: not an nn.Sequential, or one that does not start with an nn.Linear.
+        """
+        if not isinstance(seq, nn.Sequential) or len(seq) == 0:
+            raise TypeError(f"seq must be an nn.Sequential with layers, got {type(seq).__name__}")
+        first, *rest = seq
+        return _LinearFusion(first, latent_dims, nn.Sequential(*rest) if rest else None)
+
+    @property
+    def num_modalities(self) -> int:
+        """M."""
+        return len(self.projections)
+
+    def project(self, modality: int, latent: Tensor) -> Tensor:
+        """P_m(Z_m): the latent [rows, ...] of one modality to [rows, H]."""
+        projected: Tensor = self.projections[modality](latent)
+        return projected
+
+    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
+        """The A_m = P_m(Z_m), stacked to [M, N, H]."""
+        parts = checks.modalities("latents", latents)
+        if len(parts) != self.num_modalities:
+            raise ValueError(
+                f"latents must hold {self.num_modalities} modalities, got {len(parts)}"
+            )
+        return torch.stack([self.project(m, z) for m, z in enumerate(parts)])
+
+    def forward(self, latents: Sequence[Tensor]) -> Tensor:
+        """Latents, M tensors, to logits [N, C]."""
+        return finish(self, self.contributions(latents))
+
+
+def _check_bias_and_head(bias: Tensor | None, head: nn.Module | None) -> None:
+    if bias is not None:
+        checks.float_tensor("bias", bias)
+        if bias.ndim != 1:
+            raise ValueError(f"bias must have shape [H], got {list(bias.shape)}")
+    if head is not None and not isinstance(head, nn.Module):
+        raise TypeError(f"head must be a module, got {type(head).__name__}")
+
+
+def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [N, C]
+    """The logits of contributions that are at hand."""
+    hidden = contributions.sum(0)
+    if fusion.bias is not None:
+        hidden = hidden + fusion.bias
+    return hidden if fusion.head is None else fusion.head(hidden)
+
+
+@dataclass(frozen=True)
+class LinearColumns:
+    """A linear layer over concatenated latents seen as an additive fusion; owns nothing."""
+
+    weight: Tensor  # [H, sum of D_m]
+    bias: Tensor | None  # [H]
+    latent_dims: tuple[int, ...]
+    head: Callable[[Tensor], Tensor] | None = None
+
+    def project(self, modality: int, latent: Tensor) -> Tensor:
+        """A latent [rows, D_m] times its columns of the weight."""
+        start = sum(self.latent_dims[:modality])
+        return F.linear(latent, self.weight[:, start : start + self.latent_dims[modality]])
+
+    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
+        """M latents [N, D_m] -> [M, N, H]."""
+        check_widths(latents, self.latent_dims)
+        dims, first = self.latent_dims, latents[0]
+        small = first.shape[0] * sum(dims) <= STACK_ELEMENTS
+        if small and all(d == dims[0] for d in dims):
+            columns = self.weight.view(-1, len(dims), dims[0]).permute(1, 2, 0)  # [M, D, H]
+            return torch.bmm(torch.stack(tuple(latents)), columns)
+        blocks = self.weight.split(dims, dim=1)
+        return torch.stack([F.linear(z, w) for z, w in zip(latents, blocks, strict=True)])
+
+
+def check_widths(latents: Sequence[Tensor], latent_dims: Sequence[int]) -> None:
+    """M latents [N, D_m] of the widths that were declared."""
+    checks.modalities("latents", latents)
+    if len(latents) != len(latent_dims):
+        raise ValueError(f"latents must hold {len(latent_dims)} modalities, got {len(latents)}")
+    for m, (z, width) in enumerate(zip(latents, latent_dims, strict=True)):
+        if z.ndim != 2 or z.shape[1] != width:
+            raise ValueError(
+                f"latents[{m}] must have shape [N, {width}] for a linear fusion with "
+                f"latent_dims {list(latent_dims)}, got {list(z.shape)}"
+            )
+
+
+def linear_columns(
+    linear: nn.Linear,
+    latent_dims: tuple[int, ...],
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> LinearColumns:
+    """A linear layer's columns by modality, checked."""
+    if linear.in_features != sum(latent_dims):
+        raise ValueError(
+            f"latent_dims must add up to the linear layer's in_features = {linear.in_features}, "
+            f"got {list(latent_dims)} with sum {sum(latent_dims)}"
+        )
+    return LinearColumns(linear.weight, linear.bias, latent_dims, head)
+
+
+class _LinearFusion(AdditiveFusion):
+    """An additive fusion whose projections are column blocks of one linear layer."""
+
+    def __init__(
+        self, linear: nn.Module, latent_dims: Sequence[int], head: nn.Module | None
+    ) -> None:
+        nn.Module.__init__(self)
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"the first layer must be an nn.Linear, got {type(linear).__name__}")
+        self.latent_dims = checks.latent_dims(latent_dims)
+        linear_columns(linear, self.latent_dims)
+        self.linear = linear
+        self.head = head
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        return self.linear.bias
+
+    @property
+    def num_modalities(self) -> int:
+        return len(self.latent_dims)
+
+    def _columns(self) -> LinearColumns:
+        return linear_columns(self.linear, self.latent_dims, self.head)
+
+    def project(self, modality: int, latent: Tensor) -> Tensor:
+        return self._columns().project(modality, latent)
+
+    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
+        return self._columns().contributions(latents)
+
+    def forward(self, latents: Sequence[Tensor]) -> Tensor:
+        check_widths(latents, self.latent_dims)
+        hidden: Tensor = self.linear(torch.cat(tuple(latents), dim=1))
+        return hidden if self.head is None else self.head(hidden)
+
+
+def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None:
+    """The fusion as the fast path takes it, None if it is not an additive one."""
+    if isinstance(fusion, AdditiveFusion):
+        return fusion
+    if isinstance(fusion, nn.Linear):
+        return linear_columns(fusion, latent_dims)
+    return None

@@ -1,0 +1,426 @@
+"""The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mcr_fast import _checks as checks
+from mcr_fast import functional
+from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._chunks import Rows
+from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
+from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast.perturbation import Game
+from mcr_fast.reference._divergence import mean_or_zero
+from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
+
+__all__ = ["MCRLoss", "MCROutput", "NTXentLoss", "SupConLoss"]
+
+Contrastive = Literal["nt_xent", "sup_con"]
+Perturbation = Literal["permute", "zero", "noise"]
+CEBSource = Literal["logits", "labels"]
+
+_CONTRASTIVE = {"nt_xent": functional.nt_xent, "sup_con": functional.sup_con}
+
+
+class MCROutput(NamedTuple):
+    """What `MCRLoss` returns.
+
+    Attributes:
+        loss: mipd_weight * mipd + contrastive_weight * contrastive + ceb_weight * ceb, 0-d.
+        mipd: L_MIPD = -sum of the divergences, 0-d; unweighted, as the next two.
+        contrastive: L_Con, 0-d.
+        ceb: L_CEB, 0-d.
+        logits: [N, C], the clean logits, attached to the graph: for the task loss.
+        divergences: [S], D_S of each subset in nats, detached.
+        importance: [M], each modality's share of the single-modality divergences, detached.
+    """
+
+    loss: Tensor
+    mipd: Tensor
+    contrastive: Tensor
+    ceb: Tensor
+    logits: Tensor
+    divergences: Tensor
+    importance: Tensor
+
+
+class MCRLoss(nn.Module):
+    """The Multimodal Competition Regularizer: add ``.loss`` to the task loss.
+
+    loss = mipd_weight * L_MIPD + contrastive_weight * L_Con + ceb_weight * L_CEB
+
+    - L_MIPD = -sum over subsets S of D_S: how much the logits change when the modalities of S come
+      from another row (`functional.permuted_divergence`), as a game between the encoders.
+    - L_Con: contrastive over all modalities' embeddings (`functional.nt_xent` or ``sup_con``).
+    - L_CEB: mean squared error of the latents against h(y), h = Linear(C, D) - ReLU -
+      Linear(D, sum D_m) without biases and D the largest latent width (`functional.reconstruction_loss`).
+
+    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
+
+    Args:
+        latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.
+        num_classes: C, the width of the logits.
+        strategy: who gets which gradient of L_MIPD: a subset's own modalities get it in full, the others
+            -1 (``"greedy"``), 0 (``"independent"``) or +1 (``"collaborative"``) times.
+        num_permutations: K. ``"all"``: every ordered pair of rows, exact, with one donor for all of S.
+            Cyclic permutations are at most N-1: a larger K takes N-1, which is exact for singletons.
+        scheme: ``"cyclic"`` or ``"uniform"``, see `sample_permutations`.
+        mipd_weight, contrastive_weight, ceb_weight: weights of the terms.
+        temperature: of L_Con.
+        contrastive: ``"nt_xent"`` or ``"sup_con"``.
+        subsets: ``"single"``, or ``"all"`` non-empty proper ones; equal for M = 2.
+        exclude: None, ``"self"`` or ``"same_label"``: pairs of rows that do not count.
+        divergence: ``"jsd"``, ``"mse"`` (regression) or ``"binary_jsd"`` (multi-label).
+        perturbation: ``"permute"``; for ablation ``"zero"``, the modality becomes 0, and ``"noise"``,
+            K draws of normal noise with the batch's standard deviation are added. These two know no
+            donor, so `exclude` has no effect on them.
+        clean_path: gradient along the unperturbed logits: ``"shared"``, ``"routed"``, ``"detached"``.
+        ceb_source: what h sees: ``"logits"``, detached, or one-hot ``"labels"``.
+        shared_donor: True: all of S takes its latents from one row. False: each modality has its own
+            donor (if a batch has too few rows for that, N - 1 < M, they share; and "all" shares).
+        chunk_rows: rows that a fusion which is not linear is run on at once; None: 16 MB of input.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Raises:
+        ValueError, TypeError: a bad option; in `forward` also an argument of the wrong shape, dtype,
+            device or value, each named.
+
+    Note:
+        The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with its
+        gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one kernel; for
+        others each subset's fusion runs once, chunk by chunk, forward and backward inside ``forward``, so
+        memory does not grow with K ("noise" holds its K draws). Dropout draws anew in every chunk and
+        batch norm counts perturbed rows: put such a fusion into eval mode, or pass a function.
+        Works under autocast; ``torch.compile`` takes a linear fusion without a graph break. The same
+        bits every run on one machine. No double backward.
+
+    Reference:
+        Algorithm 1 and equations 9-13 of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr = mcr_fast.MCRLoss([4, 4], num_classes=3)
+        >>> fusion, labels = torch.nn.Linear(8, 3), torch.tensor([0, 1, 2, 0])
+        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+        >>> out = mcr(latents, labels, fusion=fusion)
+        >>> loss = torch.nn.functional.cross_entropy(out.logits, labels) + out.loss
+        >>> loss.backward()
+        >>> out.importance.shape
+        torch.Size([2])
+    """
+
+    ceb_head: nn.Module | None
+
+    def __init__(
+        self,
+        latent_dims: Sequence[int],
+        num_classes: int,
+        *,
+        strategy: Strategy = "greedy",
+        num_permutations: int | Literal["all"] = 32,
+        scheme: Scheme = "cyclic",
+        mipd_weight: float = 0.1,
+        contrastive_weight: float = 1.0,
+        ceb_weight: float = 0.0,
+        temperature: float = 0.5,
+        contrastive: Contrastive = "nt_xent",
+        subsets: Subsets = "all",
+        exclude: Exclude | None = None,
+        divergence: Divergence = "jsd",
+        perturbation: Perturbation = "permute",
+        clean_path: CleanPath = "shared",
+        ceb_source: CEBSource = "logits",
+        shared_donor: bool = False,
+        chunk_rows: int | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__()
+        self.latent_dims = checks.latent_dims(latent_dims)
+        checks.whole("num_classes", num_classes)
+        checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
+        checks.choice("scheme", scheme, SCHEMES)
+        checks.choice("contrastive", contrastive, get_args(Contrastive))
+        checks.choice("perturbation", perturbation, get_args(Perturbation))
+        checks.choice("ceb_source", ceb_source, get_args(CEBSource))
+        if num_permutations != "all":
+            checks.whole("num_permutations", num_permutations)
+        if chunk_rows is not None:
+            checks.whole("chunk_rows", chunk_rows)
+        self.num_classes = num_classes
+        self.strategy = strategy
+        self.num_permutations = num_permutations
+        self.scheme = scheme
+        self.mipd_weight = checks.finite("mipd_weight", mipd_weight)
+        self.contrastive_weight = checks.finite("contrastive_weight", contrastive_weight)
+        self.ceb_weight = checks.finite("ceb_weight", ceb_weight)
+        self.temperature = checks.positive("temperature", temperature)
+        self.contrastive = contrastive
+        self.subsets = subsets
+        self.exclude = exclude
+        self.divergence = divergence
+        self.perturbation = perturbation
+        self.clean_path = clean_path
+        self.ceb_source = ceb_source
+        self.shared_donor = shared_donor
+        self.chunk_rows = chunk_rows
+        self.backend = backend
+        self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
+        self.ceb_head = _ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+
+    def extra_repr(self) -> str:
+        """The options."""
+        names = (
+            *("latent_dims", "num_classes", "strategy", "num_permutations", "scheme"),
+            *("mipd_weight", "contrastive_weight", "ceb_weight", "subsets", "divergence"),
+        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def forward(
+        self,
+        latents: Sequence[Tensor],  # M tensors [N, ..., D_m]
+        labels: Tensor | None,  # [N]
+        *,
+        fusion: Fusion,
+        logits: Tensor | None = None,  # [N, C]
+        permutations: Tensor | CyclicPermutations | None = None,  # [K, N] or [M, K, N]
+        embeddings: Sequence[Tensor] | None = None,  # M tensors [N, D]
+        present: Tensor | None = None,  # [N, M] bool
+        sample_weight: Tensor | None = None,  # [N]
+        generator: torch.Generator | None = None,
+    ) -> MCROutput:
+        """The regularizer of one batch.
+
+        Args:
+            latents: the encoders' outputs. Averaged over their middle dimensions for L_Con and L_CEB.
+            labels: [N]; None if nothing needs them (L_Con then takes instance labels).
+            fusion: an `AdditiveFusion`, an nn.Linear over the concatenated latents, or any callable from
+                the list of latents to logits [N, C] that treats rows independently.
+            logits: the clean logits if they are known, computed from these latents.
+            permutations: instead of a random draw: as in `functional.permuted_divergence`.
+            embeddings: of one width, for L_Con; the latents if None.
+            present: which modalities each row has. L_MIPD leaves out pairs that miss a permuted one,
+                L_Con missing rows, L_CEB missing latents.
+            sample_weight: weight of each row in L_MIPD.
+            generator: source of randomness.
+        """
+        parts = self._check_latents(latents, fusion, logits, embeddings)
+        num_rows = len(parts[0])
+        self._check_labels(labels, num_rows, parts[0].device)
+        rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
+        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
+        loss, mipd, contrastive, ceb = zero, zero, zero, zero
+        divergences = zero.expand(len(self.subset_masks))
+        if self.mipd_weight != 0:
+            mipd, divergences, logits = evaluate_mipd(
+                parts, fusion, logits, self.num_classes, rows, self._game(), draw
+            )
+            loss = loss + self.mipd_weight * mipd
+        elif logits is None:
+            logits = run_fusion(fusion, parts)
+            checks.fusion_output(logits, num_rows, self.num_classes)
+        pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
+        if self.contrastive_weight != 0:
+            contrastive = _CONTRASTIVE[self.contrastive](
+                pooled if embeddings is None else embeddings,
+                labels,
+                temperature=self.temperature,
+                present=present,
+                backend=self.backend,
+            )
+            loss = loss + self.contrastive_weight * contrastive
+        if self.ceb_weight != 0:
+            ceb = self._ceb(pooled, labels, logits, present)
+            loss = loss + self.ceb_weight * ceb
+        single = divergences[: len(parts)]
+        importance = torch.where(
+            single.sum() == 0, 1 / len(parts), mean_or_zero(single, single.sum())
+        )
+        return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
+
+    def _check_latents(
+        self,
+        latents: Sequence[Tensor],
+        fusion: Fusion,
+        logits: Tensor | None,
+        embeddings: Sequence[Tensor] | None,
+    ) -> list[Tensor]:
+        parts = checks.declared_latents(latents, self.latent_dims)
+        if not callable(fusion):
+            raise TypeError(f"fusion must be callable, got {type(fusion).__name__}")
+        if logits is not None:
+            checks.float_tensor("logits", logits)
+            checks.shaped("logits", logits, (len(parts[0]), self.num_classes), "[N, C]")
+            checks.on_device("logits", logits, parts[0].device, "latents")
+        if self.contrastive_weight != 0:
+            if embeddings is not None:
+                checks.same_form(
+                    "embeddings", checks.modalities("embeddings", embeddings), "[N, D]"
+                )
+            elif len(set(self.latent_dims)) > 1:
+                raise ValueError(
+                    "embeddings must be given for the contrastive term when modalities differ in "
+                    f"width, got latent_dims {list(self.latent_dims)}; project the latents to one "
+                    "width, or set contrastive_weight=0"
+                )
+        return parts
+
+    def _check_labels(self, labels: Tensor | None, num_rows: int, device: torch.device) -> None:
+        needs_classes = self.ceb_weight != 0 and self.ceb_source == "labels"
+        if labels is None:
+            needed = "exclude='same_label'" if self.exclude == "same_label" else ""
+            needed = "ceb_source='labels'" if needs_classes else needed
+            if needed:
+                raise ValueError(f"labels must be given for {needed}, got None")
+            return
+        if self.contrastive_weight != 0 or self.exclude == "same_label" or needs_classes:
+            checks.check_labels(labels, num_rows, device)
+        elif len(checks.plain_tensor("labels", labels)) != num_rows:
+            raise ValueError(f"labels must have {num_rows} rows, got shape {list(labels.shape)}")
+        if needs_classes:
+            checks.class_labels(labels, self.num_classes)
+
+    def _rows(
+        self,
+        latents: list[Tensor],
+        labels: Tensor | None,
+        permutations: Tensor | CyclicPermutations | None,
+        present: Tensor | None,
+        sample_weight: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Rows, Draw]:
+        num_modalities, num_rows, device = len(latents), len(latents[0]), latents[0].device
+        checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
+        checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
+        permute = self.perturbation == "permute"
+        draw = Draw(
+            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, generator
+        )
+        order, donors = None, None
+        if permutations is None and self.mipd_weight != 0:
+            order, donors = draw_donors(draw, self.subset_masks, num_modalities, num_rows, device)
+        elif permutations is not None and permute:
+            order, donors = checks.donors(permutations, num_modalities, num_rows, device)
+        elif permutations is not None:
+            raise ValueError(
+                f"permutations must be None for perturbation={self.perturbation!r}, "
+                f"got {type(permutations).__name__}"
+            )
+        exclude = self.exclude if permute and self.exclude else "none"
+        codes = None
+        if exclude == "same_label":
+            codes = checks.label_codes(labels, num_rows, device)
+        return Rows(order, donors, codes, present, sample_weight, exclude), draw
+
+    def _game(self) -> Game:
+        return Game(
+            self.subset_masks,
+            self.strategy,
+            self.clean_path,
+            self.divergence,
+            self.chunk_rows,
+            self.backend,
+        )
+
+    def _ceb(
+        self,
+        latents: list[Tensor],  # M tensors [N, D_m]
+        labels: Tensor | None,  # [N]
+        logits: Tensor,  # [N, C]
+        present: Tensor | None,  # [N, M]
+    ) -> Tensor:  # []
+        assert self.ceb_head is not None, "made with the weight"
+        weight = next(self.ceb_head.parameters())
+        if self.ceb_source == "labels":
+            assert labels is not None, "checked"
+            known = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
+            seen = known.to(weight.dtype)
+        else:
+            seen = logits.detach().to(weight.dtype)
+        reconstruction = self.ceb_head(seen)
+        if present is None:
+            return functional.reconstruction_loss(latents, reconstruction, backend=self.backend)
+        # both sides become 0 where a modality is missing, and the mean is over what is left
+        masks = [present[:, m : m + 1].expand_as(z) for m, z in enumerate(latents)]
+        mask = torch.cat(masks, dim=1)
+        latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
+        reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
+        loss = functional.reconstruction_loss(latents, reconstruction, backend=self.backend)
+        return loss * (mask.numel() / mask.sum().clamp(min=1))
+
+
+def _ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
+    width = max(latent_dims)
+    return nn.Sequential(
+        nn.Linear(num_classes, width, bias=False),
+        nn.ReLU(),
+        nn.Linear(width, sum(latent_dims), bias=False),
+    )
+
+
+class NTXentLoss(nn.Module):
+    """`functional.nt_xent` as a module.
+
+    Args:
+        temperature: above 0.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr_fast.NTXentLoss()([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
+        tensor(0.2395)
+    """
+
+    def __init__(self, temperature: float = 0.5, *, backend: Backend | None = None) -> None:
+        super().__init__()
+        self.temperature = checks.positive("temperature", temperature)
+        checks.choice("backend", backend, checks.BACKENDS)
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"temperature={self.temperature}, backend={self.backend!r}"
+
+    def forward(
+        self,
+        embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+        labels: Tensor | None = None,  # [N] or [L]
+        *,
+        present: Tensor | None = None,  # [N, M] or [L] bool
+    ) -> Tensor:  # []
+        """The loss; arguments as of `functional.nt_xent`."""
+        return functional.nt_xent(
+            embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
+        )
+
+
+class SupConLoss(NTXentLoss):
+    """`functional.sup_con` as a module.
+
+    Args:
+        temperature: above 0.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr_fast.SupConLoss(1.0)([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
+        tensor(0.5514)
+    """
+
+    def __init__(self, temperature: float = 0.1, *, backend: Backend | None = None) -> None:
+        super().__init__(temperature, backend=backend)
+
+    def forward(
+        self,
+        embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+        labels: Tensor | None = None,  # [N] or [L]
+        *,
+        present: Tensor | None = None,  # [N, M] or [L] bool
+    ) -> Tensor:  # []
+        """The loss; arguments as of `functional.sup_con`."""
+        return functional.sup_con(
+            embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
+        )

@@ -1,0 +1,58 @@
+"""Attaches gradients that are known already to a loss: for the generic-fusion engine.
+
+Python only, so that it works on any device and without the compiled library.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("mcr_fast::attach_gradients", mutates_args=())
+def attach_gradients(
+    value: Tensor,  # []
+    inputs: list[Tensor],
+    grads: list[Tensor],  # of the inputs' shapes
+) -> Tensor:  # []
+    """Return `value`, whose gradient to inputs[k] is grads[k] in the dtype of the input."""
+    return value.clone()
+
+
+@torch.library.custom_op("mcr_fast::attach_gradients_bwd", mutates_args=())
+def attach_gradients_bwd(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """Scale the attached gradients by the upstream one and cast them to the inputs' dtypes."""
+    return [(grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True)]
+
+
+@attach_gradients.register_fake
+def _forward_fake(value: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> Tensor:
+    return torch.empty_like(value)
+
+
+@attach_gradients_bwd.register_fake
+def _backward_fake(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(g, dtype=x.dtype) for x, g in zip(inputs, grads, strict=True)]
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, attached, grads = inputs
+    # The inputs are saved for their dtypes, and because their graph leads a second backward to the
+    # error below; the gradients alone are constants, and would let it pass with wrong numbers.
+    ctx.save_for_backward(*attached, *grads)
+
+
+def _forward_backward(ctx: Any, grad: Tensor) -> tuple[None, list[Tensor], list[None]]:
+    saved = list(ctx.saved_tensors)
+    half = len(saved) // 2
+    return None, attach_gradients_bwd(grad, saved[:half], saved[half:]), [None] * half
+
+
+def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise RuntimeError(
+        "MCRLoss cannot be differentiated twice: its gradient is attached as a constant"
+    )
+
+
+attach_gradients.register_autograd(_forward_backward, setup_context=_setup_forward)
+attach_gradients_bwd.register_autograd(_backward_backward)

@@ -1,0 +1,381 @@
+"""The regularizer for fusions that have to be run: perturbed logits row by row, in chunks.
+
+The gradient is taken while the value is computed. Each chunk of (row, donor) pairs goes through the
+fusion once, on leaves cut from the latents' graph; the divergence's gradient goes straight back to
+the leaves and to the parameters, is routed there, and the chunk's graph is freed. What stays are sums
+of the size of the latents, the parameters and the logits, so that memory is bounded by `chunk_rows`
+whatever the number of permutations. At the end the sums are attached to the loss as its gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mcr_fast import _checks as checks
+from mcr_fast._chunks import (
+    CHUNK_ELEMENTS,
+    Chunk,
+    GradientSums,
+    Pairs,
+    Rows,
+    chunks,
+    differentiable_leaves,
+)
+from mcr_fast.fusion import Additive
+from mcr_fast.ops._attach import attach_gradients
+from mcr_fast.ops.row_divergence import row_divergence_parts
+from mcr_fast.reference._divergence import mean_or_zero
+from mcr_fast.reference._game import head_factor, route_factors
+from mcr_fast.reference._similarity import accumulation_dtype
+
+
+@dataclass(frozen=True)
+class Game:
+    """The options of the regularizer."""
+
+    subsets: tuple[int, ...]
+    strategy: str
+    clean_path: str
+    divergence: str
+    chunk_rows: int | None
+    backend: str | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One chunk of one subset's pairs, and its routing."""
+
+    subset: int
+    route: list[int]
+    head: int
+    chunk: Chunk
+    pairs: Pairs
+    kept: Tensor | None  # [R] bool; None unless rows can be missing
+
+    def inside(self, modality: int) -> bool:
+        """Whether the modality is in the subset."""
+        return bool(self.subset >> modality & 1)
+
+    def safe(self, x: Tensor) -> Tensor:  # [R, ...]
+        """Zeros in the pairs that are dropped: what a missing row holds must not reach the fusion."""
+        if self.kept is None:
+            return x
+        kept = self.kept.reshape(-1, *(1 for _ in x.shape[1:]))
+        return torch.where(kept, x, x.new_zeros(()))
+
+
+class Source(Protocol):
+    """Where perturbed logits come from and where their gradients go."""
+
+    row_elements: int
+
+    @property
+    def players(self) -> Sequence[Tensor]:
+        """The tensors that get the gradients, attached to the caller's graph."""
+
+    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
+        """The leaves and the perturbed logits [R, C]."""
+
+    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
+        """Route the leaves' gradients to the players."""
+
+    def route_clean(
+        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
+    ) -> None:
+        """Route the clean logits' gradient: cotangents[m] to player m, `shared` to parameters."""
+
+
+class CallableSource:
+    """Any fusion, a function of the list of latents."""
+
+    def __init__(
+        self,
+        fusion: Callable[[list[Tensor]], Tensor],
+        latents: Sequence[Tensor],  # M tensors [N, ...]
+        replace: Callable[[Tensor, int, Chunk], Tensor] | None = None,
+    ):
+        """`replace(rows, modality, chunk)`: perturbed rows from clean ones; None: donors' rows."""
+        self.fusion, self.replace = fusion, replace
+        self.players: Sequence[Tensor] = latents
+        self.row_elements = sum(z[:1].numel() for z in latents)
+
+    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
+        """Gather the latents, run the fusion."""
+        leaves, inputs = [], []
+        for m, z in enumerate(self.players):
+            gather = turn.inside(m) and self.replace is None
+            x = z.detach()
+            rows = x[turn.pairs.donors_of(m, turn.chunk)] if gather else turn.chunk.repeat(x)
+            leaf = turn.safe(rows)
+            leaf.requires_grad_(torch.is_grad_enabled() and z.requires_grad and turn.route[m] != 0)
+            leaves.append(leaf)
+            if turn.inside(m) and self.replace is not None:
+                inputs.append(self.replace(leaf, m, turn.chunk))
+            else:
+                inputs.append(leaf)
+        return leaves, self.fusion(inputs)
+
+    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
+        """A donor's row to the donor, a clean row to the row itself."""
+        for m, (z, grad) in enumerate(zip(self.players, grads, strict=True)):
+            if grad is None:
+                continue
+            if turn.inside(m) and self.replace is None:
+                turn.pairs.sum_by_donor(sums.of(z), grad, m, turn.chunk)
+            else:
+                turn.chunk.sum_by_row(sums.of(z), grad, turn.route[m])
+
+    def route_clean(
+        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
+    ) -> None:
+        """Backward through the caller's own graph from the logits to the latents, and no further."""
+        wanted = [m for m, z in enumerate(self.players) if z.requires_grad]
+        reached = False
+        for m in wanted:
+            z = self.players[m]
+            grad = _grad_cut_at(self.players, logits, [z], cotangents[m])[0]
+            if grad is not None:
+                sums.of(z).add_(grad)
+                reached = True
+        if wanted and not reached:
+            raise ValueError(
+                "logits must be computed from these latents for clean_path='routed', but their graph "
+                "does not reach them; leave logits out, or take clean_path='shared' or 'detached'"
+            )
+        leaves = differentiable_leaves(logits, self.players)
+        for x, grad in zip(leaves, _grad_cut_at(self.players, logits, leaves, shared), strict=True):
+            if grad is not None:
+                sums.of(x).add_(grad)
+
+
+def _grad_cut_at(
+    latents: Sequence[Tensor], output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor
+) -> Sequence[Tensor | None]:
+    """Gradients that do not flow through a latent into what it was computed from."""
+    if not inputs or not output.requires_grad:
+        return [None] * len(inputs)
+    # a parameter shared by an encoder and the fusion, or a latent made from another latent
+    kept = {id(x) for x in inputs}
+    cut = [
+        z.register_hook(torch.zeros_like) for z in latents if z.requires_grad and id(z) not in kept
+    ]
+    try:
+        return torch.autograd.grad(
+            output, inputs, cotangent.to(output.dtype), retain_graph=True, allow_unused=True
+        )
+    finally:
+        for handle in cut:
+            handle.remove()
+
+
+class HiddenSource:
+    """An additive fusion: perturbed hidden rows by gather and add, then the head."""
+
+    def __init__(
+        self,
+        fusion: Additive,
+        contributions: Tensor,  # [M, N, H]
+        replacements: Sequence[Tensor] | None = None,  # M tensors [K, N, H]; None: donors' rows
+    ):
+        self.fusion, self.contributions = fusion, contributions
+        self.replacements = replacements
+        self.players: Sequence[Tensor] = [contributions, *(replacements or [])]
+        x = contributions.detach()
+        self.bias = fusion.bias
+        dtype = x.dtype if self.bias is None else torch.promote_types(x.dtype, self.bias.dtype)
+        # without a head the sum is the logits, which are not rounded to 16 bits
+        self.dtype = accumulation_dtype(dtype) if fusion.head is None else dtype
+        self.x = x.to(accumulation_dtype(x.dtype))
+        self.hidden = self.x.sum(0) if self.bias is None else self.x.sum(0) + self.bias.detach()
+        self.row_elements = x[0, :1].numel()
+        self.wants_grad = any(p.requires_grad for p in self.players) or (
+            self.bias is not None and self.bias.requires_grad
+        )
+
+    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
+        """Add what the subset changes to the clean hidden rows, run the head."""
+        chunk = turn.chunk
+        rows = chunk.repeat(self.hidden)
+        for m in range(len(self.x)):
+            if not turn.inside(m):
+                continue
+            if self.replacements is None:
+                new = self.x[m][turn.pairs.donors_of(m, chunk)]
+            else:
+                part = self.replacements[m].detach()[chunk.first : chunk.last]
+                new = part[:, chunk.start : chunk.stop].flatten(0, 1)
+            rows = rows + (new - chunk.repeat(self.x[m]))
+        leaf = turn.safe(rows.to(self.dtype))
+        leaf.requires_grad_(torch.is_grad_enabled() and self.wants_grad)
+        return [leaf], self._head(leaf)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return hidden if self.fusion.head is None else self.fusion.head(hidden)
+
+    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
+        """The gradient of a hidden row is that of every contribution in it."""
+        grad, chunk = grads[0], turn.chunk
+        if grad is None:
+            return
+        for m in range(len(self.x)):
+            if turn.inside(m) and self.replacements is not None:
+                part = sums.of(self.replacements[m])[chunk.first : chunk.last]
+                part[:, chunk.start : chunk.stop] += chunk.fold(grad)
+            elif turn.inside(m):
+                turn.pairs.sum_by_donor(sums.of(self.contributions)[m], grad, m, chunk)
+            elif turn.route[m] != 0:
+                chunk.sum_by_row(sums.of(self.contributions)[m], grad, turn.route[m])
+        if self.bias is not None and turn.head != 0:
+            bias = sums.of(self.bias)
+            bias.add_(grad.sum(0, dtype=bias.dtype), alpha=turn.head)
+
+    def route_clean(
+        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
+    ) -> None:
+        """Run the head once more on the clean rows: the caller's logits may have another graph."""
+        with torch.enable_grad():
+            leaf = self.hidden.to(self.dtype).detach().requires_grad_(self.wants_grad)
+            output = self._head(leaf)
+        if not output.requires_grad:
+            return
+        leaves = differentiable_leaves(output, [leaf])
+        for m, cotangent in enumerate(cotangents):
+            grad = _grad_cut_at((), output, [leaf], cotangent)[0]
+            if grad is not None:
+                sums.of(self.contributions)[m].add_(grad)
+        *grads, grad = _grad_cut_at((), output, [*leaves, leaf], shared)
+        for x, g in zip(leaves, grads, strict=True):
+            if g is not None:
+                sums.of(x).add_(g)
+        if self.bias is not None and grad is not None:
+            sums.of(self.bias).add_(grad.sum(0))
+
+
+@torch.compiler.disable
+def perturbed_divergences(
+    source: Source,
+    logits: Tensor,  # [N, C], clean, attached to the caller's graph
+    rows: Rows,
+    num_modalities: int,
+    game: Game,
+) -> tuple[Tensor, Tensor]:  # [], [S]
+    """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
+    with torch.no_grad():
+        pairs = Pairs(rows, num_modalities, len(logits), logits.device)
+    engine = _Engine(source, logits, pairs, num_modalities, game)
+    divergences = torch.stack([engine.play(subset) for subset in game.subsets])
+    inputs, grads = engine.gradients()
+    value = -divergences.sum()
+    return attach_gradients(value, inputs, grads) if inputs else value, divergences
+
+
+class _Engine:
+    """Plays the subsets one after the other and sums up the gradients of -D_S."""
+
+    def __init__(
+        self, source: Source, logits: Tensor, pairs: Pairs, num_modalities: int, game: Game
+    ):
+        self.source, self.logits, self.pairs, self.game = source, logits, pairs, game
+        self.num_modalities = num_modalities
+        self.clean = logits.detach()
+        self.sums = GradientSums()
+        self.grad_enabled = torch.is_grad_enabled()
+        self.wants_clean = (
+            self.grad_enabled and logits.requires_grad and game.clean_path != "detached"
+        )
+        zeros = torch.zeros_like(self.clean, dtype=accumulation_dtype(logits.dtype))
+        self.shared_cotangent = zeros
+        routed = game.clean_path == "routed" and self.grad_enabled
+        self.cotangents = [zeros.clone() for _ in range(num_modalities if routed else 0)]
+        if self.grad_enabled:
+            for x in source.players:
+                if x.requires_grad:
+                    self.sums.of(x)  # a batch without pairs has zero gradient, not none
+
+    def play(self, subset: int) -> Tensor:  # []
+        """D_S; adds its gradients to the sums."""
+        game, n = self.game, len(self.clean)
+        route = route_factors(game.strategy, subset, self.num_modalities)
+        head = head_factor(game.strategy, subset, self.num_modalities)
+        sums, grad_clean = GradientSums(), torch.zeros_like(self.shared_cotangent)
+        total = grad_clean.new_zeros(())
+        weight = grad_clean.new_zeros(())
+        chunk_rows = game.chunk_rows or max(1, CHUNK_ELEMENTS // max(self.source.row_elements, 1))
+        for chunk in chunks(self.pairs.count, n, chunk_rows):
+            t, w, g = self._run_chunk(subset, route, head, chunk, sums)
+            total, weight = total + t, weight + w
+            if g is not None:
+                grad_clean += g
+        # the loss is -D_S, and nothing was divided by the weight so far
+        scale = torch.where(weight == 0, 0, -1 / weight)
+        self.sums.merge(sums, scale)
+        self.shared_cotangent.add_(grad_clean * scale, alpha=head)
+        for m, cotangent in enumerate(self.cotangents):
+            cotangent.add_(grad_clean * scale, alpha=route[m])
+        return mean_or_zero(total, weight)
+
+    def _run_chunk(
+        self, subset: int, route: list[int], head: int, chunk: Chunk, sums: GradientSums
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        row_weight = self.pairs.weights(subset, chunk)
+        kept = None
+        if row_weight is not None and self.pairs.rows.present is not None:
+            kept = row_weight.ne(0)
+        turn = Turn(subset, route, head, chunk, self.pairs, kept)
+        with torch.set_grad_enabled(self.grad_enabled):
+            leaves, perturbed = self.source.run(turn)
+        index = chunk.repeat(self.pairs.index)
+        checks.fusion_output(perturbed, len(index), self.clean.shape[1])
+        total, weight, grad_perturbed, grad_clean = row_divergence_parts(
+            perturbed.detach(),
+            self.clean,
+            index,
+            row_weight,
+            divergence=self.game.divergence,
+            want_grad=perturbed.requires_grad or self.wants_clean,
+            backend=self.game.backend,
+        )
+        if perturbed.requires_grad:
+            self._go_back(turn, leaves, perturbed, grad_perturbed, sums)
+        return total, weight, grad_clean if self.wants_clean else None
+
+    def _go_back(
+        self,
+        turn: Turn,
+        leaves: list[Tensor],
+        perturbed: Tensor,
+        cotangent: Tensor,
+        sums: GradientSums,
+    ) -> None:
+        """From the perturbed logits to the leaves and the parameters."""
+        wanted = [x for x in leaves if x.requires_grad]
+        parameters = differentiable_leaves(perturbed, leaves) if turn.head != 0 else []
+        if not wanted and not parameters:
+            return
+        # retain_graph: the fusion may use a tensor with a graph of the caller's, who needs it later
+        grads = torch.autograd.grad(
+            perturbed,
+            [*wanted, *parameters],
+            cotangent.to(perturbed.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for x, grad in zip(parameters, grads[len(wanted) :], strict=True):
+            if grad is not None:
+                sums.of(x).add_(grad, alpha=turn.head)
+        found = iter(grads)
+        self.source.collect(turn, [next(found) if x.requires_grad else None for x in leaves], sums)
+
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors to attach to, and the gradient of each."""
+        if not self.grad_enabled:
+            return [], []
+        if self.cotangents:
+            self.source.route_clean(self.logits, self.cotangents, self.shared_cotangent, self.sums)
+        elif self.wants_clean:
+            self.sums.of(self.logits).add_(self.shared_cotangent)
+        found = [(x, grad) for x, grad in self.sums.items() if x.requires_grad]
+        return [x for x, _ in found], [grad for _, grad in found]

@@ -1,0 +1,172 @@
+"""The regularizer's gradient by definition: loops over subsets and pairs, autograd and detach.
+
+Nothing of the package is used. For every subset S the perturbed logits of every pair are computed one
+row at a time; D_S is differentiated once along the perturbed path (clean logits detached) and once along
+the clean path (perturbed logits detached), to every tensor; the factors come from the tables below.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def subsets_of(subsets: str, num_modalities: int) -> list[tuple[int, ...]]:
+    sizes = [1] if subsets == "single" else range(1, num_modalities)
+    return [s for size in sizes for s in itertools.combinations(range(num_modalities), size)]
+
+
+def route(strategy: str, subset: tuple[int, ...], owner: int | None, num_modalities: int) -> int:
+    """The factor of a tensor that belongs to modality `owner`, None: shared by all."""
+    outside = {"greedy": -1, "independent": 0, "collaborative": 1}[strategy]
+    if owner is None:
+        if strategy == "collaborative":
+            return 1
+        return len(subset) + outside * (num_modalities - len(subset))
+    return 1 if owner in subset else outside
+
+
+def clean_factor(
+    clean_path: str, strategy: str, subset, owner: int | None, num_modalities: int
+) -> int:
+    if clean_path == "detached":
+        return 0
+    if clean_path == "shared":
+        return route(strategy, subset, None, num_modalities)
+    return route(strategy, subset, owner, num_modalities)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum()
+
+
+def divergence_of(z: Tensor, w: Tensor, divergence: str) -> Tensor:  # [C], [C] -> []
+    if divergence == "mse":
+        return ((z - w) ** 2).mean()
+    if divergence == "jsd":
+        p, q = z.softmax(0), w.softmax(0)
+        m = (p + q) / 2
+        return kl(p, m) / 2 + kl(q, m) / 2
+    rows = []
+    for zc, wc in zip(z, w, strict=True):
+        p = torch.stack([zc.sigmoid(), (-zc).sigmoid()])
+        q = torch.stack([wc.sigmoid(), (-wc).sigmoid()])
+        m = (p + q) / 2
+        rows.append(kl(p, m) / 2 + kl(q, m) / 2)
+    return torch.stack(rows).mean()
+
+
+def pairs_of(
+    tables: Sequence[Sequence[Sequence[int]]],  # a table [K][N] for each modality
+    subset: tuple[int, ...],
+    exclude: str | None,
+    labels: Sequence[float] | None,
+    present: Sequence[Sequence[bool]] | None,
+) -> list[tuple[int, int]]:
+    """The (k, i) that count."""
+    kept = []
+    for k, i in itertools.product(
+        range(len(tables[0])), range(len(tables[0][0]) if tables[0] else 0)
+    ):
+        good = True
+        for m in subset:
+            j = tables[m][k][i]
+            if exclude == "self" and j == i:
+                good = False
+            if exclude == "same_label" and labels[j] == labels[i]:
+                good = False
+            if present is not None and not (present[i][m] and present[j][m]):
+                good = False
+        if good:
+            kept.append((k, i))
+    return kept
+
+
+def divergence_paths(
+    fusion: Callable[[list[Tensor]], Tensor],
+    latents: Sequence[Tensor],
+    table: Tensor,  # [K, N] or [M, K, N]
+    subset: tuple[int, ...],
+    *,
+    divergence: str = "jsd",
+    exclude: str | None = None,
+    labels: Tensor | None = None,
+    present: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    replace: Callable[[int, int, int], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # [], []
+    """D_S with the clean logits detached, and D_S with the perturbed logits detached."""
+    tables = (table if table.ndim == 3 else table.expand(len(latents), *table.shape)).tolist()
+    kept = pairs_of(
+        tables,
+        subset,
+        exclude,
+        None if labels is None else labels.tolist(),
+        None if present is None else present.tolist(),
+    )
+    logits = fusion(list(latents))
+    zero = logits.sum() * 0
+    along_perturbed, along_clean, total = zero, zero, 0.0
+    for k, i in kept:
+        rows = [
+            z[i : i + 1]
+            if m not in subset
+            else z[tables[m][k][i]][None]
+            if replace is None
+            else replace(m, k, i)
+            for m, z in enumerate(latents)
+        ]
+        w = fusion(rows)[0]
+        weight = 1.0 if sample_weight is None else float(sample_weight[i])
+        along_perturbed = along_perturbed + weight * divergence_of(
+            logits[i].detach(), w, divergence
+        )
+        along_clean = along_clean + weight * divergence_of(logits[i], w.detach(), divergence)
+        total += weight
+    if total == 0:
+        return zero, zero
+    return along_perturbed / total, along_clean / total
+
+
+class Oracle:
+    """Every subset's two gradients to every tensor, to be combined for any routing."""
+
+    def __init__(
+        self,
+        fusion: Callable[[list[Tensor]], Tensor],
+        latents: Sequence[Tensor],  # require gradients
+        owned: Sequence[tuple[Tensor, int | None]],  # other tensors, and whose they are
+        table: Tensor,  # [K, N] or [M, K, N]
+        subsets: str = "all",
+        **options,
+    ):
+        self.num_modalities = len(latents)
+        targets = [(z, m) for m, z in enumerate(latents)] + list(owned)
+        self.shapes = [torch.zeros_like(x) for x, _ in targets]
+        self.owners = [owner for _, owner in targets]
+        self.subsets = subsets_of(subsets, len(latents))
+        self.values, self.along_perturbed, self.along_clean = [], [], []
+        for subset in self.subsets:
+            perturbed, clean = divergence_paths(fusion, latents, table, subset, **options)
+            self.values.append(perturbed.detach())
+            for path, grads in ((perturbed, self.along_perturbed), (clean, self.along_clean)):
+                found = torch.autograd.grad(
+                    path, [x for x, _ in targets], retain_graph=True, allow_unused=True
+                )
+                grads.append(
+                    [0 * x if g is None else g for g, (x, _) in zip(found, targets, strict=True)]
+                )
+
+    def divergences(self) -> Tensor:  # [S]
+        return torch.stack(self.values)
+
+    def gradients(self, strategy: str, clean_path: str) -> list[Tensor]:
+        """The gradient of L_MIPD = -sum of D_S to the latents, then to the other tensors."""
+        total = [x.clone() for x in self.shapes]
+        for s, subset in enumerate(self.subsets):
+            for t, owner in enumerate(self.owners):
+                w = route(strategy, subset, owner, self.num_modalities)
+                z = clean_factor(clean_path, strategy, subset, owner, self.num_modalities)
+                total[t] -= w * self.along_perturbed[s][t] + z * self.along_clean[s][t]
+        return [x.detach() for x in total]
