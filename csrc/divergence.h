@@ -1,0 +1,365 @@
+// The divergence between one clean row and one perturbed row, with its gradient to both: the row
+// algorithm shared by permuted_divergence and row_divergence.
+//
+// With d = log2(q / p), t = 2^-|d| and h = log2((1 + t) / 2),
+//     2 JSD / ln 2 = sum_c max(p, q) * b(|d|),       b = -(1 + t) h - t |d|  >= 0
+//     log2(q / m)  = min(d, 0) - h,                  log2(p / m) = -max(d, 0) - h
+//     dJSD / dw    = q / 2 * (log(q / m) - KL(q | m)),  dJSD / dz likewise with p.
+// Every term of the sum is positive, and d comes from the difference of the logits and not from two
+// rounded logs, so nearby rows lose no digits.
+//
+// A Team says who runs a row. It names the vector type of one step and the type that holds one
+// number per row: a scalar when the lanes are classes of one row, a vector when every lane has a row
+// of its own. Steps are kWidth<T> apart in all tiles.
+#pragma once
+
+#include "vec.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+constexpr double kLog2e = 1.44269504088896340736;
+constexpr double kHalfLn2 = 0.34657359027997265471;
+
+// Rows that go through the two passes together, at most.
+constexpr int kGroup = 8;
+
+template <class V>
+struct ElementOf;
+template <>
+struct ElementOf<Vec<float>> {
+  using type = float;
+};
+template <>
+struct ElementOf<Vec<double>> {
+  using type = double;
+};
+
+// Lanes are consecutive classes of one row; rows are padded to whole vectors.
+template <class T>
+struct RowTeam {
+  using V = Vec<T>;
+  using Scalar = T;
+  struct Keep {};
+  static constexpr int kRows = 1;
+  static Scalar reduce_sum(V v) { return sum(v); }
+  static double total(Scalar x) { return x; }
+  static Scalar load_scalar(const T* p) { return *p; }
+  static Scalar reduce_max(V v) {
+    T m = v[0];
+    for (int l = 1; l < kWidth<T>; ++l) m = v[l] > m ? v[l] : m;
+    return m;
+  }
+  static Scalar scalar_log2(Scalar x) { return log2(splat(x))[0]; }
+  // The logarithms of a group of rows, all at once.
+  static void group_log2(const Scalar (&x)[kGroup], Scalar (&y)[kGroup]) {
+    for (int g = 0; g < kGroup; g += kWidth<T>) {
+      T padded[kWidth<T>] = {}, logs[kWidth<T>];
+      for (int l = 0; l < kWidth<T> && g + l < kGroup; ++l) padded[l] = x[g + l];
+      store(logs, log2(load(padded)));
+      for (int l = 0; l < kWidth<T> && g + l < kGroup; ++l) y[g + l] = logs[l];
+    }
+  }
+  static bool all_between(Scalar x, T low, T high) { return x > low && x < high; }
+  template <class X>
+  static X keep(Keep, X x) {
+    return x;
+  }
+  static void note(Keep&, Keep) {}
+};
+
+// Every lane has a row of its own: no reduction, no padding of the classes. For few classes.
+template <class T>
+struct LaneTeam {
+  using V = Vec<T>;
+  using Scalar = Vec<T>;
+  using Keep = Mask<T>;
+  static constexpr int kRows = kWidth<T>;
+  static Scalar reduce_sum(V v) { return v; }
+  static Scalar load_scalar(const T* p) { return load(p); }
+  static double total(Scalar x) {
+    double y = 0;
+    for (int l = 0; l < kWidth<T>; ++l) y += x[l];
+    return y;
+  }
+  static Scalar reduce_max(V v) { return v; }
+  static Scalar scalar_log2(Scalar x) { return log2(x); }
+  static void group_log2(const Scalar (&x)[kGroup], Scalar (&y)[kGroup]) {
+    for (int g = 0; g < kGroup; ++g) y[g] = log2(x[g]);
+  }
+  static bool all_between(Scalar x, T low, T high) {
+    return sum((x > low) & (x < high)) == -kWidth<T>;
+  }
+  // A dropped pair adds exactly 0, whatever its row holds.
+  static V keep(Keep kept, V x) { return kept ? x : V{}; }
+  static void note(Keep& seen, Keep kept) { seen |= kept; }
+};
+
+// What a clean row is to all the rows held against it.
+template <class T>
+struct CleanRow {
+  T* logits;  // [steps] of vectors, in units of log2 (mse: as they are)
+  T* log2p;   // [steps]
+  T* p;       // [steps]
+};
+
+// 0 where every element is finite, else NaN: added to a normaliser so that an infinite logit gives
+// NaN and not a plausible number.
+template <class V>
+inline V poison(V x) {
+  return x * V{};
+}
+
+// One class: d = log2(q / p), t = 2^-|d| and t - 1.
+template <class V>
+struct Ratio {
+  V d, t, tm1;
+  explicit Ratio(V log2_ratio) : d(log2_ratio), t(exp2_and_m1(minus_abs(log2_ratio), tm1)) {}
+};
+
+// max(p, q) b(|d|); with kLogs also log2(q / m) and log2(p / m).
+template <bool kLogs, class V>
+inline V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
+  const V d = ratio.d, h = log2_half1p(ratio.tm1);
+  if (kLogs) {
+    log2_qm = vmin(d, V{}) - h;
+    log2_pm = log2_qm - d;
+  }
+  return (V{} < d ? q : p) * (ratio.t * (minus_abs(d) - h) - h);
+}
+
+struct Jsd {
+
+  // Returns log2 sum_c 2^logits_c.
+  template <class Team, class T>
+  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+    constexpr int W = kWidth<T>;
+    Vec<T> top = load(clean.logits), not_finite = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> z = load(clean.logits + n * W);
+      top = vmax(z, top);
+      not_finite += poison(z);
+    }
+    const auto max = Team::reduce_max(top);
+    Vec<T> total = {};
+    for (int64_t n = 0; n < steps; ++n) total += exp2(load(clean.logits + n * W) - max);
+    const auto lse =
+        max + Team::scalar_log2(Team::reduce_sum(total)) + Team::reduce_sum(not_finite);
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> log2p = load(clean.logits + n * W) - lse;
+      store(clean.log2p + n * W, log2p);
+      store(clean.p + n * W, exp2(log2p));
+    }
+    return lse;
+  }
+
+  // First pass: delta = w - z, q = p 2^delta up to a power of two, total = sum of q; returns the log2
+  // of that power. Rows go through the two passes in groups, so that the sum and logarithm between
+  // them are not waited for. `row` reads the perturbed row: difference(n) is delta and, if it has
+  // them as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor().
+  template <class Team, class T, class Row>
+  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
+                                          typename Team::Scalar lse, const Row& row, T* delta, T* q,
+                                          typename Team::Scalar& total) {
+    constexpr int W = kWidth<T>;
+    Vec<T> mass = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> d = row.difference(n);
+      Vec<T> e;
+      if constexpr (Row::kHasPowers) {
+        e = row.power(n);
+      } else {
+        e = exp2(load(clean.log2p + n * W) + d);
+      }
+      store(delta + n * W, d);
+      store(q + n * W, e);
+      mass += e;
+    }
+    total = Team::reduce_sum(mass);
+    if (__builtin_expect(Team::all_between(total, T(1e-18), T(1e18)), 1)) {
+      if constexpr (Row::kHasPowers) return row.log2_factor() - lse;
+      return typename Team::Scalar{};
+    }
+    return rescale<Team>(steps, clean, delta, q, total);
+  }
+
+  // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in range.
+  template <class Team, class T>
+  static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, const T* delta, T* q,
+                                       typename Team::Scalar& total) {
+    constexpr int W = kWidth<T>;
+    Vec<T> top = load(clean.log2p) + load(delta);
+    for (int64_t n = 1; n < steps; ++n) {
+      top = vmax(load(clean.log2p + n * W) + load(delta + n * W), top);
+    }
+    const auto max = Team::reduce_max(top);
+    Vec<T> mass = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> e = exp2(load(clean.log2p + n * W) + load(delta + n * W) - max);
+      store(q + n * W, e);
+      mass += e;
+    }
+    total = Team::reduce_sum(mass);
+    return max;
+  }
+
+  // Second pass: the value over ln2 / 2. With kGrad, sink(n, u) takes the gradient to w, and acc and
+  // acc_kl collect what clean_grad needs; all carry the weight.
+  template <class Team, bool kGrad, class T, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T* q,
+                                           typename Team::Scalar total,
+                                           typename Team::Scalar log2_total,
+                                           typename Team::Keep kept, typename Team::Scalar weight,
+                                           T* acc, typename Team::Scalar& acc_kl, Sink sink) {
+    constexpr int W = kWidth<T>;
+    const auto scale = T(1) / total;
+    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    // The exponential of the next step runs beside the logarithm of this one: the chain of both is
+    // longer than what a core keeps in flight.
+    Ratio<Vec<T>> next(load(delta) - log2_total);
+    for (int64_t n = 0; n < steps; ++n) {
+      const Ratio<Vec<T>> ratio = next;
+      const int64_t ahead = n + 1 < steps ? n + 1 : n;
+      next = Ratio<Vec<T>>(load(delta + ahead * W) - log2_total);
+      const Vec<T> qn = load(q + n * W) * scale;
+      const Vec<T> pn = load(clean.p + n * W);
+      Vec<T> log2_qm, log2_pm;
+      value += jsd_term<kGrad>(ratio, pn, qn, log2_qm, log2_pm);
+      if (kGrad) {
+        kl_q += qn * log2_qm;
+        kl_p += pn * log2_pm;
+        store(q + n * W, qn);
+        store(delta + n * W, log2_qm);
+        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * log2_pm));
+      }
+    }
+    if (kGrad) {
+      const auto mean_q = Team::reduce_sum(kl_q);
+      acc_kl += Team::keep(kept, weight * Team::reduce_sum(kl_p));
+      const auto half_ln2_weight = weight * T(kHalfLn2);
+      for (int64_t n = 0; n < steps; ++n) {
+        const Vec<T> u = half_ln2_weight * load(q + n * W) * (load(delta + n * W) - mean_q);
+        sink(n, Team::keep(kept, u));
+      }
+    }
+    return Team::reduce_sum(value) * T(kHalfLn2);
+  }
+
+  template <class V, class S>
+  static V clean_grad(V p, V acc, S acc_kl) {
+    using T = typename ElementOf<V>::type;
+    return p * (acc - acc_kl) * T(kHalfLn2);
+  }
+};
+
+// Per class the JSD of Bernoulli(sigmoid(z)) and Bernoulli(sigmoid(w)): the two outcomes take the
+// place of the classes above.
+struct BinaryJsd {
+  // log2 sigmoid(x) and sigmoid(x) for x in log2 units.
+  template <class V>
+  static V log2_sigmoid(V x, V& sigmoid) {
+    using T = typename ElementOf<V>::type;
+    V tm1;
+    const V t = exp2_and_m1(minus_abs(x), tm1);
+    sigmoid = (x > T(0) ? V{} + T(1) : t) / (T(1) + t);
+    return vmin(x, V{}) - T(1) - log2_half1p(tm1);
+  }
+
+  template <class Team, class T>
+  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+    constexpr int W = kWidth<T>;
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> z = load(clean.logits + n * W);
+      Vec<T> p;
+      store(clean.log2p + n * W, log2_sigmoid(z, p) + poison(z));
+      store(clean.p + n * W, p);
+    }
+    return typename Team::Scalar{};
+  }
+
+  template <class Team, class T, class Row>
+  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T>, typename Team::Scalar,
+                                          const Row& row, T* delta, T*,
+                                          typename Team::Scalar& total) {
+    for (int64_t n = 0; n < steps; ++n) store(delta + n * kWidth<T>, row.difference(n));
+    total = typename Team::Scalar{} + T(1);
+    return typename Team::Scalar{};
+  }
+
+  template <class Team, bool kGrad, class T, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T*,
+                                           typename Team::Scalar, typename Team::Scalar,
+                                           typename Team::Keep kept, typename Team::Scalar weight,
+                                           T* acc, typename Team::Scalar&, Sink sink) {
+    constexpr int W = kWidth<T>;
+    Vec<T> value = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> z = load(clean.logits + n * W), step = load(delta + n * W);
+      const Vec<T> p = load(clean.p + n * W);
+      Vec<T> q, qm_on, pm_on, qm_off, pm_off;
+      const Vec<T> d = log2_sigmoid(z + step, q) - load(clean.log2p + n * W);
+      value += jsd_term<kGrad>(Ratio<Vec<T>>(d), p, q, qm_on, pm_on);
+      // The other outcome's log ratio differs by exactly w - z.
+      value += jsd_term<kGrad>(Ratio<Vec<T>>(d - step), T(1) - p, T(1) - q, qm_off, pm_off);
+      if (kGrad) {
+        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * (pm_on - pm_off)));
+        const Vec<T> u = weight * (q * (T(1) - q)) * (qm_on - qm_off);
+        sink(n, Team::keep(kept, u * T(kHalfLn2)));
+      }
+    }
+    return Team::reduce_sum(value) * T(kHalfLn2);
+  }
+
+  template <class V, class S>
+  static V clean_grad(V p, V acc, S) {
+    using T = typename ElementOf<V>::type;
+    return p * (T(1) - p) * acc * T(kHalfLn2);
+  }
+};
+
+// (z - w)^2 per class, for regression.
+struct SquaredError {
+  template <class Team, class T>
+  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+    constexpr int W = kWidth<T>;
+    for (int64_t n = 0; n < steps; ++n) {
+      store(clean.log2p + n * W, poison(load(clean.logits + n * W)));
+    }
+    return typename Team::Scalar{};
+  }
+
+  template <class Team, class T, class Row>
+  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
+                                          typename Team::Scalar lse, const Row& row, T* delta, T* q,
+                                          typename Team::Scalar& total) {
+    return BinaryJsd::first_pass<Team, T>(steps, clean, lse, row, delta, q, total);
+  }
+
+  template <class Team, bool kGrad, class T, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T*,
+                                           typename Team::Scalar, typename Team::Scalar,
+                                           typename Team::Keep kept, typename Team::Scalar weight,
+                                           T* acc, typename Team::Scalar&, Sink sink) {
+    constexpr int W = kWidth<T>;
+    Vec<T> value = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> raw = load(delta + n * W);
+      const Vec<T> step = raw + poison(raw) + load(clean.log2p + n * W);
+      value += step * step;
+      if (kGrad) {
+        const Vec<T> u = Team::keep(kept, weight * (T(2) * step));
+        store(acc + n * W, load(acc + n * W) - u);
+        sink(n, u);
+      }
+    }
+    return Team::reduce_sum(value);
+  }
+
+  template <class V, class S>
+  static V clean_grad(V, V acc, S) {
+    return acc;
+  }
+};
+
+}  // namespace MCR_ISA
+}  // namespace mcr

@@ -1,0 +1,384 @@
+// D_S for every subset S over all its (row, donor) pairs, and the routed gradient to contributions
+// and bias in the same pass (spec: L_MIPD, Eq. 8; routing, Eq. 12-13).
+//
+//     w(S, i, j) = z_i + sum_{m in S} (A_m[j] - A_m[i]),     z_i = sum_m A_m[i] + b
+//     u = dD_S/dw, v = dD_S/dz:   dA_m[j] += u for m in S,   dA_m[i] += k u for m not in S,
+//                                 dA_m[i] += c(S, m) v
+//
+// Rows are numbered by position: the cyclic scheme's order is applied once before and once after, so
+// that its donors are position + shift and a block of lanes reads and writes them contiguously.
+#pragma once
+
+#include "divergence.h"
+#include "permuted_divergence_problem.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+// One modality's rows as the team walks them: step n of the row(s) in hand is at p + n * stride.
+template <class T, bool kGather>
+struct Walk {
+  const T* from;      // contributions
+  const T* powers;    // 2^(contribution - the row's largest)
+  const T* row_max;   // the row's largest contribution
+  T* to;              // their gradient
+  const int32_t* at;  // kGather: [kWidth] the row of each lane
+  int64_t stride;
+
+  Vec<T> read(int64_t n) const {
+    const T* p = from + n * stride;
+    return kGather ? gather(p, at) : load(p);
+  }
+  Vec<T> power(int64_t n) const { return load(powers + n * stride); }
+  void add(int64_t n, Vec<T> x) const {
+    T* p = to + n * stride;
+    if (!kGather) {
+      store(p, load(p) + x);
+      return;
+    }
+    for (int l = 0; l < kWidth<T>; ++l) p[at[l]] += x[l];
+  }
+};
+
+template <class Team, bool kGather, class D>
+constexpr bool kUsesPowers = false;
+template <class Team>
+constexpr bool kUsesPowers<Team, false, Jsd> = true;
+
+// The pairs of one block of rows under one permutation: who the donors are, what the pair weighs.
+template <class T, class Team, bool kGather>
+struct Pairs {
+  int members = 0;
+  Walk<T, kGather> donors[kMaxModalities];
+  int32_t index[kGather ? kMaxModalities : 1][Team::kRows];
+  typename Team::Keep kept = {};
+  typename Team::Scalar weight = {};
+};
+
+template <class T, class Team, bool kGather>
+class Block {
+ public:
+  Block(const PermutedDivergenceProblem<T>& problem, T* grad, int64_t number)
+      : pr_(problem), grad_(grad), first_(number * Team::kRows) {}
+
+  // The block's own rows of modality m.
+  Walk<T, false> rows(int m) const {
+    const int64_t at = offset(m) + (kLanes ? first_ : first_ * pr_.row_stride);
+    return {pr_.contributions + at, pr_.powers + at, nullptr, grad_ + at, nullptr, pr_.step_stride};
+  }
+
+  // Its pairs under permutation k; false if every one is dropped.
+  bool pair_up(uint32_t subset, int64_t k, T factor, Pairs<T, Team, kGather>& pairs) const {
+    pairs.members = 0;
+    if (!weigh(subset, k, factor, pairs)) return false;
+    for (int m = 0; m < pr_.modalities; ++m) {
+      if (!(subset >> m & 1)) continue;
+      pairs.donors[pairs.members] = donors(m, k, pairs.index[kGather ? pairs.members : 0]);
+      ++pairs.members;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr bool kLanes = Team::kRows > 1;
+
+  int64_t offset(int m) const { return m * pr_.modality_stride; }
+
+  Walk<T, kGather> donors(int m, int64_t k, int32_t* index) const {
+    int64_t row = 0;  // of the matrix of row maxima
+    int64_t at = offset(m);
+    if (kGather) {
+      for (int l = 0; l < Team::kRows; ++l) {
+        index[l] = int32_t(first_ + l < pr_.rows ? pr_.donor(m, k, first_ + l) : 0);
+      }
+    } else if (kLanes) {
+      row = first_ + pr_.shift(m, k);  // the copy behind the last row makes the wrap-around plain
+      at += row;
+    } else {
+      row = pr_.donor(m, k, first_);
+      at += row * pr_.row_stride;
+    }
+    return {pr_.contributions + at, pr_.powers + at,  pr_.row_max + m * pr_.max_stride + row,
+            grad_ + at,             index,            pr_.step_stride};
+  }
+
+  T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
+    if (row >= pr_.rows || (pr_.masked && !pr_.keeps(subset, k, row))) return T(0);
+    return pr_.row_weight ? factor * pr_.row_weight[row] : factor;
+  }
+
+  bool weigh(uint32_t subset, int64_t k, T factor, Pairs<T, Team, kGather>& pairs) const {
+    if constexpr (kLanes) {
+      T weights[Team::kRows];
+      if (!pr_.masked && !pr_.row_weight && first_ + Team::kRows <= pr_.rows) {
+        pairs.weight = splat(factor);
+      } else {
+        for (int l = 0; l < Team::kRows; ++l) {
+          weights[l] = pair_weight(subset, k, first_ + l, factor);
+        }
+        pairs.weight = load(weights);
+      }
+      pairs.kept = pairs.weight != T(0);
+      return sum(pairs.kept) != 0;
+    } else {
+      pairs.weight = pair_weight(subset, k, first_, factor);
+      return pairs.weight != T(0);
+    }
+  }
+
+  const PermutedDivergenceProblem<T>& pr_;
+  T* grad_;
+  int64_t first_;
+};
+
+// Tiles of one block in a part's scratch memory, each of steps * kWidth<T> numbers.
+template <class T>
+struct Scratch {
+  CleanRow<T> clean;
+  T *own, *rest, *acc, *u_sum, *group;
+  int64_t tile;
+
+  Scratch(T* base, int64_t size)
+      : clean{base, base + size, base + 2 * size},
+        own(base + 3 * size),
+        rest(base + 4 * size),
+        acc(base + 5 * size),
+        u_sum(base + 6 * size),
+        group(base + 7 * size),
+        tile(size) {}
+  T* delta(int g) const { return group + 2 * g * tile; }
+  T* q(int g) const { return group + (2 * g + 1) * tile; }
+};
+
+// Adds the block's gradients that do not go to donors: k u and c v at its own rows, and the bias.
+// A row whose pairs are all dropped gets nothing, whatever it holds.
+template <class T, class Team, bool kGather, class D>
+void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block,
+                  int s, const Scratch<T>& tile, typename Team::Keep seen,
+                  typename Team::Scalar acc_kl, T* grad_bias) {
+  constexpr int W = kWidth<T>;
+  const uint32_t subset = pr.subsets[s];
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const Vec<T> v = Team::keep(
+        seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+    store(tile.acc + n * W, v);
+    const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
+    store(grad_bias + n * W, load(grad_bias + n * W) + shared);
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    const T route = subset >> m & 1 ? T(0) : T(pr.outsider);
+    const T clean = T(pr.clean_route(s, m));
+    if (route == T(0) && clean == T(0)) continue;
+    const auto rows = block.rows(m);
+    for (int64_t n = 0; n < pr.steps; ++n) {
+      rows.add(n, route * load(tile.u_sum + n * W) + clean * load(tile.acc + n * W));
+    }
+  }
+}
+
+// own = sum over the members of A_m[i], rest = 2^(z - own) up to the power of two that is returned;
+// clears what the pairs add to.
+template <class T, class Team, bool kGather, class D>
+typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
+                                   const Block<T, Team, kGather>& block, uint32_t subset,
+                                   const Scratch<T>& tile) {
+  constexpr int W = kWidth<T>;
+  for (int64_t i = 0; i < tile.tile; i += W) {
+    store(tile.own + i, Vec<T>{});
+    store(tile.acc + i, Vec<T>{});
+    store(tile.u_sum + i, Vec<T>{});
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    if (!(subset >> m & 1)) continue;
+    const auto rows = block.rows(m);
+    for (int64_t n = 0; n < pr.steps; ++n) {
+      store(tile.own + n * W, load(tile.own + n * W) + rows.read(n));
+    }
+  }
+  if constexpr (!kUsesPowers<Team, kGather, D>) return typename Team::Scalar{};
+  Vec<T> top = load(tile.clean.logits) - load(tile.own);
+  for (int64_t n = 1; n < pr.steps; ++n) {
+    top = vmax(load(tile.clean.logits + n * W) - load(tile.own + n * W), top);
+  }
+  const auto max = Team::reduce_max(top);
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const Vec<T> rest = load(tile.clean.logits + n * W) - load(tile.own + n * W);
+    store(tile.rest + n * W, exp2(rest - max));
+  }
+  return max;
+}
+
+// The perturbed row as the first pass reads it. 2^w is a product of stored powers, except where
+// gathering them would cost more than the exponential.
+template <class T, class Team, bool kGather, class D, int kMembers>
+struct PerturbedRow {
+  static constexpr bool kHasPowers = kUsesPowers<Team, kGather, D>;
+  const Pairs<T, Team, kGather>& pairs;
+  const Walk<T, kGather> first;
+  const T *own, *rest;
+  typename Team::Scalar rest_max;
+
+  int members() const { return kMembers ? kMembers : pairs.members; }
+  Vec<T> difference(int64_t n) const {
+    Vec<T> sum = first.read(n);
+    for (int i = 1; i < members(); ++i) sum += pairs.donors[i].read(n);
+    return sum - load(own + n * kWidth<T>);
+  }
+  Vec<T> power(int64_t n) const {
+    Vec<T> product = load(rest + n * kWidth<T>) * first.power(n);
+    for (int i = 1; i < members(); ++i) product *= pairs.donors[i].power(n);
+    return product;
+  }
+  typename Team::Scalar log2_factor() const {
+    auto factor = rest_max;
+    for (int i = 0; i < members(); ++i) factor += Team::load_scalar(pairs.donors[i].row_max);
+    return factor;
+  }
+};
+
+template <class T, class Team, bool kGather, class D, int kMembers>
+typename Team::Scalar first_pass(const PermutedDivergenceProblem<T>& pr,
+                                 const Pairs<T, Team, kGather>& pairs, const Scratch<T>& tile,
+                                 typename Team::Scalar lse, typename Team::Scalar rest_max, int g,
+                                 typename Team::Scalar& total) {
+  const PerturbedRow<T, Team, kGather, D, kMembers> row{pairs, pairs.donors[0], tile.own, tile.rest,
+                                                        rest_max};
+  return D::template first_pass<Team, T>(pr.steps, tile.clean, lse, row, tile.delta(g), tile.q(g),
+                                         total);
+}
+
+template <class T, class Team, bool kGather, class D, bool kGrad>
+void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block, int s,
+                const Scratch<T>& tile, typename Team::Scalar lse,
+                PermutedDivergencePart<T>& part) {
+  constexpr int W = kWidth<T>;
+  using Scalar = typename Team::Scalar;
+  Pairs<T, Team, kGather> pairs[kGroup];
+  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {};
+  typename Team::Keep seen = {};
+  bool any = false;
+  const auto rest_max = start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile);
+  for (int64_t k = 0; k < pr.permutations;) {
+    int group = 0;
+    for (; group < pr.group && k < pr.permutations; ++k) {
+      if (!block.pair_up(pr.subsets[s], k, pr.factors[s], pairs[group])) continue;
+      const auto run = pairs[group].members == 1 ? first_pass<T, Team, kGather, D, 1>
+                                                 : first_pass<T, Team, kGather, D, 0>;
+      shift[group] = run(pr, pairs[group], tile, lse, rest_max, group, total[group]);
+      ++group;
+    }
+    Team::group_log2(total, log2_total);
+    Scalar value = {};
+    for (int g = 0; g < group; ++g) {
+      const Pairs<T, Team, kGather>& now = pairs[g];
+      const auto sink = [&](int64_t n, Vec<T> u) {
+        store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
+        now.donors[0].add(n, u);
+        for (int i = 1; i < now.members; ++i) now.donors[i].add(n, u);
+      };
+      const Scalar row = D::template second_pass<Team, kGrad, T>(
+          pr.steps, tile.clean, tile.delta(g), tile.q(g), total[g], shift[g] + log2_total[g],
+          now.kept, now.weight, tile.acc, acc_kl, sink);
+      value += Team::keep(now.kept, now.weight * row);
+      Team::note(seen, now.kept);
+      any = true;
+    }
+    part.values[s] += Team::total(value);
+  }
+  if (kGrad && any) {
+    add_own_rows<T, Team, kGather, D>(pr, block, s, tile, seen, acc_kl, part.grad_bias);
+  }
+}
+
+// Subset by subset, so that only the members' rows compete for the cache; the clean rows are made
+// again for each, which costs a K-th of the work.
+template <class T, class Team, bool kGather, class D, bool kGrad>
+void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
+                PermutedDivergencePart<T>& part) {
+  constexpr int W = kWidth<T>;
+  const Scratch<T> tile(part.scratch, pr.steps * W);
+  for (int s = 0; s < pr.num_subsets; ++s) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Block<T, Team, kGather> block(pr, part.grad, b);
+      for (int64_t n = 0; n < pr.steps; ++n) {
+        Vec<T> z = Team::kRows > 1 ? splat(pr.bias[n]) : load(pr.bias + n * W);
+        for (int m = 0; m < pr.modalities; ++m) z += block.rows(m).read(n);
+        store(tile.clean.logits + n * W, z);
+      }
+      const auto lse = D::template prepare<Team>(pr.steps, tile.clean);
+      run_subset<T, Team, kGather, D, kGrad>(pr, block, s, tile, lse, part);
+    }
+  }
+}
+
+// Row team: rows [begin, end) of all M * N. Lane teams: vectors of rows [begin, end), of the
+// step_stride / kWidth in each modality, one modality after the other.
+template <class T>
+void stored_powers(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* powers,
+                   T* row_max) {
+  constexpr int W = kWidth<T>;
+  const bool lanes = pr.team != TeamKind::kRow;
+  const int64_t blocks = lanes ? pr.step_stride / W : pr.rows;
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t m = b / blocks, first = b % blocks;
+    const int64_t at = m * pr.modality_stride + first * (lanes ? W : pr.row_stride);
+    const int64_t stride = pr.step_stride;
+    Vec<T> top = load(pr.contributions + at), not_finite = {};
+    for (int64_t n = 0; n < pr.steps; ++n) {
+      const Vec<T> x = load(pr.contributions + at + n * stride);
+      top = vmax(x, top);
+      not_finite += poison(x);
+    }
+    if (lanes) {
+      store(row_max + m * pr.max_stride + first * W, top + not_finite);
+    } else {
+      const T max = RowTeam<T>::reduce_max(top) + sum(not_finite);
+      row_max[m * pr.max_stride + first] = max;
+      top = splat(max);
+    }
+    for (int64_t n = 0; n < pr.steps; ++n) {
+      store(powers + at + n * stride, exp2(load(pr.contributions + at + n * stride) - top));
+    }
+  }
+}
+
+template <class T, class D, bool kGrad>
+void run_team(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
+              PermutedDivergencePart<T>& part) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (pr.team == TeamKind::kLanesShifted) {
+      return run_blocks<T, LaneTeam<T>, false, D, kGrad>(pr, begin, end, part);
+    }
+    if (pr.team == TeamKind::kLanesGathered) {
+      return run_blocks<T, LaneTeam<T>, true, D, kGrad>(pr, begin, end, part);
+    }
+  }
+  run_blocks<T, RowTeam<T>, false, D, kGrad>(pr, begin, end, part);
+}
+
+template <class T, class D>
+void run_kind(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
+              PermutedDivergencePart<T>& part) {
+  if (pr.want_grad) {
+    run_team<T, D, true>(pr, begin, end, part);
+  } else {
+    run_team<T, D, false>(pr, begin, end, part);
+  }
+}
+
+// Blocks [begin, end) of the problem: rows of a row team, kWidth rows of a lane team.
+template <class T>
+void permuted_divergence(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
+                         PermutedDivergencePart<T>& part) {
+  switch (pr.divergence) {
+    case DivergenceKind::kJsd:
+      return run_kind<T, Jsd>(pr, begin, end, part);
+    case DivergenceKind::kBinaryJsd:
+      return run_kind<T, BinaryJsd>(pr, begin, end, part);
+    case DivergenceKind::kSquaredError:
+      return run_kind<T, SquaredError>(pr, begin, end, part);
+  }
+}
+
+}  // namespace MCR_ISA
+}  // namespace mcr

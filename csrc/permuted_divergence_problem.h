@@ -1,0 +1,93 @@
+// What the launcher tells the row loops of permuted_divergence. Plain data, one definition for every
+// instruction set: its functions are always inlined, so none of them is ever emitted.
+#pragma once
+
+#include <stdint.h>
+
+#define MCR_ALWAYS_INLINE __attribute__((always_inline)) inline
+
+namespace mcr {
+
+constexpr int kMaxModalities = 8;
+
+enum class DivergenceKind { kJsd, kBinaryJsd, kSquaredError };
+enum class Exclude { kNone, kSelf, kSameLabel };
+enum class CleanPath { kShared, kRouted, kDetached };
+
+// The team that runs a row (divergence.h), and how a lane team reads its donors.
+enum class TeamKind { kRow, kLanesShifted, kLanesGathered };
+
+template <class T>
+struct PermutedDivergenceProblem {
+  const T* contributions;  // row team [M, N, steps * W]; lane teams [M, C, step_stride], rows repeated
+  const T* powers;         // the same layout: 2^(contribution - the row's largest); jsd only
+  const T* row_max;        // [M, max_stride] the rows' largest; jsd only
+  int64_t max_stride;
+  const T* bias;           // row team [steps * W]; lane teams [C]
+  int64_t modality_stride, row_stride, step_stride;
+  int modalities;
+  int64_t rows, permutations, steps;
+
+  const int32_t* table;   // [1 or M, K, N], or null
+  const int64_t* shifts;  // [1 or M, K], or null; without both: all shifts 1..N-1
+  bool own_donors;
+
+  bool masked;              // some pair may be dropped
+  Exclude exclude;
+  const int64_t* labels;    // [N] or null
+  const uint32_t* present;  // [N] bit m: modality m is there; or null
+  const T* row_weight;      // [N] or null
+
+  const uint32_t* subsets;  // [S] bit m: modality m is a member
+  int num_subsets;
+  const T* factors;  // [S] upstream gradient over the sum of the pair weights
+  int outsider;      // k of the strategy: -1, 0, +1
+  CleanPath clean_path;
+
+  DivergenceKind divergence;
+  TeamKind team;
+  int group;  // rows that go through the two passes together, 1 to kGroup
+  bool want_grad;
+
+  MCR_ALWAYS_INLINE int64_t shift(int m, int64_t k) const {
+    return shifts ? shifts[(own_donors ? m * permutations : 0) + k] : k + 1;
+  }
+  MCR_ALWAYS_INLINE int64_t donor(int m, int64_t k, int64_t row) const {
+    if (table) return table[((own_donors ? m * permutations : 0) + k) * rows + row];
+    const int64_t j = row + shift(m, k);
+    return j < rows ? j : j - rows;
+  }
+  MCR_ALWAYS_INLINE bool keeps(uint32_t subset, int64_t k, int64_t row) const {
+    for (int m = 0; m < modalities; ++m) {
+      if (!(subset >> m & 1)) continue;
+      const int64_t j = donor(m, k, row);
+      if (present && !((present[row] & present[j]) >> m & 1)) return false;
+      if (exclude == Exclude::kSelf && j == row) return false;
+      if (exclude == Exclude::kSameLabel && labels[j] == labels[row]) return false;
+    }
+    return true;
+  }
+
+  MCR_ALWAYS_INLINE int head(int s) const {
+    const int size = __builtin_popcount(subsets[s]);
+    return outsider > 0 ? 1 : size + outsider * (modalities - size);
+  }
+  MCR_ALWAYS_INLINE int clean_head(int s) const {
+    return clean_path == CleanPath::kDetached ? 0 : head(s);
+  }
+  MCR_ALWAYS_INLINE int clean_route(int s, int m) const {
+    if (clean_path != CleanPath::kRouted) return clean_head(s);
+    return subsets[s] >> m & 1 ? 1 : outsider;
+  }
+};
+
+// One part's own memory: the parts run side by side and are added up in order afterwards.
+template <class T>
+struct PermutedDivergencePart {
+  T* grad;         // as contributions, or null
+  T* grad_bias;    // [steps * W], or null
+  T* scratch;      // [7 + 2 group, steps * W]
+  double* values;  // [S]
+};
+
+}  // namespace mcr

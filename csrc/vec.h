@@ -1,0 +1,220 @@
+// Vectors of float or double and the few functions the row algorithms need, in GCC vector extensions,
+// with intrinsics only where an instruction set has the very instruction. Every instruction set
+// compiles this file again under its own flags, so all of it lives in the namespace MCR_ISA, and
+// neither torch nor the C++ library is included: an inline function of theirs compiled for AVX-512
+// could be the copy the linker keeps for everyone. (Intrinsics are always inlined.)
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef MCR_ISA
+#error "compile with -DMCR_ISA=<namespace> and -DMCR_VEC_BYTES=<16|32|64>"
+#endif
+
+namespace mcr {
+namespace MCR_ISA {
+
+template <class T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float type __attribute__((vector_size(MCR_VEC_BYTES)));
+  typedef int32_t mask __attribute__((vector_size(MCR_VEC_BYTES)));
+};
+template <>
+struct Lanes<double> {
+  typedef double type __attribute__((vector_size(MCR_VEC_BYTES)));
+  typedef int64_t mask __attribute__((vector_size(MCR_VEC_BYTES)));
+};
+
+template <class T>
+using Vec = typename Lanes<T>::type;
+template <class T>
+using Mask = typename Lanes<T>::mask;
+template <class T>
+constexpr int kWidth = MCR_VEC_BYTES / sizeof(T);
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+
+// The larger of the two; where either is NaN, b.
+template <class V>
+inline V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <class V>
+inline V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+
+// -|x|
+inline Vec<float> minus_abs(Vec<float> x) { return (Vec<float>)((Mask<float>)x | INT32_MIN); }
+inline Vec<double> minus_abs(Vec<double> x) { return (Vec<double>)((Mask<double>)x | INT64_MIN); }
+
+// Sums by halving, always in the same order.
+template <class T, int kLanes>
+inline T sum_lanes(const T* lanes) {
+  if constexpr (kLanes == 1) {
+    return *lanes;
+  } else {
+    typedef T Half __attribute__((vector_size(kLanes / 2 * sizeof(T))));
+    Half low, high;
+    __builtin_memcpy(&low, lanes, sizeof(low));
+    __builtin_memcpy(&high, lanes + kLanes / 2, sizeof(high));
+    low += high;
+    T half[kLanes / 2];
+    __builtin_memcpy(half, &low, sizeof(low));
+    return sum_lanes<T, kLanes / 2>(half);
+  }
+}
+template <class V>
+inline auto sum(V v) {
+  using T = decltype(v[0] + 0);
+  T lanes[sizeof(V) / sizeof(T)];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+  return sum_lanes<T, sizeof(V) / sizeof(T)>(lanes);
+}
+
+// p[at[l]] for each lane.
+template <class T>
+inline Vec<T> gather(const T* p, const int32_t* at) {
+  T lanes[kWidth<T>];
+  for (int l = 0; l < kWidth<T>; ++l) lanes[l] = p[at[l]];
+  return load(lanes);
+}
+
+#if defined(__AVX512F__)
+inline Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+inline Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+inline Vec<float> gather(const float* p, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), p, 4);
+}
+inline float sum(Vec<float> v) { return _mm512_reduce_add_ps(v); }
+#elif defined(__AVX2__)
+inline Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+inline Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+inline Vec<float> gather(const float* p, const int32_t* at) {
+  return _mm256_i32gather_ps(p, _mm256_loadu_si256((const __m256i*)at), 4);
+}
+#endif
+
+// x, kept above -150 (and below 128, where need be), is n + f with n whole and f in [-1/2, 1/2]; times() multiplies by 2^n.
+struct PowerOfTwo {
+  Vec<float> n, f;
+#if defined(__AVX512F__)
+  explicit PowerOfTwo(Vec<float> x) {
+    x = vmax(splat(-150.0f), x);
+    n = _mm512_roundscale_ps(x, 0);
+    f = x - n;
+  }
+  Vec<float> times(Vec<float> y) const { return _mm512_scalef_ps(y, n); }
+#else
+  // A multiplication, because adding to the exponent would lose a NaN; 0 for n = -127.
+  Vec<float> scale;
+  explicit PowerOfTwo(Vec<float> x) {
+    const Vec<float> kRound = splat(12582912.0f);  // 1.5 * 2^23: leaves round(x) in the low bits
+    x = vmin(splat(127.0f), vmax(splat(-127.0f), x));
+    const Vec<float> shifted = x + kRound;
+    n = shifted - kRound;
+    f = x - n;
+    scale = (Vec<float>)(((Mask<float>)shifted << 23) + 0x3f800000);
+  }
+  Vec<float> times(Vec<float> y) const { return y * scale; }
+#endif
+};
+
+// (2^f - 1) / f for f in [-1/2, 1/2]; relative error 1e-8 before rounding.
+inline Vec<float> exp2m1_over(Vec<float> f) {
+  Vec<float> p = splat(1.54531629451e-4f);
+  p = p * f + 1.33908633647e-3f;
+  p = p * f + 9.61808255728e-3f;
+  p = p * f + 5.55035711422e-2f;
+  p = p * f + 0.240226507606f;
+  return p * f + 0.693147188026f;
+}
+
+// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
+inline Vec<float> exp2_and_m1(Vec<float> x, Vec<float>& tm1) {
+  const PowerOfTwo power(x);
+  const Vec<float> p = exp2m1_over(power.f);
+  const Vec<float> t = power.times(p * power.f + 1.0f);
+  tm1 = power.n == 0.0f ? p * power.f : t - 1.0f;
+  return t;
+}
+
+// 2^x, but 0 below 2^-150 and, above the range, something no smaller than 2^127; NaN stays NaN.
+inline Vec<float> exp2(Vec<float> x) {
+  const PowerOfTwo power(x);
+  return power.times(exp2m1_over(power.f) * power.f + 1.0f);
+}
+
+// log2(x) for normal positive x; 0 gives -inf, negative and NaN give NaN, inf gives inf.
+inline Vec<float> log2(Vec<float> x) {
+  const Mask<float> bits = (Mask<float>)x;
+  const Mask<float> e = (bits - 0x3f3504f3) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
+  const Vec<float> m = (Vec<float>)(bits - (e << 23));
+  const Vec<float> s = (m - 1.0f) / (m + 1.0f);
+  const Vec<float> u = s * s;
+  Vec<float> p = splat(0.431717697459f);
+  p = p * u + 0.576715186019f;
+  p = p * u + 0.961798838802f;
+  p = p * u + 2.8853900798f;
+  Vec<float> y = __builtin_convertvector(e, Vec<float>) + p * s;
+  y = x < 1.17549435e-38f ? splat(-INFINITY) : y;
+  y = x < 0.0f ? splat((float)NAN) : y;
+  return (x != x) | (x > 3.4e38f) ? x : y;
+}
+
+// log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1:
+// 2 atanh(y / (4 + y)) / ln 2 (1e-8 before rounding). The divider works beside the multipliers, so the
+// division costs less than the six more terms of a polynomial in y.
+inline Vec<float> log2_half1p(Vec<float> y) {
+  const Vec<float> s = y / (y + 4.0f), u = s * s;
+  Vec<float> p = splat(0.406230872069f);
+  p = p * u + 0.403451943967f;
+  p = p * u + 0.577432850529f;
+  p = p * u + 0.961791716263f;
+  p = p * u + 2.88539009286f;
+  return p * s;
+}
+
+// float64 is for checking, not for speed: one libm call a lane.
+#define MCR_LANEWISE(NAME, EXPRESSION)             \
+  inline Vec<double> NAME(Vec<double> v) {         \
+    Vec<double> y;                                 \
+    for (int l = 0; l < kWidth<double>; ++l) {     \
+      const double x = v[l];                       \
+      y[l] = (EXPRESSION);                         \
+    }                                              \
+    return y;                                      \
+  }
+MCR_LANEWISE(exp2, ::exp2(x))
+MCR_LANEWISE(log2, ::log2(x))
+MCR_LANEWISE(log2_half1p, ::log1p(0.5 * x) * 1.44269504088896340736)
+#undef MCR_LANEWISE
+inline Vec<double> exp2_and_m1(Vec<double> x, Vec<double>& tm1) {
+  for (int l = 0; l < kWidth<double>; ++l) tm1[l] = ::expm1(x[l] * 0.69314718055994530942);
+  return tm1 + 1.0;
+}
+
+}  // namespace MCR_ISA
+}  // namespace mcr
