@@ -1,4 +1,4 @@
-"""Autograd of the ops whose forward takes the gradient: `<op>_fwd -> (loss, unit_grad)`, `<op>_bwd`.
+"""Autograd of ops whose forward takes the gradient: `<op>_fwd -> (loss, unit_grad)`, `<op>_bwd`.
 
 The contrastive losses are such ops: one scalar out of one matrix [L, D], and all that the gradient
 needs is at hand while the value is computed. The backward scales and casts.

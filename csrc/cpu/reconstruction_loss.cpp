@@ -1,0 +1,129 @@
+// Launcher of reconstruction_loss.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/dispatch.h"
+#include "cpu/tensors.h"
+
+namespace mcr {
+namespace {
+
+constexpr int64_t kBlock = 1 << 14;  // elements summed in one go; a block's sum has a fixed place
+
+// What the loops read: bfloat16, float32 and float64 as they are, float16 as float32.
+ScalarType storage_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half ? ScalarType::Float : x.scalar_type();
+}
+
+const auto& loops_of(float, float) { return cpu_kernels().reconstruction_loss.f32; }
+const auto& loops_of(double, double) { return cpu_kernels().reconstruction_loss.f64; }
+const auto& loops_of(float, uint16_t) { return cpu_kernels().reconstruction_loss.bf16; }
+
+// Runs f(T, In) for the arithmetic type and the storage type.
+template <class F>
+auto dispatch(ScalarType storage, const F& f) {
+  switch (storage) {
+    case ScalarType::Double:
+      return f(double(), double());
+    case ScalarType::BFloat16:
+      return f(float(), uint16_t());
+    default:
+      return f(float(), float());
+  }
+}
+
+struct Inputs {
+  std::vector<Tensor> latents;  // [N, D_m]
+  Tensor reconstruction;        // [N, sum of D_m]
+  int64_t rows, width, block_rows;
+
+  Inputs(const std::vector<Tensor>& given, const Tensor& h)
+      : reconstruction(contiguous_as(h, storage_type(h))), rows(h.size(0)), width(h.size(1)) {
+    for (const Tensor& z : given) latents.push_back(contiguous_as(z, storage_type(h)));
+    block_rows = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, width));
+  }
+
+  // f(block, begin, end) for blocks of rows side by side.
+  template <class F>
+  void for_each_block(const F& f) const {
+    for_each_range(blocks(), 4, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        f(i, i * block_rows, std::min(rows, (i + 1) * block_rows));
+      }
+    });
+  }
+  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
+};
+
+template <class T, class In>
+Tensor forward(const Inputs& in) {
+  const auto& loops = loops_of(T(), In());
+  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  std::vector<double> sums(in.blocks(), 0.0);
+  in.for_each_block([&](int64_t block, int64_t begin, int64_t end) {
+    int64_t column = 0;
+    for (const Tensor& z : in.latents) {
+      const In* from = static_cast<const In*>(z.const_data_ptr());
+      sums[block] += loops.squared_error(from, h + column, in.width, begin, end, z.size(1));
+      column += z.size(1);
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  const Tensor loss = new_empty(in.reconstruction, {}, scalar_type_of<T>());
+  const double count = double(std::max<int64_t>(1, in.rows * in.width));
+  *loss.mutable_data_ptr<T>() = T(total / count);
+  return loss;
+}
+
+template <class T, class In>
+std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
+  const auto& loops = loops_of(T(), In());
+  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  const Tensor grad_h = torch::stable::empty_like(in.reconstruction);
+  std::vector<Tensor> grads;
+  for (const Tensor& z : in.latents) grads.push_back(torch::stable::empty_like(z));
+  const T factor = T(2 * double(grad) / double(std::max<int64_t>(1, in.rows * in.width)));
+  in.for_each_block([&](int64_t, int64_t begin, int64_t end) {
+    int64_t column = 0;
+    for (size_t m = 0; m < grads.size(); ++m) {
+      const int64_t width = in.latents[m].size(1);
+      loops.squared_error_grad(static_cast<const In*>(in.latents[m].const_data_ptr()), h + column,
+                               in.width, begin, end, width, factor,
+                               static_cast<In*>(grads[m].mutable_data_ptr()),
+                               static_cast<In*>(grad_h.mutable_data_ptr()) + column);
+      column += width;
+    }
+  });
+  return {grads, grad_h};
+}
+
+Tensor reconstruction_loss_fwd_cpu(const std::vector<Tensor>& latents,  // M of [N, D_m]
+                                   const Tensor& reconstruction) {      // [N, sum of D_m]
+  const Inputs in(latents, reconstruction);
+  return dispatch(in.reconstruction.scalar_type(),
+                  [&](auto T, auto In) { return forward<decltype(T), decltype(In)>(in); });
+}
+
+std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cpu(
+    const Tensor& grad,                  // []
+    const std::vector<Tensor>& latents,  // M of [N, D_m]
+    const Tensor& reconstruction) {      // [N, sum of D_m]
+  const Inputs in(latents, reconstruction);
+  auto [grads, grad_h] = dispatch(in.reconstruction.scalar_type(), [&](auto T, auto In) {
+    using Arithmetic = decltype(T);
+    return backward<Arithmetic, decltype(In)>(*grad.const_data_ptr<Arithmetic>(), in);
+  });
+  const auto cast = [](const Tensor& x, ScalarType dtype) {
+    return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
+  };
+  for (size_t m = 0; m < grads.size(); ++m) grads[m] = cast(grads[m], latents[m].scalar_type());
+  return {grads, cast(grad_h, reconstruction.scalar_type())};
+}
+
+}  // namespace
+}  // namespace mcr
+
+STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m) {
+  m.impl("reconstruction_loss_fwd", TORCH_BOX(&mcr::reconstruction_loss_fwd_cpu));
+  m.impl("reconstruction_loss_bwd", TORCH_BOX(&mcr::reconstruction_loss_bwd_cpu));
+}

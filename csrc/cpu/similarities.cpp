@@ -1,0 +1,253 @@
+#include "cpu/similarities.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/products.h"
+
+namespace mcr {
+namespace {
+
+constexpr double kLog2e = 1.44269504088896340736;
+constexpr int64_t kGrain = 1 << 15;  // numbers a thread should get to itself when it only copies
+
+// All the memory of a call, as far as the size of the batch allows. It holds the whole triangle up
+// to about 6,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
+constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
+
+// Below, products in bfloat16 save nothing, and they cost digits.
+constexpr int64_t kMinBfloat16Rows = 512;
+
+// Strides of the similarities are whole vectors of any instruction set and number type.
+int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+}  // namespace
+
+template <class T>
+Similarities<T>::Similarities(const SimilarityKernels<T>& kernels, const Tensor& embeddings,
+                              const Tensor& labels, const OptionalTensor& present,
+                              double temperature, bool want_grad)
+    : kernels_(kernels),
+      embeddings_(embeddings),
+      all_rows_(embeddings.size(0)),
+      width_(embeddings.size(1)),
+      scale_(kLog2e / temperature),
+      want_grad_(want_grad),
+      bfloat16_(embeddings.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products()) {
+  sort_rows(labels, present);
+  bfloat16_ = bfloat16_ && rows_ >= kMinBfloat16Rows;
+  // 2^(-2 scale), the least exponential there is, and its inverse times a number of rows must be
+  // numbers of float32.
+  running_max_ = !(2 * scale_ + std::log2(double(rows_) + 1) < 120);
+  normalize(embeddings);
+  plan_memory();
+}
+
+template <class T>
+void Similarities<T>::sort_rows(const Tensor& labels, const OptionalTensor& present) {
+  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  const int64_t* code = codes.const_data_ptr<int64_t>();
+  OptionalTensor mask;
+  if (present) mask = torch::stable::contiguous(*present);
+  const bool* there = mask ? mask->template const_data_ptr<bool>() : nullptr;
+  std::vector<std::pair<int64_t, int64_t>> sorted;
+  sorted.reserve(all_rows_);
+  for (int64_t i = 0; i < all_rows_; ++i) {
+    if (!there || there[i]) sorted.emplace_back(code[i], i);
+  }
+  std::sort(sorted.begin(), sorted.end());
+  rows_ = int64_t(sorted.size());
+  order_.resize(rows_);
+  class_begin_.resize(rows_);
+  class_end_.resize(rows_);
+  for (int64_t begin = 0, end; begin < rows_; begin = end) {
+    for (end = begin; end < rows_ && sorted[end].first == sorted[begin].first; ++end) {
+      order_[end] = sorted[end].second;
+    }
+    std::fill(&class_begin_[begin], &class_begin_[begin] + (end - begin), begin);
+    std::fill(&class_end_[begin], &class_end_[begin] + (end - begin), end);
+  }
+}
+
+template <class T>
+void Similarities<T>::normalize(const Tensor& embeddings) {
+  const Tensor x = contiguous_as(embeddings, scalar_type_of<T>());
+  const T* from = x.const_data_ptr<T>();
+  z_.resize(rows_ * width_ + 16);
+  norm_.resize(rows_ + 16);
+  if (bfloat16_) z_bf16_.resize(rows_ * width_ + 16);
+  for_each_range(
+      rows_, std::max<int64_t>(1, kGrain / (width_ + 1)), [&](int64_t begin, int64_t end) {
+        kernels_.normalize_rows(from, order_.data(), begin, end, width_, z_.get(), norm_.get());
+        if constexpr (std::is_same_v<T, float>) {
+          if (!bfloat16_) return;
+          kernels_.to_bfloat16(z_.get() + begin * width_, (end - begin) * width_,
+                               z_bf16_.get() + begin * width_);
+        }
+      });
+}
+
+template <class T>
+void Similarities<T>::plan_memory() {
+  const int64_t batch = rows_ * width_;
+  int64_t bytes = batch * sizeof(T) + std::min(rows_, kStripeRows) * padded(rows_) * sizeof(T);
+  if (want_grad_) bytes += batch * sizeof(T);
+  if (bfloat16_) bytes += batch * sizeof(uint16_t) * (want_grad_ ? 2 : 1);
+  const int64_t stripes = (rows_ + kStripeRows - 1) / kStripeRows;
+  for (int64_t i = 0; i < stripes; ++i) {
+    bytes += kStripeRows * padded(rows_ - i * kStripeRows) * sizeof(T);
+    if (bytes > kWorkspaceBytes) break;
+    ++num_kept_;
+  }
+  kept_.resize(num_kept_);
+  if (num_kept_ < stripes) {
+    const int64_t first = num_kept_ * kStripeRows;
+    scratch_.resize(std::min(rows_ - first, kStripeRows) * padded(rows_ - first));
+  }
+}
+
+template <class T>
+SimilarityStripe<T> Similarities<T>::stripe(int64_t index, int64_t columns) {
+  const int64_t first = index * kStripeRows, rows = std::min(kStripeRows, rows_ - first);
+  const bool kept = index < num_kept_;
+  const int64_t made = kept ? rows_ - first : columns, stride = padded(made);
+  const bool known = kept && kept_[index].get();
+  if (kept && !known) kept_[index].resize(rows * stride);
+  T* dots = kept ? kept_[index].get() : scratch_.get();
+  if (!known) {
+    const T* z = z_.get() + first * width_;
+    multiply(matrix(z, rows, width_, width_, 1, scalar_type_of<T>()),
+             matrix(z, width_, made, 1, width_, scalar_type_of<T>()), 0,
+             matrix(dots, rows, made, stride, 1, scalar_type_of<T>()));
+    // A product may round (a, b) and (b, a) differently; sums and gradient must see one value.
+    for_each_range(rows, kStripeRows / 4, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        for (int64_t j = 0; j < r; ++j) dots[r * stride + j] = dots[j * stride + r];
+      }
+    });
+  }
+  return {dots, stride, first, rows, columns, T(scale_), class_begin_.data(), class_end_.data()};
+}
+
+template <class T>
+void Similarities<T>::sum_exponentials(const int64_t* enter) {
+  constexpr double kNoMax = -4;
+  sum_ = per_row<double>();
+  max_ = per_row<T>();
+  log2_sum_ = per_row<T>();
+  std::fill_n(max_.get(), rows_, T(running_max_ ? kNoMax : 1));
+  const int64_t partials = padded(rows_) + kTileColumns;  // kStripeRows of each tile
+  Buffer<T> row_max(running_max_ ? partials : 0), row_sum(partials);
+  for_each_stripe(false, [&](const SimilarityStripe<T>& s) {
+    for_each_tile(s, [&](int64_t tile, int64_t begin, int64_t end) {
+      const ExpSums<T> sums = {enter, row_max.get() + tile * kStripeRows,
+                               row_sum.get() + tile * kStripeRows, max_.get(), sum_.get()};
+      (running_max_ ? kernels_.running_exp_sums : kernels_.exp_sums)(s, begin, end, sums);
+    });
+    for (int64_t i = 0; i < tiles(s) * kStripeRows; ++i) {
+      if (i % kStripeRows >= s.rows) continue;
+      const int64_t a = s.first + i % kStripeRows;
+      if (running_max_) {
+        add_running(a, row_max[i], row_sum[i]);
+      } else {
+        sum_[a] += double(row_sum[i]);
+      }
+    }
+  });
+  for (int64_t a = 0; a < rows_; ++a) log2_sum_[a] = T(std::log2(sum_[a]));
+}
+
+template <class T>
+void Similarities<T>::add_running(int64_t a, T max, T sum) {
+  const T top = std::max(max_[a], max);
+  sum_[a] = sum_[a] * std::exp2(double(max_[a] - top) * scale_) +
+            double(sum) * std::exp2(double(max - top) * scale_);
+  max_[a] = top;
+}
+
+template <class T>
+Tensor Similarities<T>::gradient(const WeightsKernels<T>& loops, const Buffer<T>& weight,
+                                 T factor) {
+  const RowWeights<T> weights = row_weights(weight.get());
+  dz_.resize(rows_ * width_ + 16);
+  if (bfloat16_) {
+    std::memset(dz_.get(), 0, rows_ * width_ * sizeof(T));
+    product_bf16_.resize(rows_ * width_ + 16);
+  }
+  for_each_stripe(false, [&](const SimilarityStripe<T>& s) {
+    const int64_t grain = std::max<int64_t>(1, (1 << 14) / s.columns);
+    for_each_range(s.rows, grain, [&](int64_t begin, int64_t end) {
+      if (bfloat16_) {
+        (running_max_ ? loops.running_bf16 : loops.fixed_bf16)(
+            s, begin, end, weights, reinterpret_cast<uint16_t*>(s.dots), 2 * s.stride);
+      } else {
+        (running_max_ ? loops.running : loops.fixed)(s, begin, end, weights, s.dots, s.stride);
+      }
+    });
+    bfloat16_ ? add_bfloat16_products(s) : add_products(s);
+    if (s.first / kStripeRows < num_kept_) kept_[s.first / kStripeRows].resize(0);
+  });
+  scratch_.resize(0);
+  product_bf16_.resize(0);
+
+  const Tensor grad = new_empty(embeddings_, {all_rows_, width_}, scalar_type_of<T>());
+  T* to = grad.template mutable_data_ptr<T>();
+  if (rows_ < all_rows_) std::memset(to, 0, all_rows_ * width_ * sizeof(T));
+  for_each_range(rows_, std::max<int64_t>(1, kGrain / (width_ + 1)),
+                 [&](int64_t begin, int64_t end) {
+                   kernels_.project_rows(dz_.get(), z_.get(), norm_.get(), order_.data(), begin,
+                                         end, width_, factor, to);
+                 });
+  return grad;
+}
+
+// H is symmetric, so a stripe H_I of its upper triangle serves twice: dZ_I += H_I Z and, right of
+// the diagonal block, dZ += H_I^T Z_I.
+template <class T>
+void Similarities<T>::add_products(const SimilarityStripe<T>& h) {
+  constexpr ScalarType dtype = scalar_type_of<T>();
+  const int64_t D = width_, right = h.columns - h.rows;
+  const double beta = h.first == 0 ? 0 : 1;
+  const T* z = z_.get() + h.first * D;
+  T* dz = dz_.get() + h.first * D;
+  multiply(matrix(h.dots, h.rows, h.columns, h.stride, 1, dtype),
+           matrix(z, h.columns, D, D, 1, dtype), beta, matrix(dz, h.rows, D, D, 1, dtype));
+  if (right == 0) return;
+  multiply(matrix(h.dots + h.rows, right, h.rows, 1, h.stride, dtype),
+           matrix(z, h.rows, D, D, 1, dtype), beta, matrix(dz + h.rows * D, right, D, D, 1, dtype));
+}
+
+// The same with H and Z in bfloat16. The products come in bfloat16 as well, so they are kept apart
+// and summed up in float32.
+template <class T>
+void Similarities<T>::add_bfloat16_products(const SimilarityStripe<T>& h) {
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr ScalarType dtype = ScalarType::BFloat16;
+    const uint16_t* rows = reinterpret_cast<const uint16_t*>(h.dots);
+    const int64_t D = width_, right = h.columns - h.rows, stride = 2 * h.stride;
+    const uint16_t* z = z_bf16_.get() + h.first * D;
+    T* dz = dz_.get() + h.first * D;
+    uint16_t* product = product_bf16_.get();
+    multiply(matrix(rows, h.rows, h.columns, stride, 1, dtype),
+             matrix(z, h.columns, D, D, 1, dtype), 0, matrix(product, h.rows, D, D, 1, dtype));
+    if (right > 0) {
+      multiply(matrix(rows + h.rows, right, h.rows, 1, stride, dtype),
+               matrix(z, h.rows, D, D, 1, dtype), 0,
+               matrix(product + h.rows * D, right, D, D, 1, dtype));
+    }
+    for_each_range(h.columns * D, kGrain, [&](int64_t begin, int64_t end) {
+      kernels_.add_bfloat16(product + begin, end - begin, dz + begin);
+    });
+  }
+}
+
+template class Similarities<float>;
+template class Similarities<double>;
+
+Tensor scaled_unit_grad(const Tensor& grad, const Tensor& unit_grad, ScalarType dtype) {
+  return unit_grad.scalar_type() == ScalarType::Double
+             ? scaled(unit_grad, *grad.const_data_ptr<double>(), dtype)
+             : scaled(unit_grad, *grad.const_data_ptr<float>(), dtype);
+}
+
+}  // namespace mcr
