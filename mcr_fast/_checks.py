@@ -1,7 +1,7 @@
 """Argument checks at the public edge: they raise before any work and name what was wanted.
 
-Nothing here waits for a device. Checks that read a tensor's values run on CPU tensors; on others only
-with MCR_FAST_CHECK=1.
+Nothing here waits for a device. Checks that read a tensor's values run on CPU tensors; on others
+only with MCR_FAST_CHECK=1.
 """
 
 import itertools
@@ -234,7 +234,7 @@ def divergence_options(
 def exclusion_codes(
     exclude: str | None, labels: Any, num_rows: int, device: torch.device
 ) -> Tensor | None:  # [N] int64
-    """Label codes if `exclude` compares labels; labels that nobody needs are checked all the same."""
+    """Label codes if `exclude` compares labels; unneeded labels are checked all the same."""
     if exclude == "same_label":
         if labels is None:
             raise ValueError("labels must be given for exclude='same_label', got None")
@@ -418,8 +418,8 @@ def declared_latents(latents: Any, widths: tuple[int, ...]) -> list[Tensor]:
     for m, (z, width) in enumerate(zip(parts, widths, strict=True)):
         if z.shape[-1] != width:
             raise ValueError(
-                f"latents[{m}] must have last dimension {width} as latent_dims {list(widths)} says, "
-                f"got shape {list(z.shape)}"
+                f"latents[{m}] must end in {width} as latent_dims {list(widths)} says, "
+                f"got {list(z.shape)}"
             )
     return parts
 

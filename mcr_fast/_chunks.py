@@ -104,7 +104,7 @@ class Pairs:
         return weights[:, chunk.start : chunk.stop].reshape(-1)
 
     def sum_by_donor(self, total: Tensor, pairs: Tensor, modality: int, chunk: Chunk) -> None:
-        """Add pairs [R, ...] to the donor rows of total [N, ...], in an order that never changes."""
+        """Add pairs [R, ...] to the donor rows of total [N, ...], always in the same order."""
         if chunk.stop - chunk.start < len(self.index):
             # part of one permutation: no donor comes twice, so nothing depends on the order
             total.index_add_(0, self.donors_of(modality, chunk), pairs.to(total.dtype))

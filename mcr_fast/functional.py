@@ -31,46 +31,45 @@ def permuted_divergence(
     sample_weight: Tensor | None = None,  # [N]
     backend: Backend | None = None,
 ) -> Tensor:  # [S]
-    """Divergence between an additive fusion's logits and those with permuted modalities, a subset each.
+    """Divergence between additive logits and the same with modalities of other rows, per subset.
 
     With z_i = sum_m A_m[i] + b and w(S,i,j) = z_i + sum_{m in S} (A_m[j] - A_m[i]):
-    D_S = mean over the pairs (i, j) kept of JSD(z_i, w(S,i,j)), JSD the Jensen-Shannon divergence of
+    D_S = mean over the kept pairs (i, j) of JSD(z_i, w(S,i,j)), the Jensen-Shannon divergence of
     the softmaxes in nats. L_MIPD is ``-permuted_divergence(...).sum()``.
 
     Args:
-        contributions: the A_m, [M, N, C] or M tensors [N, C]; float32, bfloat16, float16 or float64.
-        permutations: the donors j of row i: ``table[k, i]``. int64 [K, N], shared by the modalities,
-            or [M, K, N], each its own; or a cyclic sample of `sample_permutations`. None: every
+        contributions: the A_m, [M, N, C] or M tensors [N, C], float32, bfloat16, float16, float64.
+        permutations: row i's donors j = ``table[k, i]``: int64 [K, N], for all modalities, or
+            [M, K, N], each its own; or a cyclic sample of `sample_permutations`. None: every
             ordered pair i != j, the exact expectation.
-        bias: b [C], None for 0.
-        strategy: route(S, m), the factor of the gradient to A_m: 1 for m in S, and otherwise
-            ``"greedy"`` -1, ``"independent"`` 0, ``"collaborative"`` +1. `bias` gets their sum over m,
-            for ``"collaborative"`` 1.
-        clean_path: the factors along z: ``"shared"`` the bias' factor to all (the published code),
-            ``"routed"`` as along w (the paper's equations), ``"detached"`` 0.
-        subsets: ``"single"`` {0}..{M-1}, or ``"all"`` non-empty proper ones, by size then
-            lexicographic.
-        divergence: ``"jsd"``; ``"mse"``, mean over C of (z - w)^2; ``"binary_jsd"``, mean over C of the
-            JSD of the Bernoulli distributions sigmoid(z_c) and sigmoid(w_c).
-        exclude: None keeps all pairs, ``"self"`` drops j == i, ``"same_label"`` drops equal labels.
-            With own donors a pair must pass for every member of S.
-        labels: [N], ints or floats, compared by equality; for ``exclude="same_label"``.
-        present: bool [N, M]; a pair counts if every member of S is present in row i and in its donor.
-        sample_weight: [N] >= 0, the weight of row i's pairs in the mean; 0 drops them.
+        bias: b [C]; None for 0.
+        strategy: route(S, m), the factor of the gradient to A_m: 1 for m in S, otherwise -1
+            ``"greedy"``, 0 ``"independent"`` or +1 ``"collaborative"``. `bias` gets head(S), the
+            sum of the factors (1 if collaborative).
+        clean_path: the factors along z: head(S) for all ``"shared"`` (the published code), the same
+            as along w ``"routed"`` (the paper's equations), 0 ``"detached"``.
+        subsets: ``"single"`` {0}..{M-1}; ``"all"`` non-empty proper ones, by size, then in order.
+        divergence: ``"jsd"``; ``"mse"``, mean over C of (z - w)^2; ``"binary_jsd"``, mean over C of
+            the JSD of the Bernoulli distributions sigmoid(z_c) and sigmoid(w_c).
+        exclude: None; ``"self"`` drops j == i; ``"same_label"`` drops pairs of equal label. With
+            own donors a pair must pass for every member of S.
+        labels: [N] ints or floats, compared by equality, for ``exclude="same_label"``.
+        present: bool [N, M]; a pair counts if all of S is present in row i and in its donors.
+        sample_weight: [N] >= 0, weight of row i's pairs in the mean; 0 drops them.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Returns:
-        D [S], float32 (float64 for float64 contributions); 0 with zero gradient where no pair is kept.
+        D [S], float32 (float64 for float64); 0 with zero gradient where no pair is kept.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row that
-            is not a permutation (CPU tensors; others only with MCR_FAST_CHECK=1).
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row
+            that is no permutation (seen on CPU; elsewhere with MCR_FAST_CHECK=1).
         RuntimeError: a backend that is not available here.
 
     Note:
-        The value is the plain mean and the gradient is routed: finite differences agree with it only
-        for ``strategy="collaborative"`` with ``clean_path="shared"``. Arithmetic is float32 at least;
-        NaN or Inf in a kept pair gives NaN. The same bits every run on one machine. No double backward.
+        The value is the plain mean, the gradient is routed: finite differences agree with it only
+        for ``strategy="collaborative", clean_path="shared"``. Arithmetic in float32 at least; NaN
+        or Inf in a kept pair gives NaN; the same bits every run on a machine; no double backward.
 
     Reference:
         Equations 9-13 of arXiv 2411.07335.
@@ -118,28 +117,27 @@ def row_divergence(
     divergence: Divergence = "jsd",
     backend: Backend | None = None,
 ) -> Tensor:  # []
-    """Weighted mean divergence between perturbed rows of logits and the clean rows they belong to.
+    """Weighted mean divergence between perturbed logits and the clean rows they belong to.
 
-    sum_r weight_r JSD(clean[rows[r]], perturbed[r]) / sum_r weight_r, in nats.
+    sum_r weight_r JSD(clean[rows[r]], perturbed[r]) / sum_r weight_r, in nats
 
     Args:
         perturbed: logits [R, C].
-        clean: logits [N, C]; never expanded to [R, C].
+        clean: logits [N, C]; not expanded to [R, C].
         rows: int64 [R] in 0..N-1, the clean row of each perturbed row.
         row_weight: [R] >= 0, None for 1; 0 drops a row.
-        divergence: ``"jsd"``, ``"mse"`` or ``"binary_jsd"``, as in `permuted_divergence`.
+        divergence: ``"jsd"``, ``"mse"`` or ``"binary_jsd"`` as in `permuted_divergence`.
         backend: as in `permuted_divergence`.
 
     Returns:
-        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if the weights sum to 0.
+        0-d, float32 (float64 for float64); 0 with zero gradient if the weights sum to 0.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
         RuntimeError: a backend that is not available here.
 
     Note:
-        True gradients to `perturbed` and `clean`. Arithmetic is float32 at least; NaN or Inf in a row
-        of weight above 0 gives NaN. The same bits every run on one machine. No double backward.
+        True gradients to `perturbed` and `clean`; numerics as in `permuted_divergence`.
 
     Reference:
         The divergence of equation 9 of arXiv 2411.07335.
@@ -167,38 +165,36 @@ def nt_xent(
     present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
     backend: Backend | None = None,
 ) -> Tensor:  # []
-    """Label-supervised NT-Xent over the embeddings of all modalities; only negatives in the denominator.
+    """Label-supervised NT-Xent over all modalities' embeddings, the denominator of negatives only.
 
-    With s_ab = x_a . x_b / temperature of the l2-normalised rows: mean over ordered pairs a != p of equal
-    label of log(1 + sum_{n of another label} exp(s_an - s_ap)).
+    With s_ab = x_a . x_b / temperature of the l2-normalised rows, the mean over ordered pairs
+    a != p of equal label of log(1 + sum_{n of another label} exp(s_an - s_ap)).
 
     Args:
-        embeddings: M tensors [N, D] or one [L, D], normalised here; float32, bfloat16, float16, float64.
-        labels: [N], the same for every modality ([L] for one tensor); ints or floats compared by
-            equality, NaN equal to nothing. None: instance labels, row i of every modality is positive
-            with row i of the others.
+        embeddings: M tensors [N, D] or one [L, D], float32, bfloat16, float16 or float64.
+        labels: [N], for every modality alike ([L] for one tensor); ints or floats, compared by
+            equality, NaN equal to nothing. None: row i of all modalities has a label of its own.
         temperature: above 0.
         present: bool [N, M] ([L] for one tensor); an absent row is neither anchor nor column.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Returns:
-        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if there is no positive pair.
+        0-d, float32 (float64 for float64); 0 with zero gradient if there is no positive pair.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
         RuntimeError: a backend that is not available here.
 
     Note:
-        Memory O(L D), never [L, L] (the reference apart). Accumulation is float32 at least; NaN or Inf
-        gives NaN. The same bits every run on one machine. No double backward.
+        Memory O(L D) (the reference: O(L^2)). Accumulation in float32 at least; NaN or Inf gives
+        NaN; the same bits every run on a machine; no double backward.
 
     Reference:
-        L_Con of arXiv 2411.07335 as its code computes it, with pytorch-metric-learning's NTXentLoss.
+        L_Con of arXiv 2411.07335, computed there by pytorch-metric-learning's NTXentLoss.
 
     Example:
         >>> import torch, mcr_fast
-        >>> embeddings = [torch.eye(2), torch.eye(2)]
-        >>> mcr_fast.functional.nt_xent(embeddings, torch.tensor([0, 1]))
+        >>> mcr_fast.functional.nt_xent([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
         tensor(0.2395)
     """
     temperature = checks.positive("temperature", temperature)
@@ -215,10 +211,10 @@ def sup_con(
     present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
     backend: Backend | None = None,
 ) -> Tensor:  # []
-    """Supervised contrastive loss over the embeddings of all modalities.
+    """Supervised contrastive loss over all modalities' embeddings.
 
-    With s_ab = x_a . x_b / temperature of the l2-normalised rows: mean over anchors a that have a positive
-    of -1/|P(a)| sum_{p in P(a)} (s_ap - log sum_{j != a} exp(s_aj)).
+    With s_ab as in `nt_xent`, the mean over anchors a that have a positive of
+    -1/|P(a)| sum_{p in P(a)} (s_ap - log sum_{j != a} exp(s_aj)).
 
     Args:
         embeddings: as in `nt_xent`.
@@ -228,7 +224,7 @@ def sup_con(
         backend: as in `nt_xent`.
 
     Returns:
-        A 0-d loss, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive.
+        0-d, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
@@ -238,7 +234,7 @@ def sup_con(
         Memory and numerics as in `nt_xent`.
 
     Reference:
-        Equation 2 of arXiv 2004.11362 (SupCon), an alternative for L_Con of arXiv 2411.07335.
+        Equation 2 of arXiv 2004.11362; in place of L_Con of arXiv 2411.07335.
 
     Example:
         >>> import torch, mcr_fast
@@ -258,32 +254,32 @@ def reconstruction_loss(
     *,
     backend: Backend | None = None,
 ) -> Tensor:  # []
-    """Mean squared error between a reconstruction and the concatenated latents, without concatenating.
+    """Mean squared error between a reconstruction and the latents side by side.
 
-    mean over all elements of (reconstruction - [Z_1 .. Z_M])^2.
+    mean over all elements of (reconstruction - [Z_1 .. Z_M])^2
 
     Args:
-        latents: M tensors [N, D_m].
+        latents: M tensors [N, D_m]; not concatenated.
         reconstruction: [N, sum of D_m], columns in the order of the latents.
         backend: as in `permuted_divergence`.
 
     Returns:
-        A 0-d loss, float32 (float64 for float64); 0 for an empty batch.
+        0-d, float32 (float64 for float64); 0 for an empty batch.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
         RuntimeError: a backend that is not available here.
 
     Note:
-        True gradients to both. Accumulation is float32 at least; NaN gives NaN. The same bits every run
-        on one machine. No double backward.
+        True gradients to both; numerics as in `permuted_divergence`.
 
     Reference:
         L_CEB of arXiv 2411.07335.
 
     Example:
         >>> import torch, mcr_fast
-        >>> mcr_fast.functional.reconstruction_loss([torch.zeros(2, 1), torch.ones(2, 2)], torch.ones(2, 3))
+        >>> latents = [torch.zeros(2, 1), torch.ones(2, 2)]
+        >>> mcr_fast.functional.reconstruction_loss(latents, torch.ones(2, 3))
         tensor(0.3333)
     """
     checks.choice("backend", backend, checks.BACKENDS)

@@ -13,7 +13,6 @@ from mcr_fast._chunks import Rows
 from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
 from mcr_fast._mipd import mipd as evaluate_mipd
 from mcr_fast.perturbation import Game
-from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
 
@@ -57,17 +56,19 @@ class MCRLoss(nn.Module):
       from another row (`functional.permuted_divergence`), as a game between the encoders.
     - L_Con: contrastive over all modalities' embeddings (`functional.nt_xent` or ``sup_con``).
     - L_CEB: mean squared error of the latents against h(y), h = Linear(C, D) - ReLU -
-      Linear(D, sum D_m) without biases and D the largest latent width (`functional.reconstruction_loss`).
+      Linear(D, sum D_m) without biases and D the largest latent width
+      (`functional.reconstruction_loss`).
 
     A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.
         num_classes: C, the width of the logits.
-        strategy: who gets which gradient of L_MIPD: a subset's own modalities get it in full, the others
-            -1 (``"greedy"``), 0 (``"independent"``) or +1 (``"collaborative"``) times.
-        num_permutations: K. ``"all"``: every ordered pair of rows, exact, with one donor for all of S.
-            Cyclic permutations are at most N-1: a larger K takes N-1, which is exact for singletons.
+        strategy: who gets which gradient of L_MIPD: a subset's own modalities get it in full, the
+            others -1 (``"greedy"``), 0 (``"independent"``) or +1 (``"collaborative"``) times.
+        num_permutations: K. ``"all"``: every ordered pair of rows, exact, with one donor for all of
+            S. Cyclic permutations are at most N-1: a larger K takes N-1, which is exact for
+            singletons.
         scheme: ``"cyclic"`` or ``"uniform"``, see `sample_permutations`.
         mipd_weight, contrastive_weight, ceb_weight: weights of the terms.
         temperature: of L_Con.
@@ -75,28 +76,30 @@ class MCRLoss(nn.Module):
         subsets: ``"single"``, or ``"all"`` non-empty proper ones; equal for M = 2.
         exclude: None, ``"self"`` or ``"same_label"``: pairs of rows that do not count.
         divergence: ``"jsd"``, ``"mse"`` (regression) or ``"binary_jsd"`` (multi-label).
-        perturbation: ``"permute"``; for ablation ``"zero"``, the modality becomes 0, and ``"noise"``,
-            K draws of normal noise with the batch's standard deviation are added. These two know no
-            donor, so `exclude` has no effect on them.
-        clean_path: gradient along the unperturbed logits: ``"shared"``, ``"routed"``, ``"detached"``.
+        perturbation: ``"permute"``; for ablation ``"zero"``, the modality becomes 0, and
+            ``"noise"``, K draws of normal noise with the batch's standard deviation are added.
+            These two know no donor, so `exclude` has no effect on them.
+        clean_path: gradient along the unperturbed logits: ``"shared"``, ``"routed"``,
+            ``"detached"``.
         ceb_source: what h sees: ``"logits"``, detached, or one-hot ``"labels"``.
-        shared_donor: True: all of S takes its latents from one row. False: each modality has its own
-            donor (if a batch has too few rows for that, N - 1 < M, they share; and "all" shares).
+        shared_donor: True: all of S takes its latents from one row. False: each modality has its
+            own donor (if a batch has too few rows for that, N - 1 < M, they share; and "all"
+            shares).
         chunk_rows: rows that a fusion which is not linear is run on at once; None: 16 MB of input.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
-        ValueError, TypeError: a bad option; in `forward` also an argument of the wrong shape, dtype,
-            device or value, each named.
+        ValueError, TypeError: a bad option; in `forward` also an argument of the wrong shape,
+            dtype, device or value, each named.
 
     Note:
-        The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with its
-        gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one kernel; for
-        others each subset's fusion runs once, chunk by chunk, forward and backward inside ``forward``, so
-        memory does not grow with K ("noise" holds its K draws). Dropout draws anew in every chunk and
-        batch norm counts perturbed rows: put such a fusion into eval mode, or pass a function.
-        Works under autocast; ``torch.compile`` takes a linear fusion without a graph break. The same
-        bits every run on one machine. No double backward.
+        The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with
+        its gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one
+        kernel; for others each subset's fusion runs once, chunk by chunk, forward and backward
+        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). Dropout
+        draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
+        mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
+        without a graph break. The same bits every run on one machine. No double backward.
 
     Reference:
         Algorithm 1 and equations 9-13 of arXiv 2411.07335.
@@ -195,15 +198,16 @@ class MCRLoss(nn.Module):
         """The regularizer of one batch.
 
         Args:
-            latents: the encoders' outputs. Averaged over their middle dimensions for L_Con and L_CEB.
+            latents: the encoders' outputs. Averaged over their middle dimensions for L_Con and
+                L_CEB.
             labels: [N]; None if nothing needs them (L_Con then takes instance labels).
-            fusion: an `AdditiveFusion`, an nn.Linear over the concatenated latents, or any callable from
-                the list of latents to logits [N, C] that treats rows independently.
+            fusion: an `AdditiveFusion`, an nn.Linear over the concatenated latents, or any callable
+                from the list of latents to logits [N, C] that treats rows independently.
             logits: the clean logits if they are known, computed from these latents.
             permutations: instead of a random draw: as in `functional.permuted_divergence`.
             embeddings: of one width, for L_Con; the latents if None.
-            present: which modalities each row has. L_MIPD leaves out pairs that miss a permuted one,
-                L_Con missing rows, L_CEB missing latents.
+            present: which modalities each row has. L_MIPD leaves out pairs that miss a permuted
+                one, L_Con missing rows, L_CEB missing latents.
             sample_weight: weight of each row in L_MIPD.
             generator: source of randomness.
         """
@@ -212,13 +216,14 @@ class MCRLoss(nn.Module):
         self._check_labels(labels, num_rows, parts[0].device)
         rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
         zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
-        loss, mipd, contrastive, ceb = zero, zero, zero, zero
+        mipd, contrastive, ceb = zero, zero, zero
         divergences = zero.expand(len(self.subset_masks))
+        weighted = []
         if self.mipd_weight != 0:
             mipd, divergences, logits = evaluate_mipd(
                 parts, fusion, logits, self.num_classes, rows, self._game(), draw
             )
-            loss = loss + self.mipd_weight * mipd
+            weighted.append(self.mipd_weight * mipd)
         elif logits is None:
             logits = run_fusion(fusion, parts)
             checks.fusion_output(logits, num_rows, self.num_classes)
@@ -231,14 +236,14 @@ class MCRLoss(nn.Module):
                 present=present,
                 backend=self.backend,
             )
-            loss = loss + self.contrastive_weight * contrastive
+            weighted.append(self.contrastive_weight * contrastive)
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, logits, present)
-            loss = loss + self.ceb_weight * ceb
+            weighted.append(self.ceb_weight * ceb)
         single = divergences[: len(parts)]
-        importance = torch.where(
-            single.sum() == 0, 1 / len(parts), mean_or_zero(single, single.sum())
-        )
+        total = single.sum()
+        importance = torch.where(total == 0, 1 / len(parts), single / total)
+        loss = sum(weighted[1:], weighted[0]) if weighted else zero
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _check_latents(

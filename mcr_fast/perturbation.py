@@ -2,9 +2,10 @@
 
 The gradient is taken while the value is computed. Each chunk of (row, donor) pairs goes through the
 fusion once, on leaves cut from the latents' graph; the divergence's gradient goes straight back to
-the leaves and to the parameters, is routed there, and the chunk's graph is freed. What stays are sums
-of the size of the latents, the parameters and the logits, so that memory is bounded by `chunk_rows`
-whatever the number of permutations. At the end the sums are attached to the loss as its gradient.
+the leaves and to the parameters, is routed there, and the chunk's graph is freed. What stays are
+sums of the size of the latents, the parameters and the logits, so that memory is bounded by
+`chunk_rows` whatever the number of permutations. At the end the sums are attached to the loss as
+its gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ class Turn:
         return bool(self.subset >> modality & 1)
 
     def safe(self, x: Tensor) -> Tensor:  # [R, ...]
-        """Zeros in the pairs that are dropped: what a missing row holds must not reach the fusion."""
+        """Zeros in dropped pairs: what a missing row holds must not reach the fusion."""
         if self.kept is None:
             return x
         kept = self.kept.reshape(-1, *(1 for _ in x.shape[1:]))
@@ -131,7 +132,7 @@ class CallableSource:
     def route_clean(
         self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
     ) -> None:
-        """Backward through the caller's own graph from the logits to the latents, and no further."""
+        """Go back through the caller's own graph from the logits to the latents, no further."""
         wanted = [m for m, z in enumerate(self.players) if z.requires_grad]
         reached = False
         for m in wanted:
@@ -142,8 +143,8 @@ class CallableSource:
                 reached = True
         if wanted and not reached:
             raise ValueError(
-                "logits must be computed from these latents for clean_path='routed', but their graph "
-                "does not reach them; leave logits out, or take clean_path='shared' or 'detached'"
+                "logits must be computed from these latents for clean_path='routed', but their "
+                "graph does not reach them; leave logits out, or take another clean_path"
             )
         leaves = differentiable_leaves(logits, self.players)
         for x, grad in zip(leaves, _grad_cut_at(self.players, logits, leaves, shared), strict=True):

@@ -58,9 +58,9 @@ def sample_permutations(
     """Draw K permutations of a batch of N rows, as `permuted_divergence` and `MCRLoss` take them.
 
     ``"uniform"`` draws independent random permutations, in which a row can be its own donor.
-    ``"cyclic"`` draws pi_k = sigma o shift_{s_k} o sigma^-1 with one random order sigma and distinct
-    random shifts s_k in 1..N-1: no row is its own donor, no pair (row, donor) comes twice, and every
-    donor j != i is equally likely; K = N-1 covers all pairs.
+    ``"cyclic"`` draws pi_k = sigma o shift_{s_k} o sigma^-1 with one random order sigma and
+    distinct random shifts s_k in 1..N-1: no row is its own donor, no pair (row, donor) comes twice,
+    and every donor j != i is equally likely; K = N-1 covers all pairs.
 
     Args:
         num_permutations: K >= 1.
@@ -69,7 +69,8 @@ def sample_permutations(
         num_modalities: M, to give each modality its own donors; None for donors that all share.
             Cyclic: one order sigma and M sets of K shifts, all different in every k.
         generator: source of randomness; torch's default one if None.
-        device: where the result goes; the generator's device if None, torch's default one without either.
+        device: where the result goes; the generator's device if None, torch's default one without
+            either.
 
     Returns:
         Uniform: int64 [K, N], or [M, K, N] with own donors. Cyclic: `CyclicPermutations`, whose
@@ -82,8 +83,8 @@ def sample_permutations(
         TypeError: a count that is not an int.
 
     Note:
-        The same generator state gives the same permutations; nothing waits for the device. A draw on
-        a generator of another device than `device` is copied there.
+        The same generator state gives the same permutations; nothing waits for the device. A draw
+        on a generator of another device than `device` is copied there.
 
     Reference:
         Algorithm 1 of arXiv 2411.07335, which draws uniform permutations.
@@ -160,6 +161,6 @@ def _check(num_permutations: int, batch_size: int, scheme: str, num_modalities: 
     if num_modalities is not None and num_modalities > batch_size - 1:
         raise ValueError(
             f"num_modalities must be at most batch_size - 1 = {batch_size - 1} for own donors with "
-            f"scheme='cyclic', got {num_modalities}: {batch_size - 1} shifts cannot be different in "
-            "every modality; take a larger batch, shared donors, or scheme='uniform'"
+            f"scheme='cyclic', got {num_modalities}: {batch_size - 1} shifts cannot be different "
+            "in every modality; take a larger batch, shared donors, or scheme='uniform'"
         )
