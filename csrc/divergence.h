@@ -21,6 +21,15 @@ namespace MCR_ISA {
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kHalfLn2 = 0.34657359027997265471;
 
+template <class A, class B>
+struct SameType {
+  static constexpr bool value = false;
+};
+template <class A>
+struct SameType<A, A> {
+  static constexpr bool value = true;
+};
+
 // Rows that go through the two passes together, at most.
 constexpr int kGroup = 8;
 

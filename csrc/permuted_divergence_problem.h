@@ -4,13 +4,14 @@
 
 #include <stdint.h>
 
+#include "divergence_kind.h"
+
 #define MCR_ALWAYS_INLINE __attribute__((always_inline)) inline
 
 namespace mcr {
 
 constexpr int kMaxModalities = 8;
 
-enum class DivergenceKind { kJsd, kBinaryJsd, kSquaredError };
 enum class Exclude { kNone, kSelf, kSameLabel };
 enum class CleanPath { kShared, kRouted, kDetached };
 

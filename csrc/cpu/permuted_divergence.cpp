@@ -7,13 +7,13 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cpu/divergence_options.h"
 #include "cpu/tensors.h"
 
 namespace mcr {
 namespace {
 
 constexpr double kLog2e = 1.44269504088896340736;
-constexpr int64_t kGroupBytes = 1 << 14;
 constexpr int64_t kGrain = 1 << 14;  // elements: about 10 us of one core
 
 // Up to this many classes a lane of the vector takes a whole row; beyond, the tiles of a lane team
@@ -87,10 +87,7 @@ class PermutedDivergence {
 
 template <class T>
 void PermutedDivergence<T>::read_options() {
-  const std::string& d = options_.divergence;
-  problem_.divergence = d == "jsd"          ? DivergenceKind::kJsd
-                        : d == "binary_jsd" ? DivergenceKind::kBinaryJsd
-                                            : DivergenceKind::kSquaredError;
+  problem_.divergence = divergence_kind(options_.divergence);
   const std::string& path = options_.clean_path;
   problem_.clean_path = path == "shared"   ? CleanPath::kShared
                         : path == "routed" ? CleanPath::kRouted
@@ -285,8 +282,7 @@ void PermutedDivergence<T>::run(const T* upstream, bool want_grad, T* values, T*
   const int64_t count = std::min(blocks, part_count(S * problem_.permutations * N_ * C_, kGrain));
   const int64_t grad_size = want_grad ? M_ * problem_.modality_stride : 0;
   const int64_t tile = problem_.steps * W;
-  // Two tiles a row of the group, all of them to stay in L1.
-  problem_.group = int(std::clamp<int64_t>(kGroupBytes / (2 * tile * int64_t(sizeof(T))), 1, 8));
+  problem_.group = group_of_rows<T>(tile);
   const int64_t fixed = (8 + 2 * problem_.group) * tile;
   const int64_t part_size = grad_size + fixed;
   Buffer<T> memory(count * part_size);

@@ -1,9 +1,72 @@
-"""Permuted divergence: choice of backend."""
+"""Permuted divergence: fake, autograd and the choice of backend."""
 
+from typing import Any, NoReturn
+
+import torch
 from torch import Tensor
 
+from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
+
+_TENSORS = 7  # the tensor arguments of the op come first, then subsets and the option strings
+_INPUTS = 13
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    contributions, subsets, want_grad = args[0], args[7], args[12]
+    dtype = accumulation_dtype(contributions.dtype)
+    shape = contributions.shape if want_grad else (0, 0, 0)
+    return (
+        contributions.new_empty(len(subsets), dtype=dtype),
+        contributions.new_empty(shape, dtype=dtype),
+        contributions.new_empty(shape[2], dtype=dtype),
+    )
+
+
+def _backward_fake(
+    grad: Tensor, unit_grad: Tensor, unit_grad_bias: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    contributions, bias = args[0], args[1]
+    dtype = contributions.dtype if bias is None else bias.dtype
+    return torch.empty_like(contributions), unit_grad_bias.new_empty(
+        contributions.shape[2], dtype=dtype
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:-1]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad: Tensor | None, grad_unit: Tensor | None, grad_unit_bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_unit is not None or grad_unit_bias is not None:
+        raise_double_backward("permuted_divergence")
+    nothing = (None,) * (_INPUTS - 2)
+    if grad is None:
+        return None, None, *nothing
+    to_contributions, to_bias = torch.ops.mcr_fast.permuted_divergence_bwd(
+        grad, *ctx.saved_tensors, *ctx.options
+    )
+    return to_contributions, to_bias if ctx.needs_input_grad[1] else None, *nothing
+
+
+def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise_double_backward("permuted_divergence")
+
+
+if env.cpu_library_loaded():
+    torch.library.register_fake("mcr_fast::permuted_divergence_fwd", _forward_fake)
+    torch.library.register_fake("mcr_fast::permuted_divergence_bwd", _backward_fake)
+    torch.library.register_autograd(
+        "mcr_fast::permuted_divergence_fwd", _backward, setup_context=_setup
+    )
+    torch.library.register_autograd("mcr_fast::permuted_divergence_bwd", _backward_backward)
 
 
 def permuted_divergence(
@@ -23,8 +86,25 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
-    resolve("permuted_divergence", backend, contributions.device)
-    return permuted_divergence_reference(
+    if resolve("permuted_divergence", backend, contributions.device) == "reference":
+        return permuted_divergence_reference(
+            contributions,
+            bias,
+            order,
+            donors,
+            labels,
+            present,
+            sample_weight,
+            subsets=subsets,
+            strategy=strategy,
+            clean_path=clean_path,
+            divergence=divergence,
+            exclude=exclude,
+        )
+    want_grad = torch.is_grad_enabled() and (
+        contributions.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    divergences, _, _ = torch.ops.mcr_fast.permuted_divergence_fwd(
         contributions,
         bias,
         order,
@@ -32,9 +112,11 @@ def permuted_divergence(
         labels,
         present,
         sample_weight,
-        subsets=subsets,
-        strategy=strategy,
-        clean_path=clean_path,
-        divergence=divergence,
-        exclude=exclude,
+        subsets,
+        strategy,
+        clean_path,
+        divergence,
+        exclude,
+        want_grad,
     )
+    return divergences

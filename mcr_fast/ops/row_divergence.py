@@ -1,12 +1,81 @@
-"""Divergence of perturbed rows from indexed clean rows: choice of backend."""
+"""Divergence of perturbed rows from indexed clean rows: fake, autograd and the choice of backend."""
+
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.row_divergence import row_divergence_reference
+
+
+def _forward_fake(
+    perturbed: Tensor,
+    clean: Tensor,
+    rows: Tensor,
+    row_weight: Tensor | None,
+    divergence: str,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
+    return (
+        clean.new_empty((), dtype=dtype),
+        clean.new_empty((), dtype=dtype),
+        clean.new_empty(perturbed.shape if want_grad else (0, 0), dtype=dtype),
+        clean.new_empty(clean.shape if want_grad else (0, 0), dtype=dtype),
+    )
+
+
+def _backward_fake(
+    grad: Tensor,
+    unit_grad_perturbed: Tensor,
+    unit_grad_clean: Tensor,
+    perturbed_dtype: torch.dtype,
+    clean_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(unit_grad_perturbed, dtype=perturbed_dtype),
+        torch.empty_like(unit_grad_clean, dtype=clean_dtype),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad: Tensor | None, grad_weight: Tensor | None, *grad_units: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    # The weights are constants, so a gradient to their sum goes nowhere.
+    if any(g is not None for g in grad_units):
+        raise_double_backward("row_divergence")
+    if grad is None:
+        return (None,) * 6
+    to_perturbed, to_clean = torch.ops.mcr_fast.row_divergence_bwd(
+        grad, *ctx.saved_tensors, *ctx.dtypes
+    )
+    return (
+        to_perturbed if ctx.needs_input_grad[0] else None,
+        to_clean if ctx.needs_input_grad[1] else None,
+        *(None,) * 4,
+    )
+
+
+def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise_double_backward("row_divergence")
+
+
+if env.cpu_library_loaded():
+    torch.library.register_fake("mcr_fast::row_divergence_fwd", _forward_fake)
+    torch.library.register_fake("mcr_fast::row_divergence_bwd", _backward_fake)
+    torch.library.register_autograd("mcr_fast::row_divergence_fwd", _backward, setup_context=_setup)
+    torch.library.register_autograd("mcr_fast::row_divergence_bwd", _backward_backward)
 
 
 def row_divergence(
@@ -19,11 +88,16 @@ def row_divergence(
     backend: str | None,
 ) -> Tensor:  # []
     """Weighted mean of the divergences, differentiable in `perturbed` and `clean`."""
-    resolve("row_divergence", backend, perturbed.device)
-    total, weight = row_divergence_reference(
-        perturbed, clean, rows, row_weight, divergence=divergence
-    )
-    return mean_or_zero(total, weight)
+    if resolve("row_divergence", backend, perturbed.device) == "reference":
+        total, weight = row_divergence_reference(
+            perturbed, clean, rows, row_weight, divergence=divergence
+        )
+    else:
+        want_grad = torch.is_grad_enabled() and (perturbed.requires_grad or clean.requires_grad)
+        total, weight, _, _ = torch.ops.mcr_fast.row_divergence_fwd(
+            perturbed, clean, rows, row_weight, divergence, want_grad
+        )
+    return mean_or_zero(total, weight.detach())
 
 
 def row_divergence_parts(
@@ -35,29 +109,31 @@ def row_divergence_parts(
     divergence: str,
     want_grad: bool,
     backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0], [N, C] or [0]
-    """Weighted sum, sum of weights, and the gradients of the sum; no autograd.
-
-    The gradients are in the accumulation dtype, and empty without `want_grad`.
-    """
-    resolve("row_divergence", backend, perturbed.device)
-    return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0, 0], [N, C] or [0, 0]
+    """Weighted sum, sum of weights, and the sum's gradients in the accumulation dtype; no autograd."""
+    if resolve("row_divergence", backend, perturbed.device) == "reference":
+        return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
+    with torch.no_grad():
+        parts: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mcr_fast.row_divergence_fwd(
+            perturbed, clean, rows, row_weight, divergence, want_grad
+        )
+    return parts
 
 
 def _parts_reference(
-    perturbed: Tensor,
-    clean: Tensor,
-    rows: Tensor,
-    row_weight: Tensor | None,
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R] int64
+    row_weight: Tensor | None,  # [R]
     divergence: str,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
-    w, z = (t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean))
+    leaves = [t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean)]
     with torch.set_grad_enabled(want_grad):
-        total, weight = row_divergence_reference(w, z, rows, row_weight, divergence=divergence)
+        total, weight = row_divergence_reference(*leaves, rows, row_weight, divergence=divergence)
     if not want_grad:
-        none = total.new_empty(0)
+        none = total.new_empty((0, 0))
         return total, weight, none, none
-    grad_perturbed, grad_clean = torch.autograd.grad(total, (w, z))
+    grad_perturbed, grad_clean = torch.autograd.grad(total, leaves)
     return total.detach(), weight.detach(), grad_perturbed, grad_clean

@@ -1,0 +1,7 @@
+#pragma once
+
+namespace mcr {
+
+enum class DivergenceKind { kJsd, kBinaryJsd, kSquaredError };
+
+}  // namespace mcr

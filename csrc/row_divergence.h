@@ -1,0 +1,126 @@
+// Weighted sum of the divergences of perturbed rows w_r from the clean rows z_rows[r], and its
+// gradients to both:  dw_r = weight_r dD/dw,  dz_i = sum over the r with rows[r] = i of weight_r dD/dz.
+//
+// The rows come grouped by clean row: what a clean row needs is made once, its gradient is summed in
+// one place, and no order of threads shows in the result.
+#pragma once
+
+#include "divergence.h"
+#include "row_divergence_problem.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+// Step n of a row of `classes` elements, its ragged end filled up.
+template <class T>
+inline Vec<T> load_step(const T* row, int64_t n, int64_t classes, T fill) {
+  constexpr int W = kWidth<T>;
+  if ((n + 1) * W <= classes) return load(row + n * W);
+  T lanes[W];
+  for (int l = 0; l < W; ++l) lanes[l] = n * W + l < classes ? row[n * W + l] : fill;
+  return load(lanes);
+}
+
+template <class T>
+inline void store_step(T* row, int64_t n, int64_t classes, Vec<T> x) {
+  constexpr int W = kWidth<T>;
+  if ((n + 1) * W <= classes) return store(row + n * W, x);
+  for (int l = 0; n * W + l < classes; ++l) row[n * W + l] = x[l];
+}
+
+template <class T>
+struct GivenRow {
+  static constexpr bool kHasPowers = false;
+  const T* perturbed;
+  const T* logits;  // the clean row's tile
+  int64_t classes;
+  T unit;
+
+  Vec<T> difference(int64_t n) const {
+    const Vec<T> z = load(logits + n * kWidth<T>);
+    if ((n + 1) * kWidth<T> <= classes) return load(perturbed + n * kWidth<T>) * unit - z;
+    Vec<T> d = load_step(perturbed, n, classes, T(0)) * unit - z;
+    for (int l = 0; l < kWidth<T>; ++l) d[l] = n * kWidth<T> + l < classes ? d[l] : T(0);
+    return d;
+  }
+};
+
+template <class T, class D, bool kGrad>
+void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, double& value) {
+  constexpr int W = kWidth<T>;
+  using Team = RowTeam<T>;
+  constexpr bool kSoftmax = SameType<D, Jsd>::value;
+  const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
+  const int64_t tile = pr.steps * W;
+  const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile};
+  T* acc = scratch + 3 * tile;
+  T* group_tiles = scratch + 4 * tile;
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const T fill = kSoftmax ? T(-1e30) : T(0);  // the padding is no class of the softmax
+    store(clean.logits + n * W, load_step(pr.clean + i * pr.classes, n, pr.classes, fill) * unit);
+    store(acc + n * W, Vec<T>{});
+  }
+  const T lse = D::template prepare<Team>(pr.steps, clean);
+  T acc_kl = 0;
+  for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
+    int64_t rows[kGroup];
+    T weights[kGroup], total[kGroup] = {}, shift[kGroup], log2_total[kGroup];
+    int group = 0;
+    for (; group < pr.group && at < pr.start[i + 1]; ++at) {
+      const int64_t r = pr.members[at];
+      const T weight = pr.row_weight ? pr.factor * pr.row_weight[r] : pr.factor;
+      if (weight == T(0)) continue;  // dropped, whatever it holds
+      const GivenRow<T> row{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
+      shift[group] = D::template first_pass<Team, T>(pr.steps, clean, lse, row,
+                                                     group_tiles + 2 * group * tile,
+                                                     group_tiles + (2 * group + 1) * tile,
+                                                     total[group]);
+      rows[group] = r;
+      weights[group++] = weight;
+    }
+    Team::group_log2(total, log2_total);
+    for (int g = 0; g < group; ++g) {
+      T* grad = kGrad ? pr.grad_perturbed + rows[g] * pr.classes : nullptr;
+      const auto sink = [&](int64_t n, Vec<T> u) { store_step(grad, n, pr.classes, u); };
+      value += weights[g] * D::template second_pass<Team, kGrad, T>(
+                                pr.steps, clean, group_tiles + 2 * g * tile,
+                                group_tiles + (2 * g + 1) * tile, total[g],
+                                shift[g] + log2_total[g], {}, weights[g], acc, acc_kl, sink);
+    }
+  }
+  for (int64_t n = 0; kGrad && n < pr.steps; ++n) {
+    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), acc_kl);
+    store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
+  }
+}
+
+// Clean rows [begin, end) of the problem; scratch: [4 + 2 group, steps * W].
+template <class T, class D>
+double run_rows(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
+  double value = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    if (pr.start[i] == pr.start[i + 1]) continue;  // its gradient is 0 already
+    if (pr.want_grad) {
+      run_clean_row<T, D, true>(pr, i, scratch, value);
+    } else {
+      run_clean_row<T, D, false>(pr, i, scratch, value);
+    }
+  }
+  return value;
+}
+
+template <class T>
+double row_divergence(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
+  switch (pr.divergence) {
+    case DivergenceKind::kJsd:
+      return run_rows<T, Jsd>(pr, begin, end, scratch);
+    case DivergenceKind::kBinaryJsd:
+      return run_rows<T, BinaryJsd>(pr, begin, end, scratch);
+    case DivergenceKind::kSquaredError:
+      return run_rows<T, SquaredError>(pr, begin, end, scratch);
+  }
+  return 0;
+}
+
+}  // namespace MCR_ISA
+}  // namespace mcr
