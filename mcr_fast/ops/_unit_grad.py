@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -18,6 +19,18 @@ def raise_double_backward(op: str) -> NoReturn:
         f"{op} cannot be differentiated twice: its backward is a compiled kernel; "
         'use backend="reference" where second derivatives are needed'
     )
+
+
+def raise_on_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Refuse dual tensors: an op without a forward-mode rule would drop their tangents silently."""
+    if torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{op} has no forward-mode derivative: its gradient is a compiled kernel; "
+                'use backend="reference" for forward-mode differentiation'
+            )
 
 
 def register_unit_grad_op(op: str) -> None:

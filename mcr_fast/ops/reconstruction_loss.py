@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcr_fast import env
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.ops._unit_grad import raise_double_backward, raise_on_forward_mode
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
 
@@ -22,6 +22,7 @@ def reconstruction_loss(
     """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
     if resolve("reconstruction_loss", backend, reconstruction.device) == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
+    raise_on_forward_mode("reconstruction_loss", reconstruction, *latents)
     loss: Tensor = torch.ops.mcr_fast.reconstruction_loss_fwd(list(latents), reconstruction)
     return loss
 

@@ -25,7 +25,8 @@ def scaled_similarities(
         # where, not a product: whatever an absent row holds, NaN included, must not matter
         x = torch.where(present[:, None], x, x.new_zeros(()))
     z = F.normalize(x, dim=1)
-    similarities = z @ z.T / temperature
+    with torch.autocast(x.device.type, enabled=False):  # logits are never rounded to 16 bits
+        similarities = z @ z.T / temperature
     other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     if present is not None:
         other = other & present[:, None] & present[None, :]
