@@ -132,14 +132,13 @@ def test_reference_imports_reference_only(path):
     assert units_imported(ast.walk(parse(path))) <= {"reference"}
 
 
-def test_import_loads_no_triton():
-    code = (
-        "import sys, torch; before = set(sys.modules); import mcr_fast; "
-        "new = set(sys.modules) - before; "
-        "assert not [m for m in new if m.split('.')[0] == 'triton'], sorted(new); "
-        "assert 'mcr_fast.kernels' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+@pytest.mark.parametrize("module", ["triton", "mcr_fast.kernels", "torch._dynamo"])
+def test_import_is_light(module):
+    # The compiler takes as long to import as torch itself, and imports triton where there is one.
+    code = f"import torch, sys; sys.modules.pop({module!r}, None); import mcr_fast; "
+    code += f"sys.exit({module!r} in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT)
+    assert result.returncode == 0, f"`import mcr_fast` imports {module}"
 
 
 SYNCING_METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}

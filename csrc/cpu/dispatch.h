@@ -11,40 +11,20 @@
 // before it goes parallel, so that one call never mixes instruction sets.
 #pragma once
 
-#if __has_include("cpu/permuted_divergence_loops.h")
-#include "cpu/permuted_divergence_kernels.h"
-#endif
-#if __has_include("cpu/row_divergence_loops.h")
-#include "cpu/row_divergence_kernels.h"
-#endif
-#if __has_include("cpu/nt_xent_loops.h")
 #include "cpu/nt_xent_kernels.h"
-#endif
-#if __has_include("cpu/sup_con_loops.h")
-#include "cpu/sup_con_kernels.h"
-#endif
-#if __has_include("cpu/reconstruction_loss_loops.h")
+#include "cpu/permuted_divergence_kernels.h"
 #include "cpu/reconstruction_loss_kernels.h"
-#endif
+#include "cpu/row_divergence_kernels.h"
+#include "cpu/sup_con_kernels.h"
 
 namespace mcr {
 
 struct CpuKernels {
-#if __has_include("cpu/permuted_divergence_loops.h")
   PermutedDivergenceKernels permuted_divergence;
-#endif
-#if __has_include("cpu/row_divergence_loops.h")
   RowDivergenceKernels row_divergence;
-#endif
-#if __has_include("cpu/nt_xent_loops.h")
   NtXentKernels nt_xent;
-#endif
-#if __has_include("cpu/sup_con_loops.h")
   SupConKernels sup_con;
-#endif
-#if __has_include("cpu/reconstruction_loss_loops.h")
   ReconstructionLossKernels reconstruction_loss;
-#endif
   const char* capability;  // "portable", "avx2" or "avx512"
 };
 

@@ -3,23 +3,12 @@
 // may be reached from here: the linker keeps one copy of an inline function, and the copy compiled
 // for AVX-512 would then run on machines without it. What is inline lives in namespace MCR_ISA.
 #include "cpu/dispatch.h"
-#include "vec.h"
-
-#if __has_include("cpu/permuted_divergence_loops.h")
-#include "cpu/permuted_divergence_loops.h"
-#endif
-#if __has_include("cpu/row_divergence_loops.h")
-#include "cpu/row_divergence_loops.h"
-#endif
-#if __has_include("cpu/nt_xent_loops.h")
 #include "cpu/nt_xent_loops.h"
-#endif
-#if __has_include("cpu/sup_con_loops.h")
-#include "cpu/sup_con_loops.h"
-#endif
-#if __has_include("cpu/reconstruction_loss_loops.h")
+#include "cpu/permuted_divergence_loops.h"
 #include "cpu/reconstruction_loss_loops.h"
-#endif
+#include "cpu/row_divergence_loops.h"
+#include "cpu/sup_con_loops.h"
+#include "vec.h"
 
 #define MCR_STRING_(x) #x
 #define MCR_STRING(x) MCR_STRING_(x)
@@ -29,22 +18,8 @@ namespace MCR_ISA {
 
 const CpuKernels& table() {
   static constexpr CpuKernels kTable = {
-#if __has_include("cpu/permuted_divergence_loops.h")
-      kPermutedDivergenceKernels,
-#endif
-#if __has_include("cpu/row_divergence_loops.h")
-      kRowDivergenceKernels,
-#endif
-#if __has_include("cpu/nt_xent_loops.h")
-      kNtXentKernels,
-#endif
-#if __has_include("cpu/sup_con_loops.h")
-      kSupConKernels,
-#endif
-#if __has_include("cpu/reconstruction_loss_loops.h")
-      kReconstructionLossKernels,
-#endif
-      MCR_STRING(MCR_ISA),
+      kPermutedDivergenceKernels, kRowDivergenceKernels, kNtXentKernels, kSupConKernels,
+      kReconstructionLossKernels, MCR_STRING(MCR_ISA),
   };
   return kTable;
 }
