@@ -1,0 +1,1 @@
+"""Speed and memory of every op against what people run today: `python -m bench --help`."""

@@ -1,0 +1,124 @@
+"""The formulation that the paper's experiments run, restated: the baseline of every speed-up.
+
+Nothing is slower here than it has to be for the formulation's sake, and nothing is cleverer:
+permuted and repeated copies [K*N, D] of both modalities, three fusion passes on them for each
+perturbed modality, Jensen-Shannon divergences from softmaxes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import NTXentLoss
+from torch import Tensor, nn
+
+__all__ = ["released_mipd", "released_step"]
+
+
+def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:  # [R, C], [R, C] logits -> []
+    p, q = first.softmax(1), second.softmax(1)
+    log_mean = ((p + q) / 2).clamp(min=1e-20).log()
+    to_p = F.kl_div(log_mean, p, reduction="batchmean")
+    to_q = F.kl_div(log_mean, q, reduction="batchmean")
+    return (to_p + to_q) / 2
+
+
+def _contributions(linear: nn.Linear, latents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each modality's product with its columns of the weight."""
+    width = latents[0].shape[1]
+    first = F.linear(latents[0], linear.weight[:, :width])
+    second = F.linear(latents[1], linear.weight[:, width:])
+    return first, second
+
+
+def _with_bias(total: Tensor, linear: nn.Linear) -> Tensor:
+    return total if linear.bias is None else total + linear.bias
+
+
+def _passes(linear: nn.Linear, latents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with the first contribution detached, with the second detached, with none detached.
+
+    The model runs as a whole for each.
+    """
+    first, second = _contributions(linear, latents)
+    without_first = _with_bias(first.detach() + second, linear)
+    first, second = _contributions(linear, latents)
+    without_second = _with_bias(first + second.detach(), linear)
+    first, second = _contributions(linear, latents)
+    return without_first, without_second, _with_bias(first + second, linear)
+
+
+def released_mipd(
+    latents: list[Tensor],  # 2 tensors [N, D]
+    linear: nn.Linear,  # over the concatenated latents
+    num_permutations: int,
+    generator: torch.Generator | None = None,
+    *,
+    permutations: Tensor | None = None,  # [K, N] int64
+    logged: dict[str, Tensor] | None = None,
+) -> Tensor:  # []
+    """The scalar that the published greedy loss adds: identically 0, its gradient is the game's.
+
+    Args:
+        latents: the encoders' outputs; two modalities, as published.
+        linear: the late fusion.
+        num_permutations: K.
+        generator: source of the permutations.
+        permutations: instead of random ones, for comparing gradients.
+        logged: gets the divergence of each perturbed modality, which the code also reports.
+    """
+    if len(latents) != 2:
+        raise ValueError(f"the released formulation has 2 modalities, got {len(latents)}")
+    num_rows = len(latents[0])
+    drawn = (
+        [torch.randperm(num_rows, generator=generator) for _ in range(num_permutations)]
+        if permutations is None
+        else list(permutations)
+    )
+    first, second = _contributions(linear, latents)
+    clean = _with_bias(first + second, linear).repeat(num_permutations, 1)
+    repeated = [torch.cat([z] * num_permutations) for z in latents]
+    permuted = [torch.cat([z[index] for index in drawn]) for z in latents]
+
+    total = clean.new_zeros(())
+    for m, copies in enumerate([[permuted[0], repeated[1]], [repeated[0], permuted[1]]]):
+        divergences = [_jensen_shannon(clean, logits) for logits in _passes(linear, copies)]
+        # the owner of the perturbed modality raises the divergence, the other one lowers it
+        to_second, to_first, whole = divergences
+        total = total + (to_second - to_first if m == 0 else to_first - to_second)
+        if logged is not None:
+            logged[f"divergence_{m}"] = whole.detach()
+    return total
+
+
+def released_step(
+    latents: list[Tensor],  # 2 tensors [N, D]
+    labels: Tensor,  # [N]
+    linear: nn.Linear,
+    num_permutations: int,
+    contrastive: nn.Module | None = None,
+    *,
+    mipd_weight: float = 0.1,
+    contrastive_weight: float = 1.0,
+    temperature: float = 0.5,
+    generator: torch.Generator | None = None,
+    logged: dict[str, Tensor] | None = None,
+) -> Tensor:  # []
+    """What the published step adds to the task loss.
+
+    Args:
+        latents: the encoders' outputs.
+        labels: classes.
+        linear: the late fusion.
+        num_permutations: K.
+        contrastive: pytorch-metric-learning's NTXentLoss if None.
+        mipd_weight: of the scalar above.
+        contrastive_weight: of the contrastive term.
+        temperature: of the contrastive term.
+        generator: source of the permutations.
+        logged: as in `released_mipd`.
+    """
+    contrastive = NTXentLoss(temperature=temperature) if contrastive is None else contrastive
+    mipd = released_mipd(latents, linear, num_permutations, generator, logged=logged)
+    shared = contrastive(torch.cat(latents), labels.repeat(len(latents)))
+    return mipd_weight * mipd + contrastive_weight * shared
