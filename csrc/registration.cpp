@@ -59,8 +59,8 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "str divergence, bool want_grad) "
       "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)");
   m.def(
-      "row_divergence_bwd(Tensor grad, Tensor unit_grad_perturbed, "
-      "Tensor unit_grad_clean, ScalarType perturbed_dtype, ScalarType clean_dtype) "
+      "row_divergence_bwd(Tensor grad, Tensor unit_grad_perturbed, Tensor unit_grad_clean, "
+      "Tensor perturbed, Tensor clean) "
       "-> (Tensor grad_perturbed, Tensor grad_clean)");
 
   m.def(

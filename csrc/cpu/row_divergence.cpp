@@ -118,13 +118,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
 std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,                 // [], of total
                                                   const Tensor& unit_grad_perturbed,  // [R, C]
                                                   const Tensor& unit_grad_clean,      // [N, C]
-                                                  ScalarType perturbed_dtype,
-                                                  ScalarType clean_dtype) {
+                                                  const Tensor& perturbed,            // their dtypes
+                                                  const Tensor& clean) {
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const T g = *contiguous_as(grad, scalar_type_of<T>()).template const_data_ptr<T>();
-    return {scaled<T>(unit_grad_perturbed, g, perturbed_dtype),
-            scaled<T>(unit_grad_clean, g, clean_dtype)};
+    return {scaled<T>(unit_grad_perturbed, g, perturbed.scalar_type()),
+            scaled<T>(unit_grad_clean, g, clean.scalar_type())};
   };
   return unit_grad_clean.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }

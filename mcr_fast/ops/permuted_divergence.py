@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast import env
+from mcr_fast.ops._autograd import register_autograd
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -37,16 +38,13 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], *inputs[:_TENSORS])
     ctx.options = inputs[_TENSORS:-1]
     ctx.set_materialize_grads(False)
 
 
-def _backward(
-    ctx: Any, grad: Tensor | None, grad_unit: Tensor | None, grad_unit_bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if grad_unit is not None or grad_unit_bias is not None:
-        raise_double_backward("permuted_divergence")
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     nothing = (None,) * (_INPUTS - 2)
     if grad is None:
         return None, None, *nothing
@@ -63,10 +61,8 @@ def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
 if env.cpu_library_loaded():
     torch.library.register_fake("mcr_fast::permuted_divergence_fwd", _forward_fake)
     torch.library.register_fake("mcr_fast::permuted_divergence_bwd", _backward_fake)
-    torch.library.register_autograd(
-        "mcr_fast::permuted_divergence_fwd", _backward, setup_context=_setup
-    )
-    torch.library.register_autograd("mcr_fast::permuted_divergence_bwd", _backward_backward)
+    register_autograd("permuted_divergence_fwd", _backward, setup_context=_setup)
+    register_autograd("permuted_divergence_bwd", _backward_backward)
 
 
 def permuted_divergence(

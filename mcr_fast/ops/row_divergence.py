@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast import env
+from mcr_fast.ops._autograd import register_autograd
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
@@ -34,32 +35,25 @@ def _backward_fake(
     grad: Tensor,
     unit_grad_perturbed: Tensor,
     unit_grad_clean: Tensor,
-    perturbed_dtype: torch.dtype,
-    clean_dtype: torch.dtype,
+    perturbed: Tensor,
+    clean: Tensor,
 ) -> tuple[Tensor, Tensor]:
     return (
-        torch.empty_like(unit_grad_perturbed, dtype=perturbed_dtype),
-        torch.empty_like(unit_grad_clean, dtype=clean_dtype),
+        torch.empty_like(unit_grad_perturbed, dtype=perturbed.dtype),
+        torch.empty_like(unit_grad_clean, dtype=clean.dtype),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[2:])
-    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:], *inputs[:2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(
-    ctx: Any, grad: Tensor | None, grad_weight: Tensor | None, *grad_units: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    # The weights are constants, so a gradient to their sum goes nowhere.
-    if any(g is not None for g in grad_units):
-        raise_double_backward("row_divergence")
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    to_perturbed, to_clean = torch.ops.mcr_fast.row_divergence_bwd(
-        grad, *ctx.saved_tensors, *ctx.dtypes
-    )
+    to_perturbed, to_clean = torch.ops.mcr_fast.row_divergence_bwd(grad, *ctx.saved_tensors)
     return (
         to_perturbed if ctx.needs_input_grad[0] else None,
         to_clean if ctx.needs_input_grad[1] else None,
@@ -74,8 +68,8 @@ def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
 if env.cpu_library_loaded():
     torch.library.register_fake("mcr_fast::row_divergence_fwd", _forward_fake)
     torch.library.register_fake("mcr_fast::row_divergence_bwd", _backward_fake)
-    torch.library.register_autograd("mcr_fast::row_divergence_fwd", _backward, setup_context=_setup)
-    torch.library.register_autograd("mcr_fast::row_divergence_bwd", _backward_backward)
+    register_autograd("row_divergence_fwd", _backward, setup_context=_setup)
+    register_autograd("row_divergence_bwd", _backward_backward)
 
 
 def row_divergence(
@@ -97,7 +91,7 @@ def row_divergence(
         total, weight, _, _ = torch.ops.mcr_fast.row_divergence_fwd(
             perturbed, clean, rows, row_weight, divergence, want_grad
         )
-    return mean_or_zero(total, weight.detach())
+    return mean_or_zero(total, weight)
 
 
 def row_divergence_parts(
