@@ -138,8 +138,8 @@ def _noise(
     for z in latents:
         on = z.device if draw.generator is None else draw.generator.device
         normal = torch.randn(count, *z.shape, generator=draw.generator, device=on, dtype=z.dtype)
-        # correction 0: one row deviates by 0, not by NaN
-        drawn.append(normal.to(z.device) * z.detach().std(0, correction=0))
+        centred = z.detach() - z.detach().mean(0)
+        drawn.append(normal.to(z.device) * centred.square().mean(0).sqrt())
     return drawn
 
 

@@ -240,7 +240,7 @@ class MCRLoss(nn.Module):
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, logits, present)
             weighted.append(self.ceb_weight * ceb)
-        single = divergences[: len(parts)]
+        single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
         loss = sum(weighted[1:], weighted[0]) if weighted else zero

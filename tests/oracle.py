@@ -1,8 +1,9 @@
 """The regularizer's gradient by definition: loops over subsets and pairs, autograd and detach.
 
-Nothing of the package is used. For every subset S the perturbed logits of every pair are computed one
-row at a time; D_S is differentiated once along the perturbed path (clean logits detached) and once along
-the clean path (perturbed logits detached), to every tensor; the factors come from the tables below.
+Nothing of the package is used. For every subset S the perturbed logits of every pair are computed
+one row at a time; D_S is differentiated once along the perturbed path (clean logits detached) and
+once along the clean path (perturbed logits detached), to every tensor; the factors come from the
+functions below.
 """
 
 import itertools

@@ -90,7 +90,7 @@ def exhaustive_table():
     return torch.stack([(rows + shift) % ROWS for shift in range(1, ROWS)])
 
 
-@pytest.mark.parametrize("routing", itertools.product(STRATEGIES, CLEAN_PATHS), ids="-".join)
+@pytest.mark.parametrize("routing", list(zip(STRATEGIES, CLEAN_PATHS, strict=True)), ids="-".join)
 @pytest.mark.parametrize("kind", WAYS)
 def test_own_donors(kind, routing):
     sample = mcr_fast.sample_permutations(2, ROWS, num_modalities=3, generator=generator(6))

@@ -1,0 +1,402 @@
+"""MCRLoss as a training loop meets it: terms, options, empty batches, autocast, copies, repeats."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from inputs import make_fusion, make_latents, make_present
+from torch import nn
+
+import mcr_fast
+from mcr_fast import MCRLoss, _mipd
+from mcr_fast import functional as F
+
+N, C, D = 6, 3, 4
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1])
+WAYS = ("linear", "additive_head", "gated")  # the three ways through the package
+
+
+def setting(kind="linear", num_modalities=2, num_rows=N, dtype=torch.float64):
+    case = make_fusion(kind, 1, num_modalities, D, dtype)
+    return case.fusion, make_latents(2, num_modalities, num_rows, D, case.length, dtype)
+
+
+def mcr(num_modalities=2, **options):
+    return MCRLoss([D] * num_modalities, C, **options)
+
+
+# The terms
+
+
+def test_loss_is_the_weighted_sum_of_the_terms():
+    fusion, latents = setting()
+    loss = mcr(mipd_weight=0.3, contrastive_weight=0.7, ceb_weight=2.0, temperature=0.2).double()
+    out = loss(latents, LABELS, fusion=fusion)
+    torch.testing.assert_close(out.loss, 0.3 * out.mipd + 0.7 * out.contrastive + 2.0 * out.ceb)
+    torch.testing.assert_close(out.mipd, -out.divergences.sum())
+    torch.testing.assert_close(out.contrastive, F.nt_xent(latents, LABELS, temperature=0.2))
+    target = loss.ceb_head(out.logits.detach())
+    torch.testing.assert_close(out.ceb, ((target - torch.cat(latents, 1)) ** 2).mean())
+    torch.testing.assert_close(out.logits, fusion(torch.cat(latents, 1)))
+    assert out.divergences.shape == (2,)
+    assert not out.divergences.requires_grad
+    assert not out.importance.requires_grad
+    torch.testing.assert_close(out.importance, out.divergences / out.divergences.sum())
+
+
+def test_importance_is_of_single_modalities():
+    fusion, latents = setting(num_modalities=3)
+    out = mcr(3, num_permutations="all")(latents, LABELS, fusion=fusion)
+    assert out.divergences.shape == (6,)
+    torch.testing.assert_close(out.importance, out.divergences[:3] / out.divergences[:3].sum())
+    alone = [z[:1] for z in latents]
+    out = mcr(3, contrastive_weight=0.0)(alone, LABELS[:1], fusion=fusion)
+    torch.testing.assert_close(out.importance, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("off", ["mipd", "contrastive", "ceb"])
+def test_a_term_of_weight_0_is_not_computed(off, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed")
+
+    if off == "mipd":
+        monkeypatch.setattr("mcr_fast.modules.evaluate_mipd", refuse)
+        monkeypatch.setattr("mcr_fast.modules.draw_donors", refuse)
+    if off == "contrastive":
+        monkeypatch.setitem(mcr_fast.modules._CONTRASTIVE, "nt_xent", refuse)
+    if off == "ceb":
+        monkeypatch.setattr(F, "reconstruction_loss", refuse)
+    fusion, latents = setting()
+    weights = {"mipd_weight": 1.0, "contrastive_weight": 1.0, "ceb_weight": 1.0} | {
+        f"{off}_weight": 0.0
+    }
+    out = mcr(**weights).double()(latents, LABELS, fusion=fusion)
+    assert getattr(out, off) == 0
+    torch.testing.assert_close(out.logits, fusion(torch.cat(latents, 1)))
+    out.loss.backward()
+    assert (list(mcr(**weights).parameters()) == []) == (off == "ceb")
+
+
+def test_no_term_at_all():
+    fusion, latents = setting("gated")
+    out = mcr(mipd_weight=0.0, contrastive_weight=0.0)(latents, None, fusion=fusion)
+    assert out.loss == 0
+    torch.testing.assert_close(out.logits, fusion(latents))
+    torch.testing.assert_close(out.importance, torch.full((2,), 0.5, dtype=torch.float64))
+
+
+def test_sup_con_and_embeddings():
+    fusion, latents = setting()
+    embeddings = make_latents(3, 2, N, 7)
+    loss = mcr(contrastive="sup_con", temperature=0.1, mipd_weight=0.0)
+    out = loss(latents, LABELS, fusion=fusion, embeddings=embeddings)
+    torch.testing.assert_close(out.contrastive, F.sup_con(embeddings, LABELS, temperature=0.1))
+
+
+def test_labels_none_means_instance_labels():
+    fusion, latents = setting()
+    out = mcr()(latents, None, fusion=fusion)
+    torch.testing.assert_close(out.contrastive, F.nt_xent(latents, torch.arange(N)))
+
+
+def test_ceb_sees_detached_logits_or_labels():
+    fusion, latents = setting()
+    for source in ("logits", "labels"):
+        loss = mcr(mipd_weight=0.0, contrastive_weight=0.0, ceb_weight=1.0, ceb_source=source)
+        loss = loss.double()
+        out = loss(latents, LABELS, fusion=fusion)
+        seen = out.logits.detach()
+        if source == "labels":
+            seen = nn.functional.one_hot(LABELS, C).double()
+        expected = ((loss.ceb_head(seen) - torch.cat(latents, 1)) ** 2).mean()
+        torch.testing.assert_close(out.ceb, expected)
+        grads = torch.autograd.grad(out.loss, [*latents, *loss.parameters()])
+        wanted = torch.autograd.grad(expected, [*latents, *loss.parameters()])
+        for a, b in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+        assert fusion.weight.grad is None
+
+
+def test_middle_dimensions_are_averaged():
+    fusion, latents = setting("transformer")
+    loss = mcr(ceb_weight=1.0).double()
+    out = loss(latents, LABELS, fusion=fusion)
+    pooled = [z.mean(1) for z in latents]
+    torch.testing.assert_close(out.contrastive, F.nt_xent(pooled, LABELS))
+    expected = F.reconstruction_loss(pooled, loss.ceb_head(out.logits.detach()))
+    torch.testing.assert_close(out.ceb, expected)
+
+
+def test_missing_modalities_reach_no_term():
+    fusion, latents = setting()
+    present = make_present(4, N, 2)
+    present[2] = False
+    loss = mcr(ceb_weight=1.0, num_permutations="all").double()
+    out = loss(latents, LABELS, fusion=fusion, present=present)
+    torch.testing.assert_close(out.contrastive, F.nt_xent(latents, LABELS, present=present))
+    mask = present.repeat_interleave(D, 1)
+    difference = loss.ceb_head(out.logits.detach()) - torch.cat(latents, 1)
+    torch.testing.assert_close(out.ceb, (difference**2)[mask].mean())
+    # a row that misses everything: its contents do not matter
+    other = [z.detach().clone() for z in latents]
+    for z in other:
+        z[2] = 7.0
+    again = loss(other, LABELS, fusion=fusion, present=present)
+    for name in ("loss", "mipd", "contrastive", "ceb"):
+        torch.testing.assert_close(getattr(out, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_given_logits_are_returned(kind):
+    fusion, latents = setting(kind)
+    logits = _mipd.run_fusion(fusion, latents)
+    out = mcr()(latents, LABELS, fusion=fusion, logits=logits)
+    assert out.logits is logits
+    torch.manual_seed(0)
+    torch.testing.assert_close(mcr()(latents, LABELS, fusion=fusion).mipd, out.mipd)
+
+
+# How donors are drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "num_modalities", "num_rows", "expected"),
+    [
+        ({"num_permutations": 3}, 2, 9, ("cyclic", (1, 3))),
+        ({"num_permutations": 8}, 2, 9, "exhaustive"),
+        ({"num_permutations": 100}, 2, 9, "exhaustive"),
+        ({"num_permutations": "all"}, 3, 9, "exhaustive"),
+        ({"num_permutations": 3}, 3, 9, ("cyclic", (3, 3))),
+        ({"num_permutations": 100}, 3, 9, ("cyclic", (3, 8))),
+        ({"num_permutations": 100, "shared_donor": True}, 3, 9, "exhaustive"),
+        ({"num_permutations": 3, "shared_donor": True}, 3, 9, ("cyclic", (1, 3))),
+        ({"num_permutations": 3, "subsets": "single"}, 3, 9, ("cyclic", (1, 3))),
+        ({"num_permutations": 3}, 3, 3, "exhaustive"),
+        ({"num_permutations": 20, "scheme": "uniform"}, 2, 9, ("table", (1, 20, 9))),
+        ({"num_permutations": 20, "scheme": "uniform"}, 3, 9, ("table", (3, 20, 9))),
+        ({"num_permutations": 5, "perturbation": "zero"}, 2, 9, ("table", (1, 1, 9))),
+        ({"num_permutations": 5, "perturbation": "noise"}, 2, 9, ("table", (1, 5, 9))),
+    ],
+)
+def test_draws(options, num_modalities, num_rows, expected, monkeypatch):
+    drawn = []
+    draw_donors = mcr_fast.modules.draw_donors
+
+    def spy(*args):
+        drawn.append(draw_donors(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr("mcr_fast.modules.draw_donors", spy)
+    fusion, latents = setting(num_modalities=num_modalities, num_rows=num_rows)
+    mcr(num_modalities, contrastive_weight=0.0, **options)(latents, None, fusion=fusion)
+    order, donors = drawn[0]
+    if expected == "exhaustive":
+        assert order is None
+        assert donors is None
+    else:
+        assert (order is not None) == (expected[0] == "cyclic")
+        assert tuple(donors.shape) == expected[1]
+
+
+def test_generator_decides():
+    fusion, latents = setting()
+    for options in ({}, {"scheme": "uniform"}, {"perturbation": "noise"}):
+        loss = mcr(num_permutations=2, contrastive_weight=0.0, **options)
+        values = [
+            loss(latents, None, fusion=fusion, generator=torch.Generator().manual_seed(seed)).loss
+            for seed in (1, 1, 2)
+        ]
+        assert values[0] == values[1] != values[2]
+
+
+# Edges of the input
+
+
+@pytest.mark.parametrize("perturbation", ["permute", "zero", "noise"])
+@pytest.mark.parametrize("scheme", ["cyclic", "uniform"])
+@pytest.mark.parametrize("num_modalities", [2, 3])
+@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_batches_without_a_pair(num_rows, kind, num_modalities, scheme, perturbation):
+    fusion, latents = setting(kind, num_modalities, num_rows)
+    loss = mcr(num_modalities, contrastive_weight=0.0, scheme=scheme, perturbation=perturbation)
+    out = loss(latents, LABELS[:num_rows], fusion=fusion)
+    assert out.loss == out.mipd == 0
+    assert (out.divergences == 0).all()
+    assert out.logits.shape == (num_rows, C)
+    out.loss.backward()
+    for z in latents:
+        assert (z.grad == 0).all()
+    for p in fusion.parameters():
+        assert p.grad is None or (p.grad == 0).all()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_the_other_terms_of_batches_without_a_pair(num_rows):
+    fusion, latents = setting(num_rows=num_rows)
+    loss = mcr(ceb_weight=1.0).double()
+    out = loss(latents, torch.arange(num_rows), fusion=fusion)
+    assert out.contrastive == 0
+    assert out.loss.isfinite()
+    out.loss.backward()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", WAYS)
+def test_nan_and_inf_give_nan(kind, bad):
+    fusion, latents = setting(kind)
+    with torch.no_grad():
+        latents[0][1, 2] = bad
+    # tanh saturates at infinity, so the hidden row is what is made infinite there
+    head = kind == "additive_head"
+    if head and bad == bad:
+        fusion = mcr_fast.AdditiveFusion(fusion.projections, fusion.bias, fusion.head[1])
+        fusion.projections = nn.ModuleList(nn.Linear(D, 5).double() for _ in range(2))
+    loss = mcr(ceb_weight=1.0).double()
+    out = loss(latents, LABELS, fusion=fusion)
+    for value in (out.loss, out.mipd, out.contrastive):
+        assert value.isnan()
+    assert not out.ceb.isfinite()
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_huge_logits(kind):
+    fusion, latents = setting(kind)
+    with torch.no_grad():
+        for p in fusion.parameters():
+            p.mul_(1e3)
+    out = mcr(num_permutations="all")(latents, LABELS, fusion=fusion)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert all(z.grad.isfinite().all() for z in latents)
+
+
+# Modes
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_without_gradients_the_value_is_the_same(kind):
+    fusion, latents = setting(kind)
+    loss = mcr(num_permutations="all", clean_path="routed")
+    expected = loss(latents, LABELS, fusion=fusion).loss
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out = loss(latents, LABELS, fusion=fusion)
+        assert out.loss == expected
+        assert not out.loss.requires_grad
+    detached = [z.detach() for z in latents]
+    frozen = copy.deepcopy(fusion).requires_grad_(False)
+    out = loss(detached, LABELS, fusion=frozen)
+    assert out.loss == expected
+    assert not out.loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_bitwise_repeatable(kind):
+    results = []
+    for _ in range(3):
+        fusion, latents = setting(kind, 3, 9, torch.float32)
+        loss = mcr(3, num_permutations=4, chunk_rows=20, clean_path="routed")
+        torch.manual_seed(1)
+        out = loss(latents, torch.arange(9) % C, fusion=fusion)
+        out.loss.backward()
+        results.append([out.loss, out.divergences, *(z.grad for z in latents)])
+        results[-1] += [p.grad for p in fusion.parameters() if p.grad is not None]
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", [*WAYS, "sequential"])
+def test_autocast(kind):
+    fusion, latents = setting(kind, dtype=torch.float32)
+    loss = mcr(ceb_weight=1.0, num_permutations="all", strategy="independent")
+    exact = loss(latents, LABELS, fusion=fusion)
+    wanted = torch.autograd.grad(exact.loss, [*latents, *fusion.parameters()])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = loss(latents, LABELS, fusion=fusion)
+    assert out.loss.dtype == out.mipd.dtype == torch.float32
+    torch.testing.assert_close(out.loss, exact.loss, rtol=0.02, atol=0.02)
+    ours = torch.autograd.grad(out.loss, [*latents, *fusion.parameters()])
+    for a, b in zip(ours, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() <= 0.05 * b.norm() + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", WAYS)
+def test_16_bit_latents_and_fusion(kind, dtype):
+    fusion, latents = setting(kind, dtype=dtype)
+    out = mcr(num_permutations="all")(latents, LABELS, fusion=fusion)
+    assert out.mipd.dtype == torch.float32
+    (65536 * out.loss).backward()  # as a gradient scaler would
+    wide = copy.deepcopy(fusion).double()
+    exact = [z.detach().double().requires_grad_() for z in latents]
+    truth = mcr(num_permutations="all")(exact, LABELS, fusion=wide)
+    torch.testing.assert_close(out.loss.double(), truth.loss, rtol=0.02, atol=0.02)
+    (65536 * truth.loss).backward()
+    for z, e in zip(latents, exact, strict=True):
+        assert z.grad.dtype == dtype
+        assert (z.grad.double() - e.grad).norm() <= 0.06 * e.grad.norm()
+
+
+def test_compiled_without_graph_breaks():
+    fusion, latents = setting(dtype=torch.float32)
+    loss = mcr(ceb_weight=1.0)
+    for rows in (N, 40):  # exhaustive, then 32 of 39 cyclic permutations
+        latents = make_latents(3, 2, rows, D, dtype=torch.float32)
+        labels = torch.arange(rows) % C
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
+        results = []
+        for run in (loss, compiled):
+            torch.manual_seed(5)
+            out = run(latents, labels, fusion=fusion)
+            results.append([*out, *torch.autograd.grad(out.loss, latents)])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_compiled_generic_fusion():
+    fusion, latents = setting("gated", dtype=torch.float32)
+    loss = mcr(num_permutations="all")
+    compiled = torch.compile(loss, backend="aot_eager", dynamic=False)
+    expected = loss(latents, LABELS, fusion=fusion)
+    out = compiled(latents, LABELS, fusion=fusion)
+    torch.testing.assert_close(out.loss, expected.loss)
+    for a, b in zip(
+        torch.autograd.grad(out.loss, latents),
+        torch.autograd.grad(expected.loss, latents),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+# The module
+
+
+def test_state_copy_pickle():
+    fusion, latents = setting()
+    assert mcr().state_dict() == {}
+    loss = mcr(ceb_weight=1.0, num_permutations="all").double()
+    assert set(loss.state_dict()) == {"ceb_head.0.weight", "ceb_head.2.weight"}
+    expected = loss(latents, LABELS, fusion=fusion).loss
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert other(latents, LABELS, fusion=fusion).loss == expected
+    fresh = mcr(ceb_weight=1.0, num_permutations="all").double()
+    fresh.load_state_dict(loss.state_dict())
+    assert fresh(latents, LABELS, fusion=fusion).loss == expected
+    assert "strategy='greedy'" in repr(loss)
+
+
+def test_contrastive_modules():
+    latents = make_latents(1, 2, N, D)
+    present = make_present(1, N, 2)
+    for module, function in (
+        (mcr_fast.NTXentLoss(0.3), F.nt_xent),
+        (mcr_fast.SupConLoss(0.3), F.sup_con),
+    ):
+        expected = function(latents, LABELS, temperature=0.3, present=present)
+        assert module(latents, LABELS, present=present) == expected
+        assert "temperature=0.3" in repr(pickle.loads(pickle.dumps(module)))
+    assert mcr_fast.NTXentLoss().temperature == 0.5
+    assert mcr_fast.SupConLoss().temperature == 0.1

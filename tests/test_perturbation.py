@@ -1,0 +1,264 @@
+"""The generic-fusion engine: how often a fusion runs, whose graph is touched, ablations, memory."""
+
+import pytest
+import torch
+from inputs import FUSIONS, generator, make_fusion, make_latents, make_present
+from oracle import Oracle
+from test_routing import compare, mcr
+from torch import nn
+
+import mcr_fast
+from mcr_fast import _mipd
+
+ROWS, C, D = 5, 3, 4
+
+
+class Counted(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.rows = inner, []
+
+    def forward(self, x):
+        self.rows.append(len(x[0]) if isinstance(x, list) else len(x))
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("clean_path", ["shared", "routed"])
+@pytest.mark.parametrize("num_modalities", [2, 3])
+def test_each_subset_runs_once(num_modalities, clean_path):
+    case = make_fusion("gated", 1, num_modalities)
+    latents = make_latents(2, num_modalities, ROWS)
+    fusion = Counted(case.fusion)
+    loss = mcr(num_modalities, num_permutations="all", clean_path=clean_path)
+    loss(latents, None, fusion=fusion).loss.backward()
+    subsets = 2**num_modalities - 2
+    assert fusion.rows == [ROWS] + [ROWS * (ROWS - 1)] * subsets
+
+
+def test_chunks_bound_the_rows_of_a_run():
+    case = make_fusion("gated", 1, 2)
+    latents = make_latents(2, 2, ROWS)
+    for chunk_rows, sizes in ((12, {5, 10}), (3, {2, 3, 5})):
+        fusion = Counted(case.fusion)
+        mcr(2, num_permutations="all", chunk_rows=chunk_rows)(latents, None, fusion=fusion)
+        assert set(fusion.rows) == sizes
+        assert sum(fusion.rows) == ROWS + 2 * ROWS * (ROWS - 1)
+
+
+def test_the_head_runs_once_a_subset():
+    case = make_fusion("additive_head", 1, 2)
+    latents = make_latents(2, 2, ROWS)
+    case.fusion.head = Counted(case.fusion.head)
+    projections = [Counted(p) for p in case.fusion.projections]
+    case.fusion.projections = nn.ModuleList(projections)
+    mcr(2, num_permutations="all")(latents, None, fusion=case.fusion).loss.backward()
+    assert case.fusion.head.rows == [ROWS] + [ROWS * (ROWS - 1)] * 2
+    assert [p.rows for p in projections] == [[ROWS]] * 2
+
+
+# Ablations
+
+
+@pytest.mark.parametrize("perturbation", ["zero", "noise"])
+@pytest.mark.parametrize(
+    ("kind", "num_modalities"),
+    [(kind, 2) for kind in FUSIONS] + [("linear", 3), ("additive_head", 3), ("gated", 3)],
+)
+def test_ablations_against_the_oracle(kind, num_modalities, perturbation):
+    count = 1 if perturbation == "zero" else 3
+    case = make_fusion(kind, 1, num_modalities)
+    latents = make_latents(2, num_modalities, ROWS, length=case.length)
+    present = make_present(3, ROWS, num_modalities)
+    draw = _mipd.Draw(perturbation, 3, "cyclic", False, generator(7))
+    noise = _mipd._noise(latents, count, draw)
+
+    def replace(m, k, i):
+        row = latents[m][i : i + 1]
+        return torch.zeros_like(row) if perturbation == "zero" else row + noise[m][k, i]
+
+    table = torch.arange(ROWS).expand(count, ROWS)
+    oracle = Oracle(case.oracle, latents, case.owned, table, replace=replace, present=present)
+    for routing in (("greedy", "shared"), ("independent", "routed"), ("greedy", "detached")):
+        for chunk_rows in (None, 2, 7):
+            loss = mcr(
+                num_modalities,
+                strategy=routing[0],
+                clean_path=routing[1],
+                perturbation=perturbation,
+                num_permutations=3,
+                chunk_rows=chunk_rows,
+            )
+            again = generator(7)
+            compare(loss, case, latents, oracle, routing, present=present, generator=again)
+
+
+def test_noise_has_the_standard_deviation_of_the_batch():
+    latents = [torch.randn(50, D) * 3 + 1, torch.randn(50, 2, D) * 0.1]
+    draw = _mipd.Draw("noise", 1, "cyclic", False, generator(1))
+    for z, noise in zip(latents, _mipd._noise(latents, 4000, draw), strict=True):
+        std = z.std(0, correction=0)
+        torch.testing.assert_close(noise.std((0, 1)), std, rtol=0.02, atol=0)
+        assert (noise.mean((0, 1)).abs() < 0.02 * std).all()
+
+
+# Whose graph, and which tensors
+
+
+def test_a_fusion_may_use_a_tensor_with_a_graph():
+    """A conditioning vector from another network: its graph survives, its parameters are shared."""
+    text = nn.Linear(2, D).double()
+    base = make_fusion("gated", 1, 2)
+    latents = make_latents(2, 2, ROWS)
+    words = torch.randn(2, dtype=torch.float64)
+    condition = text(words).tanh()
+    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
+
+    def fusion(z):
+        return base.fusion([z[0] * condition, z[1]])
+
+    out = mcr(2, strategy="independent", chunk_rows=3)(
+        latents, None, fusion=fusion, permutations=table
+    )
+    (out.mipd + 0 * condition.sum()).backward()
+    owned = [(p, None) for p in text.parameters()]
+    oracle = Oracle(lambda z: base.fusion([z[0] * text(words).tanh(), z[1]]), latents, owned, table)
+    wanted = oracle.gradients("independent", "shared")
+    for x, grad in zip([*latents, *text.parameters()], wanted, strict=True):
+        torch.testing.assert_close(x.grad, grad)
+
+
+@pytest.mark.parametrize("clean_path", ["shared", "routed"])
+def test_encoders_upstream_get_the_latents_gradient(clean_path):
+    """Also where an encoder shares a parameter with the fusion, and one latent feeds another."""
+    shared = nn.Parameter(torch.randn(D, D, dtype=torch.float64, generator=generator(1)))
+    inputs = make_latents(2, 1, ROWS)[0]
+    out_layer = torch.randn(D, C, dtype=torch.float64, generator=generator(3))
+    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(4)).index()
+
+    def encode():
+        first = (inputs @ shared).tanh()
+        return [first, (2 * first + inputs).sin()]
+
+    def fusion(z):
+        return ((z[0] @ shared) * z[1]) @ out_layer
+
+    latents = encode()
+    loss = mcr(2, strategy="independent", clean_path=clean_path)
+    mipd = loss(latents, None, fusion=fusion, permutations=table).mipd
+    ours = torch.autograd.grad(mipd, shared)[0]
+
+    # by hand: the game cuts at the latents, then the encoders' ordinary backward
+    leaves = [z.detach().requires_grad_() for z in latents]
+    tied = shared.detach().clone().requires_grad_()
+    oracle = Oracle(lambda z: ((z[0] @ tied) * z[1]) @ out_layer, leaves, [(tied, None)], table)
+    *to_latents, to_fusion = oracle.gradients("independent", clean_path)
+    through = torch.autograd.grad(encode(), shared, grad_outputs=to_latents)[0]
+    torch.testing.assert_close(ours, to_fusion + through)
+
+
+def test_two_latents_from_one_node():
+    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
+    case = make_fusion("gated", 1, 2)
+    joint = torch.randn(ROWS, 2 * D, dtype=torch.float64, requires_grad=True)
+    results = []
+    for latents in (joint.chunk(2, 1), (joint[:, :D].clone(), joint[:, D:].clone())):
+        loss = mcr(2, strategy="independent", clean_path="routed")
+        out = loss(latents, None, fusion=case.fusion, permutations=table)
+        results.append(torch.autograd.grad(out.mipd, joint)[0])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("frozen", ["fusion", "first", "latents"])
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
+def test_frozen_parts_change_nothing_else(kind, frozen):
+    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
+    loss = mcr(2, strategy="independent", clean_path="routed")
+    grads = []
+    for freeze in (False, True):
+        case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
+        if freeze:
+            case.fusion.requires_grad_(frozen != "fusion")
+            for m, z in enumerate(latents):
+                z.requires_grad_(frozen == "fusion" or (frozen == "first" and m == 1))
+        loss(latents, None, fusion=case.fusion, permutations=table).mipd.backward()
+        grads.append([x.grad for x in [*latents, *case.fusion.parameters()]])
+    compared = 0
+    for free, part in zip(*grads, strict=True):
+        if part is not None:
+            torch.testing.assert_close(part, free)
+            compared += 1
+    assert 0 < compared < len(grads[0])
+
+
+def test_logits_of_other_latents_are_refused():
+    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
+    others = case.fusion(make_latents(3, 2, ROWS))
+    loss = mcr(2, strategy="independent", clean_path="routed")
+    with pytest.raises(ValueError, match="logits must be computed from these latents"):
+        loss(latents, None, fusion=case.fusion, logits=others)
+
+
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
+def test_upstream_gradient_and_second_backward(kind):
+    case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
+    loss = mcr(2, num_permutations="all")
+    grads = torch.autograd.grad(loss(latents, None, fusion=case.fusion).mipd, latents)
+    scaled = torch.autograd.grad(-3 * loss(latents, None, fusion=case.fusion).mipd, latents)
+    for a, b in zip(grads, scaled, strict=True):
+        torch.testing.assert_close(-3 * a, b)
+    mipd = loss(latents, None, fusion=case.fusion).mipd
+    first = torch.autograd.grad(mipd, latents, retain_graph=True)
+    again = torch.autograd.grad(mipd, latents)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_no_double_backward():
+    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
+    mipd = mcr(2, num_permutations="all")(latents, None, fusion=case.fusion).mipd
+    grads = torch.autograd.grad(mipd, latents, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        sum(g.square().sum() for g in grads).backward()
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "mse", "binary_jsd"])
+@pytest.mark.parametrize("kind", ["additive_head", "film"])
+def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
+    case, latents = make_fusion(kind, 1, 3), make_latents(2, 3, ROWS)
+    loss = mcr(
+        3, strategy="collaborative", num_permutations="all", divergence=divergence, chunk_rows=7
+    )
+    torch.autograd.gradcheck(lambda *z: loss(list(z), None, fusion=case.fusion).mipd, latents)
+
+
+def test_memory_does_not_grow_with_the_permutations():
+    """What a fusion run saves for its backward is freed before the next run.
+
+    No operation that saves its own output: under these hooks torch never frees such a thing.
+    """
+    latents = make_latents(2, 2, 16)
+    weight = make_latents(3, 1, D, C)[0]
+    alive, peak = 0, []
+
+    def pack(x):
+        nonlocal alive
+        alive += x.numel()
+        peak.append(alive)
+        return Held(x)
+
+    class Held:
+        def __init__(self, x):
+            self.x = x
+
+        def __del__(self):
+            nonlocal alive
+            alive -= self.x.numel()
+
+    peaks = []
+    for count in (2, 15):
+        loss = mcr(2, num_permutations=count, chunk_rows=16, subsets="single")
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.x):
+            out = loss(latents, None, fusion=lambda z: (z[0] * z[1]) @ weight)
+        peaks.append(max(peak))
+        peak.clear()
+        del out
+    assert peaks[0] == peaks[1]
