@@ -50,7 +50,6 @@ template <class T, class Team, bool kGather>
 struct Pairs {
   int members = 0;
   Walk<T, kGather> donors[kMaxModalities];
-  int32_t index[kGather ? kMaxModalities : 1][Team::kRows];
   typename Team::Keep kept = {};
   typename Team::Scalar weight = {};
 };
@@ -73,8 +72,7 @@ class Block {
     if (!weigh(subset, k, factor, pairs)) return false;
     for (int m = 0; m < pr_.modalities; ++m) {
       if (!(subset >> m & 1)) continue;
-      pairs.donors[pairs.members] = donors(m, k, pairs.index[kGather ? pairs.members : 0]);
-      ++pairs.members;
+      pairs.donors[pairs.members++] = donors(m, k);
     }
     return true;
   }
@@ -84,13 +82,12 @@ class Block {
 
   int64_t offset(int m) const { return m * pr_.modality_stride; }
 
-  Walk<T, kGather> donors(int m, int64_t k, int32_t* index) const {
+  Walk<T, kGather> donors(int m, int64_t k) const {
     int64_t row = 0;  // of the matrix of row maxima
     int64_t at = offset(m);
+    const int32_t* index = nullptr;
     if (kGather) {
-      for (int l = 0; l < Team::kRows; ++l) {
-        index[l] = int32_t(first_ + l < pr_.rows ? pr_.donor(m, k, first_ + l) : 0);
-      }
+      index = pr_.donor_row(m, k) + first_;
     } else if (kLanes) {
       row = first_ + pr_.shift(m, k);  // the copy behind the last row makes the wrap-around plain
       at += row;

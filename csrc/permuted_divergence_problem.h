@@ -29,7 +29,8 @@ struct PermutedDivergenceProblem {
   int modalities;
   int64_t rows, permutations, steps;
 
-  const int32_t* table;   // [1 or M, K, N], or null
+  const int32_t* table;   // [1 or M, K, table_stride] rows, 0 past row N; or null
+  int64_t table_stride;
   const int64_t* shifts;  // [1 or M, K], or null; without both: all shifts 1..N-1
   bool own_donors;
 
@@ -53,8 +54,11 @@ struct PermutedDivergenceProblem {
   MCR_ALWAYS_INLINE int64_t shift(int m, int64_t k) const {
     return shifts ? shifts[(own_donors ? m * permutations : 0) + k] : k + 1;
   }
+  MCR_ALWAYS_INLINE const int32_t* donor_row(int m, int64_t k) const {
+    return table + ((own_donors ? m * permutations : 0) + k) * table_stride;
+  }
   MCR_ALWAYS_INLINE int64_t donor(int m, int64_t k, int64_t row) const {
-    if (table) return table[((own_donors ? m * permutations : 0) + k) * rows + row];
+    if (table) return donor_row(m, k)[row];
     const int64_t j = row + shift(m, k);
     return j < rows ? j : j - rows;
   }

@@ -107,7 +107,7 @@ void PermutedDivergence<T>::read_options() {
 template <class T>
 void PermutedDivergence<T>::read_donors(const OptionalTensor& order, const OptionalTensor& donors) {
   problem_.permutations = std::max<int64_t>(N_ - 1, 0);
-  if (!donors) return;
+  if (!donors || N_ == 0) return;
   const Tensor d = contiguous_as(*donors, ScalarType::Long);
   const int64_t* from = d.const_data_ptr<int64_t>();
   problem_.own_donors = d.size(0) > 1;
@@ -120,10 +120,17 @@ void PermutedDivergence<T>::read_donors(const OptionalTensor& order, const Optio
     return;
   }
   STD_TORCH_CHECK(N_ < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
-  table_.resize(d.numel());
-  for_each_range(d.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) table_[i] = int32_t(from[i]);
+  // Whole vectors of indices: a lane past the last row reads row 0 and adds 0 to it.
+  const int64_t W = width(), padded = (N_ + W - 1) / W * W;
+  const int64_t count = d.size(0) * d.size(1);
+  table_.resize(count * padded);
+  for_each_range(count, std::max<int64_t>(1, kGrain / padded), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t a = 0; a < N_; ++a) table_[r * padded + a] = int32_t(from[r * N_ + a]);
+      std::fill(&table_[r * padded] + N_, &table_[r * padded] + padded, 0);
+    }
   });
+  problem_.table_stride = padded;
   problem_.table = table_.get();
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+FIRST_ARGUMENT = 1  # where an op's own arguments begin in ctx.needs_input_grad
 LIBRARY = torch.library.Library("mcr_fast", "FRAGMENT")
 
 
@@ -30,26 +31,33 @@ def register_autograd(
 
     class Bridge(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args_and_keyset: Any) -> Any:
-            *args, keyset = args_and_keyset
+        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
             output = _below_autograd(overload, keyset, args)
             if setup_context is not None:
-                setup_context(ctx, tuple(args), output)
+                setup_context(ctx, args, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            return *backward(ctx, *grads), None
+            return None, *backward(ctx, *grads)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return Bridge.apply(*args, keyset)
+            return Bridge.apply(keyset, *args)
         if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
-            return Bridge.apply(*args, keyset)  # raises: a tangent must not be lost in silence
+            return Bridge.apply(keyset, *args)  # raises: a tangent must not be lost unseen
         return _below_autograd(overload, keyset, args)
 
     LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+
+
+def call_backward(overload: Any, *args: Any) -> Any:
+    """Call a backward op; past its autograd, which only raises, unless a graph is being made."""
+    if torch.is_grad_enabled():
+        return overload(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*args)
 
 
 def _has_tangent(x: Tensor) -> bool:

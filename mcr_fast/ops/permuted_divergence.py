@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast import env
-from mcr_fast.ops._autograd import register_autograd
+from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -48,10 +48,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     nothing = (None,) * (_INPUTS - 2)
     if grad is None:
         return None, None, *nothing
-    to_contributions, to_bias = torch.ops.mcr_fast.permuted_divergence_bwd(
-        grad, *ctx.saved_tensors, *ctx.options
+    to_contributions, to_bias = call_backward(
+        torch.ops.mcr_fast.permuted_divergence_bwd.default, grad, *ctx.saved_tensors, *ctx.options
     )
-    return to_contributions, to_bias if ctx.needs_input_grad[1] else None, *nothing
+    return to_contributions, to_bias if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None, *nothing
 
 
 def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast import env
-from mcr_fast.ops._autograd import register_autograd
+from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
@@ -53,10 +53,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    to_perturbed, to_clean = torch.ops.mcr_fast.row_divergence_bwd(grad, *ctx.saved_tensors)
+    to_perturbed, to_clean = call_backward(
+        torch.ops.mcr_fast.row_divergence_bwd.default, grad, *ctx.saved_tensors
+    )
     return (
-        to_perturbed if ctx.needs_input_grad[0] else None,
-        to_clean if ctx.needs_input_grad[1] else None,
+        to_perturbed if ctx.needs_input_grad[FIRST_ARGUMENT] else None,
+        to_clean if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None,
         *(None,) * 4,
     )
 
