@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mcr_fast import _checks as checks
 from mcr_fast._chunks import (
@@ -264,6 +265,7 @@ def perturbed_divergences(
     game: Game,
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
+    _refuse_tangents([*source.players, logits])
     with torch.no_grad():
         pairs = Pairs(rows, num_modalities, len(logits), logits.device)
     engine = _Engine(source, logits, pairs, num_modalities, game)
@@ -271,6 +273,14 @@ def perturbed_divergences(
     inputs, grads = engine.gradients()
     value = -divergences.sum()
     return attach_gradients(value, inputs, grads) if inputs else value, divergences
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    """Raise in forward-mode differentiation: the leaves would lose its tangents unseen."""
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError("MCRLoss has no forward-mode derivative; use backward()")
 
 
 class _Engine:
