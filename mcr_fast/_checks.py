@@ -205,11 +205,8 @@ def _check_permutations(name: str, table: Tensor) -> None:
     if table.numel() == 0:
         return
     rows = table.reshape(-1, n)
-    inside = ((rows >= 0) & (rows < n)).all(-1)
-    seen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.clamp(0, n - 1), True)
-    good = inside & seen.all(-1)
-    if not good.all():
-        first = int((~good).nonzero()[0, 0])
+    first = _first_non_permutation(rows)
+    if first >= 0:
         where = (
             [] if table.ndim == 1 else [first] if table.ndim == 2 else divmod(first, table.shape[1])
         )
@@ -218,6 +215,17 @@ def _check_permutations(name: str, table: Tensor) -> None:
             f"every row of {name} must be a permutation of 0..{n - 1}, but {name}{place} is "
             f"{rows[first][:16].tolist()}{'...' if n > 16 else ''}"
         )
+
+
+def _first_non_permutation(rows: Tensor) -> int:  # [R, N]
+    """The first row that does not hold each of 0..N-1 once, or -1."""
+    if rows.device.type == "cpu" and env.cpu_library_loaded():
+        return int(torch.ops.mcr_fast.first_non_permutation(rows))
+    n = rows.shape[-1]
+    inside = ((rows >= 0) & (rows < n)).all(-1)
+    seen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.clamp(0, n - 1), True)
+    good = inside & seen.all(-1)
+    return -1 if good.all() else int((~good).nonzero()[0, 0])
 
 
 def divergence_options(

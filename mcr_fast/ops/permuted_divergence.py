@@ -12,6 +12,7 @@ from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 
+MAX_MODALITIES = 8  # of the compiled kernels
 _TENSORS = 7  # the tensor arguments of the op come first, then subsets and the option strings
 _INPUTS = 13
 
@@ -82,6 +83,8 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
+    if backend is None and len(contributions) > MAX_MODALITIES:
+        backend = "reference"
     if resolve("permuted_divergence", backend, contributions.device) == "reference":
         return permuted_divergence_reference(
             contributions,
@@ -96,6 +99,11 @@ def permuted_divergence(
             clean_path=clean_path,
             divergence=divergence,
             exclude=exclude,
+        )
+    if len(contributions) > MAX_MODALITIES:
+        raise ValueError(
+            f"backend={backend!r} takes at most {MAX_MODALITIES} modalities, got "
+            f"{len(contributions)}; use backend=None or 'reference'"
         )
     want_grad = torch.is_grad_enabled() and (
         contributions.requires_grad or (bias is not None and bias.requires_grad)
