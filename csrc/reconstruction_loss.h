@@ -7,6 +7,9 @@
 namespace mcr {
 namespace MCR_ISA {
 
+// Columns whose squares one vector adds up before float64 takes over.
+constexpr int64_t kColumnsPerSum = 1024;
+
 // Sum over rows [begin, end) and one modality's columns of (h - z)^2.
 template <class T, class In>
 double squared_error(const In* latents,         // [N, width]
@@ -17,17 +20,21 @@ double squared_error(const In* latents,         // [N, width]
   for (int64_t n = begin; n < end; ++n) {
     const In* z = latents + n * width;
     const In* h = reconstruction + n * stride;
-    Vec<T> row = {};
+    Vec<T> squares = {};
     int64_t d = 0;
     for (; d + W <= width; d += W) {
       const Vec<T> difference = load_as(h + d) - load_as(z + d);
-      row += difference * difference;
+      squares += difference * difference;
+      if (d % kColumnsPerSum == kColumnsPerSum - W) {
+        total += double(sum(squares));
+        squares = Vec<T>{};
+      }
     }
     if (d < width) {
       const Vec<T> difference = load_some<T>(h + d, width - d) - load_some<T>(z + d, width - d);
-      row += difference * difference;
+      squares += difference * difference;
     }
-    total += double(sum(row));
+    total += double(sum(squares));
   }
   return total;
 }

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from mcr_fast.ops._autograd import call_backward, register_autograd
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -21,21 +21,8 @@ def raise_double_backward(op: str) -> NoReturn:
     )
 
 
-def raise_on_forward_mode(op: str, *tensors: Tensor | None) -> None:
-    """Refuse dual tensors: an op without a forward-mode rule would drop their tangents silently."""
-    if torch.compiler.is_compiling():
-        return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{op} has no forward-mode derivative: its gradient is a compiled kernel; "
-                'use backend="reference" for forward-mode differentiation'
-            )
-
-
 def register_unit_grad_op(op: str) -> None:
     """Give `<op>_fwd` and `<op>_bwd` of csrc/registration.cpp fakes and autograd."""
-    forward_op, backward_op = f"mcr_fast::{op}_fwd", f"mcr_fast::{op}_bwd"
 
     def forward_fake(
         embeddings: Tensor,  # [L, D]
@@ -66,13 +53,13 @@ def register_unit_grad_op(op: str) -> None:
         if grad is None:
             return None, None, None, None, None
         (unit_grad,) = ctx.saved_tensors
-        backward = getattr(torch.ops.mcr_fast, f"{op}_bwd")
-        return backward(grad, unit_grad, ctx.dtype), None, None, None, None
+        backward = getattr(torch.ops.mcr_fast, f"{op}_bwd").default
+        return call_backward(backward, grad, unit_grad, ctx.dtype), None, None, None, None
 
     def backward_backward(ctx: Any, grad: Tensor) -> NoReturn:
         raise_double_backward(op)
 
-    torch.library.register_fake(forward_op, forward_fake)
-    torch.library.register_fake(backward_op, backward_fake)
-    torch.library.register_autograd(forward_op, forward_backward, setup_context=setup_forward)
-    torch.library.register_autograd(backward_op, backward_backward)
+    torch.library.register_fake(f"mcr_fast::{op}_fwd", forward_fake)
+    torch.library.register_fake(f"mcr_fast::{op}_bwd", backward_fake)
+    register_autograd(f"{op}_fwd", forward_backward, setup_context=setup_forward)
+    register_autograd(f"{op}_bwd", backward_backward)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mcr_fast import env
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._unit_grad import raise_on_forward_mode, register_unit_grad_op
+from mcr_fast.ops._unit_grad import register_unit_grad_op
 from mcr_fast.reference.nt_xent import nt_xent_reference
 
 if env.cpu_library_loaded():
@@ -23,7 +23,6 @@ def nt_xent(
     """Mean over positive pairs of log(1 + sum over negatives n of e^(s_an - s_ap))."""
     if resolve("nt_xent", backend, embeddings.device) == "reference":
         return nt_xent_reference(embeddings, labels, present, temperature)
-    raise_on_forward_mode("nt_xent", embeddings)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad
     loss, _ = torch.ops.mcr_fast.nt_xent_fwd(embeddings, labels, present, temperature, want_grad)
     return loss

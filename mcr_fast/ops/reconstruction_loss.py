@@ -5,10 +5,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mcr_fast import env
+from mcr_fast.ops._autograd import call_backward
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._unit_grad import raise_double_backward, raise_on_forward_mode
+from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
 
@@ -22,9 +24,19 @@ def reconstruction_loss(
     """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
     if resolve("reconstruction_loss", backend, reconstruction.device) == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
-    raise_on_forward_mode("reconstruction_loss", reconstruction, *latents)
+    if not torch.compiler.is_compiling():
+        _refuse_tangents(*latents, reconstruction)
     loss: Tensor = torch.ops.mcr_fast.reconstruction_loss_fwd(list(latents), reconstruction)
     return loss
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Forward-mode derivatives would be dropped without a word."""
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "reconstruction_loss has no forward mode derivative: its kernels are compiled; "
+            'use backend="reference" for it'
+        )
 
 
 def _forward_fake(latents: list[Tensor], reconstruction: Tensor) -> Tensor:
@@ -45,8 +57,8 @@ def _setup_forward(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor]:
     *latents, reconstruction = ctx.saved_tensors
-    grad_latents, grad_reconstruction = torch.ops.mcr_fast.reconstruction_loss_bwd(
-        grad, latents, reconstruction
+    grad_latents, grad_reconstruction = call_backward(
+        torch.ops.mcr_fast.reconstruction_loss_bwd.default, grad, latents, reconstruction
     )
     return grad_latents, grad_reconstruction
 
@@ -58,6 +70,7 @@ def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
 if env.cpu_library_loaded():
     torch.library.register_fake("mcr_fast::reconstruction_loss_fwd", _forward_fake)
     torch.library.register_fake("mcr_fast::reconstruction_loss_bwd", _backward_fake)
+    # torch's own, unlike the other ops: it follows the tensors of lists
     torch.library.register_autograd(
         "mcr_fast::reconstruction_loss_fwd", _forward_backward, setup_context=_setup_forward
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mcr_fast import env
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._unit_grad import raise_on_forward_mode, register_unit_grad_op
+from mcr_fast.ops._unit_grad import register_unit_grad_op
 from mcr_fast.reference.sup_con import sup_con_reference
 
 if env.cpu_library_loaded():
@@ -23,7 +23,6 @@ def sup_con(
     """Mean over anchors of the mean over positives of log(sum over j != a of e^(s_aj - s_ap))."""
     if resolve("sup_con", backend, embeddings.device) == "reference":
         return sup_con_reference(embeddings, labels, present, temperature)
-    raise_on_forward_mode("sup_con", embeddings)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad
     loss, _ = torch.ops.mcr_fast.sup_con_fwd(embeddings, labels, present, temperature, want_grad)
     return loss
