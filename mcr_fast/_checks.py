@@ -30,6 +30,7 @@ EXCLUDES: tuple[str | None, ...] = (None, *get_args(Exclude))
 BACKENDS: tuple[str | None, ...] = (None, *get_args(Backend))
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TENSOR_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
@@ -94,6 +95,16 @@ def modalities(name: str, tensors: Any) -> list[Tensor]:
         )
     if len(tensors) < 2:
         raise ValueError(f"{name} must hold at least 2 modalities, got {len(tensors)}")
+    first = tensors[0]
+    if all(
+        type(x) in _TENSOR_TYPES
+        and x.dtype in FLOAT_DTYPES
+        and x.ndim >= 2
+        and x.shape[0] == first.shape[0]
+        and x.device == first.device
+        for x in tensors
+    ):
+        return list(tensors)
     for m, x in enumerate(tensors):
         float_tensor(f"{name}[{m}]", x)
         if x.ndim < 2:
@@ -108,6 +119,9 @@ def modalities(name: str, tensors: Any) -> list[Tensor]:
 
 def same_form(name: str, tensors: Sequence[Tensor], letters: str) -> None:
     """2-D tensors that can be stacked: one shape and one dtype."""
+    first = tensors[0]
+    if all(x.ndim == 2 and x.shape == first.shape and x.dtype == first.dtype for x in tensors):
+        return
     for m, x in enumerate(tensors):
         if x.ndim != 2:
             raise ValueError(f"{name}[{m}] must have shape {letters}, got {list(x.shape)}")
@@ -355,7 +369,7 @@ def embedding_rows(
         return x, codes, present
     parts = modalities("embeddings", embeddings)
     same_form("embeddings", parts, "[N, D]")
-    num_rows, device = len(parts[0]), parts[0].device
+    num_rows, device = parts[0].shape[0], parts[0].device
     if labels is None:
         codes = torch.arange(num_rows, device=device).repeat(len(parts))
     else:

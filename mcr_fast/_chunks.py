@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from mcr_fast.reference.permuted_divergence import pair_weights
 CHUNK_ELEMENTS = 1 << 22
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What is known of the rows, and which of them donate; in the form the ops take."""
 
     order: Tensor | None  # [N] int64

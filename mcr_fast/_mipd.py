@@ -1,7 +1,7 @@
 """L_MIPD of latents and a fusion: draws the donors and picks the way the fusion is evaluated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from mcr_fast.sampling import CyclicPermutations, sample_permutations
 Fusion = AdditiveFusion | nn.Module | Callable[[list[Tensor]], Tensor]
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """How the perturbations are drawn."""
 
     perturbation: str
@@ -80,15 +79,15 @@ def mipd(
     if additive is None:
         if logits is None:
             logits = run_fusion(fusion, latents)
-        checks.fusion_output(logits, len(latents[0]), num_classes)
+        checks.fusion_output(logits, latents[0].shape[0], num_classes)
         source: Source = CallableSource(_callable(fusion), latents, _replace(latents, draw, rows))
     else:
         contributions = additive.contributions(latents)
         if additive.head is None:
-            checks.fusion_output(contributions[0], len(latents[0]), num_classes)
+            checks.fusion_output(contributions[0], latents[0].shape[0], num_classes)
         if logits is None:
             logits = finish(additive, contributions)
-            checks.fusion_output(logits, len(latents[0]), num_classes)
+            checks.fusion_output(logits, latents[0].shape[0], num_classes)
         if additive.head is None and draw.perturbation == "permute":
             value, divergences = _linear(contributions, additive.bias, rows, game)
             return value, divergences, logits

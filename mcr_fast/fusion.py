@@ -1,8 +1,7 @@
 """Fusions that add up: logits = head(sum over modalities of P_m(Z_m), plus a bias)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -165,8 +164,7 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
     return hidden if fusion.head is None else fusion.head(hidden)
 
 
-@dataclass(frozen=True)
-class LinearColumns:
+class LinearColumns(NamedTuple):
     """A linear layer over concatenated latents seen as an additive fusion; owns nothing."""
 
     weight: Tensor  # [H, sum of D_m]
@@ -183,7 +181,7 @@ class LinearColumns:
         """M latents [N, D_m] -> [M, N, H]."""
         check_widths(latents, self.latent_dims)
         dims = self.latent_dims
-        small = len(latents[0]) * sum(dims) <= STACK_ELEMENTS
+        small = latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
         if small and all(d == dims[0] for d in dims):
             columns = self.weight.view(-1, len(dims), dims[0]).transpose(0, 1)  # [M, H, D]
             # weights times latents, not the other way round: then torch's two products of the
@@ -196,7 +194,6 @@ class LinearColumns:
 
 def check_widths(latents: Sequence[Tensor], latent_dims: Sequence[int]) -> None:
     """M latents [N, D_m] of the widths that were declared."""
-    checks.modalities("latents", latents)
     if len(latents) != len(latent_dims):
         raise ValueError(f"latents must hold {len(latent_dims)} modalities, got {len(latents)}")
     for m, (z, width) in enumerate(zip(latents, latent_dims, strict=True)):
@@ -212,7 +209,7 @@ def linear_columns(
     latent_dims: tuple[int, ...],
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> LinearColumns:
-    """A linear layer's columns by modality, checked."""
+    """A linear layer's columns by modality."""
     if linear.in_features != sum(latent_dims):
         raise ValueError(
             f"latent_dims must add up to the linear layer's in_features = {linear.in_features}, "
@@ -250,10 +247,11 @@ class _LinearFusion(AdditiveFusion):
         return self._columns().project(modality, latent)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
+        checks.modalities("latents", latents)
         return self._columns().contributions(latents)
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
-        check_widths(latents, self.latent_dims)
+        check_widths(checks.modalities("latents", latents), self.latent_dims)
         hidden: Tensor = self.linear(torch.cat(tuple(latents), dim=1))
         return hidden if self.head is None else self.head(hidden)
 

@@ -212,12 +212,11 @@ class MCRLoss(nn.Module):
             generator: source of randomness.
         """
         parts = self._check_latents(latents, fusion, logits, embeddings)
-        num_rows = len(parts[0])
+        num_rows = parts[0].shape[0]
         self._check_labels(labels, num_rows, parts[0].device)
         rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
-        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
-        mipd, contrastive, ceb = zero, zero, zero
-        divergences = zero.expand(len(self.subset_masks))
+        zeros = parts[0].new_zeros(len(self.subset_masks), dtype=accumulation_dtype(parts[0].dtype))
+        mipd, contrastive, ceb, divergences = zeros[0], zeros[0], zeros[0], zeros
         weighted = []
         if self.mipd_weight != 0:
             mipd, divergences, logits = evaluate_mipd(
@@ -243,7 +242,7 @@ class MCRLoss(nn.Module):
         single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
-        loss = sum(weighted[1:], weighted[0]) if weighted else zero
+        loss = sum(weighted[1:], weighted[0]) if weighted else zeros[0]
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _check_latents(
@@ -297,7 +296,7 @@ class MCRLoss(nn.Module):
         sample_weight: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Rows, Draw]:
-        num_modalities, num_rows, device = len(latents), len(latents[0]), latents[0].device
+        num_modalities, num_rows, device = len(latents), latents[0].shape[0], latents[0].device
         checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
         checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
         permute = self.perturbation == "permute"

@@ -10,7 +10,7 @@ its gradient.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ from mcr_fast.reference._game import head_factor, route_factors
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
-@dataclass(frozen=True)
-class Game:
+class Game(NamedTuple):
     """The options of the regularizer."""
 
     subsets: tuple[int, ...]
