@@ -9,8 +9,8 @@
 // rounded logs, so nearby rows lose no digits.
 //
 // A Team says who runs a row. It names the vector type of one step and the type that holds one
-// number per row: a scalar when the lanes are classes of one row, a vector when every lane has a row
-// of its own. Steps are kWidth<T> apart in all tiles.
+// number per row: a scalar when the lanes are classes of one row, a vector when every lane has a
+// row of its own. Steps are kWidth<T> apart in all tiles.
 #pragma once
 
 #include "vec.h"
@@ -138,7 +138,6 @@ inline V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
 }
 
 struct Jsd {
-
   // Returns log2 sum_c 2^logits_c.
   template <class Team, class T>
   static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
@@ -162,10 +161,10 @@ struct Jsd {
     return lse;
   }
 
-  // First pass: delta = w - z, q = p 2^delta up to a power of two, total = sum of q; returns the log2
-  // of that power. Rows go through the two passes in groups, so that the sum and logarithm between
-  // them are not waited for. `row` reads the perturbed row: difference(n) is delta and, if it has
-  // them as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor().
+  // First pass: delta = w - z, q = p 2^delta up to a power of two, total = sum of q; returns the
+  // log2 of that power. Rows go through the two passes in groups, so that the sum and logarithm
+  // between them are not waited for. `row` reads the perturbed row: difference(n) is delta and, if
+  // it has them as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor().
   template <class Team, class T, class Row>
   static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
                                           typename Team::Scalar lse, const Row& row, T* delta, T* q,
@@ -192,7 +191,8 @@ struct Jsd {
     return rescale<Team>(steps, clean, delta, q, total);
   }
 
-  // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in range.
+  // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
+  // range.
   template <class Team, class T>
   static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, const T* delta, T* q,
                                        typename Team::Scalar& total) {
@@ -212,8 +212,8 @@ struct Jsd {
     return max;
   }
 
-  // Second pass: the value over ln2 / 2. With kGrad, sink(n, u) takes the gradient to w, and acc and
-  // acc_kl collect what clean_grad needs; all carry the weight.
+  // Second pass: the value over ln2 / 2. With kGrad, sink(n, u) takes the gradient to w, and acc
+  // and acc_kl collect what clean_grad needs; all carry the weight.
   template <class Team, bool kGrad, class T, class Sink>
   static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T* q,
                                            typename Team::Scalar total,

@@ -5,8 +5,8 @@
 //     u = dD_S/dw, v = dD_S/dz:   dA_m[j] += u for m in S,   dA_m[i] += k u for m not in S,
 //                                 dA_m[i] += c(S, m) v
 //
-// Rows are numbered by position: the cyclic scheme's order is applied once before and once after, so
-// that its donors are position + shift and a block of lanes reads and writes them contiguously.
+// Rows are numbered by position: the cyclic scheme's order is applied once before and once after,
+// so that its donors are position + shift and a block of lanes reads and writes them contiguously.
 #pragma once
 
 #include "divergence.h"
@@ -95,8 +95,12 @@ class Block {
       row = pr_.donor(m, k, first_);
       at += row * pr_.row_stride;
     }
-    return {pr_.contributions + at, pr_.powers + at,  pr_.row_max + m * pr_.max_stride + row,
-            grad_ + at,             index,            pr_.step_stride};
+    return {pr_.contributions + at,
+            pr_.powers + at,
+            pr_.row_max + m * pr_.max_stride + row,
+            grad_ + at,
+            index,
+            pr_.step_stride};
   }
 
   T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
@@ -156,8 +160,8 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
   constexpr int W = kWidth<T>;
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> v = Team::keep(
-        seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+    const Vec<T> v =
+        Team::keep(seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);

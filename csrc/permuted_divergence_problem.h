@@ -1,5 +1,5 @@
-// What the launcher tells the row loops of permuted_divergence. Plain data, one definition for every
-// instruction set: its functions are always inlined, so none of them is ever emitted.
+// What the launcher tells the row loops of permuted_divergence. Plain data, one definition for
+// every instruction set: its functions are always inlined, so none of them is ever emitted.
 #pragma once
 
 #include <stdint.h>
@@ -20,21 +20,22 @@ enum class TeamKind { kRow, kLanesShifted, kLanesGathered };
 
 template <class T>
 struct PermutedDivergenceProblem {
-  const T* contributions;  // row team [M, N, steps * W]; lane teams [M, C, step_stride], rows repeated
-  const T* powers;         // the same layout: 2^(contribution - the row's largest); jsd only
-  const T* row_max;        // [M, max_stride] the rows' largest; jsd only
+  const T*
+      contributions;  // row team [M, N, steps * W]; lane teams [M, C, step_stride], rows repeated
+  const T* powers;    // the same layout: 2^(contribution - the row's largest); jsd only
+  const T* row_max;   // [M, max_stride] the rows' largest; jsd only
   int64_t max_stride;
-  const T* bias;           // row team [steps * W]; lane teams [C]
+  const T* bias;  // row team [steps * W]; lane teams [C]
   int64_t modality_stride, row_stride, step_stride;
   int modalities;
   int64_t rows, permutations, steps;
 
-  const int32_t* table;   // [1 or M, K, table_stride] rows, 0 past row N; or null
+  const int32_t* table;  // [1 or M, K, table_stride] rows, 0 past row N; or null
   int64_t table_stride;
   const int64_t* shifts;  // [1 or M, K], or null; without both: all shifts 1..N-1
   bool own_donors;
 
-  bool masked;              // some pair may be dropped
+  bool masked;  // some pair may be dropped
   Exclude exclude;
   const int64_t* labels;    // [N] or null
   const uint32_t* present;  // [N] bit m: modality m is there; or null

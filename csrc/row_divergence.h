@@ -1,8 +1,9 @@
 // Weighted sum of the divergences of perturbed rows w_r from the clean rows z_rows[r], and its
-// gradients to both:  dw_r = weight_r dD/dw,  dz_i = sum over the r with rows[r] = i of weight_r dD/dz.
+// gradients to both:  dw_r = weight_r dD/dw,  dz_i = sum over the r with rows[r] = i of weight_r
+// dD/dz.
 //
-// The rows come grouped by clean row: what a clean row needs is made once, its gradient is summed in
-// one place, and no order of threads shows in the result.
+// The rows come grouped by clean row: what a clean row needs is made once, its gradient is summed
+// in one place, and no order of threads shows in the result.
 #pragma once
 
 #include "divergence.h"
@@ -71,10 +72,9 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
       const T weight = pr.row_weight ? pr.factor * pr.row_weight[r] : pr.factor;
       if (weight == T(0)) continue;  // dropped, whatever it holds
       const GivenRow<T> row{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
-      shift[group] = D::template first_pass<Team, T>(pr.steps, clean, lse, row,
-                                                     group_tiles + 2 * group * tile,
-                                                     group_tiles + (2 * group + 1) * tile,
-                                                     total[group]);
+      shift[group] =
+          D::template first_pass<Team, T>(pr.steps, clean, lse, row, group_tiles + 2 * group * tile,
+                                          group_tiles + (2 * group + 1) * tile, total[group]);
       rows[group] = r;
       weights[group++] = weight;
     }

@@ -9,12 +9,12 @@ namespace mcr {
 
 template <class T>
 struct RowDivergenceProblem {
-  const T* perturbed;   // [R, C]
-  const T* clean;       // [N, C]
-  const int64_t* start;  // [N + 1] where in `members` the rows held against clean row i begin
+  const T* perturbed;      // [R, C]
+  const T* clean;          // [N, C]
+  const int64_t* start;    // [N + 1] where in `members` the rows held against clean row i begin
   const int64_t* members;  // [R] perturbed rows, by clean row
-  const T* row_weight;   // [R] or null
-  T factor;              // of every weight: 1, or 1 / C where the divergence is a mean over the classes
+  const T* row_weight;     // [R] or null
+  T factor;  // of every weight: 1, or 1 / C where the divergence is a mean over the classes
   int64_t classes, steps;
   DivergenceKind divergence;
   int group;  // rows that go through the two passes together, 1 to kGroup

@@ -1,8 +1,8 @@
-// Vectors of float or double and the few functions the row algorithms need, in GCC vector extensions,
-// with intrinsics only where an instruction set has the very instruction. Every instruction set
-// compiles this file again under its own flags, so all of it lives in the namespace MCR_ISA, and
-// neither torch nor the C++ library is included: an inline function of theirs compiled for AVX-512
-// could be the copy the linker keeps for everyone. (Intrinsics are always inlined.)
+// Vectors of float or double and the few functions the row algorithms need, in GCC vector
+// extensions, with intrinsics only where an instruction set has the very instruction. Every
+// instruction set compiles this file again under its own flags, so all of it lives in the namespace
+// MCR_ISA, and neither torch nor the C++ library is included: an inline function of theirs compiled
+// for AVX-512 could be the copy the linker keeps for everyone. (Intrinsics are always inlined.)
 #pragma once
 
 #include <math.h>
@@ -117,7 +117,8 @@ inline Vec<float> gather(const float* p, const int32_t* at) {
 }
 #endif
 
-// x, kept above -150 (and below 128, where need be), is n + f with n whole and f in [-1/2, 1/2]; times() multiplies by 2^n.
+// x, kept above -150 (and below 128, where need be), is n + f with n whole and f in [-1/2, 1/2];
+// times() multiplies by 2^n.
 struct PowerOfTwo {
   Vec<float> n, f;
 #if defined(__AVX512F__)
@@ -185,8 +186,8 @@ inline Vec<float> log2(Vec<float> x) {
 }
 
 // log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1:
-// 2 atanh(y / (4 + y)) / ln 2 (1e-8 before rounding). The divider works beside the multipliers, so the
-// division costs less than the six more terms of a polynomial in y.
+// 2 atanh(y / (4 + y)) / ln 2 (1e-8 before rounding). The divider works beside the multipliers, so
+// the division costs less than the six more terms of a polynomial in y.
 inline Vec<float> log2_half1p(Vec<float> y) {
   const Vec<float> s = y / (y + 4.0f), u = s * s;
   Vec<float> p = splat(0.406230872069f);
@@ -198,14 +199,14 @@ inline Vec<float> log2_half1p(Vec<float> y) {
 }
 
 // float64 is for checking, not for speed: one libm call a lane.
-#define MCR_LANEWISE(NAME, EXPRESSION)             \
-  inline Vec<double> NAME(Vec<double> v) {         \
-    Vec<double> y;                                 \
-    for (int l = 0; l < kWidth<double>; ++l) {     \
-      const double x = v[l];                       \
-      y[l] = (EXPRESSION);                         \
-    }                                              \
-    return y;                                      \
+#define MCR_LANEWISE(NAME, EXPRESSION)         \
+  inline Vec<double> NAME(Vec<double> v) {     \
+    Vec<double> y;                             \
+    for (int l = 0; l < kWidth<double>; ++l) { \
+      const double x = v[l];                   \
+      y[l] = (EXPRESSION);                     \
+    }                                          \
+    return y;                                  \
   }
 MCR_LANEWISE(exp2, ::exp2(x))
 MCR_LANEWISE(log2, ::log2(x))

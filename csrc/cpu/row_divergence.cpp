@@ -115,10 +115,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
                    : forward<float>(perturbed, clean, rows, row_weight, divergence, want_grad);
 }
 
-std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,                 // [], of total
+std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of total
                                                   const Tensor& unit_grad_perturbed,  // [R, C]
                                                   const Tensor& unit_grad_clean,      // [N, C]
-                                                  const Tensor& perturbed,            // their dtypes
+                                                  const Tensor& perturbed,  // their dtypes
                                                   const Tensor& clean) {
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);

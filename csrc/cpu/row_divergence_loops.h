@@ -6,9 +6,8 @@
 namespace mcr {
 namespace MCR_ISA {
 
-constexpr RowDivergenceKernels kRowDivergenceKernels = {kWidth<float>, kWidth<double>,
-                                                        row_divergence<float>,
-                                                        row_divergence<double>};
+constexpr RowDivergenceKernels kRowDivergenceKernels = {
+    kWidth<float>, kWidth<double>, row_divergence<float>, row_divergence<double>};
 
 }  // namespace MCR_ISA
 }  // namespace mcr

@@ -35,7 +35,8 @@ inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
   return torch::stable::contiguous(y);
 }
 
-inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes,
+                        ScalarType dtype) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes), dtype);
 }
 

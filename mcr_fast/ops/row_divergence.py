@@ -1,4 +1,4 @@
-"""Divergence of perturbed rows from indexed clean rows: fake, autograd and the choice of backend."""
+"""Divergence of perturbed rows from clean rows by index: fake, autograd, choice of backend."""
 
 from typing import Any, NoReturn
 
@@ -106,7 +106,7 @@ def row_divergence_parts(
     want_grad: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0, 0], [N, C] or [0, 0]
-    """Weighted sum, sum of weights, and the sum's gradients in the accumulation dtype; no autograd."""
+    """Weighted sum, sum of weights, and gradients of the first in the accumulation dtype."""
     if resolve("row_divergence", backend, perturbed.device) == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
