@@ -1,8 +1,8 @@
 """Autograd for dispatcher ops at the price of a plain `autograd.Function`.
 
 `torch.library.register_autograd` fills in schema defaults on every call, in time that grows with
-the square of the number of arguments: 50 microseconds for an op of thirteen, more than its kernel takes
-on a batch of 32. Our schemas have no defaults, so the kernel registered here skips that step.
+the square of the number of arguments: 50 microseconds for an op of thirteen, more than its kernel
+takes on a batch of 32. Our schemas have no defaults, so the kernel registered here skips that step.
 """
 
 from collections.abc import Callable, Sequence

@@ -125,11 +125,11 @@ def _parts_reference(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
-    leaves = [t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean)]
+    w, z = (t.detach().to(dtype).requires_grad_(want_grad) for t in (perturbed, clean))
     with torch.set_grad_enabled(want_grad):
-        total, weight = row_divergence_reference(*leaves, rows, row_weight, divergence=divergence)
+        total, weight = row_divergence_reference(w, z, rows, row_weight, divergence=divergence)
     if not want_grad:
         none = total.new_empty((0, 0))
         return total, weight, none, none
-    grad_perturbed, grad_clean = torch.autograd.grad(total, leaves)
+    grad_perturbed, grad_clean = torch.autograd.grad(total, (w, z))
     return total.detach(), weight.detach(), grad_perturbed, grad_clean
