@@ -33,7 +33,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor]:
     contributions, bias = args[0], args[1]
     dtype = contributions.dtype if bias is None else bias.dtype
-    return torch.empty_like(contributions), unit_grad_bias.new_empty(
+    return torch.empty_like(unit_grad, dtype=contributions.dtype), unit_grad_bias.new_empty(
         contributions.shape[2], dtype=dtype
     )
 
