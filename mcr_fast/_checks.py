@@ -203,8 +203,8 @@ def _cyclic_donors(
         if x.dtype != torch.int64:
             raise TypeError(f"{name} must be torch.int64, got {x.dtype}")
         on_device(name, x, device, "the batch")
-    if shifts.shape[-1] == 0:
-        # a batch of 0 or 1 rows: no pair either way, and the ops need no case for it
+    if num_rows <= 1:
+        # no pair either way, and the ops need no case for it
         return None, None
     if may_read(order):
         _check_permutations("permutations.order", order)

@@ -265,6 +265,9 @@ def perturbed_divergences(
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
     _refuse_tangents([*source.players, logits])
+    heads = [head_factor(game.strategy, subset, num_modalities) for subset in game.subsets]
+    if game.clean_path == "shared" and any(heads):
+        _refuse_detached(source.players, logits)
     with torch.no_grad():
         pairs = Pairs(rows, num_modalities, len(logits), logits.device)
     engine = _Engine(source, logits, pairs, num_modalities, game)
@@ -280,6 +283,16 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
         return
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError("MCRLoss has no forward-mode derivative; use backward()")
+
+
+def _refuse_detached(players: Sequence[Tensor], logits: Tensor) -> None:
+    """Raise if the clean path would be cut without anybody having asked for it."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in players)
+    if wanted and not logits.requires_grad:
+        raise ValueError(
+            "logits must be computed from these latents with gradients for clean_path='shared', "
+            "but they are detached; leave logits out, or take clean_path='detached'"
+        )
 
 
 class _Engine:

@@ -198,6 +198,41 @@ def test_logits_of_other_latents_are_refused():
         loss(latents, None, fusion=case.fusion, logits=others)
 
 
+def test_detached_logits_are_refused_where_they_matter():
+    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
+    logits = case.fusion(latents).detach()
+    with pytest.raises(ValueError, match="but they are detached"):
+        mcr(2, strategy="independent")(latents, None, fusion=case.fusion, logits=logits)
+    # greedy with two modalities: head(S) is 0, nothing flows along the clean path
+    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1))
+    grads = []
+    for given in (logits, None):
+        loss = mcr(2)
+        out = loss(latents, None, fusion=case.fusion, logits=given, permutations=table)
+        grads.append(torch.autograd.grad(out.mipd, latents))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
+def test_a_row_without_any_modality_may_hold_anything(kind, bad):
+    present = torch.ones(ROWS, 2, dtype=torch.bool)
+    present[3] = False
+    results = []
+    for value in (0.0, bad):
+        case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
+        with torch.no_grad():
+            for z in latents:
+                z[3] = value
+        loss = mcr(2, num_permutations="all", clean_path="detached")
+        out = loss(latents, None, fusion=case.fusion, present=present)
+        out.mipd.backward()
+        results.append([out.divergences, *(z.grad[present[:, 0]] for z in latents)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
 def test_upstream_gradient_and_second_backward(kind):
     case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
@@ -262,3 +297,24 @@ def test_memory_does_not_grow_with_the_permutations():
         peak.clear()
         del out
     assert peaks[0] == peaks[1]
+
+
+def test_attach_op():
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    grads = [torch.arange(3.0, dtype=torch.float64), torch.ones(2, 2)]
+    inputs = [x, torch.randn(2, 2, dtype=torch.bfloat16, requires_grad=True)]
+    value = torch.tensor(2.0)
+    torch.library.opcheck(torch.ops.mcr_fast.attach_gradients.default, (value, inputs, grads))
+    out = torch.ops.mcr_fast.attach_gradients(value, inputs, grads)
+    assert out == value
+    (3 * out).backward()
+    for x, grad in zip(inputs, grads, strict=True):
+        assert torch.equal(x.grad, (3 * grad).to(x.dtype))
+
+
+def test_forward_mode_is_refused():
+    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(z, torch.ones_like(z)) for z in latents]
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            mcr(2)(duals, None, fusion=case.fusion)
