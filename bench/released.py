@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
-__all__ = ["released_mipd", "released_step"]
+__all__ = ["jensen_shannon", "released_mipd", "released_step"]
 
 
-def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:  # [R, C], [R, C] logits -> []
+def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:  # [R, C], [R, C] logits -> []
+    """Mean divergence of the rows, as published: of softmaxes, the mean clamped."""
     p, q = first.softmax(1), second.softmax(1)
     log_mean = ((p + q) / 2).clamp(min=1e-20).log()
     to_p = F.kl_div(log_mean, p, reduction="batchmean")
@@ -76,13 +77,13 @@ def released_mipd(
         else list(permutations)
     )
     first, second = _contributions(linear, latents)
-    clean = _with_bias(first + second, linear).repeat(num_permutations, 1)
-    repeated = [torch.cat([z] * num_permutations) for z in latents]
+    clean = _with_bias(first + second, linear).repeat(len(drawn), 1)
+    repeated = [torch.cat([z] * len(drawn)) for z in latents]
     permuted = [torch.cat([z[index] for index in drawn]) for z in latents]
 
     total = clean.new_zeros(())
     for m, copies in enumerate([[permuted[0], repeated[1]], [repeated[0], permuted[1]]]):
-        divergences = [_jensen_shannon(clean, logits) for logits in _passes(linear, copies)]
+        divergences = [jensen_shannon(clean, logits) for logits in _passes(linear, copies)]
         # the owner of the perturbed modality raises the divergence, the other one lowers it
         to_second, to_first, whole = divergences
         total = total + (to_second - to_first if m == 0 else to_first - to_second)
@@ -102,6 +103,7 @@ def released_step(
     contrastive_weight: float = 1.0,
     temperature: float = 0.5,
     generator: torch.Generator | None = None,
+    permutations: Tensor | None = None,  # [K, N] int64
     logged: dict[str, Tensor] | None = None,
 ) -> Tensor:  # []
     """What the published step adds to the task loss.
@@ -116,9 +118,12 @@ def released_step(
         contrastive_weight: of the contrastive term.
         temperature: of the contrastive term.
         generator: source of the permutations.
+        permutations: as in `released_mipd`.
         logged: as in `released_mipd`.
     """
     contrastive = NTXentLoss(temperature=temperature) if contrastive is None else contrastive
-    mipd = released_mipd(latents, linear, num_permutations, generator, logged=logged)
+    mipd = released_mipd(
+        latents, linear, num_permutations, generator, permutations=permutations, logged=logged
+    )
     shared = contrastive(torch.cat(latents), labels.repeat(len(latents)))
     return mipd_weight * mipd + contrastive_weight * shared

@@ -1,0 +1,103 @@
+"""The whole regularizer of a step, permutations drawn in it: MIPD and the contrastive term."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import mcr_fast
+from bench import bench_nt_xent, bench_permuted_divergence, released
+from bench.contrastive import dense_bytes
+from bench.eager import mipd_eager, nt_xent_eager
+from bench.inputs import Inputs
+from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
+from bench.regression import regression
+
+BASE = Case("mcr_loss", N=32, D=512, C=6, K=32, donors="drawn", start="latents")
+CASES = [
+    replace(BASE, N=n, C=c, headline=n in (32, 128, 512), quick=n == 32)
+    for n, c in ((32, 6), (64, 6), (128, 28), (256, 101), (512, 174))
+]
+SWEEP = [replace(BASE, N=n, C=28, sweeps=("N",)) for n in (32, 64, 128, 256, 512)]
+MIPD_WEIGHT, CONTRASTIVE_WEIGHT, TEMPERATURE = 0.1, 1.0, 0.5
+
+
+def ours(inputs: Inputs, backend: str | None = None) -> Tensor:
+    """`MCRLoss` with its defaults."""
+    case = inputs.case
+    if inputs.module is None:
+        inputs.module = mcr_fast.MCRLoss(
+            [case.D] * case.M,
+            case.C,
+            num_permutations=case.K,
+            mipd_weight=MIPD_WEIGHT,
+            contrastive_weight=CONTRASTIVE_WEIGHT,
+            temperature=TEMPERATURE,
+            backend=backend,
+        )
+    return inputs.module(
+        inputs.latents, inputs.labels, fusion=inputs.linear, permutations=inputs.sample
+    ).loss
+
+
+def eager(inputs: Inputs) -> Tensor:
+    """The same two terms in plain torch."""
+    case, table = inputs.case, inputs.table
+    if table is None:
+        table = torch.rand(case.K, case.N).argsort(1)
+    contributions = inputs.fusion.contributions(inputs.latents)
+    mipd = mipd_eager(contributions, inputs.bias, table)
+    contrastive = nt_xent_eager(inputs.latents, inputs.all_labels(), TEMPERATURE)
+    return MIPD_WEIGHT * mipd + CONTRASTIVE_WEIGHT * contrastive
+
+
+def released_formulation(inputs: Inputs) -> Tensor:
+    """What the published step adds: its MIPD and pytorch-metric-learning's NTXentLoss."""
+    if inputs.module is None:
+        inputs.module = released.NTXentLoss(temperature=TEMPERATURE)
+    return released.released_step(
+        inputs.latents,
+        inputs.labels,
+        inputs.linear,
+        inputs.case.K,
+        inputs.module,
+        mipd_weight=MIPD_WEIGHT,
+        contrastive_weight=CONTRASTIVE_WEIGHT,
+        permutations=inputs.table,
+    )
+
+
+EAGER = Provider(
+    "eager", eager, lambda case: 4 * 8 * case.num_pairs * case.C + dense_bytes(case, 6)
+)
+BENCHMARK = Benchmark(
+    "mcr_loss",
+    unique_cases(CASES, SWEEP),
+    (
+        Provider("ours", ours),
+        Provider(
+            "reference",
+            partial(ours, backend="reference"),
+            lambda case: 4 * 16 * case.num_pairs * case.C + 12 * 4 * case.L**2,
+        ),
+        EAGER,
+        compiled(EAGER),
+        Provider(
+            "released",
+            released_formulation,
+            lambda case: (
+                bench_permuted_divergence.released_bytes(case) + bench_nt_xent.pml_bytes(case)
+            ),
+            gives_value=False,
+        ),
+    ),
+    axes={"N": "C = 28, K = 32, D = 512"},
+)
+
+
+@pytest.mark.parametrize("case", [c for c in BENCHMARK.cases if c.quick], ids=lambda c: c.name)
+@pytest.mark.parametrize("mode", MODES)
+def test_mcr_loss(benchmark, case: Case, mode: str) -> None:
+    regression(benchmark, BENCHMARK, case, mode)

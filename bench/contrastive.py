@@ -1,0 +1,42 @@
+"""What the two contrastive benchmarks share: their sizes, and pytorch-metric-learning."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from bench.inputs import Inputs
+from bench.registry import Case
+
+
+def contrastive_cases(op: str) -> list[Case]:
+    """Two modalities of L / 2 rows; the published default, a sweep over L, 16 bits."""
+    base = Case(op, N=32, D=512, C=6)
+    sweep = [replace(base, N=n, C=28, sweeps=("L",)) for n in (32, 64, 128, 256, 512, 1024, 2048)]
+    many_classes = [
+        replace(base, N=128, C=28),
+        replace(base, N=2048, C=174, headline=True),
+        replace(base, N=2048, C=174, dtype="bfloat16", headline=True),
+        replace(base, N=8192, C=174),
+    ]
+    return [replace(base, headline=True, quick=True), *sweep, *many_classes]
+
+
+def dense_bytes(case: Case, matrices: int) -> float:
+    """Memory of a formulation that keeps that many [L, L] matrices."""
+    return matrices * case.L**2 * case.torch_dtype.itemsize
+
+
+def num_label_pairs(case: Case) -> tuple[float, float]:
+    """How many ordered pairs have equal and different labels, on average over the draws."""
+    # M rows share each of the N draws
+    equal = case.L * (case.M - 1 + case.M * (case.N - 1) / case.C)
+    return equal, case.L * case.M * (case.N - 1) * (1 - 1 / case.C)
+
+
+def pml_loss(inputs: Inputs, make: type[nn.Module], temperature: float) -> Tensor:
+    """A loss of pytorch-metric-learning on the concatenated modalities with repeated labels."""
+    import torch
+
+    if inputs.module is None:
+        inputs.module = make(temperature=temperature)
+    return inputs.module(torch.cat(inputs.latents), inputs.all_labels())

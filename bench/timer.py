@@ -1,0 +1,107 @@
+"""The one timer: all contestants of a case take turns, so that noise hits them alike."""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from torch import Tensor, no_grad
+
+MIN_CALLS = 3
+MAX_CALLS_A_TURN = 500
+
+
+@dataclass(frozen=True)
+class Times:
+    """Percentiles of one contestant's calls, in seconds."""
+
+    p20: float
+    p50: float
+    p80: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A call to time: `step` gets what `setup`, which is not timed, returned."""
+
+    setup: Callable[[], Tensor | None]
+    step: Callable[[Tensor | None], object]
+
+    def call(self) -> float:
+        """One call in seconds."""
+        prepared = self.setup()
+        start = perf_counter()
+        kept = self.step(prepared)
+        elapsed = perf_counter() - start
+        del kept  # not earlier: freeing the result is no part of the call
+        return elapsed
+
+
+def contestant(forward: Callable[[], Tensor], leaves: list[Tensor], mode: str) -> Contestant:
+    """A provider's call in one mode.
+
+    "fwd" runs without gradients (evaluation), "full" is forward and backward (a training step),
+    "bwd" times the backward alone, each on a graph of its own.
+    """
+
+    def forget_gradients() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+
+    def graph() -> Tensor:
+        forget_gradients()
+        return forward()
+
+    def fwd(_: Tensor | None) -> object:
+        with no_grad():
+            return forward()
+
+    def full(_: Tensor | None) -> object:
+        loss = forward()
+        loss.backward()
+        return loss
+
+    steps = {
+        "fwd": (lambda: None, fwd),
+        "bwd": (graph, lambda loss: loss.backward()),
+        "full": (forget_gradients, full),
+    }
+    return Contestant(*steps[mode])
+
+
+def race(contestants: Mapping[str, Contestant], seconds: float, rounds: int = 10) -> dict:
+    """Times of each, from about `seconds` of calls in `rounds` turns; slow ones get fewer turns."""
+    estimate = {}
+    for name, c in contestants.items():
+        first = c.call()
+        # the first call loads and allocates; a slow one's is close enough
+        estimate[name] = first if first > seconds else min(c.call() for _ in range(3))
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for name, c in contestants.items():
+                samples[name] += _take_turn(c, estimate[name], seconds, rounds, turn)
+    finally:
+        gc.enable()
+    return {name: _times(taken) for name, taken in samples.items()}
+
+
+def _take_turn(
+    c: Contestant, estimate: float, seconds: float, rounds: int, turn: int
+) -> list[float]:
+    turns = int(min(rounds, max(MIN_CALLS, seconds / max(estimate, 1e-9))))
+    if turn * turns // rounds == (turn + 1) * turns // rounds:
+        return []
+    calls = int(min(MAX_CALLS_A_TURN, max(1, seconds / rounds / max(estimate, 1e-9))))
+    if calls > 3:
+        c.call()  # the caches are full of the contestant before
+    return [c.call() for _ in range(calls)]
+
+
+def _times(samples: list[float]) -> Times:
+    p20, p50, p80 = np.percentile(samples, [20, 50, 80])
+    return Times(float(p20), float(p50), float(p80), len(samples))
