@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from mcr_fast import _checks as checks
@@ -255,7 +256,6 @@ class HiddenSource:
             sums.of(self.bias).add_(grad.sum(0))
 
 
-@torch.compiler.disable
 def perturbed_divergences(
     source: Source,
     logits: Tensor,  # [N, C], clean, attached to the caller's graph
@@ -264,6 +264,13 @@ def perturbed_divergences(
     game: Game,
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
+    run = _uncompiled if torch.compiler.is_compiling() else _perturbed_divergences
+    return run(source, logits, rows, num_modalities, game)
+
+
+def _perturbed_divergences(
+    source: Source, logits: Tensor, rows: Rows, num_modalities: int, game: Game
+) -> tuple[Tensor, Tensor]:
     _refuse_tangents([*source.players, logits])
     heads = [head_factor(game.strategy, subset, num_modalities) for subset in game.subsets]
     if game.clean_path == "shared" and any(heads):
@@ -275,6 +282,10 @@ def perturbed_divergences(
     inputs, grads = engine.gradients()
     value = -divergences.sum()
     return attach_gradients(value, inputs, grads) if inputs else value, divergences
+
+
+# torch.compiler.disable, but without importing the compiler with the package
+_uncompiled = _disable_dynamo(_perturbed_divergences)
 
 
 def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
