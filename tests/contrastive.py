@@ -50,6 +50,18 @@ def capabilities() -> list[str]:
     return found
 
 
+def run_python(code: str, **variables: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
 def make_rows(rows: int, width: int, classes: int, dtype=torch.float32, seed: int = 0):
     """Embeddings [L, D], labels [L] far apart and not in order, present [L]."""
     g = torch.Generator().manual_seed(seed)
@@ -124,6 +136,35 @@ class ContrastiveTests:
         (plain_grad,) = torch.autograd.grad(plain, x)
         torch.testing.assert_close(loss, plain.detach(), rtol=2e-6, atol=0)
         assert (grad - plain_grad).norm() <= 1e-5 * plain_grad.norm()
+
+    def test_production_size(self):
+        """The accuracy that the project promises: 2e-6 of the loss, 1e-5 of the gradient."""
+        x, labels, _ = make_rows(2048, 512, 101)
+        loss, grad = self.run(x, labels)
+        truth, truth_grad = self.run(x.double(), labels, backend="reference")
+        assert (loss - truth).abs() <= 2e-6 * truth
+        assert (grad - truth_grad).norm() <= 1e-5 * truth_grad.norm()
+
+    def test_memory_is_linear_in_rows(self):
+        """One dense matrix of these rows is 576 MB."""
+        code = (
+            "import sys; sys.path.insert(0, 'tests')\n"
+            f"from {type(self).__module__} import {type(self).__name__}, make_rows\n"
+            f"import resource; t = {type(self).__name__}()\n"
+            "def peak(rows):\n"
+            "    t.run(*make_rows(rows, 32, 50)[:2])\n"
+            "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "print(-peak(300) + peak(12000))"
+        )
+        kilobytes = int(run_python(code))
+        assert kilobytes < 150_000
+
+    def test_no_columns(self):
+        x, labels, _ = make_rows(6, 0, 2)
+        loss, grad = self.run(x, labels)
+        truth, _ = self.run(x, labels, backend="reference")
+        torch.testing.assert_close(loss, truth)
+        assert grad.shape == (6, 0)
 
     def test_upstream_gradient(self):
         x, labels, _ = make_rows(65, 37, 6)
@@ -316,16 +357,6 @@ class ContrastiveTests:
             "      loss, grad = t.run(x, labels, present, temperature)\n"
             "      print(loss.item(), grad.double().sum().item(), grad.double().norm().item())"
         )
-        outputs = [
-            subprocess.run(
-                [sys.executable, "-c", code],
-                check=True,
-                cwd=ROOT,
-                env={**os.environ, **poison},
-                capture_output=True,
-                text=True,
-            ).stdout
-            for poison in ({}, {"MALLOC_PERTURB_": "128"})
-        ]
+        outputs = [run_python(code), run_python(code, MALLOC_PERTURB_="128")]
         assert outputs[0] == outputs[1]
         assert len(outputs[0].splitlines()) == 8

@@ -1,14 +1,9 @@
 """reconstruction_loss against the reference and the formula."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive import capabilities, needs_library
+from contrastive import capabilities, needs_library, run_python
 from tolerances import check_gradient, check_value
 from torch.autograd import forward_ad
 
@@ -16,7 +11,6 @@ from mcr_fast import env
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
 
-ROOT = Path(__file__).resolve().parent.parent
 OP = "reconstruction_loss"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -204,15 +198,5 @@ def test_reads_no_uninitialised_memory():
         "loss, grads = run(*make_inputs(90, (37, 5)))\n"
         "print(loss.item(), [g.norm().item() for g in grads])"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            check=True,
-            cwd=ROOT,
-            env={**os.environ, **poison},
-            capture_output=True,
-            text=True,
-        ).stdout
-        for poison in ({}, {"MALLOC_PERTURB_": "128"})
-    ]
+    outputs = [run_python(code), run_python(code, MALLOC_PERTURB_="128")]
     assert outputs[0] == outputs[1] != ""

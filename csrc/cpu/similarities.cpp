@@ -21,6 +21,8 @@ constexpr int64_t kMinBfloat16Rows = 512;
 // Strides of the similarities are whole vectors of any instruction set and number type.
 int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
+int64_t row_grain(int64_t width) { return std::max<int64_t>(1, kGrain / (width + 1)); }
+
 }  // namespace
 
 template <class T>
@@ -32,10 +34,10 @@ Similarities<T>::Similarities(const SimilarityKernels<T>& kernels, const Tensor&
       all_rows_(embeddings.size(0)),
       width_(embeddings.size(1)),
       scale_(kLog2e / temperature),
-      want_grad_(want_grad),
-      bfloat16_(embeddings.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products()) {
+      want_grad_(want_grad) {
   sort_rows(labels, present);
-  bfloat16_ = bfloat16_ && rows_ >= kMinBfloat16Rows;
+  bfloat16_ = want_grad && rows_ >= kMinBfloat16Rows &&
+              embeddings.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products();
   // 2^(-2 scale), the least exponential there is, and its inverse times a number of rows must be
   // numbers of float32.
   running_max_ = !(2 * scale_ + std::log2(double(rows_) + 1) < 120);
@@ -76,15 +78,13 @@ void Similarities<T>::normalize(const Tensor& embeddings) {
   z_.resize(rows_ * width_ + 16);
   norm_.resize(rows_ + 16);
   if (bfloat16_) z_bf16_.resize(rows_ * width_ + 16);
-  for_each_range(
-      rows_, std::max<int64_t>(1, kGrain / (width_ + 1)), [&](int64_t begin, int64_t end) {
-        kernels_.normalize_rows(from, order_.data(), begin, end, width_, z_.get(), norm_.get());
-        if constexpr (std::is_same_v<T, float>) {
-          if (!bfloat16_) return;
-          kernels_.to_bfloat16(z_.get() + begin * width_, (end - begin) * width_,
-                               z_bf16_.get() + begin * width_);
-        }
-      });
+  for_each_range(rows_, row_grain(width_), [&](int64_t begin, int64_t end) {
+    kernels_.normalize_rows(from, order_.data(), begin, end, width_, z_.get(), norm_.get());
+    if constexpr (std::is_same_v<T, float>) {
+      const int64_t at = begin * width_, count = (end - begin) * width_;
+      if (bfloat16_) kernels_.to_bfloat16(&z_[at], count, &z_bf16_[at]);
+    }
+  });
 }
 
 template <class T>
@@ -92,7 +92,7 @@ void Similarities<T>::plan_memory() {
   const int64_t batch = rows_ * width_;
   int64_t bytes = batch * sizeof(T) + std::min(rows_, kStripeRows) * padded(rows_) * sizeof(T);
   if (want_grad_) bytes += batch * sizeof(T);
-  if (bfloat16_) bytes += batch * sizeof(uint16_t) * (want_grad_ ? 2 : 1);
+  if (bfloat16_) bytes += 2 * batch * sizeof(uint16_t);
   const int64_t stripes = (rows_ + kStripeRows - 1) / kStripeRows;
   for (int64_t i = 0; i < stripes; ++i) {
     bytes += kStripeRows * padded(rows_ - i * kStripeRows) * sizeof(T);
@@ -193,11 +193,10 @@ Tensor Similarities<T>::gradient(const WeightsKernels<T>& loops, const Buffer<T>
   const Tensor grad = new_empty(embeddings_, {all_rows_, width_}, scalar_type_of<T>());
   T* to = grad.template mutable_data_ptr<T>();
   if (rows_ < all_rows_) std::memset(to, 0, all_rows_ * width_ * sizeof(T));
-  for_each_range(rows_, std::max<int64_t>(1, kGrain / (width_ + 1)),
-                 [&](int64_t begin, int64_t end) {
-                   kernels_.project_rows(dz_.get(), z_.get(), norm_.get(), order_.data(), begin,
-                                         end, width_, factor, to);
-                 });
+  for_each_range(rows_, row_grain(width_), [&](int64_t begin, int64_t end) {
+    kernels_.project_rows(dz_.get(), z_.get(), norm_.get(), order_.data(), begin, end, width_,
+                          factor, to);
+  });
   return grad;
 }
 

@@ -71,7 +71,9 @@ class Similarities {
   const Tensor embeddings_;  // as given, for what is made like it
   int64_t all_rows_, width_, rows_ = 0;
   double scale_;  // log2(e) / temperature
-  bool want_grad_, running_max_, bfloat16_;
+  bool want_grad_;
+  bool running_max_;  // the sums keep one; see similarity.h
+  bool bfloat16_;     // H and Z enter their products as such
   std::vector<int64_t> order_, class_begin_, class_end_;
   Buffer<T> z_, norm_, dz_;
   Buffer<uint16_t> z_bf16_, product_bf16_;
