@@ -318,3 +318,22 @@ def test_forward_mode_is_refused():
         duals = [torch.autograd.forward_ad.make_dual(z, torch.ones_like(z)) for z in latents]
         with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
             mcr(2)(duals, None, fusion=case.fusion)
+
+
+@pytest.mark.parametrize("kind", ["additive_head", "gated"])
+def test_float32_is_close_to_float64(kind):
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        case = make_fusion(kind, 1, 2, 16, torch.float32)
+        latents = make_latents(2, 2, 64, 16, dtype=torch.float32)
+        latents = [z.detach().to(dtype).requires_grad_() for z in latents]
+        fusion = case.fusion.to(dtype)
+        loss = mcr(2, 16, num_permutations=16, strategy="independent", chunk_rows=200)
+        out = loss(latents, None, fusion=fusion, generator=generator(1))
+        out.mipd.backward()
+        grads = [x.grad for x in [*latents, *fusion.parameters()]]
+        results.append((out.divergences, torch.cat([g.reshape(-1).double() for g in grads])))
+    (values, grads), (true_values, true_grads) = results
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), true_values, rtol=2e-6, atol=0)
+    assert (grads - true_grads).norm() <= 1e-5 * true_grads.norm()
