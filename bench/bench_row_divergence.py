@@ -13,7 +13,7 @@ from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
 from bench.regression import regression
 
-BASE = Case("row_divergence", N=128, C=28, K=32)
+BASE = Case("row_divergence", N=128, C=28, K=32, M=0)
 CASES = [
     *(replace(BASE, N=n, sweeps=("N",)) for n in (32, 64, 128, 256, 512, 1024)),
     *(replace(BASE, C=c, sweeps=("C",)) for c in (6, 16, 28, 64, 174, 400, 1000)),
