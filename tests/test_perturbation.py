@@ -79,7 +79,7 @@ def test_ablations_against_the_oracle(kind, num_modalities, perturbation):
     table = torch.arange(ROWS).expand(count, ROWS)
     oracle = Oracle(case.oracle, latents, case.owned, table, replace=replace, present=present)
     for routing in (("greedy", "shared"), ("independent", "routed"), ("greedy", "detached")):
-        for chunk_rows in (None, 2, 7):
+        for chunk_rows in (None, 3):
             loss = mcr(
                 num_modalities,
                 strategy=routing[0],
