@@ -145,6 +145,25 @@ def stacked_contributions(contributions: Any) -> Tensor:  # [M, N, C]
     return x
 
 
+def linear_latents(latents: Any, weight: Any) -> list[Tensor]:  # M tensors [N, D_m]
+    """Latents whose widths add up to a linear layer's, of its dtype and device."""
+    parts = modalities("latents", latents)
+    float_tensor("weight", weight)
+    width = sum(z.shape[-1] for z in parts)
+    if weight.ndim != 2 or weight.shape[1] != width or weight.shape[0] < 1:
+        raise ValueError(
+            f"weight must have shape [C, {width}] for latents of {width} elements together, "
+            f"got {list(weight.shape)}"
+        )
+    on_device("weight", weight, parts[0].device, "latents[0]")
+    for m, z in enumerate(parts):
+        if z.ndim != 2:
+            raise ValueError(f"latents[{m}] must have shape [N, D_m], got {list(z.shape)}")
+        if z.dtype != weight.dtype and not torch.is_autocast_enabled(z.device.type):
+            raise TypeError(f"latents[{m}] must be {weight.dtype} like weight, got {z.dtype}")
+    return parts
+
+
 def subset_masks(subsets: str, num_modalities: int) -> tuple[int, ...]:
     """One bitmask a subset: by size, then lexicographic."""
     choice("subsets", subsets, SUBSETS)

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
 from mcr_fast._chunks import Chunk, Rows
-from mcr_fast.fusion import Additive, AdditiveFusion, as_additive, finish
+from mcr_fast.fusion import (
+    Additive,
+    AdditiveFusion,
+    LinearColumns,
+    as_additive,
+    check_widths,
+    finish,
+)
+from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.perturbation import (
     CallableSource,
@@ -82,15 +90,16 @@ def mipd(
         checks.fusion_output(logits, latents[0].shape[0], num_classes)
         source: Source = CallableSource(_callable(fusion), latents, _replace(latents, draw, rows))
     else:
-        contributions = additive.contributions(latents)
+        fused = _fused(additive, latents, rows, game, draw)
+        contributions = fused[1] if fused else additive.contributions(latents)
         if additive.head is None:
             checks.fusion_output(contributions[0], latents[0].shape[0], num_classes)
         if logits is None:
             logits = finish(additive, contributions)
             checks.fusion_output(logits, latents[0].shape[0], num_classes)
-        if additive.head is None and draw.perturbation == "permute":
-            value, divergences = _linear(contributions, additive.bias, rows, game)
-            return value, divergences, logits
+        if fused or (additive.head is None and draw.perturbation == "permute"):
+            divergences = fused[0] if fused else _linear(contributions, additive.bias, rows, game)
+            return -divergences.sum(), divergences.detach(), logits
         replacements = _project_replaced(additive, latents, draw, rows)
         source = HiddenSource(additive, contributions, replacements)
     value, divergences = perturbed_divergences(source, logits, rows, len(latents), game)
@@ -108,10 +117,24 @@ def _callable(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
     return fusion
 
 
-def _linear(
-    contributions: Tensor, bias: Tensor | None, rows: Rows, game: Game
-) -> tuple[Tensor, Tensor]:
-    divergences = permuted_divergence(
+def _fused(
+    additive: Additive, latents: Sequence[Tensor], rows: Rows, game: Game, draw: Draw
+) -> tuple[Tensor, Tensor] | None:  # [S], [M, N, C]
+    """The divergences of a linear fusion with its contributions, if one op serves both."""
+    if not isinstance(additive, LinearColumns) or additive.head is not None:
+        return None
+    if draw.perturbation != "permute" or not can_fuse(latents, additive.weight, game.backend):
+        return None
+    check_widths(latents, additive.latent_dims)
+    options = (game.subsets, game.strategy, game.clean_path, game.divergence, rows.exclude)
+    masks = (rows.codes, rows.present, rows.sample_weight)
+    return linear_permuted_divergence(
+        latents, additive.weight, additive.bias, rows.order, rows.donors, *masks, *options
+    )
+
+
+def _linear(contributions: Tensor, bias: Tensor | None, rows: Rows, game: Game) -> Tensor:  # [S]
+    return permuted_divergence(
         contributions,
         bias,
         rows.order,
@@ -126,7 +149,6 @@ def _linear(
         exclude=rows.exclude,
         backend=game.backend,
     )
-    return -divergences.sum(), divergences.detach()
 
 
 def _noise(

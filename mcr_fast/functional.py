@@ -1,11 +1,16 @@
 """The losses as functions of tensors: argument checks, then the op."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast.ops._linear import can_fuse
+from mcr_fast.ops._linear import linear_permuted_divergence as _linear_permuted_divergence
 from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
 from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
@@ -13,7 +18,14 @@ from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
 from mcr_fast.ops.sup_con import sup_con as _sup_con
 from mcr_fast.sampling import CyclicPermutations
 
-__all__ = ["nt_xent", "permuted_divergence", "reconstruction_loss", "row_divergence", "sup_con"]
+__all__ = [
+    "linear_permuted_divergence",
+    "nt_xent",
+    "permuted_divergence",
+    "reconstruction_loss",
+    "row_divergence",
+    "sup_con",
+]
 
 
 def permuted_divergence(
@@ -81,31 +93,112 @@ def permuted_divergence(
         tensor([0.1109, 0.0000])
     """
     x = checks.stacked_contributions(contributions)
-    num_modalities, num_rows, num_classes = x.shape
+    arguments, options = _divergence_arguments(
+        x.shape,
+        x.device,
+        permutations,
+        bias,
+        strategy=strategy,
+        clean_path=clean_path,
+        subsets=subsets,
+        divergence=divergence,
+        exclude=exclude,
+        labels=labels,
+        present=present,
+        sample_weight=sample_weight,
+        backend=backend,
+    )
+    return _permuted_divergence(x, bias, *arguments, **options, backend=backend)
+
+
+def linear_permuted_divergence(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
+    permutations: Tensor | CyclicPermutations | None = None,  # [K, N] or [M, K, N] int64
+    *,
+    bias: Tensor | None = None,  # [C]
+    backend: Backend | None = None,
+    **options: Any,
+) -> Tensor:  # [S]
+    """`permuted_divergence` of a linear layer over concatenated latents, from the latents.
+
+    The contributions are Z_m times the weight's columns of modality m. One node of the autograd
+    graph instead of a chain of small ones: what a small batch spends its time on.
+
+    Args:
+        latents: the Z_m, M tensors [N, D_m] of the weight's dtype.
+        weight: [C, sum of D_m], as of the nn.Linear.
+        permutations, bias, backend: as in `permuted_divergence`.
+        options: its further keyword arguments.
+
+    Returns:
+        D [S], as `permuted_divergence`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `permuted_divergence`; latents that do not fit.
+
+    Note:
+        Gradients, numerics and determinism as in `permuted_divergence`; the columns of modality m
+        get what Z_m gets.
+
+    Reference:
+        Equations 9-13 of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> latents = [torch.eye(2), torch.zeros(2, 3)]
+        >>> mcr_fast.functional.linear_permuted_divergence(latents, torch.eye(2, 5))
+        tensor([0.1109, 0.0000])
+    """
+    parts = checks.linear_latents(latents, weight)
+    shape = torch.Size((len(parts), parts[0].shape[0], weight.shape[0]))
+    arguments, named = _divergence_arguments(
+        shape, weight.device, permutations, bias, backend=backend, **options
+    )
+    if can_fuse(parts, weight, backend):
+        fused = (*arguments, *named.values())
+        return _linear_permuted_divergence(parts, weight, bias, *fused)[0]
+    columns = weight.split([z.shape[1] for z in parts], dim=1)
+    contributions = torch.stack([F.linear(z, w) for z, w in zip(parts, columns, strict=True)])
+    return _permuted_divergence(contributions, bias, *arguments, **named, backend=backend)
+
+
+def _divergence_arguments(
+    shape: torch.Size,  # M, N, C
+    device: torch.device,
+    permutations: Tensor | CyclicPermutations | None,
+    bias: Tensor | None,
+    *,
+    strategy: Strategy = "greedy",
+    clean_path: CleanPath = "shared",
+    subsets: Subsets = "all",
+    divergence: Divergence = "jsd",
+    exclude: Exclude | None = None,
+    labels: Tensor | None = None,
+    present: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    backend: Backend | None = None,
+) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
+    """The op's tensors after the bias, and its options in order, checked."""
+    num_modalities, num_rows, num_classes = shape
     checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
     masks = checks.subset_masks(subsets, num_modalities)
-    order, donors = checks.donors(permutations, num_modalities, num_rows, x.device)
+    order, donors = checks.donors(permutations, num_modalities, num_rows, device)
     if bias is not None:
         checks.float_tensor("bias", bias)
         checks.shaped("bias", bias, (num_classes,), "[C]")
-        checks.on_device("bias", bias, x.device, "contributions")
-    checks.check_present(present, (num_rows, num_modalities), "[N, M]", x.device)
-    checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", x.device)
-    return _permuted_divergence(
-        x,
-        bias,
-        order,
-        donors,
-        checks.exclusion_codes(exclude, labels, num_rows, x.device),
-        present,
-        sample_weight,
-        subsets=masks,
-        strategy=strategy,
-        clean_path=clean_path,
-        divergence=divergence,
-        exclude=exclude or "none",
-        backend=backend,
-    )
+        checks.on_device("bias", bias, device, "contributions")
+    checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
+    checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
+    codes = checks.exclusion_codes(exclude, labels, num_rows, device)
+    options = {
+        "subsets": masks,
+        "strategy": strategy,
+        "clean_path": clean_path,
+        "divergence": divergence,
+        "exclude": exclude or "none",
+    }
+    return (order, donors, codes, present, sample_weight), options
 
 
 def row_divergence(

@@ -240,15 +240,16 @@ class _LinearFusion(AdditiveFusion):
     def num_modalities(self) -> int:
         return len(self.latent_dims)
 
-    def _columns(self) -> LinearColumns:
+    def columns(self) -> LinearColumns:
+        """The layer's columns by modality."""
         return linear_columns(self.linear, self.latent_dims, self.head)
 
     def project(self, modality: int, latent: Tensor) -> Tensor:
-        return self._columns().project(modality, latent)
+        return self.columns().project(modality, latent)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         checks.modalities("latents", latents)
-        return self._columns().contributions(latents)
+        return self.columns().contributions(latents)
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
         check_widths(checks.modalities("latents", latents), self.latent_dims)
@@ -258,8 +259,11 @@ class _LinearFusion(AdditiveFusion):
 
 def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None:
     """The fusion as the fast path takes it, None if it is not an additive one."""
+    if isinstance(fusion, _LinearFusion):
+        return fusion.columns()
     if isinstance(fusion, AdditiveFusion):
         return fusion
-    if isinstance(fusion, nn.Linear):
+    # a subclass with a forward of its own computes something else
+    if isinstance(fusion, nn.Linear) and type(fusion).forward is nn.Linear.forward:
         return linear_columns(fusion, latent_dims)
     return None

@@ -1,0 +1,116 @@
+"""`linear_permuted_divergence` is `permuted_divergence` of the contributions, in one node."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mcr_fast.functional import linear_permuted_divergence, permuted_divergence
+from mcr_fast.sampling import sample_permutations
+from tests.inputs import make_latents
+
+DIMS = (5, 3, 4)
+CLASSES = 6
+
+
+def leaves(seed, num_rows, dtype=torch.float64):
+    latents = [make_latents(seed + m, 1, num_rows, width=d)[0] for m, d in enumerate(DIMS)]
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(CLASSES, sum(DIMS), generator=g, dtype=torch.float64)
+    bias = torch.randn(CLASSES, generator=g, dtype=torch.float64)
+    return [x.detach().to(dtype).requires_grad_() for x in (*latents, weight, bias)]
+
+
+def apart(latents, weight, bias, permutations, **options):
+    columns = weight.split(DIMS, dim=1)
+    contributions = torch.stack([F.linear(z, w) for z, w in zip(latents, columns, strict=True)])
+    return permuted_divergence(contributions, permutations, bias=bias, **options)
+
+
+def both(inputs, permutations, grad=None, **options):
+    results = []
+    for function in (linear_permuted_divergence, None):
+        *latents, weight, bias = [x.detach().clone().requires_grad_() for x in inputs]
+        if function is None:
+            value = apart(latents, weight, bias, permutations, **options)
+        else:
+            value = function(latents, weight, permutations, bias=bias, **options)
+        value.backward(torch.ones_like(value) if grad is None else grad.to(value.dtype))
+        results.append([value.detach(), *(x.grad for x in (*latents, weight, bias))])
+    return results
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "cyclic", "all"])
+@pytest.mark.parametrize("strategy", ["greedy", "independent", "collaborative"])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_agrees_with_the_ops_apart(scheme, strategy, backend):
+    table = None if scheme == "all" else sample_permutations(4, 9, scheme=scheme, num_modalities=3)
+    grad = torch.randn(6, dtype=torch.float64)
+    for one, other in zip(
+        *both(leaves(1, 9), table, grad, strategy=strategy, backend=backend), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtypes(dtype):
+    for one, other in zip(*both(leaves(2, 40, dtype), None), strict=True):
+        assert one.dtype == other.dtype
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(one, other, rtol=16 * eps, atol=4 * eps)
+
+
+def test_only_what_is_asked_for():
+    *latents, weight, bias = leaves(3, 7)
+    frozen = [latents[0].detach(), *latents[1:]]
+    linear_permuted_divergence(frozen, weight.detach(), bias=bias).sum().backward()
+    assert weight.grad is None
+    assert latents[0].grad is None
+    assert latents[1].grad is not None
+    assert bias.grad is not None
+
+
+def test_without_gradients():
+    *latents, weight, bias = leaves(4, 7)
+    with torch.no_grad():
+        value = linear_permuted_divergence(latents, weight, bias=bias)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, apart(latents, weight, bias, None).detach())
+
+
+def test_twice_backward_and_double_backward():
+    *latents, weight, bias = leaves(5, 7, torch.float32)
+    value = linear_permuted_divergence(latents, weight, bias=bias).sum()
+    value.backward(retain_graph=True)
+    once = weight.grad.clone()
+    value.backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+    (grad,) = torch.autograd.grad(
+        linear_permuted_divergence(latents, weight, bias=bias).sum(), weight, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="differentiat"):
+        grad.sum().backward()
+
+
+def test_compiled_and_autocast():
+    *latents, weight, bias = leaves(6, 7, torch.float32)
+
+    def run():
+        return linear_permuted_divergence(latents, weight, bias=bias)
+
+    eager = run()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")()
+    torch.testing.assert_close(compiled, eager)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(run(), eager, rtol=0.1, atol=0.02)
+
+
+def test_errors():
+    *latents, weight, bias = leaves(7, 7)
+    with pytest.raises(ValueError, match=r"weight must have shape \[C, 12\]"):
+        linear_permuted_divergence(latents, weight[:, :-1])
+    with pytest.raises(TypeError, match=r"latents\[1\] must be torch.float64 like weight"):
+        linear_permuted_divergence([latents[0], latents[1].float(), latents[2]], weight)
+    with pytest.raises(ValueError, match="at least 2 modalities"):
+        linear_permuted_divergence(latents[:1], weight[:, :5])
+    with pytest.raises(ValueError, match="strategy must be one of"):
+        linear_permuted_divergence(latents, weight, strategy="selfish")
