@@ -38,7 +38,7 @@ OTHERS = [
 
 
 def contributions(inputs: Inputs) -> Tensor:  # [M, N, C]
-    """The products of the linear fusion, with what they cost; for every additive provider."""
+    """The products of the linear fusion, with what they cost; for every other provider."""
     if inputs.contributions is not None:
         return inputs.contributions
     assert inputs.fusion is not None
@@ -46,7 +46,11 @@ def contributions(inputs: Inputs) -> Tensor:  # [M, N, C]
 
 
 def ours(inputs: Inputs, backend: str | None = None) -> Tensor:
-    """L_MIPD of this library."""
+    """L_MIPD of this library: from the latents where a case starts there."""
+    if inputs.contributions is None and backend is None:
+        return -mcr_fast.functional.linear_permuted_divergence(
+            inputs.latents, inputs.linear.weight, inputs.sample, bias=inputs.bias, subsets="single"
+        ).sum()
     return -mcr_fast.functional.permuted_divergence(
         contributions(inputs),
         inputs.sample,
