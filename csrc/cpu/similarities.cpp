@@ -49,8 +49,7 @@ template <class T>
 void Similarities<T>::sort_rows(const Tensor& labels, const OptionalTensor& present) {
   const Tensor codes = contiguous_as(labels, ScalarType::Long);
   const int64_t* code = codes.const_data_ptr<int64_t>();
-  OptionalTensor mask;
-  if (present) mask = torch::stable::contiguous(*present);
+  const OptionalTensor mask = present ? torch::stable::contiguous(*present) : present;
   const bool* there = mask ? mask->template const_data_ptr<bool>() : nullptr;
   std::vector<std::pair<int64_t, int64_t>> sorted;
   sorted.reserve(all_rows_);
@@ -131,12 +130,11 @@ SimilarityStripe<T> Similarities<T>::stripe(int64_t index, int64_t columns) {
 
 template <class T>
 void Similarities<T>::sum_exponentials(const int64_t* enter) {
-  constexpr double kNoMax = -4;
   sum_ = per_row<double>();
   max_ = per_row<T>();
   log2_sum_ = per_row<T>();
-  std::fill_n(max_.get(), rows_, T(running_max_ ? kNoMax : 1));
-  const int64_t partials = padded(rows_) + kTileColumns;  // kStripeRows of each tile
+  std::fill_n(max_.get(), rows_, T(running_max_ ? -4 : 1));  // below any similarity, or the bound
+  const int64_t partials = padded(rows_) + kTileColumns;     // kStripeRows of each tile
   Buffer<T> row_max(running_max_ ? partials : 0), row_sum(partials);
   for_each_stripe(false, [&](const SimilarityStripe<T>& s) {
     for_each_tile(s, [&](int64_t tile, int64_t begin, int64_t end) {
