@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import make_latents
 
 from mcr_fast.functional import linear_permuted_divergence, permuted_divergence
 from mcr_fast.sampling import sample_permutations
-from tests.inputs import make_latents
 
 DIMS = (5, 3, 4)
 CLASSES = 6
