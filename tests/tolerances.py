@@ -29,6 +29,10 @@ class Tolerance:
 
 
 TABLE = {
+    "permuted_divergence": Tolerance(
+        4, 4, 0, "sums over C and K, powers of two and logs with a few eps of error, all in float32"
+    ),
+    "row_divergence": Tolerance(4, 4, 0, "as permuted_divergence"),
     "nt_xent": Tolerance(
         4, 4, 0.5, "sums of D and of L products; bfloat16 products round H, Z and their product"
     ),
@@ -107,6 +111,8 @@ def check_gradient(
     error = difference.abs().max()
     bound = 2 * plain_difference.abs().max() + unit * biggest + spacing
     assert error <= bound, f"{case}: error {error:.3g} > {bound:.3g} at {worst}, {truth[worst]}"
+    if actual.dtype == truth.dtype == torch.float64:
+        return  # the truth's own errors are as large
     # errors that point one way do not average out over a training run
     bias, spread = difference.mean().abs(), difference.norm() / difference.numel()
     bound = 6 * spread + 2 * plain_difference.mean().abs()
