@@ -137,6 +137,12 @@ inline V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
   return (V{} < d ? q : p) * (ratio.t * (minus_abs(d) - h) - h);
 }
 
+// Equal rows but for a rounding can sum up to a rounding below 0. NaN stays NaN.
+template <class V>
+inline V not_negative(V x) {
+  return vmax(V{}, x);
+}
+
 struct Jsd {
   // Returns log2 sum_c 2^logits_c.
   template <class Team, class T>
@@ -251,7 +257,7 @@ struct Jsd {
         sink(n, Team::keep(kept, u));
       }
     }
-    return Team::reduce_sum(value) * T(kHalfLn2);
+    return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
   }
 
   template <class V, class S>
@@ -316,7 +322,7 @@ struct BinaryJsd {
         sink(n, Team::keep(kept, u * T(kHalfLn2)));
       }
     }
-    return Team::reduce_sum(value) * T(kHalfLn2);
+    return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
   }
 
   template <class V, class S>

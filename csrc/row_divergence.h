@@ -63,6 +63,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
   const T lse = D::template prepare<Team>(pr.steps, clean);
   T acc_kl = 0;
+  bool any = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
     int64_t rows[kGroup];
     T weights[kGroup], total[kGroup] = {}, shift[kGroup], log2_total[kGroup];
@@ -70,7 +71,12 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
     for (; group < pr.group && at < pr.start[i + 1]; ++at) {
       const int64_t r = pr.members[at];
       const T weight = pr.row_weight ? pr.factor * pr.row_weight[r] : pr.factor;
-      if (weight == T(0)) continue;  // dropped, whatever it holds
+      if (weight == T(0)) {  // dropped, whatever it holds
+        for (int64_t n = 0; kGrad && n < pr.steps; ++n) {
+          store_step(pr.grad_perturbed + r * pr.classes, n, pr.classes, Vec<T>{});
+        }
+        continue;
+      }
       const GivenRow<T> row{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
       shift[group] =
           D::template first_pass<Team, T>(pr.steps, clean, lse, row, group_tiles + 2 * group * tile,
@@ -78,6 +84,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
       rows[group] = r;
       weights[group++] = weight;
     }
+    any = any || group > 0;
     Team::group_log2(total, log2_total);
     for (int g = 0; g < group; ++g) {
       T* grad = kGrad ? pr.grad_perturbed + rows[g] * pr.classes : nullptr;
@@ -88,7 +95,8 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
                                 shift[g] + log2_total[g], {}, weights[g], acc, acc_kl, sink);
     }
   }
-  for (int64_t n = 0; kGrad && n < pr.steps; ++n) {
+  // Without a row held against it, its gradient is 0 already, whatever it holds.
+  for (int64_t n = 0; kGrad && any && n < pr.steps; ++n) {
     const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), acc_kl);
     store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
   }

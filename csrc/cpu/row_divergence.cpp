@@ -71,10 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
     weight_values = contiguous_as(*row_weight, dtype);
     pr.row_weight = weight_values.const_data_ptr<T>();
     weights = 0;
-    for (int64_t r = 0; r < R; ++r) {
-      weights += double(pr.row_weight[r]);
-      if (want_grad && pr.row_weight[r] == T(0)) std::fill_n(pr.grad_perturbed + r * C, C, T(0));
-    }
+    for (int64_t r = 0; r < R; ++r) weights += double(pr.row_weight[r]);
   }
 
   const auto& kernels = cpu_kernels().row_divergence;
