@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from bench import machine, results
 from bench.measure import Effort, measure
-from bench.registry import MODES, STEMS, select
+from bench.registry import MODES, STEMS, default_modes, select
 
 SHOWN = ("provider", "p20_ms", "p50_ms", "p80_ms", "ratio_to_ours", "peak_mb", "element_ns")
 SHOWN += ("floor_fraction", "compile_s", "skipped")
@@ -18,9 +18,11 @@ SHOWN += ("floor_fraction", "compile_s", "skipped")
 def _run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
-    effort = Effort.quick() if options.quick else Effort(seconds=options.seconds)
+    effort = (
+        Effort.quick() if options.quick else Effort(options.seconds, memory=not options.no_memory)
+    )
     out = options.out or results.folder()
-    print(f"{machine.device()}, {torch.get_num_threads()} threads, load {machine.load():.1f}")
+    print(f"{machine.device()}, threads: {torch.get_num_threads()}, load: {machine.load():.1f}")
     if options.targets:
         return _run_targets(effort, out)
     chosen = select(options.op or [], options.case, quick=options.quick)
@@ -28,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
         print("no case has such a name", file=sys.stderr)
         return 2
     for benchmark, case in chosen:
-        for mode in options.mode or MODES:
+        for mode in options.mode or default_modes(case):
             rows = measure(benchmark, case, mode, effort)
             print(f"\n{case.op} {case.name} {mode}")
             print(tabulate([[row.get(c, "") for c in SHOWN] for row in rows], SHOWN))
@@ -89,12 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         "--op", action="append", choices=STEMS, help="can be repeated; all if left out"
     )
     run.add_argument("--case", default="", help="only cases with this in their name, such as N512")
-    run.add_argument("--mode", action="append", choices=MODES, help="can be repeated")
+    run.add_argument(
+        "--mode",
+        action="append",
+        choices=MODES,
+        help="can be repeated; the points of a sweep run full only, if left out",
+    )
     run.add_argument("--quick", action="store_true", help="smallest cases, a few calls, no memory")
     run.add_argument(
         "--targets", action="store_true", help="the figures that this version must reach"
     )
     run.add_argument("--seconds", type=float, default=1.0, help="of calls for each provider")
+    run.add_argument("--no-memory", action="store_true", help="times only")
     run.add_argument("--threads", type=int, help="torch's threads")
     run.add_argument("--out", type=Path, help="folder, instead of bench/results/<machine>")
     run.set_defaults(command=_run)

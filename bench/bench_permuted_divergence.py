@@ -31,7 +31,7 @@ DONORS = [
 ]
 # the kernel alone, three modalities, 16 bits
 OTHERS = [
-    replace(LARGE, D=0, start="contributions"),
+    replace(LARGE, D=0, start="contributions", headline=True),
     replace(BASE, M=3),
     replace(LARGE, dtype="bfloat16"),
 ]

@@ -76,14 +76,14 @@ def _figure(benchmark: Benchmark, axes: list[str], rows: list[dict[str, str]], p
         ncols=3,
         frameon=False,
         fontsize=9,
-        bbox_to_anchor=(0.5, 0.935),
+        bbox_to_anchor=(0.5, 0.96),
     )
     last = max(rows, key=lambda row: row["date"])
     figure.suptitle(
-        f"{benchmark.op}, {last['device']}, {last['threads']} threads, torch {last['torch']}",
+        f"{benchmark.op}, {last['device']}, threads: {last['threads']}, torch {last['torch']}",
         fontsize=11,
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.88))
+    figure.tight_layout(rect=(0, 0, 1, 0.91))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

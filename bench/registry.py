@@ -91,7 +91,7 @@ class Provider:
             reason = compiler_missing()
         needed = self.bytes_needed(case)
         if reason is None and needed > MEMORY_LIMIT:
-            reason = f"would need {needed / 1e9:.1f} GB"
+            reason = f"would need {needed / 1e9:,.0f} GB"
         return reason
 
     def forward(self, inputs: "Inputs") -> Forward:
@@ -156,6 +156,12 @@ def benchmarks() -> dict[str, Benchmark]:
         module = importlib.import_module(f"bench.bench_{stem}")
         found[stem] = module.BENCHMARK
     return found
+
+
+def default_modes(case: Case) -> tuple[str, ...]:
+    """Points of a sweep are measured as a training step runs them, the others in every mode."""
+    only_swept = case.sweeps and not case.headline and not case.quick
+    return ("full",) if only_swept else MODES
 
 
 def select(ops: list[str], pattern: str, *, quick: bool) -> list[tuple[Benchmark, Case]]:

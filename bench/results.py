@@ -1,6 +1,7 @@
 """Rows of results: `bench/results/<machine>/<op>.csv`."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -71,12 +72,12 @@ def number(row: Row, column: str) -> float | None:
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """A number for a cell or a table: without exponent, to a few digits."""
+    """A number for a cell or a table, to a few digits; tiny ones with an exponent."""
     if value is None:
         return ""
-    if value != value or value in (float("inf"), float("-inf")):
-        return str(value)
+    if not math.isfinite(value) or 0 < abs(value) < 1e-4:
+        return f"{value:.{digits}g}"
     rounded = float(f"{value:.{digits}g}")
-    decimals = max(0, digits - len(str(int(abs(rounded))))) if abs(rounded) >= 1 else 12
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded)))) if rounded else 0
     text = f"{rounded:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
