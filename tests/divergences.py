@@ -171,10 +171,13 @@ def run(
     return value.detach(), *grads
 
 
-def check(x: Inputs, upstream: Tensor | float = 1.0, case: object = "", **options) -> None:
+def check(
+    x: Inputs, upstream: Tensor | float = 1.0, case: object = "", threads: int = 1, **options
+) -> None:
     """The compiled kernels against the reference in float64, value and gradients."""
     name = "row_divergence" if isinstance(x, Rows) else "permuted_divergence"
-    ours = run(x, "cpu", upstream, **options)
+    with on_threads(threads):
+        ours = run(x, "cpu", upstream, **options)
     plain = run(x, "reference", upstream, **options)
     truth = run(x.to(torch.float64), "reference", upstream, **options)
     shapes = [list(t.shape) for t in x.tensors() if t is not None]
@@ -277,7 +280,7 @@ class DivergenceTests:
                     first = run(x, **options)
                     for _ in range(2):
                         assert_same_bits(run(x, **options), first, options)
-                    check(x, **options)
+                check(x, threads=threads, **options)
 
     def test_reads_no_memory_it_did_not_write(self):
         for dtype in (torch.float32, torch.float16, torch.float64):
