@@ -128,7 +128,9 @@ def linear_permuted_divergence(
     Args:
         latents: the Z_m, M tensors [N, D_m] of the weight's dtype.
         weight: [C, sum of D_m], as of the nn.Linear.
-        permutations, bias, backend: as in `permuted_divergence`.
+        permutations: as in `permuted_divergence`.
+        bias: b [C]; None for 0.
+        backend: as in `permuted_divergence`.
         options: its further keyword arguments.
 
     Returns:

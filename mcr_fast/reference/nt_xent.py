@@ -15,7 +15,7 @@ def nt_xent_reference(
     present: Tensor | None = None,  # [L] bool
     temperature: float = 0.5,
 ) -> Tensor:  # []
-    """Mean over ordered pairs (a, p) of equal label of log(1 + sum over negatives n of e^(s_an - s_ap)).
+    """Mean over positive pairs (a, p) of log(1 + sum over negatives n of e^(s_an - s_ap)).
 
     Other positives are not in the denominator. O(L^2) memory; differentiable by autograd.
     """

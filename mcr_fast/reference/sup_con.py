@@ -14,7 +14,7 @@ def sup_con_reference(
     present: Tensor | None = None,  # [L] bool
     temperature: float = 0.1,
 ) -> Tensor:  # []
-    """Mean over anchors a with a positive of -1/|P(a)| sum over p of (s_ap - log sum over j != a of e^s_aj).
+    """Mean over anchors a with positives P of -1/|P| sum_p (s_ap - log sum over j != a of e^s_aj).
 
     O(L^2) memory; differentiable by autograd.
     """
