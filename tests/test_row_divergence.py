@@ -198,6 +198,14 @@ def test_equal_rows_differ_by_nothing():
         assert max(float(g.abs().max()) for g in grads) < 1e-8
 
 
+def test_never_negative():
+    """Rows that differ by a constant have the same softmax: nothing but rounding is left."""
+    for seed, num_classes, scale in itertools.product(range(30), (1, 2, 20), (0.01, 1.0)):
+        x = make_rows(1, 1, num_classes, scale=scale, seed=seed)
+        value, *_ = run(replace(x, perturbed=x.clean + x.perturbed[:, :1]))
+        assert 0 <= value < 1e-12, f"{seed}, {num_classes} classes: {value}"
+
+
 @pytest.mark.parametrize("delta", [1e-2, 1e-3, 1e-4, 1e-5])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_nearby_rows_keep_their_digits(delta, divergence):
