@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from bench.inputs import Inputs
@@ -35,8 +36,6 @@ def num_label_pairs(case: Case) -> tuple[float, float]:
 
 def pml_loss(inputs: Inputs, make: type[nn.Module], temperature: float) -> Tensor:
     """A loss of pytorch-metric-learning on the concatenated modalities with repeated labels."""
-    import torch
-
     if inputs.module is None:
         inputs.module = make(temperature=temperature)
     return inputs.module(torch.cat(inputs.latents), inputs.all_labels())

@@ -53,44 +53,37 @@ def _points(benchmark: Benchmark, axis: str, rows: list[dict[str, str]]) -> list
 
 
 def _figure(benchmark: Benchmark, axes: list[str], rows: list[dict[str, str]], path: Path) -> None:
-    figure, grid = plt.subplots(
-        2, len(axes), figsize=(1.2 + 4.6 * len(axes), 7.6), squeeze=False, sharex="col"
-    )
-    shown: set[str] = set()
+    panels = {"p50_ms": "forward + backward, ms"}
+    if any(row["peak_mb"] for row in rows):
+        panels["peak_mb"] = "memory above inputs and gradients, MB"
+    size = (1.2 + 4.6 * len(axes), 1.4 + 3.2 * len(panels))
+    figure, grid = plt.subplots(len(panels), len(axes), figsize=size, squeeze=False, sharex="col")
     for column, axis in enumerate(axes):
         points = _points(benchmark, axis, rows)
-        shown |= _lines(grid[0, column], axis, points, "p50_ms")
-        _lines(grid[1, column], axis, points, "peak_mb")
+        for area, panel in zip(grid[:, column], panels, strict=True):
+            _lines(area, axis, points, panel)
         grid[0, column].set_title(benchmark.axes[axis], fontsize=10)
-        grid[1, column].set_xlabel(MEANINGS[axis])
+        bottom = grid[-1, column]
+        bottom.set_xlabel(MEANINGS[axis])
         ticks = sorted({float(row[axis]) for row in points})
-        grid[1, column].set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
-        grid[1, column].xaxis.set_minor_formatter(NullFormatter())
-    grid[0, 0].set_ylabel("forward + backward, ms")
-    grid[1, 0].set_ylabel("memory above inputs and gradients, MB")
+        bottom.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        bottom.xaxis.set_minor_formatter(NullFormatter())
+    for area, label in zip(grid[:, 0], panels.values(), strict=True):
+        area.set_ylabel(label, fontsize=9)
     handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="upper center",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        bbox_to_anchor=(0.5, 0.96),
-    )
     last = max(rows, key=lambda row: row["date"])
-    figure.suptitle(
-        f"{benchmark.op}, {last['device']}, threads: {last['threads']}, torch {last['torch']}",
-        fontsize=11,
-    )
-    figure.tight_layout(rect=(0, 0, 1, 0.91))
+    environment = f"{last['device']}, threads: {last['threads']}, torch {last['torch']}"
+    figure.suptitle(f"{benchmark.op}\n{environment}", fontsize=10, y=0.995)
+    top = 1 - 0.45 / size[1]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, top)}
+    figure.legend(handles, names, ncols=3, frameon=False, fontsize=8.5, **place)
+    figure.tight_layout(rect=(0, 0, 1, top - 0.3 / size[1]))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _lines(area: Axes, axis: str, points: list[dict[str, str]], column: str) -> set[str]:
+def _lines(area: Axes, axis: str, points: list[dict[str, str]], column: str) -> None:
     """One line a provider, with the band between the 20th and the 80th percentile for times."""
-    drawn = set()
     for provider, label in LABELS.items():
         line = sorted(
             ((float(row[axis]), row) for row in points if row["provider"] == provider),
@@ -114,12 +107,10 @@ def _lines(area: Axes, axis: str, points: list[dict[str, str]], column: str) -> 
         if column == "p50_ms":
             low, high = _column(line, "p20_ms"), _column(line, "p80_ms")
             area.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-        drawn.add(provider)
     area.set_xscale("log", base=2)
     area.set_yscale("log")
     area.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     area.grid(True, which="major", alpha=0.3)
-    return drawn
 
 
 def _column(line: list[tuple[float, Row]], column: str) -> list[float]:

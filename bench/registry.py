@@ -111,7 +111,7 @@ class Benchmark:
     op: str
     cases: tuple[Case, ...]
     providers: tuple[Provider, ...]
-    # axes of the plots, with the sizes that the other fields have on them
+    # the axes of its plots, with the other sizes there in words
     axes: dict[str, str] = field(default_factory=dict)
 
     def provider(self, name: str) -> Provider:
