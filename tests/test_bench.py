@@ -29,6 +29,15 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # speed is of no interest here, and threads that wait for a busy core take long
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def loss_and_gradients(provider, case, dtype=None):
     case = replace(case, donors="uniform") if case.donors == "drawn" else case
     inputs = make_inputs(case, dtype=dtype)
