@@ -6,7 +6,8 @@
 //     log2(q / m)  = min(d, 0) - h,                  log2(p / m) = -max(d, 0) - h
 //     dJSD / dw    = q / 2 * (log(q / m) - KL(q | m)),  dJSD / dz likewise with p.
 // Every term of the sum is positive, and d comes from the difference of the logits and not from two
-// rounded logs, so nearby rows lose no digits.
+// rounded logs: nearby rows lose eps over their distance, where the plain formula loses eps over
+// its square.
 //
 // A Team says who runs a row. It names the vector type of one step and the type that holds one
 // number per row: a scalar when the lanes are classes of one row, a vector when every lane has a

@@ -136,6 +136,7 @@ template <class T>
 void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
   const Tensor source = contiguous_as(contributions, scalar_type_of<T>());
   const T scale = log2_scale<T>(problem_.divergence);
+  const bool softmax = problem_.divergence == DivergenceKind::kJsd;
   const T* from = source.const_data_ptr<T>();
   const int64_t W = width();
   problem_.steps = lanes() ? C_ : (C_ + W - 1) / W;
@@ -164,7 +165,9 @@ void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
         const T* row = from + (mn / N_ * N_ + row_at(mn % N_)) * C_;
         T* to = &contributions_[mn * padded];
         for (int64_t c = 0; c < C_; ++c) to[c] = row[c] * scale;
-        std::fill(to + C_, to + padded, T(0));
+        // For the softmax the padding is no class (lay_out_bias); it is not to be the largest
+        // either.
+        std::fill(to + C_, to + padded, softmax ? to[0] : T(0));
       }
     });
   }
