@@ -1,15 +1,33 @@
 """What is measured of a trained model: accuracy, what each encoder learned, who decides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from digits_data import Digits, Split, degrade
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import mcr_fast
 
 NAN = float("nan")
+ALONE = {"left half alone": 0, "right half alone": 1}  # methods that see one half
+
+
+class Model(Protocol):
+    """What is asked of a model of two halves."""
+
+    fusion: nn.Linear
+    heads: nn.ModuleList
+
+    def encode(self, halves: tuple[Tensor, Tensor]) -> list[Tensor]: ...
+
+    def fuse(self, latents: list[Tensor]) -> Tensor: ...
+
+
+AfterEpoch = Callable[[Model], None]
 
 
 @dataclass(frozen=True)
@@ -75,3 +93,45 @@ def importance(
     generator = torch.Generator().manual_seed(0)
     left, right = regularizer(latents, None, fusion=fusion, generator=generator).importance
     return left.item(), right.item()
+
+
+def predict(model: Model, method: str, latents: list[Tensor]) -> Tensor:
+    """Probabilities [N, C]: of the fusion, or of the one half's head."""
+    half = ALONE.get(method)
+    logits = model.fuse(latents) if half is None else model.heads[half](latents[half])
+    return logits.softmax(1)
+
+
+@torch.no_grad()
+def score(model: Model, method: str, digits: Digits, split: Split) -> Scores:
+    """A model on the validation or the test images."""
+    latents = model.encode(split.halves)
+    seen = degrade(digits.train, digits.noise, torch.Generator().manual_seed(0))
+    train_latents = model.encode(seen.halves)
+    half = ALONE.get(method)
+    probes = [NAN, NAN]
+    for m in range(2) if half is None else [half]:
+        probes[m] = probe_accuracy(train_latents[m], seen.labels, latents[m], split.labels)
+    return Scores(
+        predict(model, method, latents),
+        split.labels,
+        (probes[0], probes[1]),
+        importance(latents, model.fusion) if half is None else (NAN, NAN),
+    )
+
+
+def follow(digits: Digits, method: str, curve: Curve, bar: tqdm) -> AfterEpoch:
+    """What each epoch adds to the plot, from the validation images."""
+    validation = digits.validation
+
+    @torch.no_grad()
+    def after_epoch(model: Model) -> None:
+        latents = model.encode(validation.halves)
+        hits = predict(model, method, latents).argmax(1) == validation.labels
+        curve.accuracy.append(hits.double().mean().item())
+        if method not in ALONE:
+            share = importance(latents, model.fusion, num_permutations=16)[1]
+            curve.right_importance.append(share)
+        bar.update()
+
+    return after_epoch

@@ -52,15 +52,16 @@ def sweep_noise(fit: Fit) -> None:
 
 
 def sweep_weights(fit: Fit, noise: float, method: str, grid: list[tuple[float, ...]]) -> None:
-    """Mean validation accuracy of every setting, best first."""
+    """Every setting, the best validation accuracy first; the other columns choose nothing."""
     rows = []
     for weights in tqdm(grid, desc=method, unit="setting"):
         scores = [fit(noise, method, weights, s) for s in TUNE_SEEDS]
-        rows.append((weights, 100 * mean(s.accuracy for s in scores)))
-    rows.sort(key=lambda row: row[1], reverse=True)
+        accuracy = mean(s.accuracy for s in scores)
+        probe = mean(s.probes[1] for s in scores)
+        share = mean(s.importance[1] for s in scores)
+        rows.append((*weights, 100 * accuracy, 100 * probe, 100 * share))
     names = ("unimodal", "mipd", "contrastive")[: len(grid[0])]
-    print(f"{method}, validation accuracy over {len(TUNE_SEEDS)} seeds:")
-    print(
-        tabulate([(*w, a) for w, a in rows], (*names, "%"), floatfmt=(*["g"] * len(names), ".2f"))
-    )
-    print()
+    rows.sort(key=lambda row: row[len(names)], reverse=True)
+    print(f"{method}, means over {len(TUNE_SEEDS)} seeds on validation images:")
+    headers = (*names, "accuracy %", "right probe %", "right importance %")
+    print(tabulate(rows, headers, floatfmt=(*["g"] * len(names), ".2f", ".1f", ".1f")), "\n")
