@@ -66,18 +66,17 @@ double nt_xent_pairs(const SimilarityStripe<T>& stripe, int64_t begin, int64_t e
   return loss;
 }
 
-// H of rows [begin, end) of the stripe, all its columns. `out` may be the similarities' own memory,
-// also as bfloat16 in the front half of each row: a vector is read before anything is written over
-// it.
+// H of rows [begin, end) of the stripe and the panel's columns, written to the panel's own memory.
 template <bool kRunningMax, class T, class Out>
 void nt_xent_weights(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
-                     const RowWeights<T>& rows, Out* out, int64_t out_stride) {
+                     const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
   constexpr int W = kWidth<T>;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t a = stripe.first + r;
     const int64_t low = stripe.class_begin[a] - stripe.first;
     const int64_t high = stripe.class_end[a] - stripe.first;
-    for (int64_t j = 0; j < stripe.columns; j += W) {
+    Out* out = panel.weights + r * panel.stride - panel.begin;
+    for (int64_t j = panel.begin; j < panel.end; j += W) {
       const Vec<T> d = similarity(stripe, r, j);
       const int64_t b = stripe.first + j;
       Vec<T> h = {};
@@ -88,7 +87,7 @@ void nt_xent_weights(const SimilarityStripe<T>& stripe, int64_t begin, int64_t e
         h = SomeLanes<T>(low - j, high - j).select(-positive, h);
         h = SomeLanes<T>(r - j, r - j + 1).select(Vec<T>{}, h);
       }
-      store_as(out + r * out_stride + j, h);
+      store_as(out + j, h);
     }
   }
 }

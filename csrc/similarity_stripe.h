@@ -43,4 +43,12 @@ struct RowWeights {
   const T* log2_sum;  // [P]
 };
 
+// Columns [begin, end) of a stripe's H; begin is a multiple of any vector width.
+template <class Out>
+struct WeightsPanel {
+  int64_t begin, end;
+  Out* weights;    // [rows, stride]
+  int64_t stride;  // room for whole vectors
+};
+
 }  // namespace mcr

@@ -26,24 +26,25 @@ double sup_con_positives(const SimilarityStripe<T>& stripe, int64_t begin, int64
   return total;
 }
 
-// H of rows [begin, end) of the stripe, all its columns; `out` as in nt_xent_weights.
+// H of rows [begin, end) of the stripe and the panel's columns, written to the panel's own memory.
 template <bool kRunningMax, class T, class Out>
 void sup_con_weights(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
-                     const RowWeights<T>& rows, Out* out, int64_t out_stride) {
+                     const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
   constexpr int W = kWidth<T>;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t a = stripe.first + r;
     const int64_t low = stripe.class_begin[a] - stripe.first;
     const int64_t high = stripe.class_end[a] - stripe.first;
     const T both = high - low > 1 ? T(2) / T(high - low - 1) : T(0);
-    for (int64_t j = 0; j < stripe.columns; j += W) {
+    Out* out = panel.weights + r * panel.stride - panel.begin;
+    for (int64_t j = panel.begin; j < panel.end; j += W) {
       const Vec<T> d = similarity(stripe, r, j);
       Vec<T> h = weighted_exponentials<kRunningMax>(stripe, rows, a, stripe.first + j, d);
       if (j < high && j + W > low) {
         h = SomeLanes<T>(low - j, high - j).select(h - both, h);
         h = SomeLanes<T>(r - j, r - j + 1).select(Vec<T>{}, h);
       }
-      store_as(out + r * out_stride + j, h);
+      store_as(out + j, h);
     }
   }
 }

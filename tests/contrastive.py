@@ -145,14 +145,15 @@ class ContrastiveTests:
         assert (loss - truth).abs() <= 2e-6 * truth
         assert (grad - truth_grad).norm() <= 1e-5 * truth_grad.norm()
 
-    def test_memory_is_linear_in_rows(self):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_memory_is_linear_in_rows(self, dtype):
         """One dense matrix of these rows is 576 MB."""
         code = (
             "import sys; sys.path.insert(0, 'tests')\n"
-            f"from {type(self).__module__} import {type(self).__name__}, make_rows\n"
+            f"from {type(self).__module__} import {type(self).__name__}, make_rows, torch\n"
             f"import resource; t = {type(self).__name__}()\n"
             "def peak(rows):\n"
-            "    t.run(*make_rows(rows, 32, 50)[:2])\n"
+            f"    t.run(*make_rows(rows, 32, 50, {dtype})[:2])\n"
             "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "print(-peak(300) + peak(12000))"
         )

@@ -1,7 +1,6 @@
 #include "cpu/similarities.h"
 
 #include <cstring>
-#include <type_traits>
 
 #include "cpu/products.h"
 
@@ -11,12 +10,17 @@ namespace {
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr int64_t kGrain = 1 << 15;  // numbers a thread should get to itself when it only copies
 
-// All the memory of a call, as far as the size of the batch allows. It holds the whole triangle up
-// to about 6,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
+// All the memory of a call, as far as the batch allows. It holds the whole triangle up to about
+// 6,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
 constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
 
 // Below, products in bfloat16 save nothing, and they cost digits.
 constexpr int64_t kMinBfloat16Rows = 512;
+
+// Columns of H that are made and multiplied at once, while they are in cache. And torch's bfloat16
+// products keep a compiled kernel of half a megabyte for every shape and stride they meet: panels
+// let them meet few.
+constexpr int64_t kPanelRows = 1024;
 
 // Strides of the similarities are whole vectors of any instruction set and number type.
 int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
@@ -91,7 +95,7 @@ void Similarities<T>::plan_memory() {
   const int64_t batch = rows_ * width_;
   int64_t bytes = batch * sizeof(T) + std::min(rows_, kStripeRows) * padded(rows_) * sizeof(T);
   if (want_grad_) bytes += batch * sizeof(T);
-  if (bfloat16_) bytes += 2 * batch * sizeof(uint16_t);
+  if (bfloat16_) bytes += batch * sizeof(uint16_t);
   const int64_t stripes = (rows_ + kStripeRows - 1) / kStripeRows;
   for (int64_t i = 0; i < stripes; ++i) {
     bytes += kStripeRows * padded(rows_ - i * kStripeRows) * sizeof(T);
@@ -115,9 +119,8 @@ SimilarityStripe<T> Similarities<T>::stripe(int64_t index, int64_t columns) {
   T* dots = kept ? kept_[index].get() : scratch_.get();
   if (!known) {
     const T* z = z_.get() + first * width_;
-    multiply(matrix(z, rows, width_, width_, 1, scalar_type_of<T>()),
-             matrix(z, width_, made, 1, width_, scalar_type_of<T>()), 0,
-             matrix(dots, rows, made, stride, 1, scalar_type_of<T>()));
+    multiply(matrix(z, rows, width_, width_, 1), matrix(z, width_, made, 1, width_), 0,
+             matrix(dots, rows, made, stride, 1));
     // A product may round (a, b) and (b, a) differently; sums and gradient must see one value.
     for_each_range(rows, kStripeRows / 4, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
@@ -166,28 +169,32 @@ void Similarities<T>::add_running(int64_t a, T max, T sum) {
 template <class T>
 Tensor Similarities<T>::gradient(const WeightsKernels<T>& loops, const Buffer<T>& weight,
                                  T factor) {
-  const RowWeights<T> weights = row_weights(weight.get());
   dz_.resize(rows_ * width_ + 16);
+  std::memset(dz_.get(), 0, rows_ * width_ * sizeof(T));
+  const int64_t panel_rows = std::min(padded(rows_), kPanelRows);
   if (bfloat16_) {
-    std::memset(dz_.get(), 0, rows_ * width_ * sizeof(T));
-    product_bf16_.resize(rows_ * width_ + 16);
+    h_bf16_.resize(kStripeRows * panel_rows);
+    product_bf16_.resize(panel_rows * width_ + 16);
+  } else {
+    h_.resize(std::min(rows_, kStripeRows) * panel_rows);
   }
+  const RowWeights<T> weights = row_weights(weight.get());
   for_each_stripe(false, [&](const SimilarityStripe<T>& s) {
-    const int64_t grain = std::max<int64_t>(1, (1 << 14) / s.columns);
-    for_each_range(s.rows, grain, [&](int64_t begin, int64_t end) {
-      if (bfloat16_) {
-        (running_max_ ? loops.running_bf16 : loops.fixed_bf16)(
-            s, begin, end, weights, reinterpret_cast<uint16_t*>(s.dots), 2 * s.stride);
-      } else {
-        (running_max_ ? loops.running : loops.fixed)(s, begin, end, weights, s.dots, s.stride);
+    for (int64_t begin = 0, end; begin < s.columns; begin = end) {
+      end = std::min(((s.first + begin) / kPanelRows + 1) * kPanelRows - s.first, s.columns);
+      if constexpr (std::is_same_v<T, float>) {
+        if (bfloat16_) {
+          add_panel(s, weights, running_max_ ? loops.running_bf16 : loops.fixed_bf16,
+                    WeightsPanel<uint16_t>{begin, end, h_bf16_.get(), panel_rows}, z_bf16_);
+          continue;
+        }
       }
-    });
-    bfloat16_ ? add_bfloat16_products(s) : add_products(s);
+      add_panel(s, weights, running_max_ ? loops.running : loops.fixed,
+                WeightsPanel<T>{begin, end, h_.get(), panel_rows}, z_);
+    }
     if (s.first / kStripeRows < num_kept_) kept_[s.first / kStripeRows].resize(0);
   });
   scratch_.resize(0);
-  product_bf16_.resize(0);
-
   const Tensor grad = new_empty(embeddings_, {all_rows_, width_}, scalar_type_of<T>());
   T* to = grad.template mutable_data_ptr<T>();
   if (rows_ < all_rows_) std::memset(to, 0, all_rows_ * width_ * sizeof(T));
@@ -198,42 +205,35 @@ Tensor Similarities<T>::gradient(const WeightsKernels<T>& loops, const Buffer<T>
   return grad;
 }
 
-// H is symmetric, so a stripe H_I of its upper triangle serves twice: dZ_I += H_I Z and, right of
-// the diagonal block, dZ += H_I^T Z_I.
+// H is symmetric, so a panel H_IJ of its upper triangle serves twice: dZ_I += H_IJ Z_J and, right
+// of the diagonal block, dZ_J += H_IJ^T Z_I.
 template <class T>
-void Similarities<T>::add_products(const SimilarityStripe<T>& h) {
-  constexpr ScalarType dtype = scalar_type_of<T>();
-  const int64_t D = width_, right = h.columns - h.rows;
-  const double beta = h.first == 0 ? 0 : 1;
-  const T* z = z_.get() + h.first * D;
-  T* dz = dz_.get() + h.first * D;
-  multiply(matrix(h.dots, h.rows, h.columns, h.stride, 1, dtype),
-           matrix(z, h.columns, D, D, 1, dtype), beta, matrix(dz, h.rows, D, D, 1, dtype));
+template <class Number>
+void Similarities<T>::add_panel(const SimilarityStripe<T>& s, const RowWeights<T>& weights,
+                                WeightsLoop<T, Number> loop, const WeightsPanel<Number>& h,
+                                const Buffer<Number>& z) {
+  const int64_t D = width_, columns = h.end - h.begin, stride = h.stride;
+  for_each_range(s.rows, std::max<int64_t>(1, (1 << 14) / columns),
+                 [&](int64_t begin, int64_t end) { loop(s, begin, end, weights, h); });
+  const Number* z_rows = z.get() + s.first * D;
+  add_product(matrix(h.weights, s.rows, columns, stride, 1),
+              matrix(z_rows + h.begin * D, columns, D, D, 1), s.first, s.rows);
+  const int64_t diagonal = h.begin == 0 ? s.rows : 0, right = columns - diagonal;
   if (right == 0) return;
-  multiply(matrix(h.dots + h.rows, right, h.rows, 1, h.stride, dtype),
-           matrix(z, h.rows, D, D, 1, dtype), beta, matrix(dz + h.rows * D, right, D, D, 1, dtype));
+  add_product(matrix(h.weights + diagonal, right, s.rows, 1, stride),
+              matrix(z_rows, s.rows, D, D, 1), s.first + h.begin + diagonal, right);
 }
 
-// The same with H and Z in bfloat16. The products come in bfloat16 as well, so they are kept apart
-// and summed up in float32.
+// dZ[first, first + rows) += a b. A product of bfloat16 matrices comes in bfloat16, so it is kept
+// apart and added up in float32.
 template <class T>
-void Similarities<T>::add_bfloat16_products(const SimilarityStripe<T>& h) {
+void Similarities<T>::add_product(const Tensor& a, const Tensor& b, int64_t first, int64_t rows) {
+  T* dz = dz_.get() + first * width_;
+  if (!bfloat16_) return multiply(a, b, 1, matrix(dz, rows, width_, width_, 1));
+  multiply(a, b, 0, matrix(product_bf16_.get(), rows, width_, width_, 1));
   if constexpr (std::is_same_v<T, float>) {
-    constexpr ScalarType dtype = ScalarType::BFloat16;
-    const uint16_t* rows = reinterpret_cast<const uint16_t*>(h.dots);
-    const int64_t D = width_, right = h.columns - h.rows, stride = 2 * h.stride;
-    const uint16_t* z = z_bf16_.get() + h.first * D;
-    T* dz = dz_.get() + h.first * D;
-    uint16_t* product = product_bf16_.get();
-    multiply(matrix(rows, h.rows, h.columns, stride, 1, dtype),
-             matrix(z, h.columns, D, D, 1, dtype), 0, matrix(product, h.rows, D, D, 1, dtype));
-    if (right > 0) {
-      multiply(matrix(rows + h.rows, right, h.rows, 1, stride, dtype),
-               matrix(z, h.rows, D, D, 1, dtype), 0,
-               matrix(product + h.rows * D, right, D, D, 1, dtype));
-    }
-    for_each_range(h.columns * D, kGrain, [&](int64_t begin, int64_t end) {
-      kernels_.add_bfloat16(product + begin, end - begin, dz + begin);
+    for_each_range(rows * width_, kGrain, [&](int64_t begin, int64_t end) {
+      kernels_.add_bfloat16(&product_bf16_[begin], end - begin, dz + begin);
     });
   }
 }

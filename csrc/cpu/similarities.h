@@ -46,8 +46,8 @@ class Similarities {
     return (stripe.columns + kTileColumns - 1) / kTileColumns;
   }
 
-  // factor * dx [L, D] for dz = H Z, H of the loops' and of the rows' weights [P]. Uses up the
-  // similarities.
+  // factor * dx [L, D] for dz = H Z, H of the loops' and of the rows' weights [P]. Lets the
+  // similarities go.
   Tensor gradient(const WeightsKernels<T>& loops, const Buffer<T>& weight, T factor);
 
   // Zeros, one per row and a vector to spare at the end.
@@ -64,8 +64,11 @@ class Similarities {
   void plan_memory();
   SimilarityStripe<T> stripe(int64_t index, int64_t columns);
   void add_running(int64_t a, T max, T sum);
-  void add_products(const SimilarityStripe<T>& h);
-  void add_bfloat16_products(const SimilarityStripe<T>& h);
+  template <class Number>
+  void add_panel(const SimilarityStripe<T>& s, const RowWeights<T>& weights,
+                 WeightsLoop<T, Number> loop, const WeightsPanel<Number>& h,
+                 const Buffer<Number>& z);
+  void add_product(const Tensor& a, const Tensor& b, int64_t first, int64_t rows);
 
   const SimilarityKernels<T>& kernels_;
   const Tensor embeddings_;  // as given, for what is made like it
@@ -75,8 +78,8 @@ class Similarities {
   bool running_max_;  // the sums keep one; see similarity.h
   bool bfloat16_;     // H and Z enter their products as such
   std::vector<int64_t> order_, class_begin_, class_end_;
-  Buffer<T> z_, norm_, dz_;
-  Buffer<uint16_t> z_bf16_, product_bf16_;
+  Buffer<T> z_, norm_, h_, dz_;
+  Buffer<uint16_t> z_bf16_, h_bf16_, product_bf16_;
   std::vector<Buffer<T>> kept_;  // similarities of the stripes that there is room to keep
   int64_t num_kept_ = 0;
   Buffer<T> scratch_;  // for the others, computed anew on every visit

@@ -21,7 +21,7 @@ struct SimilarityKernels {
 // H of rows [begin, end) of a stripe; see nt_xent.h and sup_con.h.
 template <class T, class Out>
 using WeightsLoop = void (*)(const SimilarityStripe<T>&, int64_t begin, int64_t end,
-                             const RowWeights<T>&, Out* out, int64_t out_stride);
+                             const RowWeights<T>&, const WeightsPanel<Out>&);
 
 template <class T>
 struct WeightsKernels {
