@@ -111,6 +111,7 @@ def mcr(unimodal: float, mipd: float, contrastive: float) -> BatchLoss:
 
     def loss(model: TwoHalves, batch: Split) -> Tensor:
         latents = model.encode(batch.halves)
+        # all that a loop with multi-loss needs: this call, its logits, its loss
         out = regularizer(latents, batch.labels, fusion=model.fusion)
         task = F.cross_entropy(out.logits, batch.labels)
         return task + unimodal * unimodal_losses(model, latents, batch.labels) + out.loss
