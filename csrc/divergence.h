@@ -19,8 +19,13 @@
 namespace mcr {
 namespace MCR_ISA {
 
+#define MCR_NOINLINE __attribute__((noinline))
+
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kHalfLn2 = 0.34657359027997265471;
+
+// From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms).
+constexpr double kFar = 0.15;
 
 template <class A, class B>
 struct SameType {
@@ -113,10 +118,31 @@ struct CleanRow {
   T* p;       // [steps]
 };
 
+// A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
+template <class T>
+struct StoredRow {
+  T *delta, *q;
+
+  Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>); }
+  Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
+};
+
+// Calls `second_pass` with what the first pass left: the row itself, or the tiles.
+template <class D, class T, class Row, class F>
+MCR_INLINE auto with_row(const Row& row, StoredRow<T> tiles, bool stored, const F& second_pass) {
+  if constexpr (!D::kReadsPowers) {
+    return second_pass(row);
+  } else if constexpr (!Row::kHasPowers) {
+    return second_pass(tiles);
+  } else {
+    return stored ? second_pass(tiles) : second_pass(row);
+  }
+}
+
 // 0 where every element is finite, else NaN: added to a normaliser so that an infinite logit gives
 // NaN and not a plausible number.
 template <class V>
-inline V poison(V x) {
+MCR_INLINE V poison(V x) {
   return x * V{};
 }
 
@@ -124,12 +150,13 @@ inline V poison(V x) {
 template <class V>
 struct Ratio {
   V d, t, tm1;
-  explicit Ratio(V log2_ratio) : d(log2_ratio), t(exp2_and_m1(minus_abs(log2_ratio), tm1)) {}
+  MCR_INLINE explicit Ratio(V log2_ratio)
+      : d(log2_ratio), t(exp2_and_m1(minus_abs(log2_ratio), tm1)) {}
 };
 
 // max(p, q) b(|d|); with kLogs also log2(q / m) and log2(p / m).
 template <bool kLogs, class V>
-inline V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
+MCR_INLINE V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
   const V d = ratio.d, h = log2_half1p(ratio.tm1);
   if (kLogs) {
     log2_qm = vmin(d, V{}) - h;
@@ -140,11 +167,13 @@ inline V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
 
 // Equal rows but for a rounding can sum up to a rounding below 0. NaN stays NaN.
 template <class V>
-inline V not_negative(V x) {
+MCR_INLINE V not_negative(V x) {
   return vmax(V{}, x);
 }
 
 struct Jsd {
+  static constexpr bool kReadsPowers = true;
+
   // Returns log2 sum_c 2^logits_c.
   template <class Team, class T>
   static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
@@ -168,97 +197,165 @@ struct Jsd {
     return lse;
   }
 
-  // First pass: delta = w - z, q = p 2^delta up to a power of two, total = sum of q; returns the
-  // log2 of that power. Rows go through the two passes in groups, so that the sum and logarithm
-  // between them are not waited for. `row` reads the perturbed row: difference(n) is delta and, if
-  // it has them as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor().
+  // Four sums side by side: one alone would wait for its own addition.
+  template <class T, class Row>
+  static Vec<T> sum_powers(int64_t steps, const Row& row) {
+    Vec<T> a = {}, b = {}, c = {}, d = {};
+    int64_t n = 0;
+    for (; n + 4 <= steps; n += 4) {
+      a += row.power(n);
+      b += row.power(n + 1);
+      c += row.power(n + 2);
+      d += row.power(n + 3);
+    }
+    for (; n < steps; ++n) a += row.power(n);
+    return (a + b) + (c + d);
+  }
+
+  // First pass: the mass sum_c p 2^delta with delta = w - z, up to the power of two whose log2 is
+  // returned. Rows go through the two passes in groups, so that the sum and logarithm between them
+  // are not waited for. `row` reads the perturbed row: difference(n) is delta and, if it has them
+  // as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those
+  // again in the second pass costs less than to keep them. Otherwise, and where the powers leave
+  // their range, the tiles keep delta and p 2^delta: `stored`.
   template <class Team, class T, class Row>
   static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                          typename Team::Scalar lse, const Row& row, T* delta, T* q,
-                                          typename Team::Scalar& total) {
+                                          typename Team::Scalar lse, const Row& row,
+                                          StoredRow<T> tiles, typename Team::Scalar& total,
+                                          bool& stored) {
     constexpr int W = kWidth<T>;
     Vec<T> mass = {};
-    for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> d = row.difference(n);
-      Vec<T> e;
-      if constexpr (Row::kHasPowers) {
-        e = row.power(n);
-      } else {
-        e = exp2(load(clean.log2p + n * W) + d);
+    stored = !Row::kHasPowers;
+    if constexpr (Row::kHasPowers) {
+      mass = sum_powers<T>(steps, row);
+    } else {
+      for (int64_t n = 0; n < steps; ++n) {
+        const Vec<T> d = row.difference(n), e = exp2(load(clean.log2p + n * W) + d);
+        store(tiles.delta + n * W, d);
+        store(tiles.q + n * W, e);
+        mass += e;
       }
-      store(delta + n * W, d);
-      store(q + n * W, e);
-      mass += e;
     }
     total = Team::reduce_sum(mass);
     if (__builtin_expect(Team::all_between(total, T(1e-18), T(1e18)), 1)) {
       if constexpr (Row::kHasPowers) return row.log2_factor() - lse;
       return typename Team::Scalar{};
     }
-    return rescale<Team>(steps, clean, delta, q, total);
+    stored = true;
+    for (int64_t n = 0; n < steps; ++n) store(tiles.delta + n * W, row.difference(n));
+    return rescale<Team>(steps, clean, tiles, total);
   }
 
   // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
   // range.
   template <class Team, class T>
-  static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, const T* delta, T* q,
+  static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, StoredRow<T> tiles,
                                        typename Team::Scalar& total) {
     constexpr int W = kWidth<T>;
-    Vec<T> top = load(clean.log2p) + load(delta);
+    Vec<T> top = load(clean.log2p) + tiles.difference(0);
     for (int64_t n = 1; n < steps; ++n) {
-      top = vmax(load(clean.log2p + n * W) + load(delta + n * W), top);
+      top = vmax(load(clean.log2p + n * W) + tiles.difference(n), top);
     }
     const auto max = Team::reduce_max(top);
     Vec<T> mass = {};
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> e = exp2(load(clean.log2p + n * W) + load(delta + n * W) - max);
-      store(q + n * W, e);
+      const Vec<T> e = exp2(load(clean.log2p + n * W) + tiles.difference(n) - max);
+      store(tiles.q + n * W, e);
       mass += e;
     }
     total = Team::reduce_sum(mass);
     return max;
   }
 
-  // Second pass: the value over ln2 / 2. With kGrad, sink(n, u) takes the gradient to w, and acc
-  // and acc_kl collect what clean_grad needs; all carry the weight.
-  template <class Team, bool kGrad, class T, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T* q,
-                                           typename Team::Scalar total,
-                                           typename Team::Scalar log2_total,
-                                           typename Team::Keep kept, typename Team::Scalar weight,
-                                           T* acc, typename Team::Scalar& acc_kl, Sink sink) {
+  // The sum of the terms, over ln2 / 2, and where wanted log2(q / m) and the two KL sums.
+  template <class T>
+  struct Terms {
+    Vec<T> value, kl_p, kl_q;
+  };
+
+  // One exponential and one logarithm a class: exact for rows however near.
+  template <bool kGrad, class T, class Row, class Scalar>
+  MCR_NOINLINE static Terms<T> near_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
+                                          Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
-    const auto scale = T(1) / total;
     Vec<T> value = {}, kl_p = {}, kl_q = {};
     // The exponential of the next step runs beside the logarithm of this one: the chain of both is
     // longer than what a core keeps in flight.
-    Ratio<Vec<T>> next(load(delta) - log2_total);
+    Ratio<Vec<T>> next(row.difference(0) - log2_total);
     for (int64_t n = 0; n < steps; ++n) {
       const Ratio<Vec<T>> ratio = next;
-      const int64_t ahead = n + 1 < steps ? n + 1 : n;
-      next = Ratio<Vec<T>>(load(delta + ahead * W) - log2_total);
-      const Vec<T> qn = load(q + n * W) * scale;
-      const Vec<T> pn = load(clean.p + n * W);
-      Vec<T> log2_qm, log2_pm;
-      value += jsd_term<kGrad>(ratio, pn, qn, log2_qm, log2_pm);
+      next = Ratio<Vec<T>>(row.difference(n + 1 < steps ? n + 1 : n) - log2_total);
+      const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
+      Vec<T> qm, pm;
+      value += jsd_term<kGrad>(ratio, p, q, qm, pm);
       if (kGrad) {
-        kl_q += qn * log2_qm;
-        kl_p += pn * log2_pm;
-        store(q + n * W, qn);
-        store(delta + n * W, log2_qm);
-        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * log2_pm));
+        kl_q += q * qm;
+        kl_p += p * pm;
+        store(log2_qm + n * W, qm);
       }
     }
+    return {value, kl_p, kl_q};
+  }
+
+  // Without the exponential: t as a quotient of p and q. That is off by a rounding where d is not,
+  // and the term notices in first order: only for rows that are some way apart.
+  template <bool kGrad, class T, class Row, class Scalar>
+  MCR_NOINLINE static Terms<T> far_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
+                                         Scalar log2_total, T* log2_qm) {
+    constexpr int W = kWidth<T>;
+    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> d = row.difference(n) - log2_total;
+      const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
+      const Vec<T> low = vmin(p, q), h = log2_mean_over_max(low, vmax(p, q));
+      const Vec<T> qm = vmin(d, Vec<T>{}) - h;
+      kl_q += q * qm;
+      kl_p += p * (qm - d);
+      if (kGrad) store(log2_qm + n * W, qm);
+    }
+    return {kl_p + kl_q, kl_p, kl_q};
+  }
+
+  // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc and acc_kl
+  // collect what clean_grad needs; all carry the weight. `row`: the first pass's or, where that
+  // filled the tiles, those. `near`: how the pair before came out, from false; a guess that costs
+  // time where it is wrong.
+  template <class Team, bool kGrad, class T, class Row, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
+                                           typename Team::Scalar total,
+                                           typename Team::Scalar log2_total,
+                                           typename Team::Keep kept, typename Team::Scalar weight,
+                                           T* log2_qm, T* acc, typename Team::Scalar& acc_kl,
+                                           bool& near, Sink sink) {
+    constexpr int W = kWidth<T>;
+    const auto scale = T(1) / total;
+    Terms<T> sum = {};
+    typename Team::Scalar value = {};
+    if constexpr (Team::kRows == 1 && sizeof(T) == sizeof(float)) {
+      if (!near) {
+        sum = far_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+        value = Team::reduce_sum(sum.value);
+        near = !(value > T(kFar));
+      }
+    } else {
+      near = true;
+    }
+    if (near) {
+      sum = near_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+      value = Team::reduce_sum(sum.value);
+    }
+    if constexpr (Team::kRows == 1) near = !(value > T(kFar));
     if (kGrad) {
-      const auto mean_q = Team::reduce_sum(kl_q);
-      acc_kl += Team::keep(kept, weight * Team::reduce_sum(kl_p));
-      const auto half_ln2_weight = weight * T(kHalfLn2);
+      const auto mean_q = Team::reduce_sum(sum.kl_q);
+      acc_kl += Team::keep(kept, weight * Team::reduce_sum(sum.kl_p));
+      const auto q_scale = weight * T(kHalfLn2) * scale;
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> u = half_ln2_weight * load(q + n * W) * (load(delta + n * W) - mean_q);
-        sink(n, Team::keep(kept, u));
+        const Vec<T> qm = load(log2_qm + n * W), pm = qm - (row.difference(n) - log2_total);
+        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
+        sink(n, Team::keep(kept, q_scale * row.power(n) * (qm - mean_q)));
       }
     }
-    return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
+    return not_negative(value) * T(kHalfLn2);
   }
 
   template <class V, class S>
@@ -271,6 +368,8 @@ struct Jsd {
 // Per class the JSD of Bernoulli(sigmoid(z)) and Bernoulli(sigmoid(w)): the two outcomes take the
 // place of the classes above.
 struct BinaryJsd {
+  static constexpr bool kReadsPowers = false;
+
   // log2 sigmoid(x) and sigmoid(x) for x in log2 units.
   template <class V>
   static V log2_sigmoid(V x, V& sigmoid) {
@@ -293,24 +392,25 @@ struct BinaryJsd {
     return typename Team::Scalar{};
   }
 
+  // The second pass reads the row itself.
   template <class Team, class T, class Row>
-  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T>, typename Team::Scalar,
-                                          const Row& row, T* delta, T*,
-                                          typename Team::Scalar& total) {
-    for (int64_t n = 0; n < steps; ++n) store(delta + n * kWidth<T>, row.difference(n));
+  static typename Team::Scalar first_pass(int64_t, CleanRow<T>, typename Team::Scalar, const Row&,
+                                          StoredRow<T>, typename Team::Scalar& total,
+                                          bool& stored) {
     total = typename Team::Scalar{} + T(1);
+    stored = false;
     return typename Team::Scalar{};
   }
 
-  template <class Team, bool kGrad, class T, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T*,
+  template <class Team, bool kGrad, class T, class Row, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
                                            typename Team::Scalar, typename Team::Scalar,
                                            typename Team::Keep kept, typename Team::Scalar weight,
-                                           T* acc, typename Team::Scalar&, Sink sink) {
+                                           T*, T* acc, typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = load(clean.logits + n * W), step = load(delta + n * W);
+      const Vec<T> z = load(clean.logits + n * W), step = row.difference(n);
       const Vec<T> p = load(clean.p + n * W);
       Vec<T> q, qm_on, pm_on, qm_off, pm_off;
       const Vec<T> d = log2_sigmoid(z + step, q) - load(clean.log2p + n * W);
@@ -335,6 +435,8 @@ struct BinaryJsd {
 
 // (z - w)^2 per class, for regression.
 struct SquaredError {
+  static constexpr bool kReadsPowers = false;
+
   template <class Team, class T>
   static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
     constexpr int W = kWidth<T>;
@@ -346,20 +448,21 @@ struct SquaredError {
 
   template <class Team, class T, class Row>
   static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                          typename Team::Scalar lse, const Row& row, T* delta, T* q,
-                                          typename Team::Scalar& total) {
-    return BinaryJsd::first_pass<Team, T>(steps, clean, lse, row, delta, q, total);
+                                          typename Team::Scalar lse, const Row& row,
+                                          StoredRow<T> tiles, typename Team::Scalar& total,
+                                          bool& stored) {
+    return BinaryJsd::first_pass<Team, T>(steps, clean, lse, row, tiles, total, stored);
   }
 
-  template <class Team, bool kGrad, class T, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, T* delta, T*,
+  template <class Team, bool kGrad, class T, class Row, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
                                            typename Team::Scalar, typename Team::Scalar,
                                            typename Team::Keep kept, typename Team::Scalar weight,
-                                           T* acc, typename Team::Scalar&, Sink sink) {
+                                           T*, T* acc, typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> raw = load(delta + n * W);
+      const Vec<T> raw = row.difference(n);
       const Vec<T> step = raw + poison(raw) + load(clean.log2p + n * W);
       value += step * step;
       if (kGrad) {

@@ -136,7 +136,7 @@ class Block {
 template <class T>
 struct Scratch {
   CleanRow<T> clean;
-  T *own, *rest, *acc, *u_sum, *group;
+  T *own, *rest, *acc, *u_sum, *logs, *group;
   int64_t tile;
 
   Scratch(T* base, int64_t size)
@@ -145,10 +145,10 @@ struct Scratch {
         rest(base + 4 * size),
         acc(base + 5 * size),
         u_sum(base + 6 * size),
-        group(base + 7 * size),
+        logs(base + 7 * size),
+        group(base + 8 * size),
         tile(size) {}
-  T* delta(int g) const { return group + 2 * g * tile; }
-  T* q(int g) const { return group + (2 * g + 1) * tile; }
+  StoredRow<T> stored(int g) const { return {group + 2 * g * tile, group + (2 * g + 1) * tile}; }
 };
 
 // Adds the block's gradients that do not go to donors: k u and c v at its own rows, and the bias.
@@ -209,8 +209,8 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
   return max;
 }
 
-// The perturbed row as the first pass reads it. 2^w is a product of stored powers, except where
-// gathering them would cost more than the exponential.
+// The perturbed row as both passes read it; kMembers: of its subset, 0 for any number. 2^w is a
+// product of stored powers, except where gathering them would cost more than the exponential.
 template <class T, class Team, bool kGather, class D, int kMembers>
 struct PerturbedRow {
   static constexpr bool kHasPowers = kUsesPowers<Team, kGather, D>;
@@ -237,18 +237,7 @@ struct PerturbedRow {
   }
 };
 
-template <class T, class Team, bool kGather, class D, int kMembers>
-typename Team::Scalar first_pass(const PermutedDivergenceProblem<T>& pr,
-                                 const Pairs<T, Team, kGather>& pairs, const Scratch<T>& tile,
-                                 typename Team::Scalar lse, typename Team::Scalar rest_max, int g,
-                                 typename Team::Scalar& total) {
-  const PerturbedRow<T, Team, kGather, D, kMembers> row{pairs, pairs.donors[0], tile.own, tile.rest,
-                                                        rest_max};
-  return D::template first_pass<Team, T>(pr.steps, tile.clean, lse, row, tile.delta(g), tile.q(g),
-                                         total);
-}
-
-template <class T, class Team, bool kGather, class D, bool kGrad>
+template <class T, class Team, bool kGather, class D, bool kGrad, int kMembers>
 void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block, int s,
                 const Scratch<T>& tile, typename Team::Scalar lse,
                 PermutedDivergencePart<T>& part) {
@@ -256,16 +245,21 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
   using Scalar = typename Team::Scalar;
   Pairs<T, Team, kGather> pairs[kGroup];
   Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {};
+  bool stored[kGroup], near = false;
   typename Team::Keep seen = {};
   bool any = false;
   const auto rest_max = start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile);
+  const auto row_of = [&](const Pairs<T, Team, kGather>& now) {
+    return PerturbedRow<T, Team, kGather, D, kMembers>{now, now.donors[0], tile.own, tile.rest,
+                                                       rest_max};
+  };
   for (int64_t k = 0; k < pr.permutations;) {
     int group = 0;
     for (; group < pr.group && k < pr.permutations; ++k) {
       if (!block.pair_up(pr.subsets[s], k, pr.factors[s], pairs[group])) continue;
-      const auto run = pairs[group].members == 1 ? first_pass<T, Team, kGather, D, 1>
-                                                 : first_pass<T, Team, kGather, D, 0>;
-      shift[group] = run(pr, pairs[group], tile, lse, rest_max, group, total[group]);
+      shift[group] =
+          D::template first_pass<Team, T>(pr.steps, tile.clean, lse, row_of(pairs[group]),
+                                          tile.stored(group), total[group], stored[group]);
       ++group;
     }
     Team::group_log2(total, log2_total);
@@ -275,11 +269,14 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
       const auto sink = [&](int64_t n, Vec<T> u) {
         store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
         now.donors[0].add(n, u);
-        for (int i = 1; i < now.members; ++i) now.donors[i].add(n, u);
+        for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
       };
-      const Scalar row = D::template second_pass<Team, kGrad, T>(
-          pr.steps, tile.clean, tile.delta(g), tile.q(g), total[g], shift[g] + log2_total[g],
-          now.kept, now.weight, tile.acc, acc_kl, sink);
+      const auto second_pass = [&](const auto& row) {
+        return D::template second_pass<Team, kGrad, T>(
+            pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
+            tile.logs, tile.acc, acc_kl, near, sink);
+      };
+      const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
       value += Team::keep(now.kept, now.weight * row);
       Team::note(seen, now.kept);
       any = true;
@@ -307,7 +304,11 @@ void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t e
         store(tile.clean.logits + n * W, z);
       }
       const auto lse = D::template prepare<Team>(pr.steps, tile.clean);
-      run_subset<T, Team, kGather, D, kGrad>(pr, block, s, tile, lse, part);
+      if (__builtin_popcount(pr.subsets[s]) == 1) {
+        run_subset<T, Team, kGather, D, kGrad, 1>(pr, block, s, tile, lse, part);
+      } else {
+        run_subset<T, Team, kGather, D, kGrad, 0>(pr, block, s, tile, lse, part);
+      }
     }
   }
 }

@@ -92,7 +92,7 @@ template <class T>
 struct PermutedDivergencePart {
   T* grad;         // as contributions, or null
   T* grad_bias;    // [steps * W], or null
-  T* scratch;      // [7 + 2 group, steps * W]
+  T* scratch;      // [8 + 2 group, steps * W]
   double* values;  // [S]
 };
 

@@ -56,6 +56,19 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "str divergence, str exclude) -> (Tensor grad_contributions, Tensor grad_bias)");
 
   m.def(
+      "linear_permuted_divergence_fwd(Tensor[] latents, Tensor weight, Tensor? bias, "
+      "Tensor? order, Tensor? donors, Tensor? labels, Tensor? present, Tensor? sample_weight, "
+      "int[] subsets, str strategy, str clean_path, str divergence, str exclude, bool want_grad) "
+      "-> (Tensor divergences, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions)");
+  m.def(
+      "linear_permuted_divergence_bwd(Tensor? grad, Tensor unit_grad, Tensor unit_grad_bias, "
+      "Tensor contributions, Tensor? grad_contributions, int[] wanted, Tensor[] latents, "
+      "Tensor weight, Tensor? bias, Tensor? order, Tensor? donors, Tensor? labels, "
+      "Tensor? present, Tensor? sample_weight, int[] subsets, str strategy, str clean_path, "
+      "str divergence, str exclude) "
+      "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
       "row_divergence_fwd(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
       "str divergence, bool want_grad) "
       "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)");

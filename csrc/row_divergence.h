@@ -55,7 +55,14 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   const int64_t tile = pr.steps * W;
   const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile};
   T* acc = scratch + 3 * tile;
-  T* group_tiles = scratch + 4 * tile;
+  T* logs = scratch + 4 * tile;
+  const auto tiles = [&](int g) {
+    T* base = scratch + (5 + 2 * g) * tile;
+    return StoredRow<T>{base, base + tile};
+  };
+  const auto row_of = [&](int64_t r) {
+    return GivenRow<T>{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
+  };
   for (int64_t n = 0; n < pr.steps; ++n) {
     const T fill = kSoftmax ? T(-1e30) : T(0);  // the padding is no class of the softmax
     store(clean.logits + n * W, load_step(pr.clean + i * pr.classes, n, pr.classes, fill) * unit);
@@ -63,10 +70,11 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
   const T lse = D::template prepare<Team>(pr.steps, clean);
   T acc_kl = 0;
-  bool any = false;
+  bool any = false, near = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
     int64_t rows[kGroup];
     T weights[kGroup], total[kGroup] = {}, shift[kGroup], log2_total[kGroup];
+    bool stored[kGroup];
     int group = 0;
     for (; group < pr.group && at < pr.start[i + 1]; ++at) {
       const int64_t r = pr.members[at];
@@ -77,10 +85,8 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
         }
         continue;
       }
-      const GivenRow<T> row{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
-      shift[group] =
-          D::template first_pass<Team, T>(pr.steps, clean, lse, row, group_tiles + 2 * group * tile,
-                                          group_tiles + (2 * group + 1) * tile, total[group]);
+      shift[group] = D::template first_pass<Team, T>(pr.steps, clean, lse, row_of(r), tiles(group),
+                                                     total[group], stored[group]);
       rows[group] = r;
       weights[group++] = weight;
     }
@@ -89,10 +95,12 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
     for (int g = 0; g < group; ++g) {
       T* grad = kGrad ? pr.grad_perturbed + rows[g] * pr.classes : nullptr;
       const auto sink = [&](int64_t n, Vec<T> u) { store_step(grad, n, pr.classes, u); };
-      value += weights[g] * D::template second_pass<Team, kGrad, T>(
-                                pr.steps, clean, group_tiles + 2 * g * tile,
-                                group_tiles + (2 * g + 1) * tile, total[g],
-                                shift[g] + log2_total[g], {}, weights[g], acc, acc_kl, sink);
+      const auto second_pass = [&](const auto& row) {
+        return D::template second_pass<Team, kGrad, T>(pr.steps, clean, row, total[g],
+                                                       shift[g] + log2_total[g], {}, weights[g],
+                                                       logs, acc, acc_kl, near, sink);
+      };
+      value += weights[g] * with_row<D>(row_of(rows[g]), tiles(g), stored[g], second_pass);
     }
   }
   // Without a row held against it, its gradient is 0 already, whatever it holds.
@@ -102,7 +110,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
 }
 
-// Clean rows [begin, end) of the problem; scratch: [4 + 2 group, steps * W].
+// Clean rows [begin, end) of the problem; scratch: [5 + 2 group, steps * W].
 template <class T, class D>
 double run_rows(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
   double value = 0;

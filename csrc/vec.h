@@ -15,6 +15,9 @@
 #error "compile with -DMCR_ISA=<namespace> and -DMCR_VEC_BYTES=<16|32|64>"
 #endif
 
+// The compiler's own judgement calls them from inside the loops once a loop holds several.
+#define MCR_INLINE __attribute__((always_inline)) inline
+
 namespace mcr {
 namespace MCR_ISA {
 
@@ -39,7 +42,7 @@ template <class T>
 constexpr int kWidth = MCR_VEC_BYTES / sizeof(T);
 
 template <class T>
-inline Vec<T> load(const T* p) {
+MCR_INLINE Vec<T> load(const T* p) {
   Vec<T> v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
@@ -51,28 +54,30 @@ inline void store(T* p, Vec<T> v) {
 }
 
 template <class T>
-inline Vec<T> splat(T x) {
+MCR_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
 // The larger of the two; where either is NaN, b.
 template <class V>
-inline V vmax(V a, V b) {
+MCR_INLINE V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
 template <class V>
-inline V vmin(V a, V b) {
+MCR_INLINE V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
 // -|x|
-inline Vec<float> minus_abs(Vec<float> x) { return (Vec<float>)((Mask<float>)x | INT32_MIN); }
-inline Vec<double> minus_abs(Vec<double> x) { return (Vec<double>)((Mask<double>)x | INT64_MIN); }
+MCR_INLINE Vec<float> minus_abs(Vec<float> x) { return (Vec<float>)((Mask<float>)x | INT32_MIN); }
+MCR_INLINE Vec<double> minus_abs(Vec<double> x) {
+  return (Vec<double>)((Mask<double>)x | INT64_MIN);
+}
 
 // Sums by halving, always in the same order.
 template <class T, int kLanes>
-inline T sum_lanes(const T* lanes) {
+MCR_INLINE T sum_lanes(const T* lanes) {
   if constexpr (kLanes == 1) {
     return *lanes;
   } else {
@@ -87,7 +92,7 @@ inline T sum_lanes(const T* lanes) {
   }
 }
 template <class V>
-inline auto sum(V v) {
+MCR_INLINE auto sum(V v) {
   using T = decltype(v[0] + 0);
   T lanes[sizeof(V) / sizeof(T)];
   __builtin_memcpy(lanes, &v, sizeof(v));
@@ -96,23 +101,23 @@ inline auto sum(V v) {
 
 // p[at[l]] for each lane.
 template <class T>
-inline Vec<T> gather(const T* p, const int32_t* at) {
+MCR_INLINE Vec<T> gather(const T* p, const int32_t* at) {
   T lanes[kWidth<T>];
   for (int l = 0; l < kWidth<T>; ++l) lanes[l] = p[at[l]];
   return load(lanes);
 }
 
 #if defined(__AVX512F__)
-inline Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
-inline Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
-inline Vec<float> gather(const float* p, const int32_t* at) {
+MCR_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+MCR_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+MCR_INLINE Vec<float> gather(const float* p, const int32_t* at) {
   return _mm512_i32gather_ps(_mm512_loadu_si512(at), p, 4);
 }
-inline float sum(Vec<float> v) { return _mm512_reduce_add_ps(v); }
+MCR_INLINE float sum(Vec<float> v) { return _mm512_reduce_add_ps(v); }
 #elif defined(__AVX2__)
-inline Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
-inline Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
-inline Vec<float> gather(const float* p, const int32_t* at) {
+MCR_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+MCR_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+MCR_INLINE Vec<float> gather(const float* p, const int32_t* at) {
   return _mm256_i32gather_ps(p, _mm256_loadu_si256((const __m256i*)at), 4);
 }
 #endif
@@ -122,16 +127,16 @@ inline Vec<float> gather(const float* p, const int32_t* at) {
 struct PowerOfTwo {
   Vec<float> n, f;
 #if defined(__AVX512F__)
-  explicit PowerOfTwo(Vec<float> x) {
+  MCR_INLINE explicit PowerOfTwo(Vec<float> x) {
     x = vmax(splat(-150.0f), x);
     n = _mm512_roundscale_ps(x, 0);
     f = x - n;
   }
-  Vec<float> times(Vec<float> y) const { return _mm512_scalef_ps(y, n); }
+  MCR_INLINE Vec<float> times(Vec<float> y) const { return _mm512_scalef_ps(y, n); }
 #else
   // A multiplication, because adding to the exponent would lose a NaN; 0 for n = -127.
   Vec<float> scale;
-  explicit PowerOfTwo(Vec<float> x) {
+  MCR_INLINE explicit PowerOfTwo(Vec<float> x) {
     const Vec<float> kRound = splat(12582912.0f);  // 1.5 * 2^23: leaves round(x) in the low bits
     x = vmin(splat(127.0f), vmax(splat(-127.0f), x));
     const Vec<float> shifted = x + kRound;
@@ -139,12 +144,12 @@ struct PowerOfTwo {
     f = x - n;
     scale = (Vec<float>)(((Mask<float>)shifted << 23) + 0x3f800000);
   }
-  Vec<float> times(Vec<float> y) const { return y * scale; }
+  MCR_INLINE Vec<float> times(Vec<float> y) const { return y * scale; }
 #endif
 };
 
 // (2^f - 1) / f for f in [-1/2, 1/2]; relative error 1e-8 before rounding.
-inline Vec<float> exp2m1_over(Vec<float> f) {
+MCR_INLINE Vec<float> exp2m1_over(Vec<float> f) {
   Vec<float> p = splat(1.54531629451e-4f);
   p = p * f + 1.33908633647e-3f;
   p = p * f + 9.61808255728e-3f;
@@ -154,7 +159,7 @@ inline Vec<float> exp2m1_over(Vec<float> f) {
 }
 
 // t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
-inline Vec<float> exp2_and_m1(Vec<float> x, Vec<float>& tm1) {
+MCR_INLINE Vec<float> exp2_and_m1(Vec<float> x, Vec<float>& tm1) {
   const PowerOfTwo power(x);
   const Vec<float> p = exp2m1_over(power.f);
   const Vec<float> t = power.times(p * power.f + 1.0f);
@@ -163,13 +168,13 @@ inline Vec<float> exp2_and_m1(Vec<float> x, Vec<float>& tm1) {
 }
 
 // 2^x, but 0 below 2^-150 and, above the range, something no smaller than 2^127; NaN stays NaN.
-inline Vec<float> exp2(Vec<float> x) {
+MCR_INLINE Vec<float> exp2(Vec<float> x) {
   const PowerOfTwo power(x);
   return power.times(exp2m1_over(power.f) * power.f + 1.0f);
 }
 
 // log2(x) for normal positive x; 0 gives -inf, negative and NaN give NaN, inf gives inf.
-inline Vec<float> log2(Vec<float> x) {
+MCR_INLINE Vec<float> log2(Vec<float> x) {
   const Mask<float> bits = (Mask<float>)x;
   const Mask<float> e = (bits - 0x3f3504f3) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
   const Vec<float> m = (Vec<float>)(bits - (e << 23));
@@ -185,11 +190,9 @@ inline Vec<float> log2(Vec<float> x) {
   return (x != x) | (x > 3.4e38f) ? x : y;
 }
 
-// log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1:
-// 2 atanh(y / (4 + y)) / ln 2 (1e-8 before rounding). The divider works beside the multipliers, so
-// the division costs less than the six more terms of a polynomial in y.
-inline Vec<float> log2_half1p(Vec<float> y) {
-  const Vec<float> s = y / (y + 4.0f), u = s * s;
+// 2 atanh(s) / ln 2 for s in [-1/3, 0]; relative error 1e-8 before rounding.
+MCR_INLINE Vec<float> two_atanh_over_ln2(Vec<float> s) {
+  const Vec<float> u = s * s;
   Vec<float> p = splat(0.406230872069f);
   p = p * u + 0.403451943967f;
   p = p * u + 0.577432850529f;
@@ -198,9 +201,19 @@ inline Vec<float> log2_half1p(Vec<float> y) {
   return p * s;
 }
 
+// log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1. The
+// divider works beside the multipliers, so the division costs less than the six more terms of a
+// polynomial in y.
+MCR_INLINE Vec<float> log2_half1p(Vec<float> y) { return two_atanh_over_ln2(y / (y + 4.0f)); }
+
+// log2((low + high) / (2 high)) for 0 <= low <= high; 0 if both are 0.
+MCR_INLINE Vec<float> log2_mean_over_max(Vec<float> low, Vec<float> high) {
+  return two_atanh_over_ln2((low - high) / vmax(splat(1e-37f), high * 3.0f + low));
+}
+
 // float64 is for checking, not for speed: one libm call a lane.
 #define MCR_LANEWISE(NAME, EXPRESSION)         \
-  inline Vec<double> NAME(Vec<double> v) {     \
+  MCR_INLINE Vec<double> NAME(Vec<double> v) { \
     Vec<double> y;                             \
     for (int l = 0; l < kWidth<double>; ++l) { \
       const double x = v[l];                   \
@@ -212,7 +225,7 @@ MCR_LANEWISE(exp2, ::exp2(x))
 MCR_LANEWISE(log2, ::log2(x))
 MCR_LANEWISE(log2_half1p, ::log1p(0.5 * x) * 1.44269504088896340736)
 #undef MCR_LANEWISE
-inline Vec<double> exp2_and_m1(Vec<double> x, Vec<double>& tm1) {
+MCR_INLINE Vec<double> exp2_and_m1(Vec<double> x, Vec<double>& tm1) {
   for (int l = 0; l < kWidth<double>; ++l) tm1[l] = ::expm1(x[l] * 0.69314718055994530942);
   return tm1 + 1.0;
 }

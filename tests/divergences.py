@@ -5,6 +5,7 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import pytest
@@ -241,16 +242,22 @@ def with_dirty_memory(function: Callable[[], Sequence[Tensor]]) -> list[Sequence
     """What `function` returns when new memory holds NaN, and huge numbers of either sign."""
     junk = [torch.full((size,), torch.nan) for size in range(1, 4000, 13)]
     del junk
-    results = [function()]
+    results = [_in_new_thread(function)]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for byte in (0x80, 0x01):
             mallopt(_M_PERTURB, byte)
             try:
-                results.append(function())
+                results.append(_in_new_thread(function))
             finally:
                 mallopt(_M_PERTURB, 0)
     return results
+
+
+def _in_new_thread(function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Called where no workspace is left over from an earlier call."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
 
 
 class DivergenceTests:

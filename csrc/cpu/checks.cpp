@@ -8,7 +8,7 @@ namespace {
 
 // The first row of [R, N] that does not hold each of 0..N-1 once, or -1.
 int64_t first_non_permutation_cpu(const Tensor& rows) {  // [R, N] int64
-  const Tensor table = torch::stable::contiguous(rows);
+  const Tensor table = contiguous_as(rows, ScalarType::Long);
   const int64_t R = table.size(0), N = table.size(1);
   const int64_t* row = table.const_data_ptr<int64_t>();
   std::vector<int64_t> seen_in(N, -1);

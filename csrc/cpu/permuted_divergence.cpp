@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cpu/divergence_options.h"
-#include "cpu/permuted_divergence_inputs.h"
+#include "cpu/permuted_divergence_launcher.h"
 
 namespace mcr {
 namespace {
@@ -76,7 +76,7 @@ void run(const PermutedDivergenceInputs<T>& in, const T* upstream, bool want_gra
   const int64_t grad_size = want_grad ? M * problem.modality_stride : 0;
   const int64_t tile = problem.steps * W;
   problem.group = group_of_rows<T>(tile);
-  const int64_t fixed = (8 + 2 * problem.group) * tile;
+  const int64_t fixed = (9 + 2 * problem.group) * tile;
   const int64_t part_size = grad_size + fixed;
   const int64_t affordable = kMaxWorkspace / (part_size * int64_t(sizeof(T)));
   const int64_t count = std::min({blocks, std::max<int64_t>(1, affordable),
@@ -112,10 +112,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const PermutedDivergenceInputs<T>& in
   const int64_t M = contributions.size(0), N = contributions.size(1), C = contributions.size(2);
   const int64_t S = in.problem().num_subsets;
   const ScalarType dtype = scalar_type_of<T>();
-  const Tensor values = new_empty(contributions, {S}, dtype);
-  const Tensor grad = want_grad ? new_empty(contributions, {M, N, C}, dtype)
-                                : new_empty(contributions, {0, 0, 0}, dtype);
-  const Tensor grad_bias = new_empty(contributions, {want_grad ? C : 0}, dtype);
+  const Tensor values = empty_cpu({S}, dtype);
+  const Tensor grad = want_grad ? empty_cpu({M, N, C}, dtype) : empty_cpu({0, 0, 0}, dtype);
+  const Tensor grad_bias = empty_cpu({want_grad ? C : 0}, dtype);
   T* v = values.mutable_data_ptr<T>();
   T* g = grad.mutable_data_ptr<T>();
   T* b = grad_bias.mutable_data_ptr<T>();
@@ -129,16 +128,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const PermutedDivergenceInputs<T>& in
   return {values, grad, grad_bias};
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cpu(
-    const Tensor& contributions,          // [M, N, C]
-    const OptionalTensor& bias,           // [C]
-    const OptionalTensor& order,          // [N]
-    const OptionalTensor& donors,         // [1 or M, K] shifts or [1 or M, K, N] table
-    const OptionalTensor& labels,         // [N]
-    const OptionalTensor& present,        // [N, M]
-    const OptionalTensor& sample_weight,  // [N]
-    const std::vector<int64_t>& subsets, const std::string& strategy, const std::string& clean_path,
-    const std::string& divergence, const std::string& exclude, bool want_grad) {
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude, bool want_grad) {
   const PermutedDivergenceOptions options{subsets, strategy, clean_path, divergence, exclude};
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -150,12 +147,9 @@ std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cpu(
 }
 
 std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
-    const Tensor& grad,            // [S]
-    const Tensor& unit_grad,       // [M, N, C], for an upstream gradient of ones
-    const Tensor& unit_grad_bias,  // [C]
-    const Tensor& contributions,   // and on: as the forward took them
-    const OptionalTensor& bias, const OptionalTensor& order, const OptionalTensor& donors,
-    const OptionalTensor& labels, const OptionalTensor& present,
+    const Tensor& grad, const Tensor& unit_grad, const Tensor& unit_grad_bias,
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
@@ -179,7 +173,6 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
   return accumulation_type(contributions) == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-}  // namespace
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m) {

@@ -103,7 +103,7 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
     problem_.labels = labels_.data();
   }
   if (present) {
-    const Tensor mask = torch::stable::contiguous(*present);
+    const Tensor mask = contiguous_as(*present, ScalarType::Bool);
     const bool* from = mask.const_data_ptr<bool>();
     for (int64_t a = 0; a < N_; ++a) {
       uint32_t bits = 0;

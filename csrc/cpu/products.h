@@ -12,14 +12,18 @@ inline ScalarType product_type(const float*) { return ScalarType::Float; }
 inline ScalarType product_type(const double*) { return ScalarType::Double; }
 inline ScalarType product_type(const uint16_t*) { return ScalarType::BFloat16; }
 
-// A tensor on memory of ours.
+// A tensor on memory that somebody else owns.
+inline Tensor matrix(void* data, ScalarType dtype, int64_t rows, int64_t columns,
+                     int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+}
+
 template <class T>
 Tensor matrix(const T* data, int64_t rows, int64_t columns, int64_t row_stride,
               int64_t column_stride) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-  return torch::stable::from_blob(const_cast<T*>(data), {sizes, 2}, {strides, 2},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                  product_type(data));
+  return matrix(const_cast<T*>(data), product_type(data), rows, columns, row_stride, column_stride);
 }
 
 // out = beta * out + a b; what out holds does not matter if beta is 0.

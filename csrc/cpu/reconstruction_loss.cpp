@@ -69,7 +69,7 @@ Tensor forward(const Inputs& in) {
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  const Tensor loss = new_empty(in.reconstruction, {}, scalar_type_of<T>());
+  const Tensor loss = empty_cpu({}, scalar_type_of<T>());
   const double count = double(std::max<int64_t>(1, in.rows * in.width));
   *loss.mutable_data_ptr<T>() = T(total / count);
   return loss;

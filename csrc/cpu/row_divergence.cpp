@@ -49,9 +49,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   const int64_t R = perturbed.size(0), C = perturbed.size(1), N = clean.size(0);
   const Grouping grouping(rows.const_data_ptr<int64_t>(), R, N);
 
-  const Tensor total = new_empty(clean, {}, dtype), weight = new_empty(clean, {}, dtype);
-  const Tensor grad_perturbed = new_empty(clean, {want_grad ? R : 0, want_grad ? C : 0}, dtype);
-  const Tensor grad_clean = new_empty(clean, {want_grad ? N : 0, want_grad ? C : 0}, dtype);
+  const Tensor total = empty_cpu({}, dtype), weight = empty_cpu({}, dtype);
+  const Tensor grad_perturbed = empty_cpu({want_grad ? R : 0, want_grad ? C : 0}, dtype);
+  const Tensor grad_clean = empty_cpu({want_grad ? N : 0, want_grad ? C : 0}, dtype);
   RowDivergenceProblem<T> pr = {};
   pr.perturbed = perturbed.const_data_ptr<T>();
   pr.clean = clean.const_data_ptr<T>();
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   const int64_t W = sizeof(T) == sizeof(float) ? kernels.float_width : kernels.double_width;
   pr.steps = (C + W - 1) / W;
   pr.group = group_of_rows<T>(std::max<int64_t>(1, pr.steps) * W);
-  const int64_t scratch = (4 + 2 * pr.group) * pr.steps * W;
+  const int64_t scratch = (5 + 2 * pr.group) * pr.steps * W;
   const int64_t parts = part_count(R * C, kGrain);
   Buffer<T> memory(parts * scratch);
   std::vector<double> values(parts, 0.0);

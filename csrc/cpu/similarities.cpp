@@ -53,7 +53,7 @@ template <class T>
 void Similarities<T>::sort_rows(const Tensor& labels, const OptionalTensor& present) {
   const Tensor codes = contiguous_as(labels, ScalarType::Long);
   const int64_t* code = codes.const_data_ptr<int64_t>();
-  const OptionalTensor mask = present ? torch::stable::contiguous(*present) : present;
+  const OptionalTensor mask = present ? contiguous_as(*present, ScalarType::Bool) : present;
   const bool* there = mask ? mask->template const_data_ptr<bool>() : nullptr;
   std::vector<std::pair<int64_t, int64_t>> sorted;
   sorted.reserve(all_rows_);
@@ -195,7 +195,7 @@ Tensor Similarities<T>::gradient(const WeightsKernels<T>& loops, const Buffer<T>
     if (s.first / kStripeRows < num_kept_) kept_[s.first / kStripeRows].resize(0);
   });
   scratch_.resize(0);
-  const Tensor grad = new_empty(embeddings_, {all_rows_, width_}, scalar_type_of<T>());
+  const Tensor grad = empty_cpu({all_rows_, width_}, scalar_type_of<T>());
   T* to = grad.template mutable_data_ptr<T>();
   if (rows_ < all_rows_) std::memset(to, 0, all_rows_ * width_ * sizeof(T));
   for_each_range(rows_, row_grain(width_), [&](int64_t begin, int64_t end) {

@@ -111,14 +111,14 @@ void Similarities<T>::for_each_tile(const SimilarityStripe<T>& stripe, const F& 
 // What the ops return: (loss [], unit gradient [L, D], or [0, 0] where none is wanted).
 template <class T>
 Tensor loss_tensor(const Tensor& embeddings, double value) {
-  const Tensor loss = new_empty(embeddings, {}, scalar_type_of<T>());
+  const Tensor loss = empty_cpu({}, scalar_type_of<T>());
   *loss.template mutable_data_ptr<T>() = T(value);
   return loss;
 }
 
 template <class T>
 Tensor no_gradient(const Tensor& embeddings) {
-  return new_empty(embeddings, {0, 0}, scalar_type_of<T>());
+  return empty_cpu({0, 0}, scalar_type_of<T>());
 }
 
 // No positive pair at all: 0 with zero gradient.

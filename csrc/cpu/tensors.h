@@ -1,17 +1,20 @@
 // What every launcher needs of stable-ABI tensors and memory.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <vector>
+
+#include "cpu/workspace.h"
 
 namespace mcr {
 
@@ -29,15 +32,27 @@ constexpr ScalarType scalar_type_of() {
   return sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 }
 
-// x, contiguous and of the dtype; x itself where it already is.
+// x, contiguous and of the dtype; x itself where it already is, without the dispatcher's
+// microsecond.
 inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
   const Tensor y = x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-  return torch::stable::contiguous(y);
+  return y.is_contiguous() ? y : torch::stable::contiguous(y);
 }
 
-inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes,
-                        ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes), dtype);
+// A contiguous tensor on the CPU, its memory not written.
+inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  int64_t strides[8];
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(1, sizes.begin()[d]);
+  }
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(),
+                                                         strides, type,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // Uninitialised memory for whole vectors of any instruction set.
@@ -46,18 +61,15 @@ class Buffer {
  public:
   explicit Buffer(int64_t count = 0) { resize(count); }
   void resize(int64_t count) {
-    if (count == 0) return memory_.reset();
-    const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
-    void* p = std::aligned_alloc(64, bytes);
-    STD_TORCH_CHECK(p != nullptr, "out of memory: ", bytes, " bytes of workspace");
-    memory_.reset(static_cast<T*>(p));
+    memory_.reset();
+    if (count != 0) memory_.reset(static_cast<T*>(take_workspace(size_t(count) * sizeof(T))));
   }
   T* get() const { return memory_.get(); }
   T& operator[](int64_t i) const { return memory_.get()[i]; }
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    void operator()(T* p) const { give_back_workspace(p); }
   };
   std::unique_ptr<T[], Free> memory_;
 };

@@ -2,19 +2,26 @@
 
 The same as contributions followed by `permuted_divergence`. On a small batch the graph between the
 two costs as much as the arithmetic: slices, transposes, a stack, and a zero-filled gradient of the
-whole weight for each slice. Here every product reads and writes its columns in place. For eager
-mode; under torch.compile the compiler does this work on the separate ops.
+whole weight for each slice. Here one op a direction makes the products as well, each reading and
+writing its columns in place. For eager mode; under torch.compile the compiler does this work on the
+separate ops.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mcr_fast.ops._autograd import call_backward
+from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._unit_grad import raise_double_backward
+
+_SERVED = env.has_kernel("linear_permuted_divergence_fwd", "CPU")
+if _SERVED:
+    _forward = torch.ops.mcr_fast.linear_permuted_divergence_fwd.default
+    _backward = torch.ops.mcr_fast.linear_permuted_divergence_bwd.default
 
 
 def can_fuse(
@@ -25,7 +32,7 @@ def can_fuse(
     """Whether `linear_permuted_divergence` serves these tensors here."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
-    if len(latents) > 8 or not torch.is_grad_enabled():
+    if len(latents) > 8 or not (_SERVED and torch.is_grad_enabled()):
         return False
     device = weight.device
     if any(z.dtype != weight.dtype or z.device != device for z in latents):
@@ -33,6 +40,18 @@ def can_fuse(
     return resolve(
         "permuted_divergence", backend, device
     ) == "cpu" and not torch.is_autocast_enabled(device.type)
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """Gives the first `count` of the tensors a graph that leads a second backward to an error."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise_double_backward("permuted_divergence")
 
 
 class _LinearPermutedDivergence(torch.autograd.Function):
@@ -44,15 +63,9 @@ class _LinearPermutedDivergence(torch.autograd.Function):
         arguments: tuple[Any, ...],  # of the op, after the bias
         *latents: Tensor,  # [N, D_m]
     ) -> tuple[Tensor, Tensor]:
-        contributions = weight.new_empty((len(latents), latents[0].shape[0], weight.shape[0]))
-        columns = weight.split([z.shape[1] for z in latents], dim=1)
         with torch._C._AutoDispatchBelowAutograd():
-            for z, w, out in zip(latents, columns, contributions, strict=True):
-                torch.mm(z, w.t(), out=out)
-            divergences, unit_grad, unit_grad_bias = (
-                torch.ops.mcr_fast.permuted_divergence_fwd.default(
-                    contributions, bias, *arguments, True
-                )
+            divergences, unit_grad, unit_grad_bias, contributions = _forward(
+                latents, weight, bias, *arguments, True
             )
         ctx.save_for_backward(unit_grad, unit_grad_bias, contributions, weight, bias, *latents)
         ctx.arguments = arguments
@@ -63,44 +76,33 @@ class _LinearPermutedDivergence(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_contributions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        if grad is None and grad_contributions is None:
+            return (None,) * len(needs)
         unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
-        grad_bias = None
-        if grad is not None:
-            # with create_graph its graph leads a second backward to the op's error
-            routed, grad_bias = call_backward(
-                torch.ops.mcr_fast.permuted_divergence_bwd.default,
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_latents, grad_weight, grad_bias = _backward(
                 grad,
                 unit_grad,
                 unit_grad_bias,
                 contributions,
+                grad_contributions,
+                (*needs[3:], needs[0]),
+                latents,
+                weight,
                 bias,
                 *ctx.arguments,
             )
-            grad_contributions = (
-                routed if grad_contributions is None else routed + grad_contributions
-            )
-        if grad_contributions is None:
-            return (None,) * (3 + len(latents))
-        needs = ctx.needs_input_grad
-        grad_weight = _weight_gradient(grad_contributions, latents, weight) if needs[0] else None
-        columns = weight.split([z.shape[1] for z in latents], dim=1)
-        products = zip(grad_contributions, columns, needs[3:], strict=True)
-        grad_latents = [torch.mm(g, w) if need else None for g, w, need in products]
-        return grad_weight, grad_bias if needs[1] else None, None, *grad_latents
-
-
-def _weight_gradient(
-    grad: Tensor,  # [M, N, C]
-    latents: Sequence[Tensor],  # [N, D_m]
-    weight: Tensor,  # [C, sum of D_m]
-) -> Tensor:
-    if torch.is_grad_enabled():
-        return torch.cat([torch.mm(g.t(), z) for g, z in zip(grad, latents, strict=True)], dim=1)
-    grad_weight = torch.empty_like(weight)
-    blocks = grad_weight.split([z.shape[1] for z in latents], dim=1)
-    for g, z, out in zip(grad, latents, blocks, strict=True):
-        torch.mm(g.t(), z, out=out)
-    return grad_weight
+        if torch.is_grad_enabled():
+            made = (grad_weight, grad_bias, *grad_latents)
+            made = _OnlyOnce.apply(len(made), *made, weight, *latents)
+            grad_weight, grad_bias, *grad_latents = made
+        return (
+            grad_weight if needs[0] else None,
+            grad_bias if needs[1] and grad is not None else None,
+            None,
+            *(g if need else None for g, need in zip(grad_latents, needs[3:], strict=True)),
+        )
 
 
 def linear_permuted_divergence(
