@@ -12,23 +12,6 @@
 namespace mcr {
 namespace MCR_ISA {
 
-// Step n of a row of `classes` elements, its ragged end filled up.
-template <class T>
-inline Vec<T> load_step(const T* row, int64_t n, int64_t classes, T fill) {
-  constexpr int W = kWidth<T>;
-  if ((n + 1) * W <= classes) return load(row + n * W);
-  T lanes[W];
-  for (int l = 0; l < W; ++l) lanes[l] = n * W + l < classes ? row[n * W + l] : fill;
-  return load(lanes);
-}
-
-template <class T>
-inline void store_step(T* row, int64_t n, int64_t classes, Vec<T> x) {
-  constexpr int W = kWidth<T>;
-  if ((n + 1) * W <= classes) return store(row + n * W, x);
-  for (int l = 0; n * W + l < classes; ++l) row[n * W + l] = x[l];
-}
-
 template <class T>
 struct GivenRow {
   static constexpr bool kHasPowers = false;

@@ -58,6 +58,23 @@ MCR_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+// Step n of a row of `size` elements, its ragged end filled up.
+template <class T>
+MCR_INLINE Vec<T> load_step(const T* row, int64_t n, int64_t size, T fill) {
+  constexpr int W = kWidth<T>;
+  if ((n + 1) * W <= size) return load(row + n * W);
+  T lanes[W];
+  for (int l = 0; l < W; ++l) lanes[l] = n * W + l < size ? row[n * W + l] : fill;
+  return load(lanes);
+}
+
+template <class T>
+MCR_INLINE void store_step(T* row, int64_t n, int64_t size, Vec<T> x) {
+  constexpr int W = kWidth<T>;
+  if ((n + 1) * W <= size) return store(row + n * W, x);
+  for (int l = 0; n * W + l < size; ++l) row[n * W + l] = x[l];
+}
+
 // The larger of the two; where either is NaN, b.
 template <class V>
 MCR_INLINE V vmax(V a, V b) {

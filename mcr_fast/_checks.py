@@ -294,7 +294,8 @@ def label_codes(
 ) -> Tensor:  # [repeat * N] int64
     """Codes that are equal exactly where the labels are: -0.0 is 0.0, NaN equals nothing."""
     check_labels(labels, num_rows, device)
-    labels = labels.repeat(repeat) if repeat > 1 else labels
+    # repeat() takes five times as long
+    labels = labels.expand(repeat, num_rows).reshape(-1) if repeat > 1 else labels
     if not labels.dtype.is_floating_point:
         return labels.to(torch.int64)
     values = labels.detach().to(torch.float64) + 0.0

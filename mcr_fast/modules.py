@@ -217,12 +217,10 @@ class MCRLoss(nn.Module):
         rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
         zeros = parts[0].new_zeros(len(self.subset_masks), dtype=accumulation_dtype(parts[0].dtype))
         mipd, contrastive, ceb, divergences = zeros[0], zeros[0], zeros[0], zeros
-        weighted = []
         if self.mipd_weight != 0:
             mipd, divergences, logits = evaluate_mipd(
                 parts, fusion, logits, self.num_classes, rows, self._game(), draw
             )
-            weighted.append(self.mipd_weight * mipd)
         elif logits is None:
             logits = run_fusion(fusion, parts)
             checks.fusion_output(logits, num_rows, self.num_classes)
@@ -235,15 +233,27 @@ class MCRLoss(nn.Module):
                 present=present,
                 backend=self.backend,
             )
-            weighted.append(self.contrastive_weight * contrastive)
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, logits, present)
-            weighted.append(self.ceb_weight * ceb)
         single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
-        loss = sum(weighted[1:], weighted[0]) if weighted else zeros[0]
+        loss = self._weighted((contrastive, ceb, mipd), zeros[0])
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
+
+    def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
+        """The weighted sum of L_Con, L_CEB and L_MIPD in as few nodes of the graph as it takes."""
+        weights = (self.contrastive_weight, self.ceb_weight, self.mipd_weight)
+        started = False
+        for weight, term in zip(weights, terms, strict=True):
+            if weight == 0:
+                continue
+            if started:
+                loss = torch.add(loss, term, alpha=weight)
+            else:
+                loss = term if weight == 1 else weight * term
+            started = True
+        return loss
 
     def _check_latents(
         self,

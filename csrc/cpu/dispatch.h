@@ -11,6 +11,7 @@
 // before it goes parallel, so that one call never mixes instruction sets.
 #pragma once
 
+#include "cpu/linear_kernels.h"
 #include "cpu/nt_xent_kernels.h"
 #include "cpu/permuted_divergence_kernels.h"
 #include "cpu/reconstruction_loss_kernels.h"
@@ -21,6 +22,7 @@ namespace mcr {
 
 struct CpuKernels {
   PermutedDivergenceKernels permuted_divergence;
+  LinearKernels linear;
   RowDivergenceKernels row_divergence;
   NtXentKernels nt_xent;
   SupConKernels sup_con;

@@ -3,6 +3,7 @@
 // may be reached from here: the linker keeps one copy of an inline function, and the copy compiled
 // for AVX-512 would then run on machines without it. What is inline lives in namespace MCR_ISA.
 #include "cpu/dispatch.h"
+#include "cpu/linear_loops.h"
 #include "cpu/nt_xent_loops.h"
 #include "cpu/permuted_divergence_loops.h"
 #include "cpu/reconstruction_loss_loops.h"
@@ -18,8 +19,13 @@ namespace MCR_ISA {
 
 const CpuKernels& table() {
   static constexpr CpuKernels kTable = {
-      kPermutedDivergenceKernels, kRowDivergenceKernels, kNtXentKernels, kSupConKernels,
-      kReconstructionLossKernels, MCR_STRING(MCR_ISA),
+      kPermutedDivergenceKernels,
+      kLinearKernels,
+      kRowDivergenceKernels,
+      kNtXentKernels,
+      kSupConKernels,
+      kReconstructionLossKernels,
+      MCR_STRING(MCR_ISA),
   };
   return kTable;
 }

@@ -1,6 +1,7 @@
 // permuted_divergence of a linear layer over concatenated latents, from the latents: the layer's
 // products and the divergence in one call. On a small batch the calls between them would cost as
 // much as the arithmetic.
+#include "cpu/dispatch.h"
 #include "cpu/permuted_divergence_launcher.h"
 #include "cpu/products.h"
 
@@ -26,16 +27,64 @@ class Columns {
   int64_t first_ = 0;
 };
 
+Tensor transposed(const Tensor& x) {  // [A, B] -> [B, A], not a copy
+  return matrix(x.mutable_data_ptr(), x.scalar_type(), x.size(1), x.size(0), x.stride(1),
+                x.stride(0));
+}
+
+// Up to this many multiplications a library's products spend most of their time on being called.
+constexpr int64_t kMaxOwnProduct = int64_t{1} << 18;
+constexpr int64_t kMaxOwnClasses = 32;
+
+// The three products of one modality: by our own loops where the batch is small, else the
+// library's.
+class Products {
+ public:
+  Products(const Tensor& z, const Tensor& w)  // [N, D], [C, D]
+      : z_(z), w_(w), kernels_(cpu_kernels().linear) {
+    const int64_t N = z.size(0), D = z.size(1), C = w.size(0);
+    own_ = z.scalar_type() == ScalarType::Float && w.scalar_type() == ScalarType::Float &&
+           z.stride(1) == 1 && w.stride(1) == 1 && C <= kMaxOwnClasses &&
+           N * C * D <= kMaxOwnProduct;
+    if (!own_) return;
+    problem_ = {
+        z.const_data_ptr<float>(), w.const_data_ptr<float>(), N, C, D, z.stride(0), w.stride(0)};
+  }
+
+  // out [N, C] = Z W^T
+  void forward(const Tensor& out) const {
+    if (own_) return kernels_.forward(problem_, out.mutable_data_ptr<float>());
+    multiply(z_, transposed(w_), 0.0, out);
+  }
+
+  // out [N, D] = G W, contiguous
+  void grad_z(const Tensor& g, const Tensor& out) const {
+    if (own_) {
+      return kernels_.grad_z(problem_, g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    }
+    multiply(g, w_, 0.0, out);
+  }
+
+  // out [C, D] = G^T Z
+  void grad_w(const Tensor& g, const Tensor& out) const {
+    if (!own_) return multiply(transposed(g), z_, 0.0, out);
+    LinearProblem problem = problem_;
+    problem.w_stride = out.stride(0);
+    kernels_.grad_w(problem, g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+  }
+
+ private:
+  const Tensor &z_, &w_;
+  const LinearKernels& kernels_;
+  LinearProblem problem_ = {};
+  bool own_;
+};
+
 // Matrix m of a contiguous [M, N, C].
 Tensor matrix_of(const Tensor& x, int64_t m) {
   const int64_t N = x.size(1), C = x.size(2);
   char* data = static_cast<char*>(x.mutable_data_ptr()) + m * N * C * x.element_size();
   return matrix(data, x.scalar_type(), N, C, C, 1);
-}
-
-Tensor transposed(const Tensor& x) {  // [A, B] -> [B, A], not a copy
-  return matrix(x.mutable_data_ptr(), x.scalar_type(), x.size(1), x.size(0), x.stride(1),
-                x.stride(0));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
@@ -51,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
   Columns columns(weight);
   for (int64_t m = 0; m < M; ++m) {
     const Tensor w = columns.next(latents[m].size(1));
-    multiply(latents[m], transposed(w), 0.0, matrix_of(contributions, m));
+    Products(latents[m], w).forward(matrix_of(contributions, m));
   }
   const auto [values, unit_grad, unit_grad_bias] = permuted_divergence_fwd_cpu(
       contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
@@ -94,8 +143,9 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
     const int64_t width = latents[m].size(1);
     const Tensor w = columns.next(width);
     grad_latents.push_back(wanted[m] ? empty_cpu({N, width}, dtype) : empty_cpu({0, 0}, dtype));
-    if (wanted[m]) multiply(g, w, 0.0, grad_latents.back());
-    if (to_weight) multiply(transposed(g), latents[m], 0.0, grad_columns.next(width));
+    const Products products(latents[m], w);
+    if (wanted[m]) products.grad_z(g, grad_latents.back());
+    if (to_weight) products.grad_w(g, grad_columns.next(width));
   }
   return {std::move(grad_latents), grad_weight, grad_bias};
 }
