@@ -15,7 +15,9 @@
 namespace mcr {
 namespace MCR_ISA {
 
-// One modality's rows as the team walks them: step n of the row(s) in hand is at p + n * stride.
+// One modality's rows as the team reads them and adds to their gradient. Contiguous to the team:
+// step n is at + n * stride. Gathered: `stride` is from row to row, which are turned into lanes, a
+// quad of classes at a time.
 template <class T, bool kGather>
 struct Walk {
   const T* from;      // contributions
@@ -25,18 +27,43 @@ struct Walk {
   const int32_t* at;  // kGather: [kWidth] the row of each lane
   int64_t stride;
 
-  Vec<T> read(int64_t n) const {
-    const T* p = from + n * stride;
-    return kGather ? gather(p, at) : load(p);
-  }
+  Vec<T> read(int64_t n) const { return load(from + n * stride); }
   Vec<T> power(int64_t n) const { return load(powers + n * stride); }
   void add(int64_t n, Vec<T> x) const {
     T* p = to + n * stride;
-    if (!kGather) {
-      store(p, load(p) + x);
-      return;
+    store(p, load(p) + x);
+  }
+
+  // tile += the rows
+  void add_to(T* tile, int64_t steps) const {
+    constexpr int W = kWidth<T>;
+    if constexpr (kGather) {
+      for (int64_t n = 0; n < steps; n += 4) {
+        Vec<T> columns[4];
+        load_quads(from + n, stride, at, columns);
+        transpose_quads(columns);
+        for (int i = 0; i < 4 && n + i < steps; ++i) {
+          store(tile + (n + i) * W, load(tile + (n + i) * W) + columns[i]);
+        }
+      }
+    } else {
+      for (int64_t n = 0; n < steps; ++n) store(tile + n * W, load(tile + n * W) + read(n));
     }
-    for (int l = 0; l < kWidth<T>; ++l) p[at[l]] += x[l];
+  }
+
+  // their gradient += tile
+  void add_tile(const T* tile, int64_t steps) const {
+    constexpr int W = kWidth<T>;
+    if constexpr (kGather) {
+      for (int64_t n = 0; n < steps; n += 4) {
+        Vec<T> columns[4] = {};
+        for (int i = 0; i < 4 && n + i < steps; ++i) columns[i] = load(tile + (n + i) * W);
+        transpose_quads(columns);
+        add_quads(to + n, stride, at, columns);
+      }
+    } else {
+      for (int64_t n = 0; n < steps; ++n) add(n, load(tile + n * W));
+    }
   }
 };
 
@@ -58,12 +85,17 @@ template <class T, class Team, bool kGather>
 class Block {
  public:
   Block(const PermutedDivergenceProblem<T>& problem, T* grad, int64_t number)
-      : pr_(problem), grad_(grad), first_(number * Team::kRows) {}
+      : pr_(problem), grad_(grad), first_(number * Team::kRows) {
+    for (int l = 0; kGather && l < Team::kRows; ++l) {
+      own_at_[l] = first_ + l < problem.rows ? int32_t(first_ + l) : 0;
+    }
+  }
+  Block(const Block&) = delete;
 
   // The block's own rows of modality m.
-  Walk<T, false> rows(int m) const {
-    const int64_t at = offset(m) + (kLanes ? first_ : first_ * pr_.row_stride);
-    return {pr_.contributions + at, pr_.powers + at, nullptr, grad_ + at, nullptr, pr_.step_stride};
+  Walk<T, kGather> rows(int m) const {
+    const int64_t at = offset(m) + (kGather ? 0 : kLanes ? first_ : first_ * pr_.row_stride);
+    return {pr_.contributions + at, nullptr, nullptr, grad_ + at, own_at_, stride()};
   }
 
   // Its pairs under permutation k; false if every one is dropped.
@@ -81,6 +113,7 @@ class Block {
   static constexpr bool kLanes = Team::kRows > 1;
 
   int64_t offset(int m) const { return m * pr_.modality_stride; }
+  int64_t stride() const { return kGather ? pr_.row_stride : pr_.step_stride; }
 
   Walk<T, kGather> donors(int m, int64_t k) const {
     int64_t row = 0;  // of the matrix of row maxima
@@ -100,7 +133,7 @@ class Block {
             pr_.row_max + m * pr_.max_stride + row,
             grad_ + at,
             index,
-            pr_.step_stride};
+            stride()};
   }
 
   T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
@@ -130,13 +163,14 @@ class Block {
   const PermutedDivergenceProblem<T>& pr_;
   T* grad_;
   int64_t first_;
+  int32_t own_at_[Team::kRows];
 };
 
 // Tiles of one block in a part's scratch memory, each of steps * kWidth<T> numbers.
 template <class T>
 struct Scratch {
   CleanRow<T> clean;
-  T *own, *rest, *acc, *u_sum, *logs, *group;
+  T *own, *rest, *acc, *u_sum, *logs, *donors, *group;
   int64_t tile;
 
   Scratch(T* base, int64_t size)
@@ -146,7 +180,8 @@ struct Scratch {
         acc(base + 5 * size),
         u_sum(base + 6 * size),
         logs(base + 7 * size),
-        group(base + 8 * size),
+        donors(base + 8 * size),
+        group(base + 9 * size),
         tile(size) {}
   StoredRow<T> stored(int g) const { return {group + 2 * g * tile, group + (2 * g + 1) * tile}; }
 };
@@ -170,10 +205,10 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
     const T route = subset >> m & 1 ? T(0) : T(pr.outsider);
     const T clean = T(pr.clean_route(s, m));
     if (route == T(0) && clean == T(0)) continue;
-    const auto rows = block.rows(m);
     for (int64_t n = 0; n < pr.steps; ++n) {
-      rows.add(n, route * load(tile.u_sum + n * W) + clean * load(tile.acc + n * W));
+      store(tile.own + n * W, route * load(tile.u_sum + n * W) + clean * load(tile.acc + n * W));
     }
+    block.rows(m).add_tile(tile.own, pr.steps);
   }
 }
 
@@ -191,10 +226,7 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
   }
   for (int m = 0; m < pr.modalities; ++m) {
     if (!(subset >> m & 1)) continue;
-    const auto rows = block.rows(m);
-    for (int64_t n = 0; n < pr.steps; ++n) {
-      store(tile.own + n * W, load(tile.own + n * W) + rows.read(n));
-    }
+    block.rows(m).add_to(tile.own, pr.steps);
   }
   if constexpr (!kUsesPowers<Team, kGather, D>) return typename Team::Scalar{};
   Vec<T> top = load(tile.clean.logits) - load(tile.own);
@@ -210,17 +242,18 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
 }
 
 // The perturbed row as both passes read it; kMembers: of its subset, 0 for any number. 2^w is a
-// product of stored powers, except where gathering them would cost more than the exponential.
+// product of stored powers, except for gathered donors: their contributions are summed in a tile.
 template <class T, class Team, bool kGather, class D, int kMembers>
 struct PerturbedRow {
   static constexpr bool kHasPowers = kUsesPowers<Team, kGather, D>;
   const Pairs<T, Team, kGather>& pairs;
   const Walk<T, kGather> first;
-  const T *own, *rest;
+  const T *own, *rest, *donors;
   typename Team::Scalar rest_max;
 
   int members() const { return kMembers ? kMembers : pairs.members; }
   Vec<T> difference(int64_t n) const {
+    if constexpr (kGather) return load(donors + n * kWidth<T>) - load(own + n * kWidth<T>);
     Vec<T> sum = first.read(n);
     for (int i = 1; i < members(); ++i) sum += pairs.donors[i].read(n);
     return sum - load(own + n * kWidth<T>);
@@ -250,13 +283,18 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
   bool any = false;
   const auto rest_max = start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile);
   const auto row_of = [&](const Pairs<T, Team, kGather>& now) {
-    return PerturbedRow<T, Team, kGather, D, kMembers>{now, now.donors[0], tile.own, tile.rest,
-                                                       rest_max};
+    return PerturbedRow<T, Team, kGather, D, kMembers>{now,       now.donors[0], tile.own,
+                                                       tile.rest, tile.donors,   rest_max};
+  };
+  const auto gather_donors = [&](const Pairs<T, Team, kGather>& now) {
+    for (int64_t i = 0; i < tile.tile; i += W) store(tile.donors + i, Vec<T>{});
+    for (int i = 0; i < now.members; ++i) now.donors[i].add_to(tile.donors, pr.steps);
   };
   for (int64_t k = 0; k < pr.permutations;) {
     int group = 0;
     for (; group < pr.group && k < pr.permutations; ++k) {
       if (!block.pair_up(pr.subsets[s], k, pr.factors[s], pairs[group])) continue;
+      if (kGather) gather_donors(pairs[group]);
       shift[group] =
           D::template first_pass<Team, T>(pr.steps, tile.clean, lse, row_of(pairs[group]),
                                           tile.stored(group), total[group], stored[group]);
@@ -268,6 +306,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
       const Pairs<T, Team, kGather>& now = pairs[g];
       const auto sink = [&](int64_t n, Vec<T> u) {
         store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
+        if (kGather) return store(tile.logs + n * W, u);
         now.donors[0].add(n, u);
         for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
       };
@@ -276,7 +315,11 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
             pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
             tile.logs, tile.acc, acc_kl, near, sink);
       };
+      if (kGather && !D::kReadsPowers) gather_donors(now);
       const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
+      for (int i = 0; kGather && kGrad && i < now.members; ++i) {
+        now.donors[i].add_tile(tile.logs, pr.steps);
+      }
       value += Team::keep(now.kept, now.weight * row);
       Team::note(seen, now.kept);
       any = true;
@@ -299,10 +342,10 @@ void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t e
     for (int64_t b = begin; b < end; ++b) {
       const Block<T, Team, kGather> block(pr, part.grad, b);
       for (int64_t n = 0; n < pr.steps; ++n) {
-        Vec<T> z = Team::kRows > 1 ? splat(pr.bias[n]) : load(pr.bias + n * W);
-        for (int m = 0; m < pr.modalities; ++m) z += block.rows(m).read(n);
-        store(tile.clean.logits + n * W, z);
+        const Vec<T> bias = Team::kRows > 1 ? splat(pr.bias[n]) : load(pr.bias + n * W);
+        store(tile.clean.logits + n * W, bias);
       }
+      for (int m = 0; m < pr.modalities; ++m) block.rows(m).add_to(tile.clean.logits, pr.steps);
       const auto lse = D::template prepare<Team>(pr.steps, tile.clean);
       if (__builtin_popcount(pr.subsets[s]) == 1) {
         run_subset<T, Team, kGather, D, kGrad, 1>(pr, block, s, tile, lse, part);

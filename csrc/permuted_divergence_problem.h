@@ -20,10 +20,11 @@ enum class TeamKind { kRow, kLanesShifted, kLanesGathered };
 
 template <class T>
 struct PermutedDivergenceProblem {
-  const T*
-      contributions;  // row team [M, N, steps * W]; lane teams [M, C, step_stride], rows repeated
-  const T* powers;    // the same layout: 2^(contribution - the row's largest); jsd only
-  const T* row_max;   // [M, max_stride] the rows' largest; jsd only
+  const T* contributions;  // rows in whole vectors [M, N, row_stride]; kLanesShifted [M, C,
+                           // step_stride], rows repeated; kLanesGathered [M, N, row_stride], in
+                           // whole quads
+  const T* powers;         // the same layout: 2^(contribution - the row's largest); jsd only
+  const T* row_max;        // [M, max_stride] the rows' largest; jsd only
   int64_t max_stride;
   const T* bias;  // row team [steps * W]; lane teams [C]
   int64_t modality_stride, row_stride, step_stride;
@@ -92,7 +93,7 @@ template <class T>
 struct PermutedDivergencePart {
   T* grad;         // as contributions, or null
   T* grad_bias;    // [steps * W], or null
-  T* scratch;      // [8 + 2 group, steps * W]
+  T* scratch;      // [9 + 2 group, steps * W]
   double* values;  // [S]
 };
 

@@ -116,28 +116,80 @@ MCR_INLINE auto sum(V v) {
   return sum_lanes<T, sizeof(V) / sizeof(T)>(lanes);
 }
 
-// p[at[l]] for each lane.
-template <class T>
-MCR_INLINE Vec<T> gather(const T* p, const int32_t* at) {
-  T lanes[kWidth<T>];
-  for (int l = 0; l < kWidth<T>; ++l) lanes[l] = p[at[l]];
-  return load(lanes);
-}
-
 #if defined(__AVX512F__)
 MCR_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
 MCR_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
-MCR_INLINE Vec<float> gather(const float* p, const int32_t* at) {
-  return _mm512_i32gather_ps(_mm512_loadu_si512(at), p, 4);
-}
 MCR_INLINE float sum(Vec<float> v) { return _mm512_reduce_add_ps(v); }
 #elif defined(__AVX2__)
 MCR_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 MCR_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
-MCR_INLINE Vec<float> gather(const float* p, const int32_t* at) {
-  return _mm256_i32gather_ps(p, _mm256_loadu_si256((const __m256i*)at), 4);
+#endif
+
+// Four columns of kWidth rows as four vectors, and back: load_quads puts quad g of vector k at row
+// at[4 g + k], transpose_quads then gives vector k column k of every row, in the order of `at`.
+constexpr int kQuads = kWidth<float> / 4;
+typedef float Quad __attribute__((vector_size(16)));
+
+MCR_INLINE Quad load_quad(const float* p) {
+  Quad q;
+  __builtin_memcpy(&q, p, sizeof(q));
+  return q;
+}
+
+#if defined(__AVX512F__)
+MCR_INLINE void load_quads(const float* p, int64_t stride, const int32_t* at, Vec<float> (&v)[4]) {
+  for (int k = 0; k < 4; ++k) {
+    __m512 x = _mm512_castps128_ps512(load_quad(p + at[k] * stride));
+    x = _mm512_insertf32x4(x, load_quad(p + at[4 + k] * stride), 1);
+    x = _mm512_insertf32x4(x, load_quad(p + at[8 + k] * stride), 2);
+    v[k] = _mm512_insertf32x4(x, load_quad(p + at[12 + k] * stride), 3);
+  }
+}
+MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
+  const __m512 a = _mm512_unpacklo_ps(v[0], v[1]), b = _mm512_unpackhi_ps(v[0], v[1]);
+  const __m512 c = _mm512_unpacklo_ps(v[2], v[3]), d = _mm512_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm512_shuffle_ps(a, c, 0x44);
+  v[1] = _mm512_shuffle_ps(a, c, 0xee);
+  v[2] = _mm512_shuffle_ps(b, d, 0x44);
+  v[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
+#elif defined(__AVX2__)
+MCR_INLINE void load_quads(const float* p, int64_t stride, const int32_t* at, Vec<float> (&v)[4]) {
+  for (int k = 0; k < 4; ++k) {
+    const __m256 x = _mm256_castps128_ps256(load_quad(p + at[k] * stride));
+    v[k] = _mm256_insertf128_ps(x, load_quad(p + at[4 + k] * stride), 1);
+  }
+}
+MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
+  const __m256 a = _mm256_unpacklo_ps(v[0], v[1]), b = _mm256_unpackhi_ps(v[0], v[1]);
+  const __m256 c = _mm256_unpacklo_ps(v[2], v[3]), d = _mm256_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm256_shuffle_ps(a, c, 0x44);
+  v[1] = _mm256_shuffle_ps(a, c, 0xee);
+  v[2] = _mm256_shuffle_ps(b, d, 0x44);
+  v[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
+#else
+MCR_INLINE void load_quads(const float* p, int64_t stride, const int32_t* at, Vec<float> (&v)[4]) {
+  for (int k = 0; k < 4; ++k) v[k] = load_quad(p + at[k] * stride);
+}
+MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
+  const Vec<float> rows[4] = {v[0], v[1], v[2], v[3]};
+  for (int k = 0; k < 4; ++k) {
+    for (int l = 0; l < 4; ++l) v[k][l] = rows[l][k];
+  }
 }
 #endif
+
+// Adds quad g of vector k to row at[4 g + k], row after row: a row may come twice.
+MCR_INLINE void add_quads(float* p, int64_t stride, const int32_t* at, const Vec<float> (&v)[4]) {
+  float lanes[4][kWidth<float>];
+  for (int k = 0; k < 4; ++k) store(lanes[k], v[k]);
+  for (int l = 0; l < kWidth<float>; ++l) {
+    float* row = p + at[l] * stride;
+    const Quad sum = load_quad(row) + load_quad(&lanes[l % 4][l / 4 * 4]);
+    __builtin_memcpy(row, &sum, sizeof(sum));
+  }
+}
 
 // x, kept above -150 (and below 128, where need be), is n + f with n whole and f in [-1/2, 1/2];
 // times() multiplies by 2^n.

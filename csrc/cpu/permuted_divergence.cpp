@@ -17,7 +17,7 @@ void gather(const PermutedDivergenceInputs<T>& in,
             const std::vector<PermutedDivergencePart<T>>& parts, T* grad, T* grad_bias) {
   const int64_t N = in.rows(), M = in.modalities(), C = in.classes();
   const int64_t W = in.width();
-  if (in.lanes()) {
+  if (in.class_major()) {
     for_each_range(M * C, std::max<int64_t>(1, kGrain / in.columns()),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t mc = begin; mc < end; ++mc) {
@@ -76,7 +76,7 @@ void run(const PermutedDivergenceInputs<T>& in, const T* upstream, bool want_gra
   const int64_t grad_size = want_grad ? M * problem.modality_stride : 0;
   const int64_t tile = problem.steps * W;
   problem.group = group_of_rows<T>(tile);
-  const int64_t fixed = (9 + 2 * problem.group) * tile;
+  const int64_t fixed = (10 + 2 * problem.group) * tile;
   const int64_t part_size = grad_size + fixed;
   const int64_t affordable = kMaxWorkspace / (part_size * int64_t(sizeof(T)));
   const int64_t count = std::min({blocks, std::max<int64_t>(1, affordable),

@@ -11,9 +11,8 @@ namespace {
 constexpr int64_t kGrain = 1 << 14;  // elements: about 10 us of one core
 
 // Up to this many classes a lane of the vector takes a whole row; beyond, the tiles of a lane team
-// leave L1 and its gathers cost more than a row team's padding and reductions. Measured.
-constexpr int64_t kMaxLaneClassesShifted = 64;
-constexpr int64_t kMaxLaneClassesGathered = 32;
+// leave L1, and that costs more than a row team's padding and reductions. Measured.
+constexpr int64_t kMaxLaneClasses = 48;
 
 // The softmax divergences work in powers of two.
 template <class T>
@@ -124,12 +123,8 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
 template <class T>
 void PermutedDivergenceInputs<T>::choose_team() {
   problem_.team = TeamKind::kRow;
-  if (sizeof(T) != sizeof(float)) return;
-  if (problem_.table) {
-    if (C_ <= kMaxLaneClassesGathered) problem_.team = TeamKind::kLanesGathered;
-  } else if (C_ <= kMaxLaneClassesShifted) {
-    problem_.team = TeamKind::kLanesShifted;
-  }
+  if (sizeof(T) != sizeof(float) || C_ > kMaxLaneClasses) return;
+  problem_.team = problem_.table ? TeamKind::kLanesGathered : TeamKind::kLanesShifted;
 }
 
 template <class T>
@@ -141,15 +136,15 @@ void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
   const int64_t W = width();
   problem_.steps = lanes() ? C_ : (C_ + W - 1) / W;
   columns_ = (2 * N_ + 2 * W - 1) / W * W;
-  const int64_t padded = lanes() ? C_ : problem_.steps * W;
-  problem_.modality_stride = lanes() ? C_ * columns_ : N_ * padded;
+  const int64_t padded = lanes() ? (C_ + 3) / 4 * 4 : problem_.steps * W;
+  problem_.modality_stride = class_major() ? C_ * columns_ : N_ * padded;
   problem_.row_stride = padded;
-  problem_.step_stride = lanes() ? columns_ : W;
+  problem_.step_stride = class_major() ? columns_ : W;
   contributions_.resize(M_ * problem_.modality_stride);
   problem_.contributions = contributions_.get();
   if (N_ == 0) return;
 
-  if (lanes()) {
+  if (class_major()) {
     for_each_range(M_ * C_, std::max<int64_t>(1, kGrain / columns_),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t mc = begin; mc < end; ++mc) {
@@ -192,7 +187,7 @@ void PermutedDivergenceInputs<T>::lay_out_bias(const OptionalTensor& bias) {
 
 template <class T>
 void PermutedDivergenceInputs<T>::store_powers() {
-  problem_.max_stride = lanes() ? columns_ : N_;
+  problem_.max_stride = class_major() ? columns_ : N_;
   const bool used =
       problem_.divergence == DivergenceKind::kJsd && problem_.team != TeamKind::kLanesGathered;
   if (!used || N_ == 0) return;
@@ -200,7 +195,7 @@ void PermutedDivergenceInputs<T>::store_powers() {
   row_max_.resize(M_ * problem_.max_stride);
   problem_.powers = powers_.get();
   problem_.row_max = row_max_.get();
-  const int64_t blocks = lanes() ? M_ * columns_ / width() : M_ * N_;
+  const int64_t blocks = class_major() ? M_ * columns_ / width() : M_ * N_;
   for_each_range(blocks, std::max<int64_t>(1, kGrain / (problem_.steps * width())),
                  [&](int64_t begin, int64_t end) {
                    if constexpr (sizeof(T) == sizeof(float)) {

@@ -35,11 +35,12 @@ class PermutedDivergenceInputs {
   int64_t rows() const { return N_; }
   int64_t classes() const { return C_; }
   bool lanes() const { return problem_.team != TeamKind::kRow; }
+  bool class_major() const { return problem_.team == TeamKind::kLanesShifted; }
   int64_t width() const {
     return sizeof(T) == sizeof(float) ? kernels_.float_width : kernels_.double_width;
   }
   int64_t row_at(int64_t position) const { return order_ ? order_[position] : position; }
-  // Lane teams: rows of one class, repeated past the last one.
+  // Class-major: rows of one class, repeated past the last one.
   int64_t columns() const { return columns_; }
   // The sum of the pair weights of subset s.
   double weight_sum(int s) const { return weight_sums_[s]; }
