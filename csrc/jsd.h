@@ -1,0 +1,282 @@
+// The Jensen-Shannon divergence between a clean row and the perturbed rows held against it, with
+// its gradient to both.
+//
+// With d = log2(q / p), t = 2^-|d| and h = log2((1 + t) / 2),
+//     2 JSD / ln 2 = sum_c max(p, q) * b(|d|),       b = -(1 + t) h - t |d|  >= 0
+//     log2(q / m)  = min(d, 0) - h,                  log2(p / m) = -max(d, 0) - h
+//     dJSD / dw    = q / 2 * (log(q / m) - KL(q | m)),  dJSD / dz likewise with p.
+// Every term of the sum is positive, and d comes from the difference of the logits and not from two
+// rounded logs: nearby rows lose eps over their distance, where the plain formula loses eps over
+// its square.
+#pragma once
+
+#include "team.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+#define MCR_NOINLINE __attribute__((noinline))
+
+constexpr double kLog2e = 1.44269504088896340736;
+constexpr double kHalfLn2 = 0.34657359027997265471;
+
+// From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms).
+constexpr double kFar = 0.15;
+
+// What a clean row is to all the rows held against it.
+template <class T>
+struct CleanRow {
+  T* logits;  // [steps] of vectors, in units of log2 (mse: as they are)
+  T* log2p;   // [steps]
+  T* p;       // [steps]
+};
+
+// A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
+template <class T>
+struct StoredRow {
+  T *delta, *q;
+
+  Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>); }
+  Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
+};
+
+// Calls `second_pass` with what the first pass left: the row itself, or the tiles.
+template <class D, class T, class Row, class F>
+MCR_INLINE auto with_row(const Row& row, StoredRow<T> tiles, bool stored, const F& second_pass) {
+  if constexpr (!D::kReadsPowers) {
+    return second_pass(row);
+  } else if constexpr (!Row::kHasPowers) {
+    return second_pass(tiles);
+  } else {
+    return stored ? second_pass(tiles) : second_pass(row);
+  }
+}
+
+// 0 where every element is finite, else NaN: added to a normaliser so that an infinite logit gives
+// NaN and not a plausible number.
+template <class V>
+MCR_INLINE V poison(V x) {
+  return x * V{};
+}
+
+// One class: d = log2(q / p), t = 2^-|d| and t - 1.
+template <class V>
+struct Ratio {
+  V d, t, tm1;
+  MCR_INLINE explicit Ratio(V log2_ratio)
+      : d(log2_ratio), t(exp2_and_m1(minus_abs(log2_ratio), tm1)) {}
+};
+
+// max(p, q) b(|d|); with kLogs also log2(q / m) and log2(p / m).
+template <bool kLogs, class V>
+MCR_INLINE V jsd_term(const Ratio<V>& ratio, V p, V q, V& log2_qm, V& log2_pm) {
+  const V d = ratio.d, h = log2_half1p(ratio.tm1);
+  if (kLogs) {
+    log2_qm = vmin(d, V{}) - h;
+    log2_pm = log2_qm - d;
+  }
+  return (V{} < d ? q : p) * (ratio.t * (minus_abs(d) - h) - h);
+}
+
+// Equal rows but for a rounding can sum up to a rounding below 0. NaN stays NaN.
+template <class V>
+MCR_INLINE V not_negative(V x) {
+  return vmax(V{}, x);
+}
+
+struct Jsd {
+  static constexpr bool kReadsPowers = true;
+
+  // Returns log2 sum_c 2^logits_c.
+  template <class Team, class T>
+  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+    constexpr int W = kWidth<T>;
+    Vec<T> top = load(clean.logits), not_finite = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> z = load(clean.logits + n * W);
+      top = vmax(z, top);
+      not_finite += poison(z);
+    }
+    const auto max = Team::reduce_max(top);
+    Vec<T> total = {};
+    for (int64_t n = 0; n < steps; ++n) total += exp2(load(clean.logits + n * W) - max);
+    const auto lse =
+        max + Team::scalar_log2(Team::reduce_sum(total)) + Team::reduce_sum(not_finite);
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> log2p = load(clean.logits + n * W) - lse;
+      store(clean.log2p + n * W, log2p);
+      store(clean.p + n * W, exp2(log2p));
+    }
+    return lse;
+  }
+
+  // Four sums side by side: one alone would wait for its own addition.
+  template <class T, class Row>
+  static Vec<T> sum_powers(int64_t steps, const Row& row) {
+    Vec<T> a = {}, b = {}, c = {}, d = {};
+    int64_t n = 0;
+    for (; n + 4 <= steps; n += 4) {
+      a += row.power(n);
+      b += row.power(n + 1);
+      c += row.power(n + 2);
+      d += row.power(n + 3);
+    }
+    for (; n < steps; ++n) a += row.power(n);
+    return (a + b) + (c + d);
+  }
+
+  // First pass: the mass sum_c p 2^delta with delta = w - z, up to the power of two whose log2 is
+  // returned. Rows go through the two passes in groups, so that the sum and logarithm between them
+  // are not waited for. `row` reads the perturbed row: difference(n) is delta and, if it has them
+  // as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those
+  // again in the second pass costs less than to keep them. Otherwise, and where the powers leave
+  // their range, the tiles keep delta and p 2^delta: `stored`.
+  template <class Team, class T, class Row>
+  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
+                                          typename Team::Scalar lse, const Row& row,
+                                          StoredRow<T> tiles, typename Team::Scalar& total,
+                                          bool& stored) {
+    constexpr int W = kWidth<T>;
+    Vec<T> mass = {};
+    stored = !Row::kHasPowers;
+    if constexpr (Row::kHasPowers) {
+      mass = sum_powers<T>(steps, row);
+    } else {
+      for (int64_t n = 0; n < steps; ++n) {
+        const Vec<T> d = row.difference(n), e = exp2(load(clean.log2p + n * W) + d);
+        store(tiles.delta + n * W, d);
+        store(tiles.q + n * W, e);
+        mass += e;
+      }
+    }
+    total = Team::reduce_sum(mass);
+    if (__builtin_expect(Team::all_between(total, T(1e-18), T(1e18)), 1)) {
+      if constexpr (Row::kHasPowers) return row.log2_factor() - lse;
+      return typename Team::Scalar{};
+    }
+    stored = true;
+    for (int64_t n = 0; n < steps; ++n) store(tiles.delta + n * W, row.difference(n));
+    return rescale<Team>(steps, clean, tiles, total);
+  }
+
+  // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
+  // range.
+  template <class Team, class T>
+  static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, StoredRow<T> tiles,
+                                       typename Team::Scalar& total) {
+    constexpr int W = kWidth<T>;
+    Vec<T> top = load(clean.log2p) + tiles.difference(0);
+    for (int64_t n = 1; n < steps; ++n) {
+      top = vmax(load(clean.log2p + n * W) + tiles.difference(n), top);
+    }
+    const auto max = Team::reduce_max(top);
+    Vec<T> mass = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> e = exp2(load(clean.log2p + n * W) + tiles.difference(n) - max);
+      store(tiles.q + n * W, e);
+      mass += e;
+    }
+    total = Team::reduce_sum(mass);
+    return max;
+  }
+
+  // The sum of the terms, over ln2 / 2, and where wanted log2(q / m) and the two KL sums.
+  template <class T>
+  struct Terms {
+    Vec<T> value, kl_p, kl_q;
+  };
+
+  // One exponential and one logarithm a class: exact for rows however near.
+  template <bool kGrad, class T, class Row, class Scalar>
+  MCR_NOINLINE static Terms<T> near_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
+                                          Scalar log2_total, T* log2_qm) {
+    constexpr int W = kWidth<T>;
+    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    // The exponential of the next step runs beside the logarithm of this one: the chain of both is
+    // longer than what a core keeps in flight.
+    Ratio<Vec<T>> next(row.difference(0) - log2_total);
+    for (int64_t n = 0; n < steps; ++n) {
+      const Ratio<Vec<T>> ratio = next;
+      next = Ratio<Vec<T>>(row.difference(n + 1 < steps ? n + 1 : n) - log2_total);
+      const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
+      Vec<T> qm, pm;
+      value += jsd_term<kGrad>(ratio, p, q, qm, pm);
+      if (kGrad) {
+        kl_q += q * qm;
+        kl_p += p * pm;
+        store(log2_qm + n * W, qm);
+      }
+    }
+    return {value, kl_p, kl_q};
+  }
+
+  // Without the exponential: t as a quotient of p and q. That is off by a rounding where d is not,
+  // and the term notices in first order: only for rows that are some way apart.
+  template <bool kGrad, class T, class Row, class Scalar>
+  MCR_NOINLINE static Terms<T> far_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
+                                         Scalar log2_total, T* log2_qm) {
+    constexpr int W = kWidth<T>;
+    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> d = row.difference(n) - log2_total;
+      const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
+      const Vec<T> low = vmin(p, q), h = log2_mean_over_max(low, vmax(p, q));
+      const Vec<T> qm = vmin(d, Vec<T>{}) - h;
+      kl_q += q * qm;
+      kl_p += p * (qm - d);
+      if (kGrad) store(log2_qm + n * W, qm);
+    }
+    return {kl_p + kl_q, kl_p, kl_q};
+  }
+
+  // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc and acc_kl
+  // collect what clean_grad needs; all carry the weight. `row`: the first pass's or, where that
+  // filled the tiles, those. `near`: how the pair before came out, from false; a guess that costs
+  // time where it is wrong.
+  template <class Team, bool kGrad, class T, class Row, class Sink>
+  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
+                                           typename Team::Scalar total,
+                                           typename Team::Scalar log2_total,
+                                           typename Team::Keep kept, typename Team::Scalar weight,
+                                           T* log2_qm, T* acc, typename Team::Scalar& acc_kl,
+                                           bool& near, Sink sink) {
+    constexpr int W = kWidth<T>;
+    const auto scale = T(1) / total;
+    Terms<T> sum = {};
+    typename Team::Scalar value = {};
+    if constexpr (Team::kRows == 1 && sizeof(T) == sizeof(float)) {
+      if (!near) {
+        sum = far_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+        value = Team::reduce_sum(sum.value);
+        near = !(value > T(kFar));
+      }
+    } else {
+      near = true;
+    }
+    if (near) {
+      sum = near_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+      value = Team::reduce_sum(sum.value);
+    }
+    if constexpr (Team::kRows == 1) near = !(value > T(kFar));
+    if (kGrad) {
+      const auto mean_q = Team::reduce_sum(sum.kl_q);
+      acc_kl += Team::keep(kept, weight * Team::reduce_sum(sum.kl_p));
+      const auto q_scale = weight * T(kHalfLn2) * scale;
+      for (int64_t n = 0; n < steps; ++n) {
+        const Vec<T> qm = load(log2_qm + n * W), pm = qm - (row.difference(n) - log2_total);
+        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
+        sink(n, Team::keep(kept, q_scale * row.power(n) * (qm - mean_q)));
+      }
+    }
+    return not_negative(value) * T(kHalfLn2);
+  }
+
+  template <class V, class S>
+  static V clean_grad(V p, V acc, S acc_kl) {
+    using T = typename ElementOf<V>::type;
+    return p * (acc - acc_kl) * T(kHalfLn2);
+  }
+};
+
+}  // namespace MCR_ISA
+}  // namespace mcr

@@ -1,0 +1,86 @@
+// Who runs a row. A team names the vector type of one step and the type that holds one number per
+// row: a scalar when the lanes are classes of one row, a vector when every lane has a row of its
+// own. Steps are kWidth<T> apart in all tiles.
+#pragma once
+
+#include "vec.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+// Rows that go through the two passes together, at most.
+constexpr int kGroup = 8;
+
+template <class V>
+struct ElementOf;
+template <>
+struct ElementOf<Vec<float>> {
+  using type = float;
+};
+template <>
+struct ElementOf<Vec<double>> {
+  using type = double;
+};
+
+// Lanes are consecutive classes of one row; rows are padded to whole vectors.
+template <class T>
+struct RowTeam {
+  using V = Vec<T>;
+  using Scalar = T;
+  struct Keep {};
+  static constexpr int kRows = 1;
+  static Scalar reduce_sum(V v) { return sum(v); }
+  static double total(Scalar x) { return x; }
+  static Scalar load_scalar(const T* p) { return *p; }
+  static Scalar reduce_max(V v) {
+    T m = v[0];
+    for (int l = 1; l < kWidth<T>; ++l) m = v[l] > m ? v[l] : m;
+    return m;
+  }
+  static Scalar scalar_log2(Scalar x) { return log2(splat(x))[0]; }
+  // The logarithms of a group of rows, all at once.
+  static void group_log2(const Scalar (&x)[kGroup], Scalar (&y)[kGroup]) {
+    for (int g = 0; g < kGroup; g += kWidth<T>) {
+      T padded[kWidth<T>] = {}, logs[kWidth<T>];
+      for (int l = 0; l < kWidth<T> && g + l < kGroup; ++l) padded[l] = x[g + l];
+      store(logs, log2(load(padded)));
+      for (int l = 0; l < kWidth<T> && g + l < kGroup; ++l) y[g + l] = logs[l];
+    }
+  }
+  static bool all_between(Scalar x, T low, T high) { return x > low && x < high; }
+  template <class X>
+  static X keep(Keep, X x) {
+    return x;
+  }
+  static void note(Keep&, Keep) {}
+};
+
+// Every lane has a row of its own: no reduction, no padding of the classes. For few classes.
+template <class T>
+struct LaneTeam {
+  using V = Vec<T>;
+  using Scalar = Vec<T>;
+  using Keep = Mask<T>;
+  static constexpr int kRows = kWidth<T>;
+  static Scalar reduce_sum(V v) { return v; }
+  static Scalar load_scalar(const T* p) { return load(p); }
+  static double total(Scalar x) {
+    double y = 0;
+    for (int l = 0; l < kWidth<T>; ++l) y += x[l];
+    return y;
+  }
+  static Scalar reduce_max(V v) { return v; }
+  static Scalar scalar_log2(Scalar x) { return log2(x); }
+  static void group_log2(const Scalar (&x)[kGroup], Scalar (&y)[kGroup]) {
+    for (int g = 0; g < kGroup; ++g) y[g] = log2(x[g]);
+  }
+  static bool all_between(Scalar x, T low, T high) {
+    return sum((x > low) & (x < high)) == -kWidth<T>;
+  }
+  // A dropped pair adds exactly 0, whatever its row holds.
+  static V keep(Keep kept, V x) { return kept ? x : V{}; }
+  static void note(Keep& seen, Keep kept) { seen |= kept; }
+};
+
+}  // namespace MCR_ISA
+}  // namespace mcr
