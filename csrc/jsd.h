@@ -20,8 +20,8 @@ namespace MCR_ISA {
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kHalfLn2 = 0.34657359027997265471;
 
-// From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms).
-constexpr double kFar = 0.15;
+// From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms): 0.0035 nats.
+constexpr double kFar = 0.01;
 
 // What a clean row is to all the rows held against it.
 template <class T>
@@ -244,11 +244,11 @@ struct Jsd {
     const auto scale = T(1) / total;
     Terms<T> sum = {};
     typename Team::Scalar value = {};
-    if constexpr (Team::kRows == 1 && sizeof(T) == sizeof(float)) {
+    if constexpr (sizeof(T) == sizeof(float)) {
       if (!near) {
         sum = far_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
         value = Team::reduce_sum(sum.value);
-        near = !(value > T(kFar));
+        near = Team::any_below(kept, value, T(kFar));
       }
     } else {
       near = true;
@@ -256,8 +256,8 @@ struct Jsd {
     if (near) {
       sum = near_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
       value = Team::reduce_sum(sum.value);
+      near = Team::any_below(kept, value, T(kFar));
     }
-    if constexpr (Team::kRows == 1) near = !(value > T(kFar));
     if (kGrad) {
       const auto mean_q = Team::reduce_sum(sum.kl_q);
       acc_kl += Team::keep(kept, weight * Team::reduce_sum(sum.kl_p));

@@ -48,6 +48,7 @@ struct RowTeam {
     }
   }
   static bool all_between(Scalar x, T low, T high) { return x > low && x < high; }
+  static bool any_below(Keep, Scalar x, T bound) { return !(x > bound); }  // NaN is
   template <class X>
   static X keep(Keep, X x) {
     return x;
@@ -77,6 +78,7 @@ struct LaneTeam {
   static bool all_between(Scalar x, T low, T high) {
     return sum((x > low) & (x < high)) == -kWidth<T>;
   }
+  static bool any_below(Keep kept, Scalar x, T bound) { return sum(kept & ~(x > bound)) != 0; }
   // A dropped pair adds exactly 0, whatever its row holds.
   static V keep(Keep kept, V x) { return kept ? x : V{}; }
   static void note(Keep& seen, Keep kept) { seen |= kept; }

@@ -11,8 +11,8 @@ constexpr double kLog2e = 1.44269504088896340736;
 constexpr int64_t kGrain = 1 << 15;  // numbers a thread should get to itself when it only copies
 
 // All the memory of a call, as far as the batch allows. It holds the whole triangle up to about
-// 6,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
-constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
+// 5,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
+constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 
 // Below, products in bfloat16 save nothing, and they cost digits.
 constexpr int64_t kMinBfloat16Rows = 512;
