@@ -7,3 +7,6 @@ OPS = (
     "sup_con",
     "reconstruction_loss",
 )
+
+# Ops that have kernels/<op>.py, which `backend="triton"` runs.
+TRITON_OPS: tuple[str, ...] = ()
