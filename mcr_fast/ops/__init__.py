@@ -9,4 +9,4 @@ OPS = (
 )
 
 # Ops that have kernels/<op>.py, which `backend="triton"` runs.
-TRITON_OPS: tuple[str, ...] = ()
+TRITON_OPS: tuple[str, ...] = ("permuted_divergence",)
