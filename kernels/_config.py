@@ -70,7 +70,7 @@ _SIMILARITY = {
     ),
     # BLOCK_M, BLOCK_N and BLOCK_K divide those of the tiles above
     "positives_16": (
-        Config(1 << 62, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=3),
+        Config(1 << 62, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=3),
     ),
     "positives_32": (
         Config(1 << 62, {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=4, num_stages=3),
@@ -84,12 +84,12 @@ _SIMILARITY = {
     "partial_sums": (Config(1 << 62, {"BLOCK_R": 64, "SLOTS": 16}, num_warps=4),),
 }
 
-# Tiles of 4096 elements by width, each read once: enough loads in flight for a thread of 4 warps.
+# Tiles of 2048 elements by width, each read once: 16 to a thread, of two inputs.
 _RECONSTRUCTION_LOSS = {
     "reconstruction_loss": (
-        Config(64, {"BLOCK_R": 64, "BLOCK_D": 64}, num_warps=4),
-        Config(256, {"BLOCK_R": 16, "BLOCK_D": 256}, num_warps=4),
-        Config(1 << 62, {"BLOCK_R": 4, "BLOCK_D": 1024}, num_warps=4),
+        Config(64, {"BLOCK_R": 32, "BLOCK_D": 64}, num_warps=4),
+        Config(256, {"BLOCK_R": 8, "BLOCK_D": 256}, num_warps=4),
+        Config(1 << 62, {"BLOCK_R": 2, "BLOCK_D": 1024}, num_warps=4),
     ),
 }
 

@@ -63,7 +63,8 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
 
         u = q (log2(q/m) - KL) = mass * fma(log, scale, offset),   g = -log2(p/m),
 
-    then KL = KL(q|m) / ln 2, shift = log2 sum p 2^delta, and whether a row is that plain.
+    then KL = KL(q|m) / ln 2, shift = log2 sum p 2^delta, whether that sum is in range, and whether
+    the row is as plain as that.
     """
     ratio = exp2(delta, PRECISE)
     mass = p * ratio
@@ -73,18 +74,23 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
     g = log2(tl.fma(ratio, 0.5 * scale[:, None], 0.5), PRECISE)
     log = (delta - shift[:, None]) - g
     kl = tl.sum(mass * log, 1) * scale
-    plain = (total > 1e-18) & (total < 1e18) & (kl > NEAR)
-    return mass, log, scale, -kl * scale, g, kl, shift, plain
+    in_range = (total > 1e-18) & (total < 1e18)
+    return mass, log, scale, -kl * scale, g, kl, shift, in_range, in_range & (kl > NEAR)
 
 
 @triton.jit
-def careful_jsd(delta, z, lse, PRECISE: tl.constexpr):
-    """As `plain_jsd` from the logits, z = -inf outside the classes, for any delta."""
+def careful_jsd(delta, p, z, lse, in_range, PRECISE: tl.constexpr):
+    """As `plain_jsd`, for any delta; z is -inf outside the classes.
+
+    Where it is in range, the shift comes from powers of differences: the largest logit that the
+    other one starts from loses eps of the logits, which nearby rows may not differ by.
+    """
     w = z + delta
     top = tl.max(w, 1)
     mass = exp2(w - top[:, None], PRECISE)
     total = tl.sum(mass, 1)
-    shift = top + log2(total, PRECISE) - lse
+    centred = log2(tl.sum(p * exp2(delta, PRECISE), 1), PRECISE)
+    shift = tl.where(in_range, centred, top + log2(total, PRECISE) - lse)
     log2_qm, log2_pm = log_ratios(delta - shift[:, None], PRECISE)
     # an infinite logit leaves no trace in a maximum or a power
     mass = mass * reciprocal(total, PRECISE)[:, None] + 0.0 * delta

@@ -15,7 +15,7 @@ import triton.language as tl
 from mcr_fast.kernels._divergence import (
     BINARY_JSD,
     JSD,
-    LOW,
+    NEAR,
     SQUARED_ERROR,
     binary_terms,
     careful_jsd,
@@ -175,10 +175,12 @@ def _own_side_kernel(
         z = unit * load_clean(
             x_ptr, bias_ptr, rows, classes, mask, num_modalities, num_rows, num_classes
         )
-        own = unit * load_members(
+        own = load_members(
             x_ptr, donors_ptr, subset, member, rows, 0, classes, mask, num_modalities, num_rows,
             num_permutations, num_classes, False, SCHEME, OWN_DONORS, SINGLE,
         )  # fmt: skip
+        if KIND == JSD:
+            own *= unit
         lse = tl.zeros([BLOCK_R], tl.float32)
         normal = inside
         p = z
@@ -202,7 +204,10 @@ def _own_side_kernel(
                 x_ptr, donors_ptr, subset, member, rows, k, classes, mask, num_modalities,
                 num_rows, num_permutations, num_classes, True, SCHEME, OWN_DONORS, SINGLE,
             )  # fmt: skip
-            delta = tl.fma(there, unit, -own)
+            if KIND == JSD:
+                delta = tl.fma(there, unit, -own)
+            else:
+                delta = (there - own) * unit
             kept = inside
             weight = tl.full([BLOCK_R], 1.0, tl.float32)
             if MASKED:
@@ -212,13 +217,27 @@ def _own_side_kernel(
                 )  # fmt: skip
                 kept = weight != 0.0
             if KIND == JSD:
-                mass, log, scale, offset, g, kl_q, shift, plain = plain_jsd(delta, p, PRECISE)
+                mass, log, scale, offset, g, kl_q, shift, in_range, plain = plain_jsd(
+                    delta, p, PRECISE
+                )
                 if tl.min(((plain & normal) | ~kept).to(tl.int32), 0) == 0:
                     z = LOG2E * load_clean(
                         x_ptr, bias_ptr, rows, classes, mask, num_modalities, num_rows, num_classes
                     )
                     z = tl.where(real[None, :], z, -float("inf"))
-                    mass, log, scale, offset, g, kl_q, shift = careful_jsd(delta, z, lse, PRECISE)
+                    # equal rows must differ by 0, which the rounded product above does not give
+                    again = load_members(
+                        x_ptr, donors_ptr, subset, member, rows, k, classes, mask, num_modalities,
+                        num_rows, num_permutations, num_classes, True, SCHEME, OWN_DONORS, SINGLE,
+                    )  # fmt: skip
+                    exact = load_members(
+                        x_ptr, donors_ptr, subset, member, rows, k, classes, mask, num_modalities,
+                        num_rows, num_permutations, num_classes, False, SCHEME, OWN_DONORS, SINGLE,
+                    )  # fmt: skip
+                    delta = (again - exact) * unit
+                    mass, log, scale, offset, g, kl_q, shift = careful_jsd(
+                        delta, p, z, lse, in_range & normal, PRECISE
+                    )
                 to_clean = g
                 if GRAD:
                     pair = ((tl.full((), 0, tl.int64) + s) * num_permutations + k) * num_rows + rows
@@ -350,7 +369,7 @@ def _donor_side_kernel(
                 i = donors_of(
                     inverse_ptr, rows, m, k, num_rows, num_permutations, SCHEME, OWN_DONORS, True
                 )
-                own = unit * load_members(
+                own = load_members(
                     x_ptr, donors_ptr, subset, member, i, k, classes, mask, num_modalities,
                     num_rows, num_permutations, num_classes, False, SCHEME, OWN_DONORS, SINGLE,
                 )  # fmt: skip
@@ -360,25 +379,27 @@ def _donor_side_kernel(
                         x_ptr, donors_ptr, subset, member, i, k, classes, mask, num_modalities,
                         num_rows, num_permutations, num_classes, True, SCHEME, OWN_DONORS, False,
                     )  # fmt: skip
-                delta = tl.fma(there, unit, -own)
+                difference = there - own
                 if KIND == JSD:
                     p_at = i[:, None] * num_classes + classes[None, :]
                     p = tl.load(p_ptr + p_at, mask=mask, other=0.0)
                     pair = ((tl.full((), 0, tl.int64) + s) * num_permutations + k) * num_rows + i
                     shift = tl.load(stats_ptr + 2 * pair, mask=inside, other=0.0)
                     kl_q = tl.load(stats_ptr + 2 * pair + 1, mask=inside, other=0.0)
-                    d = delta - shift[:, None]
+                    d = tl.fma(difference, unit, -shift[:, None])
                     ratio = exp2(d, PRECISE)
                     g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
                     u = p * ratio * (d - kl_q[:, None] - g)
                     normal = tl.load(normal_ptr + i, mask=inside, other=1)
-                    if tl.min(normal.to(tl.int32), 0) == 0:
+                    plain = (normal != 0) & (kl_q > NEAR)
+                    if tl.min((plain | ~inside).to(tl.int32), 0) == 0:
                         z = LOG2E * load_clean(
                             x_ptr, bias_ptr, i, classes, mask, num_modalities, num_rows,
                             num_classes,
                         )  # fmt: skip
                         lse = tl.load(lse_ptr + i, mask=inside, other=0.0)
-                        q = exp2(z - lse[:, None] + d, PRECISE) + 0.0 * delta
+                        d = difference * unit - shift[:, None]
+                        q = exp2(z - lse[:, None] + d, PRECISE) + 0.0 * difference
                         log2_qm, log2_pm = log_ratios(d, PRECISE)
                         u = q * (log2_qm - kl_q[:, None])
                 elif KIND == BINARY_JSD:
@@ -386,9 +407,11 @@ def _donor_side_kernel(
                         x_ptr, bias_ptr, i, classes, mask, num_modalities, num_rows, num_classes
                     )
                     on, off, log2_on = logistic(z, PRECISE)
-                    terms, u, to_clean = binary_terms(delta, on, off, log2_on, z, PRECISE)
+                    terms, u, to_clean = binary_terms(
+                        difference * unit, on, off, log2_on, z, PRECISE
+                    )
                 else:
-                    u = 2.0 * (delta + 0.0 * delta)
+                    u = 2.0 * (difference + 0.0 * difference)
                 if MASKED:
                     weight = pair_weight(
                         i, subset, k, donors_ptr, labels_ptr, present_ptr, weight_ptr,

@@ -35,14 +35,18 @@ def weighted_exponentials(
     PRECISE: tl.constexpr,
 ):
     """weight_a e^s_ab + weight_b e^s_ab, each relative to its row's maximum."""
+    if RUNNING_MAX:
+        e_a = exp2(s - tl.load(max_ptr + rows)[:, None], PRECISE)
+        e_b = exp2(s - tl.load(max_ptr + cols)[None, :], PRECISE)
+    else:
+        e_a = exp2(s - scale, PRECISE)
+        e_b = e_a
+        # Weights loaded above the exponentials would take registers until they are wanted, and
+        # with them the place of a second block on a multiprocessor.
+        tl.debug_barrier()
     weight_a = tl.load(weight_ptr + rows)[:, None]
     weight_b = tl.load(weight_ptr + cols)[None, :]
-    if RUNNING_MAX:
-        of_a = weight_a * exp2(s - tl.load(max_ptr + rows)[:, None], PRECISE)
-        h = of_a + weight_b * exp2(s - tl.load(max_ptr + cols)[None, :], PRECISE)
-    else:
-        h = (weight_a + weight_b) * exp2(s - scale, PRECISE)
-    return h
+    return weight_a * e_a + weight_b * e_b
 
 
 @triton.jit
@@ -85,17 +89,16 @@ def _panel_kernel(
         return
     rows = first + tl.arange(0, BLOCK_M)
     cols = first_col + tl.arange(0, BLOCK_N)
-    h_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows + cols[None, :]
-    if first_col >= num_present:
-        # the product reads these columns too, and 0 times what memory holds may be NaN
-        tl.store(h_ptrs, tl.zeros([BLOCK_M, BLOCK_N], h_ptr.dtype.element_ty))
-        return
+    # Columns from num_present on become 0: x', inverse and weight are. The product reads them, and
+    # 0 times what memory holds may be NaN.
+    width = tl.where(first_col < num_present, width, 0)
     s = logit_tile(
         scaled_ptr, inverse_ptr, first, first_col, width, scale,
         DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
-    store_panel(h_ptrs, h, inverse_ptr + cols, h_scale_ptr, None)
+    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
+    store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, None)
 
 
 def panel_scale(batch: Batch, largest: Tensor) -> Tensor:  # [] -> [1]

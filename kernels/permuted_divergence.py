@@ -10,7 +10,6 @@ parts are added up in order.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -209,7 +208,7 @@ def _run(
         "SINGLE": problem.single,
         "MASKED": problem.masked,
         "PRECISE": config.PRECISE,
-        "ALIGN": math.gcd(num_classes, 16),
+        "ALIGN": config.alignment(num_classes),
     }
     _own_side_kernel[(tiles, parts)](
         **common,

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from mcr_fast.kernels._exp_sums import exp_sums
+from mcr_fast.kernels._math import reciprocal
 from mcr_fast.kernels._panels import (
     gradient,
     panel_scale,
@@ -87,7 +88,7 @@ def _sup_con_positives_kernel(
     begin = tl.load(begin_ptr + rows)[:, None]
     end = tl.load(end_ptr + rows)[:, None]
     # rows of one class have the same |P|
-    both = 2.0 / tl.maximum(end - begin - 1, 1).to(tl.float32)
+    both = 2.0 * reciprocal(tl.maximum(end - begin - 1, 1).to(tl.float32), PRECISE)
     row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
     low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
     for first_col in range(low, high, BLOCK_N):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from triton.compiler import ASTSource
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block can have
 TARGETS = tuple(SHARED_LIMIT)
+RARE = 64  # instructions that a branch jumps over only to keep out of a special case
 
 
 @dataclass
@@ -45,31 +47,39 @@ class Compiled:
         return self.usage["STACK"] + self.usage["LOCAL"]
 
     @cached_property
-    def sass(self) -> list[tuple[int, str]]:
-        """Address and instruction, without control codes."""
-        text = self._tool("nvdisasm", "--print-code")
-        pairs = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)
-        return [(int(address, 16), instruction.strip()) for address, instruction in pairs]
+    def code(self) -> tuple[list[str], list[tuple[int, int]]]:
+        """The machine's instructions, and the branches among them as (from, to)."""
+        rows: list[str] = []
+        labels: dict[str, int] = {}
+        for line in self._tool("nvdisasm", "--print-code").splitlines():
+            if label := re.match(r"(\.L_\S+):", line.strip()):
+                labels[label[1]] = len(rows)
+            elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+                rows.append(instruction[1].strip())
+        branches = []
+        for at, text in enumerate(rows):
+            target = re.search(r"BRA.*?`\((\.L_\S+?)\)", text)
+            if target:
+                branches.append((at, labels[target[1]]))
+        return rows, branches
 
     def loops(self) -> list[list[str]]:
-        """The instructions between each backward branch and its target, outer loops included."""
-        labels, position, found = {}, 0, []
-        rows: list[str] = []
-        for line in self._tool("nvdisasm", "--print-code").splitlines():
-            label = re.match(r"(\.L_\S+):", line.strip())
-            if label:
-                labels[label[1]] = len(rows)
-                continue
-            code = re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line)
-            if not code:
-                continue
-            rows.append(code[1].strip())
-            branch = re.search(r"BRA(?:\.\w+)* .*?`\((\.L_\S+?)\)", code[1])
-            if branch and branch[1] in labels:
-                position = labels[branch[1]]
-                if position < len(rows) - 1:
-                    found.append(rows[position:])
-        return found
+        """The instructions from a backward branch's target to the branch; `BRA .` is no loop."""
+        rows, branches = self.code
+        return [rows[to : at + 1] for at, to in branches if to < at]
+
+    def hot_path(self) -> int:
+        """Instructions of the innermost loop with a logarithm, less what a branch mostly skips."""
+        rows, branches = self.code
+        bodies = [(to, at) for at, to in branches if to < at]
+        bodies = [(a, b) for a, b in bodies if any("MUFU.LG2" in row for row in rows[a:b])]
+        first, last = min(bodies, key=lambda body: body[1] - body[0])
+        skips = {at: to for at, to in branches if at + RARE < to <= last}
+        count, at = 0, first
+        while at <= last:
+            count += 1
+            at = skips.get(at, at + 1)
+        return count
 
     def check(self) -> None:
         """What holds for every kernel: no spill, no library logarithm, shared memory that fits."""
@@ -79,8 +89,6 @@ class Compiled:
         assert self.shared <= SHARED_LIMIT[self.target], f"{where}: {self.shared} bytes shared"
 
     def _tool(self, tool: str, *options: str) -> str:
-        import tempfile
-
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.asm["cubin"])
             file.flush()

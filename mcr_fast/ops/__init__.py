@@ -9,4 +9,9 @@ OPS = (
 )
 
 # Ops that have kernels/<op>.py, which `backend="triton"` runs.
-TRITON_OPS: tuple[str, ...] = ("permuted_divergence",)
+TRITON_OPS: tuple[str, ...] = (
+    "permuted_divergence",
+    "nt_xent",
+    "sup_con",
+    "reconstruction_loss",
+)

@@ -10,6 +10,7 @@ from mcr_fast import env
 from mcr_fast.ops import OPS, TRITON_OPS
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+MAX_TRITON_CLASSES = 4096  # of the divergences, whose kernels keep whole rows in registers
 
 
 class BackendStatus(TypedDict):
