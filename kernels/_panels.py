@@ -41,8 +41,8 @@ def weighted_exponentials(
     else:
         e_a = exp2(s - scale, PRECISE)
         e_b = e_a
-        # Weights loaded above the exponentials would take registers until they are wanted, and
-        # with them the place of a second block on a multiprocessor.
+        # Vectors loaded before they are wanted take registers, and with them the place of a second
+        # block on a multiprocessor; no load moves up past a barrier.
         tl.debug_barrier()
     weight_a = tl.load(weight_ptr + rows)[:, None]
     weight_b = tl.load(weight_ptr + cols)[None, :]
@@ -97,6 +97,7 @@ def _panel_kernel(
         DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
+    tl.debug_barrier()
     row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
     store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, None)
 
