@@ -12,7 +12,6 @@ for every d and costs twice as much.
 
 import triton
 import triton.language as tl
-
 from mcr_fast.kernels._math import exp2, log2, reciprocal
 
 JSD = tl.constexpr(0)
@@ -93,9 +92,10 @@ def careful_jsd(delta, p, z, lse, in_range, PRECISE: tl.constexpr):
     shift = tl.where(in_range, centred, top + log2(total, PRECISE) - lse)
     log2_qm, log2_pm = log_ratios(delta - shift[:, None], PRECISE)
     # an infinite logit leaves no trace in a maximum or a power
-    mass = mass * reciprocal(total, PRECISE)[:, None] + 0.0 * delta
+    poison = 0.0 * delta
+    mass = mass * reciprocal(total, PRECISE)[:, None] + poison
     kl = tl.sum(mass * log2_qm, 1)
-    return mass, log2_qm, tl.full(kl.shape, 1.0, tl.float32), -kl, -log2_pm, kl, shift
+    return mass, log2_qm, tl.full(kl.shape, 1.0, tl.float32), -kl, poison - log2_pm, kl, shift
 
 
 @triton.jit

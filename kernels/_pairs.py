@@ -1,7 +1,7 @@
 """Who donates to whom, and what a pair weighs: shared by the kernels of permuted_divergence.
 
 Rows are numbered by position: the launcher applies the cyclic scheme's order to its inputs once,
-after which donors are position + shift, contiguous in memory.
+after which donors are position + shift, contiguous in memory. `sizes` is (M, N, K, C).
 """
 
 import triton
@@ -23,16 +23,16 @@ def donors_of(
     rows,  # [BLOCK_R]
     m,
     k,
-    num_rows,
-    num_permutations,
+    sizes,
     SCHEME: tl.constexpr,
     OWN_DONORS: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
     """The row that replaces each row under permutation k, or with INVERSE the row it replaces."""
+    num_rows = sizes[1]
     line = tl.full((), 0, tl.int64) + k
     if OWN_DONORS:
-        line += m * num_permutations
+        line += m * sizes[2]
     if SCHEME == TABLE:
         inside = rows < num_rows
         return tl.load(donors_ptr + line * num_rows + rows, mask=inside, other=0).to(tl.int64)
@@ -51,25 +51,20 @@ def pair_weight(
     rows,  # [BLOCK_R]
     subset,
     k,
-    donors_ptr,
-    labels_ptr,  # [N] or None
-    present_ptr,  # [N, M] or None
-    weight_ptr,  # [N] or None
-    num_modalities,
-    num_rows,
-    num_permutations,
+    masks,  # donors; labels [N], present [N, M] and weight [N], or None
+    sizes,
     SCHEME: tl.constexpr,
     OWN_DONORS: tl.constexpr,
     EXCLUDE: tl.constexpr,
 ):
     """The weight of each pair (row, its donors), 0 where it is dropped and outside the batch."""
-    inside = rows < num_rows
+    donors_ptr, labels_ptr, present_ptr, weight_ptr = masks
+    num_modalities = sizes[0]
+    inside = rows < sizes[1]
     kept = inside
     for m in range(num_modalities):
         if (subset >> m) & 1:
-            j = donors_of(
-                donors_ptr, rows, m, k, num_rows, num_permutations, SCHEME, OWN_DONORS, False
-            )
+            j = donors_of(donors_ptr, rows, m, k, sizes, SCHEME, OWN_DONORS, False)
             if EXCLUDE == DROP_SELF:
                 kept = kept & (j != rows)
             if EXCLUDE == DROP_SAME_LABEL:
@@ -105,21 +100,9 @@ def _pair_weight_sums_kernel(
     s = tl.program_id(1)
     rows = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     subset = tl.load(subsets_ptr + s)
+    masks = (donors_ptr, labels_ptr, present_ptr, weight_ptr)
+    sizes = (num_modalities, num_rows, num_permutations, 0)
     total = tl.zeros([BLOCK_R], tl.float32)
     for k in range(num_permutations):
-        total += pair_weight(
-            rows,
-            subset,
-            k,
-            donors_ptr,
-            labels_ptr,
-            present_ptr,
-            weight_ptr,
-            num_modalities,
-            num_rows,
-            num_permutations,
-            SCHEME,
-            OWN_DONORS,
-            EXCLUDE,
-        )
+        total += pair_weight(rows, subset, k, masks, sizes, SCHEME, OWN_DONORS, EXCLUDE)
     tl.store(sums_ptr + s * tl.num_programs(0) + block, tl.sum(total, 0))

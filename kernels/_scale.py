@@ -3,10 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mcr_fast.kernels._config import SCALE_BLOCK
-from mcr_fast.kernels._pair_kernels import all_equal
+from mcr_fast.kernels._pair_rows import all_equal
+from torch import Tensor
 
 
 @triton.jit
@@ -21,14 +20,11 @@ def _scale_or_take_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
-    take = False
-    if again_ptr is not None:
-        take = all_equal(upstream_ptr, count) == 0
-    if take:
-        result = tl.load(again_ptr + at, mask=mask, other=0.0)
-    else:
-        unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
-        result = unit * tl.load(upstream_ptr).to(tl.float32)
+    unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
+    result = unit * tl.load(upstream_ptr).to(tl.float32)
+    if again_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
+        if not all_equal(upstream_ptr, count):
+            result = tl.load(again_ptr + at, mask=mask, other=0.0)
     tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -2,8 +2,8 @@
 
     D_S = sum_pairs f JSD(softmax z_i, softmax w(S, i, j)),   f = weight_i / sum of the weights
 
-The kernels are in `_pair_kernels.py`. A forward with gradient is two of them: the rows' side and
-the donors' side; a batch too small to fill a GPU is cut along the permutations as well, and the
+A forward with gradient is two kernels, the rows' side (`_own_side.py`) and the donors' side
+(`_donor_side.py`); a batch too small to fill a GPU is cut along the permutations as well, and the
 parts are added up in order.
 """
 
@@ -14,19 +14,14 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from torch import Tensor
-
 from mcr_fast.kernels import _config as config
 from mcr_fast.kernels import _pairs
 from mcr_fast.kernels._divergence import KINDS
-from mcr_fast.kernels._pair_kernels import (
-    CLEAN_PATHS,
-    OUTSIDERS,
-    _donor_side_kernel,
-    _own_side_kernel,
-)
+from mcr_fast.kernels._donor_side import _donor_side_kernel
+from mcr_fast.kernels._own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
 from mcr_fast.kernels._pairs import EXCLUDE, _pair_weight_sums_kernel
 from mcr_fast.kernels._scale import scale_or_take
+from torch import Tensor
 
 PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 
@@ -177,7 +172,7 @@ def _run(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    own = config.choose("pairs_own_side", num_classes)
+    own = config.own_side(num_classes, want_grad, divergence)
     tiles = triton.cdiv(num_rows, own.blocks["BLOCK_R"])
     parts, each = _parts(tiles, problem.num_permutations)
     kind = KINDS[divergence]
@@ -228,7 +223,8 @@ def _run(
     table = problem.scheme == _pairs.TABLE.value
     _donor_side_kernel[(row_blocks * class_blocks, num_modalities, parts)](
         **common,
-        inverse_ptr=_inverse(problem.donors) if table and problem.donors is not None
+        inverse_ptr=_inverse(problem.donors)
+        if table and problem.donors is not None
         else problem.donors,
         class_blocks=class_blocks,
         **donor.launch(),

@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mcr_fast.kernels import _config as config
 from mcr_fast.kernels._divergence import (
     BINARY_JSD,
@@ -30,6 +28,7 @@ from mcr_fast.kernels._divergence import (
 )
 from mcr_fast.kernels._math import HALF_LN2, LOG2E
 from mcr_fast.kernels._scale import scale_or_take
+from torch import Tensor
 
 
 @triton.jit

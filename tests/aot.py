@@ -15,7 +15,6 @@ from triton.compiler import ASTSource
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block can have
 TARGETS = tuple(SHARED_LIMIT)
-RARE = 64  # instructions that a branch jumps over only to keep out of a special case
 
 
 @dataclass
@@ -69,17 +68,14 @@ class Compiled:
         return [rows[to : at + 1] for at, to in branches if to < at]
 
     def hot_path(self) -> int:
-        """Instructions of the innermost loop with a logarithm, less what a branch mostly skips."""
+        """Instructions of the shortest way around a loop with a logarithm: no special case."""
         rows, branches = self.code
-        bodies = [(to, at) for at, to in branches if to < at]
-        bodies = [(a, b) for a, b in bodies if any("MUFU.LG2" in row for row in rows[a:b])]
-        first, last = min(bodies, key=lambda body: body[1] - body[0])
-        skips = {at: to for at, to in branches if at + RARE < to <= last}
-        count, at = 0, first
-        while at <= last:
-            count += 1
-            at = skips.get(at, at + 1)
-        return count
+        ways: list[list[int]] = [
+            [] if re.match(r"(BRA|EXIT|RET)", row) else [at + 1] for at, row in enumerate(rows)
+        ]
+        for at, to in branches:
+            ways[at].append(to)
+        return min(_way_around(ways, at) for at, row in enumerate(rows) if "MUFU.LG2" in row)
 
     def check(self) -> None:
         """What holds for every kernel: no spill, no library logarithm, shared memory that fits."""
@@ -96,6 +92,19 @@ class Compiled:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _way_around(ways: list[list[int]], start: int) -> int:
+    """Steps of the shortest way from an instruction back to itself; a huge number if none."""
+    reached, steps, seen = [start], 0, {start}
+    while reached:
+        steps += 1
+        following = {to for at in reached for to in ways[at] if to < len(ways)}
+        if start in following:
+            return steps
+        reached = list(following - seen)
+        seen |= following
+    return 1 << 30
+
+
 def compile_kernel(
     fn: Any,
     signature: dict[str, str],
@@ -104,6 +113,7 @@ def compile_kernel(
     num_warps: int,
     num_stages: int = 1,
     aligned: tuple[str, ...] = (),
+    max_registers: int | None = None,
 ) -> Compiled:
     """Compile for sm_<target>.
 
@@ -115,6 +125,7 @@ def compile_kernel(
         num_warps: as at the launch.
         num_stages: as at the launch.
         aligned: arguments that are multiples of 16, as the launcher finds out by itself.
+        max_registers: as at the launch.
     """
     types = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
     positions = {name: (i,) for i, name in enumerate(fn.arg_names)}
@@ -127,6 +138,6 @@ def compile_kernel(
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers},
     )
     return Compiled(fn.__name__, target, compiled.asm, compiled.metadata.shared)

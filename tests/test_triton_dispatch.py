@@ -1,5 +1,6 @@
 """The Triton overloads of the ops: schemas, who is chosen, what is said when they cannot run."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -74,6 +75,17 @@ def test_float64_goes_to_the_reference(op):
     assert _backend.resolve(op, None, CUDA, torch.float64) == "reference"
     with pytest.raises(RuntimeError, match="computes in float32, got float64"):
         _backend.resolve(op, "triton", CUDA, torch.float32, torch.float64)
+
+
+@needs_triton
+@pytest.mark.usefixtures("_on_cuda")
+def test_too_many_classes_go_to_the_reference():
+    limit = _backend.MAX_TRITON_CLASSES
+    chosen = functools.partial(_backend.resolve_divergence, "row_divergence")
+    assert chosen(None, CUDA, limit, torch.float32) == "triton"
+    assert chosen(None, CUDA, limit + 1, torch.float32) == "reference"
+    with pytest.raises(ValueError, match=f"at most {limit} classes, got {limit + 1}"):
+        chosen("triton", CUDA, limit + 1, torch.float32)
 
 
 @pytest.mark.skipif(bool(torch.version.cuda), reason="this torch has CUDA")

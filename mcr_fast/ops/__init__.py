@@ -11,6 +11,7 @@ OPS = (
 # Ops that have kernels/<op>.py, which `backend="triton"` runs.
 TRITON_OPS: tuple[str, ...] = (
     "permuted_divergence",
+    "row_divergence",
     "nt_xent",
     "sup_con",
     "reconstruction_loss",

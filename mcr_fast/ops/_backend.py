@@ -90,6 +90,25 @@ def _check_triton(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]
         )
 
 
+def resolve_divergence(
+    op: str, backend: str | None, device: torch.device, num_classes: int, *dtypes: torch.dtype
+) -> str:
+    """`resolve` for an op whose Triton kernels hold whole rows of classes.
+
+    Raises:
+        ValueError, RuntimeError: as `resolve`; more classes than Triton's kernels take.
+    """
+    chosen = resolve(op, backend, device, *dtypes)
+    if chosen != "triton" or num_classes <= MAX_TRITON_CLASSES:
+        return chosen
+    if backend is None:
+        return "reference"
+    raise ValueError(
+        f"backend='triton' of {op} takes at most {MAX_TRITON_CLASSES} classes, got {num_classes}; "
+        "use backend=None or 'reference'"
+    )
+
+
 def backends() -> dict[str, BackendStatus]:
     """Which backend serves which op here, and why not the others.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve_divergence
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -89,7 +89,13 @@ def permuted_divergence(
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
     if backend is None and len(contributions) > MAX_MODALITIES:
         backend = "reference"
-    chosen = resolve("permuted_divergence", backend, contributions.device, contributions.dtype)
+    chosen = resolve_divergence(
+        "permuted_divergence",
+        backend,
+        contributions.device,
+        contributions.shape[2],
+        contributions.dtype,
+    )
     if chosen == "reference":
         return permuted_divergence_reference(
             contributions,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve_divergence
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
@@ -77,6 +77,17 @@ for _overload in overloads("row_divergence"):
     _register(_overload)
 
 
+def _resolve(backend: str | None, perturbed: Tensor, clean: Tensor) -> str:
+    return resolve_divergence(
+        "row_divergence",
+        backend,
+        perturbed.device,
+        perturbed.shape[1],
+        perturbed.dtype,
+        clean.dtype,
+    )
+
+
 def row_divergence(
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]
@@ -87,7 +98,7 @@ def row_divergence(
     backend: str | None,
 ) -> Tensor:  # []
     """Weighted mean of the divergences, differentiable in `perturbed` and `clean`."""
-    chosen = resolve("row_divergence", backend, perturbed.device, perturbed.dtype, clean.dtype)
+    chosen = _resolve(backend, perturbed, clean)
     if chosen == "reference":
         total, weight = row_divergence_reference(
             perturbed, clean, rows, row_weight, divergence=divergence
@@ -111,7 +122,7 @@ def row_divergence_parts(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0, 0], [N, C] or [0, 0]
     """Weighted sum, sum of weights, and gradients of the first in the accumulation dtype."""
-    chosen = resolve("row_divergence", backend, perturbed.device, perturbed.dtype, clean.dtype)
+    chosen = _resolve(backend, perturbed, clean)
     if chosen == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():

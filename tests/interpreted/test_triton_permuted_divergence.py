@@ -5,9 +5,9 @@ import functools
 import itertools
 import math
 
+import divergences
 import pytest
 import torch
-import divergences
 from divergences import (
     DIVERGENCES,
     Batch,
@@ -18,9 +18,8 @@ from divergences import (
     unequal,
     with_dirty_memory,
 )
-from tolerances import TABLE, eps
-
 from mcr_fast.kernels import permuted_divergence as kernels
+from tolerances import TABLE, eps
 
 STRATEGIES = ("greedy", "independent", "collaborative")
 CLEAN_PATHS = ("shared", "routed", "detached")
