@@ -34,7 +34,7 @@ def test_schema_is_that_of_the_library(name):
 def test_overload_has_fake_and_kernels(op):
     assert (ROOT / "kernels" / f"{op}.py").exists()
     for name in (f"mcr_fast::{op}_fwd.triton", f"mcr_fast::{op}_bwd.triton"):
-        for key in ("CUDA", "AutogradCUDA"):
+        for key in ("CUDA", "Autograd"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
