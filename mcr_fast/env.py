@@ -3,6 +3,7 @@
 - ``MCR_FAST_CHECK=1``: also run the argument checks that need a host synchronisation
 - ``MCR_FAST_CPU_CAPABILITY``: use the instruction set of that name (``portable``, ``avx2``,
   ``avx512``) and not the best
+- ``TRITON_INTERPRET=1`` (Triton's own): ``backend="triton"`` takes CPU tensors, interpreted, slowly
 
 ``python -m mcr_fast.env`` prints what was loaded, what was not, and why.
 """
@@ -122,6 +123,23 @@ def cpu_capability(request: str = "") -> str:
 def check_enabled() -> bool:
     """Whether ``MCR_FAST_CHECK=1`` asks for checks that need a host synchronisation."""
     return os.environ.get("MCR_FAST_CHECK", "0") == "1"
+
+
+def triton_interpreted() -> bool:
+    """Whether ``TRITON_INTERPRET=1`` asks Triton to interpret its kernels, for CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def why_no_triton() -> str | None:
+    """Why Triton kernels cannot run here, None if they can; imports nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`, or use backend=None"
+    if triton_interpreted() or torch.version.cuda:
+        return None
+    return (
+        f"torch {torch.__version__} is not built for CUDA; install one that is, use backend=None, "
+        "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels, slowly"
+    )
 
 
 def _triton_version() -> str:

@@ -12,27 +12,29 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from mcr_fast.ops._overloads import LIBRARY, find, qualified
+
 FIRST_ARGUMENT = 1  # where an op's own arguments begin in ctx.needs_input_grad
-LIBRARY = torch.library.Library("mcr_fast", "FRAGMENT")
 
 
 def register_autograd(
     op: str,
+    overload: str,
     backward: Callable[..., tuple[Any, ...]],
     *,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
 ) -> None:
-    """Register `backward(ctx, *grads)` for the op `mcr_fast::<op>`.
+    """Register `backward(ctx, *grads)` for an overload of the op `mcr_fast::<op>`.
 
     As `torch.library.register_autograd`, for ops whose arguments are positional and hold no lists
     of tensors.
     """
-    overload = getattr(torch.ops.mcr_fast, op).default
+    target = find(op, overload)
 
     class Bridge(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
-            output = _below_autograd(overload, keyset, args)
+            output = _below_autograd(target, keyset, args)
             if setup_context is not None:
                 setup_context(ctx, args, output)
             return output
@@ -47,9 +49,9 @@ def register_autograd(
             return Bridge.apply(keyset, *args)
         if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
             return Bridge.apply(keyset, *args)  # raises: a tangent must not be lost unseen
-        return _below_autograd(overload, keyset, args)
+        return _below_autograd(target, keyset, args)
 
-    LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+    LIBRARY.impl(qualified(op, overload), kernel, "Autograd", with_keyset=True)
 
 
 def call_backward(overload: Any, *args: Any) -> Any:

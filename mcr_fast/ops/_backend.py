@@ -7,9 +7,10 @@ from typing import TypedDict
 import torch
 
 from mcr_fast import env
-from mcr_fast.ops import OPS
+from mcr_fast.ops import OPS, TRITON_OPS
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+MAX_TRITON_CLASSES = 4096  # of the divergences, whose kernels keep whole rows in registers
 
 
 class BackendStatus(TypedDict):
@@ -20,10 +21,12 @@ class BackendStatus(TypedDict):
 
 
 def _why_unavailable(op: str) -> dict[str, str]:
-    missing = {
-        "triton": "this version has no Triton kernels; use backend=None",
-        "cuda": "this version has no CUDA kernels; use backend=None",
-    }
+    missing = {"cuda": "this version has no CUDA kernels; use backend=None"}
+    no_triton = env.why_no_triton()
+    if op not in TRITON_OPS:
+        missing["triton"] = "this version has no Triton kernel for it; use backend=None"
+    elif no_triton:
+        missing["triton"] = no_triton
     if not env.cpu_library_loaded():
         missing["cpu"] = f"no compiled library ({env.load_error()}); {env.HOW_TO_BUILD}"
     elif not env.has_kernel(f"{op}_fwd", "CPU"):
@@ -35,18 +38,18 @@ env.load_libraries()
 _UNAVAILABLE = {op: _why_unavailable(op) for op in OPS}
 
 
-def resolve(op: str, backend: str | None, device: torch.device) -> str:
-    """The backend to run ``op`` with, for tensors on ``device``.
+def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
+    """The backend to run ``op`` with, for tensors of these dtypes on ``device``.
 
-    ``None`` takes the best one for the device.
+    ``None`` takes the best one for them.
 
     Raises:
         ValueError: for a name that is not a backend.
-        RuntimeError: for a backend that is missing, or that cannot take tensors of this device.
+        RuntimeError: for a backend that is missing, or that cannot take these tensors.
     """
     missing = _UNAVAILABLE[op]
     if backend is None:
-        return "cpu" if device.type == "cpu" and "cpu" not in missing else "reference"
+        return _best(missing, device, dtypes)
     if backend not in BACKENDS:
         known = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
@@ -57,7 +60,53 @@ def resolve(op: str, backend: str | None, device: torch.device) -> str:
             f"backend='cpu' of {op} takes CPU tensors, got tensors on {device}; "
             "move them to the CPU or use backend=None"
         )
+    if backend == "triton":
+        _check_triton(op, device, dtypes)
     return backend
+
+
+def _best(missing: dict[str, str], device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    if device.type == "cpu":
+        return "reference" if "cpu" in missing else "cpu"
+    # Interpreted kernels are for tests that ask for them, and Triton's compute in float32.
+    usable = "triton" not in missing and not env.triton_interpreted()
+    if usable and device.type == "cuda" and torch.float64 not in dtypes:
+        return "triton"
+    return "reference"
+
+
+def _check_triton(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
+    wanted = "CPU" if env.triton_interpreted() else "CUDA"
+    if device.type != wanted.lower():
+        raise RuntimeError(
+            f"backend='triton' of {op} takes {wanted} tensors, got tensors on {device}; "
+            "use backend=None"
+            + ("" if wanted == "CPU" else ", or set TRITON_INTERPRET=1 to interpret the kernels")
+        )
+    if torch.float64 in dtypes:
+        raise RuntimeError(
+            f"backend='triton' of {op} computes in float32, got float64 tensors; "
+            "use backend='reference' or None"
+        )
+
+
+def resolve_divergence(
+    op: str, backend: str | None, device: torch.device, num_classes: int, *dtypes: torch.dtype
+) -> str:
+    """`resolve` for an op whose Triton kernels hold whole rows of classes.
+
+    Raises:
+        ValueError, RuntimeError: as `resolve`; more classes than Triton's kernels take.
+    """
+    chosen = resolve(op, backend, device, *dtypes)
+    if chosen != "triton" or num_classes <= MAX_TRITON_CLASSES:
+        return chosen
+    if backend is None:
+        return "reference"
+    raise ValueError(
+        f"backend='triton' of {op} takes at most {MAX_TRITON_CLASSES} classes, got {num_classes}; "
+        "use backend=None or 'reference'"
+    )
 
 
 def backends() -> dict[str, BackendStatus]:

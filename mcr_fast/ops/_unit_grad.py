@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._autograd import call_backward, register_autograd
+from mcr_fast.ops._overloads import find, overloads, qualified
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -22,8 +23,12 @@ def raise_double_backward(op: str) -> NoReturn:
 
 
 def register_unit_grad_op(op: str) -> None:
-    """Give `<op>_fwd` and `<op>_bwd` of csrc/registration.cpp fakes and autograd."""
+    """Give every overload of `<op>_fwd` and `<op>_bwd` its fake and its autograd."""
+    for overload in overloads(op):
+        _register(op, overload)
 
+
+def _register(op: str, overload: str) -> None:
     def forward_fake(
         embeddings: Tensor,  # [L, D]
         labels: Tensor,
@@ -53,13 +58,13 @@ def register_unit_grad_op(op: str) -> None:
         if grad is None:
             return None, None, None, None, None
         (unit_grad,) = ctx.saved_tensors
-        backward = getattr(torch.ops.mcr_fast, f"{op}_bwd").default
+        backward = find(f"{op}_bwd", overload)
         return call_backward(backward, grad, unit_grad, ctx.dtype), None, None, None, None
 
     def backward_backward(ctx: Any, grad: Tensor) -> NoReturn:
         raise_double_backward(op)
 
-    torch.library.register_fake(f"mcr_fast::{op}_fwd", forward_fake)
-    torch.library.register_fake(f"mcr_fast::{op}_bwd", backward_fake)
-    register_autograd(f"{op}_fwd", forward_backward, setup_context=setup_forward)
-    register_autograd(f"{op}_bwd", backward_backward)
+    torch.library.register_fake(qualified(f"{op}_fwd", overload), forward_fake)
+    torch.library.register_fake(qualified(f"{op}_bwd", overload), backward_fake)
+    register_autograd(f"{op}_fwd", overload, forward_backward, setup_context=setup_forward)
+    register_autograd(f"{op}_bwd", overload, backward_backward)

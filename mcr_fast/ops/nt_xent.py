@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._overloads import of_backend
 from mcr_fast.ops._unit_grad import register_unit_grad_op
 from mcr_fast.reference.nt_xent import nt_xent_reference
 
-if env.cpu_library_loaded():
-    register_unit_grad_op("nt_xent")
+register_unit_grad_op("nt_xent")
 
 
 def nt_xent(
@@ -21,8 +20,10 @@ def nt_xent(
     backend: str | None,
 ) -> Tensor:  # []
     """Mean over positive pairs of log(1 + sum over negatives n of e^(s_an - s_ap))."""
-    if resolve("nt_xent", backend, embeddings.device) == "reference":
+    chosen = resolve("nt_xent", backend, embeddings.device, embeddings.dtype)
+    if chosen == "reference":
         return nt_xent_reference(embeddings, labels, present, temperature)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad
-    loss, _ = torch.ops.mcr_fast.nt_xent_fwd(embeddings, labels, present, temperature, want_grad)
+    forward = of_backend("nt_xent_fwd", chosen)
+    loss: Tensor = forward(embeddings, labels, present, temperature, want_grad)[0]
     return loss

@@ -5,9 +5,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast import env
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve_divergence
+from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
@@ -45,25 +45,29 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (_INPUTS - 2)
-    if grad is None:
-        return None, None, *nothing
-    to_contributions, to_bias = call_backward(
-        torch.ops.mcr_fast.permuted_divergence_bwd.default, grad, *ctx.saved_tensors, *ctx.options
-    )
-    return to_contributions, to_bias if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None, *nothing
-
-
 def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
     raise_double_backward("permuted_divergence")
 
 
-if env.cpu_library_loaded():
-    torch.library.register_fake("mcr_fast::permuted_divergence_fwd", _forward_fake)
-    torch.library.register_fake("mcr_fast::permuted_divergence_bwd", _backward_fake)
-    register_autograd("permuted_divergence_fwd", _backward, setup_context=_setup)
-    register_autograd("permuted_divergence_bwd", _backward_backward)
+def _register(overload: str) -> None:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * (_INPUTS - 2)
+        if grad is None:
+            return None, None, *nothing
+        to_contributions, to_bias = call_backward(
+            find("permuted_divergence_bwd", overload), grad, *ctx.saved_tensors, *ctx.options
+        )
+        has_bias = ctx.needs_input_grad[FIRST_ARGUMENT + 1]
+        return to_contributions, to_bias if has_bias else None, *nothing
+
+    torch.library.register_fake(qualified("permuted_divergence_fwd", overload), _forward_fake)
+    torch.library.register_fake(qualified("permuted_divergence_bwd", overload), _backward_fake)
+    register_autograd("permuted_divergence_fwd", overload, backward, setup_context=_setup)
+    register_autograd("permuted_divergence_bwd", overload, _backward_backward)
+
+
+for _overload in overloads("permuted_divergence"):
+    _register(_overload)
 
 
 def permuted_divergence(
@@ -85,7 +89,14 @@ def permuted_divergence(
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
     if backend is None and len(contributions) > MAX_MODALITIES:
         backend = "reference"
-    if resolve("permuted_divergence", backend, contributions.device) == "reference":
+    chosen = resolve_divergence(
+        "permuted_divergence",
+        backend,
+        contributions.device,
+        contributions.shape[2],
+        contributions.dtype,
+    )
+    if chosen == "reference":
         return permuted_divergence_reference(
             contributions,
             bias,
@@ -108,7 +119,7 @@ def permuted_divergence(
     want_grad = torch.is_grad_enabled() and (
         contributions.requires_grad or (bias is not None and bias.requires_grad)
     )
-    divergences, _, _ = torch.ops.mcr_fast.permuted_divergence_fwd(
+    divergences: Tensor = of_backend("permuted_divergence_fwd", chosen)(
         contributions,
         bias,
         order,
@@ -122,5 +133,5 @@ def permuted_divergence(
         divergence,
         exclude,
         want_grad,
-    )
+    )[0]
     return divergences

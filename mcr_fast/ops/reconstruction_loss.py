@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mcr_fast import env
 from mcr_fast.ops._autograd import call_backward
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
@@ -22,11 +22,14 @@ def reconstruction_loss(
     backend: str | None,
 ) -> Tensor:  # []
     """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
-    if resolve("reconstruction_loss", backend, reconstruction.device) == "reference":
+    dtypes = (reconstruction.dtype, *(z.dtype for z in latents))
+    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes)
+    if chosen == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
     if not torch.compiler.is_compiling():
         _refuse_tangents(*latents, reconstruction)
-    loss: Tensor = torch.ops.mcr_fast.reconstruction_loss_fwd(list(latents), reconstruction)
+    forward = of_backend("reconstruction_loss_fwd", chosen)
+    loss: Tensor = forward(list(latents), reconstruction)
     return loss
 
 
@@ -55,23 +58,26 @@ def _setup_forward(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor
     ctx.save_for_backward(*latents, reconstruction)
 
 
-def _forward_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor]:
-    *latents, reconstruction = ctx.saved_tensors
-    grad_latents, grad_reconstruction = call_backward(
-        torch.ops.mcr_fast.reconstruction_loss_bwd.default, grad, latents, reconstruction
-    )
-    return grad_latents, grad_reconstruction
-
-
 def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
     raise_double_backward("reconstruction_loss")
 
 
-if env.cpu_library_loaded():
-    torch.library.register_fake("mcr_fast::reconstruction_loss_fwd", _forward_fake)
-    torch.library.register_fake("mcr_fast::reconstruction_loss_bwd", _backward_fake)
+def _register(overload: str) -> None:
+    def forward_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+        *latents, reconstruction = ctx.saved_tensors
+        grad_latents, grad_reconstruction = call_backward(
+            find("reconstruction_loss_bwd", overload), grad, latents, reconstruction
+        )
+        return grad_latents, grad_reconstruction
+
+    forward = qualified("reconstruction_loss_fwd", overload)
+    backward = qualified("reconstruction_loss_bwd", overload)
+    torch.library.register_fake(forward, _forward_fake)
+    torch.library.register_fake(backward, _backward_fake)
     # torch's own, unlike the other ops: it follows the tensors of lists
-    torch.library.register_autograd(
-        "mcr_fast::reconstruction_loss_fwd", _forward_backward, setup_context=_setup_forward
-    )
-    torch.library.register_autograd("mcr_fast::reconstruction_loss_bwd", _backward_backward)
+    torch.library.register_autograd(forward, forward_backward, setup_context=_setup_forward)
+    torch.library.register_autograd(backward, _backward_backward)
+
+
+for _overload in overloads("reconstruction_loss"):
+    _register(_overload)

@@ -5,9 +5,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast import env
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve_divergence
+from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -50,28 +50,42 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 6
-    to_perturbed, to_clean = call_backward(
-        torch.ops.mcr_fast.row_divergence_bwd.default, grad, *ctx.saved_tensors
-    )
-    return (
-        to_perturbed if ctx.needs_input_grad[FIRST_ARGUMENT] else None,
-        to_clean if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None,
-        *(None,) * 4,
-    )
-
-
 def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
     raise_double_backward("row_divergence")
 
 
-if env.cpu_library_loaded():
-    torch.library.register_fake("mcr_fast::row_divergence_fwd", _forward_fake)
-    torch.library.register_fake("mcr_fast::row_divergence_bwd", _backward_fake)
-    register_autograd("row_divergence_fwd", _backward, setup_context=_setup)
-    register_autograd("row_divergence_bwd", _backward_backward)
+def _register(overload: str) -> None:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        to_perturbed, to_clean = call_backward(
+            find("row_divergence_bwd", overload), grad, *ctx.saved_tensors
+        )
+        return (
+            to_perturbed if ctx.needs_input_grad[FIRST_ARGUMENT] else None,
+            to_clean if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None,
+            *(None,) * 4,
+        )
+
+    torch.library.register_fake(qualified("row_divergence_fwd", overload), _forward_fake)
+    torch.library.register_fake(qualified("row_divergence_bwd", overload), _backward_fake)
+    register_autograd("row_divergence_fwd", overload, backward, setup_context=_setup)
+    register_autograd("row_divergence_bwd", overload, _backward_backward)
+
+
+for _overload in overloads("row_divergence"):
+    _register(_overload)
+
+
+def _resolve(backend: str | None, perturbed: Tensor, clean: Tensor) -> str:
+    return resolve_divergence(
+        "row_divergence",
+        backend,
+        perturbed.device,
+        perturbed.shape[1],
+        perturbed.dtype,
+        clean.dtype,
+    )
 
 
 def row_divergence(
@@ -84,13 +98,14 @@ def row_divergence(
     backend: str | None,
 ) -> Tensor:  # []
     """Weighted mean of the divergences, differentiable in `perturbed` and `clean`."""
-    if resolve("row_divergence", backend, perturbed.device) == "reference":
+    chosen = _resolve(backend, perturbed, clean)
+    if chosen == "reference":
         total, weight = row_divergence_reference(
             perturbed, clean, rows, row_weight, divergence=divergence
         )
     else:
         want_grad = torch.is_grad_enabled() and (perturbed.requires_grad or clean.requires_grad)
-        total, weight, _, _ = torch.ops.mcr_fast.row_divergence_fwd(
+        total, weight, _, _ = of_backend("row_divergence_fwd", chosen)(
             perturbed, clean, rows, row_weight, divergence, want_grad
         )
     return mean_or_zero(total, weight)
@@ -107,10 +122,12 @@ def row_divergence_parts(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0, 0], [N, C] or [0, 0]
     """Weighted sum, sum of weights, and gradients of the first in the accumulation dtype."""
-    if resolve("row_divergence", backend, perturbed.device) == "reference":
+    chosen = _resolve(backend, perturbed, clean)
+    if chosen == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
-        parts: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mcr_fast.row_divergence_fwd(
+        forward = of_backend("row_divergence_fwd", chosen)
+        parts: tuple[Tensor, Tensor, Tensor, Tensor] = forward(
             perturbed, clean, rows, row_weight, divergence, want_grad
         )
     return parts

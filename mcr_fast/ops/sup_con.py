@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._overloads import of_backend
 from mcr_fast.ops._unit_grad import register_unit_grad_op
 from mcr_fast.reference.sup_con import sup_con_reference
 
-if env.cpu_library_loaded():
-    register_unit_grad_op("sup_con")
+register_unit_grad_op("sup_con")
 
 
 def sup_con(
@@ -21,8 +20,10 @@ def sup_con(
     backend: str | None,
 ) -> Tensor:  # []
     """Mean over anchors of the mean over positives of log(sum over j != a of e^(s_aj - s_ap))."""
-    if resolve("sup_con", backend, embeddings.device) == "reference":
+    chosen = resolve("sup_con", backend, embeddings.device, embeddings.dtype)
+    if chosen == "reference":
         return sup_con_reference(embeddings, labels, present, temperature)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad
-    loss, _ = torch.ops.mcr_fast.sup_con_fwd(embeddings, labels, present, temperature, want_grad)
+    forward = of_backend("sup_con_fwd", chosen)
+    loss: Tensor = forward(embeddings, labels, present, temperature, want_grad)[0]
     return loss

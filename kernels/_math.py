@@ -1,0 +1,46 @@
+"""Powers of two, logarithms and reciprocals, one instruction each.
+
+`tl.log` and `/` compile to 9-25 instructions on sm_90, and `tl.exp2`, `tl.log2` handle subnormal
+numbers; the inner loops work in log2 units and call these. PRECISE takes Triton's own functions.
+Worst errors, as the PTX ISA documents them: `ex2.approx.ftz` 2^-22.5 relative, `lg2.approx.ftz`
+2^-22.6 absolute for arguments in (0.5, 2) and 2^-22.6 relative elsewhere, `rcp.approx.ftz` 1 ulp.
+"""
+
+import triton
+import triton.language as tl
+
+# Inline assembly cannot be interpreted; there the functions are always precise.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+LOG2E = tl.constexpr(1.44269504088896340736)
+HALF_LN2 = tl.constexpr(0.34657359027997265471)
+
+
+@triton.jit
+def exp2(x, PRECISE: tl.constexpr):
+    """2^x."""
+    if PRECISE or INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def log2(x, PRECISE: tl.constexpr):
+    """Logarithm to base 2; -inf for 0."""
+    if PRECISE or INTERPRETED:
+        return tl.log2(x)
+    return tl.inline_asm_elementwise(
+        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def reciprocal(x, PRECISE: tl.constexpr):
+    """1 / x."""
+    if PRECISE or INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )

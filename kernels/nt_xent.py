@@ -1,0 +1,175 @@
+"""NT-Xent, its gradient taken in the forward.
+
+For a positive pair (a, p), with N_a = sum over negatives n of e^s_an,
+
+    loss_ap = log(1 + e^x),  sigma_ap = e^x / (1 + e^x),  x = log N_a - s_ap,
+
+and the gradient to z is H Z with c_a = sum_p sigma_ap and H symmetric:
+
+    H_ab = c_a e^s_ab / N_a + c_b e^s_ab / N_b on negatives, -(sigma_ab + sigma_ba) on positives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from mcr_fast.kernels._exp_sums import exp_sums
+from mcr_fast.kernels._math import LOG2E, exp2, reciprocal
+from mcr_fast.kernels._panels import gradient, panel_scale, store_panel
+from mcr_fast.kernels._similarity import class_columns, logit_tile, make_batch
+from torch import Tensor
+
+
+@triton.jit
+def _log2_1p(t, PRECISE: tl.constexpr):
+    # log2(1 + t) = 2 atanh(t / (2 + t)) / ln(2) for t in [0, 1]. A logarithm of 1 + t would lose
+    # the digits of a small t; the first term left out of the series is below 2^-26 of the sum.
+    u = t * reciprocal(2.0 + t, PRECISE)
+    v = u * u
+    series = 1.0 / 15.0
+    for k in tl.static_range(7):
+        series = series * v + 1.0 / (13.0 - 2.0 * k)
+    return 2.0 * LOG2E * u * series
+
+
+@triton.jit
+def _nt_xent_pairs_kernel(
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    begin_ptr,  # [padded L]
+    end_ptr,  # [padded L]
+    log2_sum_ptr,  # [padded L]: log2 N_a
+    num_present_ptr,  # [1]
+    loss_ptr,  # [padded L] float64, in units of log2
+    c_ptr,  # [padded L] float64
+    width,
+    scale,
+    PRECISE: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    first = tl.program_id(0) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    begin = tl.load(begin_ptr + rows)[:, None]
+    end = tl.load(end_ptr + rows)[:, None]
+    log2_sum = tl.load(log2_sum_ptr + rows)[:, None]
+    loss = tl.zeros([BLOCK_M], tl.float64)
+    c = tl.zeros([BLOCK_M], tl.float64)
+    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    for first_col in range(low, high, BLOCK_N):
+        s = logit_tile(
+            scaled_ptr, inverse_ptr, first, first_col, width, scale,
+            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        cols = (first_col + tl.arange(0, BLOCK_N))[None, :]
+        positive = (cols >= begin) & (cols < end) & (cols != rows[:, None])
+        x = log2_sum - s
+        t = exp2(-tl.abs(x), PRECISE)
+        sigma = tl.where(x >= 0.0, 1.0, t) * reciprocal(1.0 + t, PRECISE)
+        # maximum would turn NaN into 0
+        term = tl.where(x <= 0.0, 0.0, x) + _log2_1p(t, PRECISE)
+        loss += tl.sum(tl.where(positive, term, 0.0), 1).to(tl.float64)
+        c += tl.sum(tl.where(positive, sigma, 0.0), 1).to(tl.float64)
+    tl.store(loss_ptr + rows, loss)
+    tl.store(c_ptr + rows, c)
+
+
+@triton.jit
+def _nt_xent_positives_kernel(
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    begin_ptr,  # [padded L]
+    end_ptr,  # [padded L]
+    log2_sum_ptr,  # [padded L]
+    num_present_ptr,  # [1]
+    h_scale_ptr,  # [1]
+    h_ptr,  # [panel, padded L], rows first_row .. of H
+    first_row,
+    padded_rows,
+    width,
+    scale,
+    PRECISE: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    first = first_row + tl.program_id(0) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    begin = tl.load(begin_ptr + rows)[:, None]
+    end = tl.load(end_ptr + rows)[:, None]
+    row_log2_sum = tl.load(log2_sum_ptr + rows)[:, None]
+    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
+    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    for first_col in range(low, high, BLOCK_N):
+        s = logit_tile(
+            scaled_ptr, inverse_ptr, first, first_col, width, scale,
+            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        cols = first_col + tl.arange(0, BLOCK_N)
+        # sigma = 1 / (1 + 2^-x), 0 where that power is infinite
+        row_odds = exp2(s - row_log2_sum, PRECISE)
+        col_odds = exp2(s - tl.load(log2_sum_ptr + cols)[None, :], PRECISE)
+        h = -reciprocal(1.0 + row_odds, PRECISE) - reciprocal(1.0 + col_odds, PRECISE)
+        h = tl.where(cols[None, :] == rows[:, None], 0.0, h)
+        same_label = (cols[None, :] >= begin) & (cols[None, :] < end)
+        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, same_label)
+
+
+def nt_xent_fwd(
+    embeddings: Tensor,  # [L, D]
+    labels: Tensor,  # [L] int64
+    present: Tensor | None,  # [L] bool
+    temperature: float,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
+    """The loss and, if wanted, its gradient."""
+    if len(embeddings) == 0:
+        zero = embeddings.new_zeros((), dtype=torch.float32)
+        return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))
+    batch, pairs = make_batch(
+        embeddings, labels, present, temperature, lambda sizes: (sizes - 1).clamp(min=0).sum()
+    )
+    rows = batch.rows
+    total, top = exp_sums(batch, rows.entering(rows.end))
+    places = {
+        "begin_ptr": rows.begin,
+        "end_ptr": rows.end,
+        "log2_sum_ptr": (torch.log2(total) + top).float(),
+        **batch.tiles(batch.diagonal),
+    }
+    block_rows = batch.diagonal.blocks["BLOCK_M"]
+    loss, c = rows.per_row(torch.float64), rows.per_row(torch.float64)
+    _nt_xent_pairs_kernel[(rows.padded_rows // block_rows,)](loss_ptr=loss, c_ptr=c, **places)
+    value = (loss.sum() * math.log(2) / pairs.clamp(min=1)).float()
+    if not want_grad:
+        return value, value.new_empty((0, 0))
+    h_scale = panel_scale(batch, c.max())
+
+    def put_positives(panel: Tensor, first_row: int) -> None:  # [panel, padded L]
+        _nt_xent_positives_kernel[(panel.shape[0] // block_rows,)](
+            h_scale_ptr=h_scale,
+            h_ptr=panel,
+            first_row=first_row,
+            padded_rows=rows.padded_rows,
+            **places,
+        )
+
+    # a row without negatives has c = 0 and no sum
+    weight = torch.where(c == 0, 0.0, c / total).float()
+    factor = (1 / (pairs.clamp(min=1) * temperature * h_scale)).float()
+    return value, gradient(batch, weight, top, h_scale, factor, put_positives)
+
+
+def nt_xent_bwd(
+    grad: Tensor,  # []
+    unit_grad: Tensor,  # [L, D] float32
+    dtype: torch.dtype,
+) -> Tensor:  # [L, D]
+    """The unit gradient scaled and cast."""
+    return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))

@@ -1,0 +1,238 @@
+"""Weighted sum of the divergences of perturbed rows from indexed clean rows, and its gradients.
+
+    total = sum_r weight_r D(z_rows[r], w_r)
+    dw_r = weight_r dD/dw,   dz_i = sum over the r with rows[r] = i of weight_r dD/dz
+
+With gradient a program has a tile of clean rows and runs through the perturbed rows held against
+each: what a clean row needs is made once and its gradient is summed in one place, in the order of
+r. The rows are sorted for that on the device. Without gradient a program has a tile of perturbed
+rows, and nothing is sorted.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from mcr_fast.kernels import _config as config
+from mcr_fast.kernels._divergence import (
+    BINARY_JSD,
+    JSD,
+    KINDS,
+    SQUARED_ERROR,
+    binary_terms,
+    careful_jsd,
+    clean_softmax,
+    logistic,
+    plain_jsd,
+)
+from mcr_fast.kernels._math import HALF_LN2, LOG2E
+from mcr_fast.kernels._scale import scale_or_take
+from torch import Tensor
+
+
+@triton.jit
+def load_tile(x_ptr, rows, classes, mask, num_classes):
+    """Rows as float32, 0 outside the mask."""
+    at = rows[:, None] * num_classes + classes[None, :]
+    return tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def divergence_of_rows(
+    delta, z, p, off, lse, normal, real, needed, KIND: tl.constexpr, PRECISE: tl.constexpr
+):
+    """Of z + delta from z: each row's value and its gradients, to be scaled by `clean_gradient`."""
+    if KIND == JSD:
+        mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(delta, p, PRECISE)
+        if tl.min(((plain & normal) | ~needed).to(tl.int32), 0) == 0:
+            mass, log, scale, offset, g, kl, shift = careful_jsd(
+                delta, p, z, lse, in_range & normal, PRECISE
+            )
+        to_perturbed = mass * tl.fma(log, scale[:, None], offset[:, None])
+        return kl - tl.sum(p * g, 1), to_perturbed, -g
+    elif KIND == BINARY_JSD:
+        # lse stands for nothing here, and log2 p is made again for each row: it is rarely used
+        on, off, log2_on = logistic(z, PRECISE)
+        terms, to_perturbed, to_clean = binary_terms(delta, on, off, log2_on, z, PRECISE)
+        return tl.sum(tl.where(real[None, :], terms, 0.0), 1), to_perturbed, to_clean
+    else:
+        # 0 * delta: an infinite difference is NaN, as it is for the other divergences
+        to_perturbed = 2.0 * (delta + 0.0 * delta)
+        return 0.25 * tl.sum(to_perturbed * to_perturbed, 1), to_perturbed, -to_perturbed
+
+
+@triton.jit
+def clean_gradient(p, off, acc, KIND: tl.constexpr):
+    """The gradient to the clean rows from the sum over their perturbed rows."""
+    if KIND == JSD:
+        return p * (acc - tl.sum(p * acc, 1)[:, None])
+    elif KIND == BINARY_JSD:
+        return p * off * acc
+    else:
+        return acc
+
+
+@triton.jit
+def _row_divergence_fwd_kernel(
+    perturbed_ptr,  # [R, C]
+    clean_ptr,  # [N, C]
+    rows_ptr,  # [R]
+    weight_ptr,  # [R] or None
+    order_ptr,  # [R] perturbed rows by clean row; None without gradient
+    starts_ptr,  # [N] where each clean row's begin; None without gradient
+    values_ptr,  # [programs]
+    grad_perturbed_ptr,  # [R, C]
+    grad_clean_ptr,  # [N, C]
+    num_perturbed,
+    num_clean,
+    num_classes,
+    share,
+    KIND: tl.constexpr,
+    GRAD: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ALIGN: tl.constexpr,  # a divisor of the number of classes
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    classes = tl.arange(0, BLOCK_C)
+    real = classes < num_classes
+    unit = 1.0 if KIND == SQUARED_ERROR else LOG2E
+    if GRAD:
+        i = first
+        inside = i < num_clean
+        # the ends take what is out of range, for which a clean row is then NaN
+        start = tl.load(starts_ptr + i, mask=inside & (i > 0), other=0)
+        stop = tl.load(starts_ptr + i + 1, mask=i + 1 < num_clean, other=num_perturbed)
+        count = tl.where(inside, stop - start, 0)
+    else:
+        inside = first < num_perturbed
+        i = tl.load(rows_ptr + first, mask=inside, other=0)
+        start = first
+        count = inside.to(tl.int64)
+    known = inside & (i >= 0) & (i < num_clean)
+    own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes)
+    own = own + 0.0 * own
+    z = unit * own
+    lse = tl.zeros([BLOCK_R], tl.float32)
+    normal = inside
+    p = z
+    off = z
+    if KIND == JSD:
+        z = tl.where(real[None, :], z, -float("inf"))
+        p, lse, normal = clean_softmax(z, PRECISE)
+    if KIND == BINARY_JSD:
+        p, off, log2_on = logistic(z, PRECISE)
+    acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    value = tl.zeros([BLOCK_R], tl.float32)
+    seen = count < 0
+    for t in range(tl.max(count, 0)):
+        given = t < count
+        r = start + t
+        if GRAD:
+            r = tl.load(order_ptr + r, mask=given, other=0)
+        matched = known & (tl.load(rows_ptr + r, mask=given, other=-1) == i)
+        weight = given.to(tl.float32)
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
+        kept = weight != 0.0
+        mask = given[:, None] & real[None, :]
+        w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes)
+        w = tl.where(matched[:, None], w, float("nan"))
+        delta = tl.where(real[None, :], (w - own) * unit, 0.0)
+        row_value, to_perturbed, to_clean = divergence_of_rows(
+            delta, z, p, off, lse, normal, real, kept, KIND, PRECISE
+        )
+        row_value = tl.where(row_value <= 0.0, 0.0, row_value)  # but for a rounding
+        value += tl.where(kept, weight * row_value, 0.0)
+        if GRAD:
+            seen = seen | kept
+            acc += tl.where(kept[:, None], weight[:, None] * to_clean, 0.0)
+            u = tl.where(kept[:, None], (share * weight)[:, None] * to_perturbed, 0.0)
+            at = r[:, None] * num_classes + classes[None, :]
+            tl.store(grad_perturbed_ptr + at, u, mask=mask)
+    tl.store(values_ptr + tl.program_id(0), share * tl.sum(value, 0))
+    if GRAD:
+        v = tl.where(seen[:, None], share * clean_gradient(p, off, acc, KIND), 0.0)
+        at = i[:, None] * num_classes + classes[None, :]
+        tl.store(grad_clean_ptr + at, v, mask=inside[:, None] & real[None, :])
+
+
+def _sum_of_weights(rows: Tensor, row_weight: Tensor | None) -> Tensor:  # []
+    if row_weight is not None:
+        return row_weight.sum(dtype=torch.float32)
+    return torch.full((), float(len(rows)), dtype=torch.float32, device=rows.device)
+
+
+def row_divergence_fwd(
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R] int64
+    row_weight: Tensor | None,  # [R]
+    divergence: str,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C], [N, C]
+    """Weighted sum, sum of the weights, and the gradients of the first.
+
+    A row that names no clean row gives NaN: to raise, the host would have to wait for the device.
+    """
+    (num_perturbed, num_classes), num_clean = perturbed.shape, clean.shape[0]
+    device = perturbed.device
+    shapes = (perturbed.shape, clean.shape) if want_grad else ((0, 0), (0, 0))
+    grads = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
+    weight = _sum_of_weights(rows, row_weight)
+    if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
+        return weight.new_zeros(()), weight, *(g.zero_() for g in grads)
+    rows = rows.contiguous()
+    order = starts = None
+    if want_grad:
+        by_clean_row, order = torch.sort(rows, stable=True)
+        starts = torch.searchsorted(by_clean_row, torch.arange(num_clean, device=device))
+    chosen = config.choose("row_divergence", num_classes)
+    tiled = num_clean if want_grad else num_perturbed
+    programs = triton.cdiv(tiled, chosen.blocks["BLOCK_R"])
+    values = torch.empty(programs, dtype=torch.float32, device=device)
+    _row_divergence_fwd_kernel[(programs,)](
+        perturbed_ptr=perturbed.contiguous(),
+        clean_ptr=clean.contiguous(),
+        rows_ptr=rows,
+        weight_ptr=None if row_weight is None else row_weight.contiguous(),
+        order_ptr=order,
+        starts_ptr=starts,
+        values_ptr=values,
+        grad_perturbed_ptr=grads[0] if want_grad else None,
+        grad_clean_ptr=grads[1] if want_grad else None,
+        num_perturbed=num_perturbed,
+        num_clean=num_clean,
+        num_classes=num_classes,
+        share=_share(divergence, num_classes),
+        KIND=KINDS[divergence],
+        GRAD=want_grad,
+        PRECISE=config.PRECISE,
+        ALIGN=config.alignment(num_classes),
+        **chosen.launch(),
+    )
+    return values.sum(), weight, *grads
+
+
+def _share(divergence: str, num_classes: int) -> float:
+    """What the kernel's sums are multiplied by: nats, and the mean over the classes."""
+    return {"jsd": HALF_LN2.value, "mse": 1.0, "binary_jsd": HALF_LN2.value}[divergence] / (
+        1 if divergence == "jsd" else num_classes
+    )
+
+
+def row_divergence_bwd(
+    grad: Tensor,  # []
+    unit_grad_perturbed: Tensor,  # [R, C]
+    unit_grad_clean: Tensor,  # [N, C]
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+) -> tuple[Tensor, Tensor]:  # [R, C], [N, C]
+    """The unit gradients scaled and cast."""
+    return (
+        scale_or_take(unit_grad_perturbed, None, grad.reshape(1), perturbed.dtype),
+        scale_or_take(unit_grad_clean, None, grad.reshape(1), clean.dtype),
+    )

@@ -1,0 +1,163 @@
+"""Supervised contrastive loss, its gradient taken in the forward.
+
+With E_a = sum over j != a of e^s_aj and P(a) the positives of a,
+
+    loss_a = log E_a - 1/|P(a)| sum_p s_ap
+
+over the anchors that have one, and the gradient to z is H Z with H symmetric, 0 on the diagonal:
+
+    H_ab = e^s_ab / E_a + e^s_ab / E_b - [a and b are positives] (1/|P(a)| + 1/|P(b)|).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from mcr_fast.kernels._exp_sums import exp_sums
+from mcr_fast.kernels._math import reciprocal
+from mcr_fast.kernels._panels import (
+    gradient,
+    panel_scale,
+    store_panel,
+    weighted_exponentials,
+)
+from mcr_fast.kernels._similarity import class_columns, logit_tile, make_batch
+from torch import Tensor
+
+
+@triton.jit
+def _sup_con_sums_kernel(
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    begin_ptr,  # [padded L]
+    end_ptr,  # [padded L]
+    num_present_ptr,  # [1]
+    sum_ptr,  # [padded L] float64: sum over p of s_ap
+    width,
+    scale,
+    PRECISE: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    first = tl.program_id(0) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    begin = tl.load(begin_ptr + rows)[:, None]
+    end = tl.load(end_ptr + rows)[:, None]
+    total = tl.zeros([BLOCK_M], tl.float64)
+    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    for first_col in range(low, high, BLOCK_N):
+        s = logit_tile(
+            scaled_ptr, inverse_ptr, first, first_col, width, scale,
+            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        cols = (first_col + tl.arange(0, BLOCK_N))[None, :]
+        positive = (cols >= begin) & (cols < end) & (cols != rows[:, None])
+        total += tl.sum(tl.where(positive, s, 0.0), 1).to(tl.float64)
+    tl.store(sum_ptr + rows, total)
+
+
+@triton.jit
+def _sup_con_positives_kernel(
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    begin_ptr,  # [padded L]
+    end_ptr,  # [padded L]
+    weight_ptr,  # [padded L]: 1 / E_a relative to the maximum, 0 if a is no anchor
+    max_ptr,  # [padded L]
+    num_present_ptr,  # [1]
+    h_scale_ptr,  # [1]
+    h_ptr,  # [panel, padded L], rows first_row .. of H
+    first_row,
+    padded_rows,
+    width,
+    scale,
+    RUNNING_MAX: tl.constexpr,
+    PRECISE: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    first = first_row + tl.program_id(0) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    begin = tl.load(begin_ptr + rows)[:, None]
+    end = tl.load(end_ptr + rows)[:, None]
+    # rows of one class have the same |P|
+    both = 2.0 * reciprocal(tl.maximum(end - begin - 1, 1).to(tl.float32), PRECISE)
+    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
+    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    for first_col in range(low, high, BLOCK_N):
+        s = logit_tile(
+            scaled_ptr, inverse_ptr, first, first_col, width, scale,
+            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        cols = first_col + tl.arange(0, BLOCK_N)
+        h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
+        h = tl.where(cols[None, :] == rows[:, None], 0.0, h - both)
+        same_label = (cols[None, :] >= begin) & (cols[None, :] < end)
+        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, same_label)
+
+
+def sup_con_fwd(
+    embeddings: Tensor,  # [L, D]
+    labels: Tensor,  # [L] int64
+    present: Tensor | None,  # [L] bool
+    temperature: float,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
+    """The loss and, if wanted, its gradient."""
+    if len(embeddings) == 0:
+        zero = embeddings.new_zeros((), dtype=torch.float32)
+        return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))
+    batch, anchors = make_batch(
+        embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum()
+    )
+    rows = batch.rows
+    next_row = torch.arange(1, rows.padded_rows + 1, dtype=torch.int32, device=labels.device)
+    total, top = exp_sums(batch, rows.entering(next_row))
+    places = {
+        "begin_ptr": rows.begin,
+        "end_ptr": rows.end,
+        **batch.tiles(batch.diagonal),
+    }
+    block_rows = batch.diagonal.blocks["BLOCK_M"]
+    sums = rows.per_row(torch.float64)
+    _sup_con_sums_kernel[(rows.padded_rows // block_rows,)](sum_ptr=sums, **places)
+    # the two large parts of a loss, a positive's logit and the maximum, cancel in float64
+    num_positives = rows.end - rows.begin - 1
+    losses = torch.log2(total) + (top.double() - sums / num_positives.clamp(min=1))
+    loss = torch.where(num_positives > 0, losses, 0.0).sum()
+    value = (loss * math.log(2) / anchors.clamp(min=1)).float()
+    if not want_grad:
+        return value, value.new_empty((0, 0))
+    h_scale = panel_scale(batch, torch.ones_like(value))
+    weight = torch.where(num_positives > 0, 1 / total, 0.0).float()
+
+    def put_positives(panel: Tensor, first_row: int) -> None:  # [panel, padded L]
+        _sup_con_positives_kernel[(panel.shape[0] // block_rows,)](
+            weight_ptr=weight,
+            max_ptr=top,
+            h_scale_ptr=h_scale,
+            h_ptr=panel,
+            first_row=first_row,
+            padded_rows=rows.padded_rows,
+            RUNNING_MAX=batch.running_max,
+            **places,
+        )
+
+    factor = (1 / (anchors.clamp(min=1) * temperature * h_scale)).float()
+    return value, gradient(batch, weight, top, h_scale, factor, put_positives)
+
+
+def sup_con_bwd(
+    grad: Tensor,  # []
+    unit_grad: Tensor,  # [L, D] float32
+    dtype: torch.dtype,
+) -> Tensor:  # [L, D]
+    """The unit gradient scaled and cast."""
+    return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))

@@ -1,0 +1,143 @@
+"""Compiles a Triton kernel ahead of time, with no GPU, and reads what came out."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block can have
+TARGETS = tuple(SHARED_LIMIT)
+
+
+@dataclass
+class Compiled:
+    """A kernel's assembly and what it takes of the machine."""
+
+    name: str
+    target: int
+    asm: dict[str, Any]
+    shared: int  # bytes
+
+    @cached_property
+    def ptx(self) -> str:
+        return self.asm["ptx"]
+
+    @cached_property
+    def usage(self) -> dict[str, int]:
+        """REG, STACK, SHARED, LOCAL and more, of a thread or block."""
+        text = self._tool("cuobjdump", "--dump-resource-usage")
+        return {k: int(v) for k, v in re.findall(r"([A-Z]+)(?:\[\d\])?:(\d+)", text)}
+
+    @property
+    def registers(self) -> int:
+        return self.usage["REG"]
+
+    @property
+    def spills(self) -> int:
+        """Bytes of a thread's memory that stand for registers."""
+        return self.usage["STACK"] + self.usage["LOCAL"]
+
+    @cached_property
+    def code(self) -> tuple[list[str], list[tuple[int, int]]]:
+        """The machine's instructions, and the branches among them as (from, to)."""
+        rows: list[str] = []
+        labels: dict[str, int] = {}
+        for line in self._tool("nvdisasm", "--print-code").splitlines():
+            if label := re.match(r"(\.L_\S+):", line.strip()):
+                labels[label[1]] = len(rows)
+            elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+                rows.append(instruction[1].strip())
+        branches = []
+        for at, text in enumerate(rows):
+            target = re.search(r"BRA.*?`\((\.L_\S+?)\)", text)
+            if target:
+                branches.append((at, labels[target[1]]))
+        return rows, branches
+
+    def loops(self) -> list[list[str]]:
+        """The instructions from a backward branch's target to the branch; `BRA .` is no loop."""
+        rows, branches = self.code
+        return [rows[to : at + 1] for at, to in branches if to < at]
+
+    def hot_path(self) -> int:
+        """Instructions of the shortest way around a loop with a logarithm: no special case."""
+        rows, branches = self.code
+        ways: list[list[int]] = [
+            [] if re.match(r"(BRA|EXIT|RET)", row) else [at + 1] for at, row in enumerate(rows)
+        ]
+        for at, to in branches:
+            ways[at].append(to)
+        return min(_way_around(ways, at) for at, row in enumerate(rows) if "MUFU.LG2" in row)
+
+    def check(self) -> None:
+        """What holds for every kernel: no spill, no library logarithm, shared memory that fits."""
+        where = f"{self.name} for sm_{self.target}"
+        assert self.spills == 0, f"{where}: {self.spills} bytes spilled"
+        assert "__nv_" not in self.ptx, f"{where} calls libdevice"
+        assert self.shared <= SHARED_LIMIT[self.target], f"{where}: {self.shared} bytes shared"
+
+    def _tool(self, tool: str, *options: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.asm["cubin"])
+            file.flush()
+            command = [str(TOOLS / tool), *options, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _way_around(ways: list[list[int]], start: int) -> int:
+    """Steps of the shortest way from an instruction back to itself; a huge number if none."""
+    reached, steps, seen = [start], 0, {start}
+    while reached:
+        steps += 1
+        following = {to for at in reached for to in ways[at] if to < len(ways)}
+        if start in following:
+            return steps
+        reached = list(following - seen)
+        seen |= following
+    return 1 << 30
+
+
+def compile_kernel(
+    fn: Any,
+    signature: dict[str, str],
+    constexprs: dict[str, Any],
+    target: int,
+    num_warps: int,
+    num_stages: int = 1,
+    aligned: tuple[str, ...] = (),
+    max_registers: int | None = None,
+) -> Compiled:
+    """Compile for sm_<target>.
+
+    Args:
+        fn: a `triton.jit` function.
+        signature: type of each argument that is no constexpr: "*fp32", "*i64", "i32", "fp32".
+        constexprs: value of each constexpr argument; None for a pointer that is not given.
+        target: 80 or 90.
+        num_warps: as at the launch.
+        num_stages: as at the launch.
+        aligned: arguments that are multiples of 16, as the launcher finds out by itself.
+        max_registers: as at the launch.
+    """
+    types = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
+    positions = {name: (i,) for i, name in enumerate(fn.arg_names)}
+    source = ASTSource(
+        fn=fn,
+        signature=types,
+        constexprs={positions[name]: value for name, value in constexprs.items()},
+        attrs={positions[name]: [["tt.divisibility", 16]] for name in aligned},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", target, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers},
+    )
+    return Compiled(fn.__name__, target, compiled.asm, compiled.metadata.shared)

@@ -1,0 +1,178 @@
+"""Kernels of the divergences compiled ahead of time for sm_80 and sm_90, with no GPU."""
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from aot import TARGETS, Compiled, compile_kernel
+from mcr_fast.kernels import _config as config
+from mcr_fast.kernels import row_divergence as rows
+from mcr_fast.kernels._config import TABLE, Config
+from mcr_fast.kernels._divergence import KINDS
+from mcr_fast.kernels._donor_side import _donor_side_kernel
+from mcr_fast.kernels._own_side import _own_side_kernel
+from mcr_fast.kernels._pairs import _pair_weight_sums_kernel
+from mcr_fast.kernels._scale import _scale_or_take_kernel
+
+from mcr_fast.ops._backend import MAX_TRITON_CLASSES
+
+POINTERS = {
+    "donors_ptr": "*i64",
+    "inverse_ptr": "*i64",
+    "order_ptr": "*i64",
+    "starts_ptr": "*i64",
+    "rows_ptr": "*i64",
+    "labels_ptr": "*i64",
+    "present_ptr": "*i8",
+    "normal_ptr": "*i8",
+    "subsets_ptr": "*i32",
+}
+UNMASKED = {"order_ptr": None, "labels_ptr": None, "present_ptr": None, "weight_ptr": None}
+OPTIONS = {
+    **UNMASKED,
+    "upstream_ptr": None,
+    "KIND": 0,
+    "SCHEME": 0,
+    "OWN_DONORS": False,
+    "SINGLE": True,
+    "MASKED": False,
+    "EXCLUDE": 0,
+    "PRECISE": False,
+    "ALIGN": 8,
+}
+ROUTED = {"CLEAN_PATH": 0, "OUTSIDER": -1, "GRAD": True}
+NO_GRAD = dict.fromkeys(
+    ["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr", "grad_ptr", "shared_ptr"]
+) | {"GRAD": False}
+# every feature that an unmasked M = 2 batch leaves out
+GENERAL = {
+    "SCHEME": 1,
+    "OWN_DONORS": True,
+    "SINGLE": False,
+    "MASKED": True,
+    "EXCLUDE": 2,
+    "order_ptr": "given",
+    "labels_ptr": "given",
+    "present_ptr": "given",
+    "weight_ptr": "given",
+    "upstream_ptr": "given",
+    "ALIGN": 1,
+}
+
+
+def build(fn, chosen: Config, target: int, dtype: str = "fp32", **options) -> Compiled:
+    """Compile with the table's block sizes; an option "given" is a pointer that is there."""
+    constants = {k: v for k, v in options.items() if v != "given" and k in fn.arg_names}
+    signature = {}
+    for name in fn.arg_names:
+        if name in ("x_ptr", "bias_ptr", "perturbed_ptr", "clean_ptr"):
+            signature[name] = f"*{dtype}"
+        elif name.endswith("_ptr"):
+            signature[name] = POINTERS.get(name, "*fp32")
+        else:
+            signature[name] = "fp32" if name == "share" else "i32"
+    aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") and n not in constants)
+    blocks = {k: v for k, v in chosen.blocks.items() if k in fn.arg_names}
+    compiled = compile_kernel(
+        fn,
+        signature,
+        constants | blocks,
+        target,
+        chosen.num_warps,
+        chosen.num_stages,
+        aligned,
+        chosen.max_registers,
+    )
+    compiled.check()
+    return compiled
+
+
+def per_thread(chosen: Config) -> int:
+    """Elements of a tile that one thread has."""
+    return chosen.blocks["BLOCK_R"] * chosen.blocks["BLOCK_C"] // (32 * chosen.num_warps)
+
+
+def assert_fast_logarithms(compiled: Compiled) -> None:
+    """One instruction each in every loop, none of the steps that libdevice takes for log2."""
+    instructions = [text for loop in compiled.loops() for text in loop]
+    assert any(text.startswith("MUFU.EX2") for text in instructions)
+    assert any(text.startswith("MUFU.LG2") for text in instructions)
+    assert not any("0x3f3504f3" in text for text in instructions), "a polynomial logarithm"
+
+
+by_target = pytest.mark.parametrize("target", TARGETS)
+
+
+def sizes_of(kernel: str):
+    """Each entry of the table for one target, the sizes of production for both."""
+    return [
+        pytest.param(chosen, target, id=f"C{chosen.up_to}-sm_{target}")
+        for chosen in TABLE[kernel]
+        for target in TARGETS
+        if target == 90 or chosen.up_to >= 256
+    ]
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("pairs_own_side"))
+def test_own_side(chosen, target):
+    assert_fast_logarithms(build(_own_side_kernel, chosen, target, **OPTIONS | ROUTED))
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("pairs_value"))
+def test_own_side_without_gradient(chosen, target):
+    assert_fast_logarithms(build(_own_side_kernel, chosen, target, **OPTIONS | ROUTED | NO_GRAD))
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("pairs_donor_side"))
+def test_donor_side(chosen, target):
+    assert_fast_logarithms(build(_donor_side_kernel, chosen, target, **OPTIONS))
+
+
+@pytest.mark.parametrize(("kind", "target"), [(0, 80), (0, 90), (1, 90), (2, 80), (2, 90)])
+def test_every_feature(kind, target):
+    options = OPTIONS | GENERAL | {"KIND": kind}
+    divergence = next(name for name, number in KINDS.items() if number == kind)
+    # 4096 classes of two outcomes and every feature at once spill 72 bytes on sm_90
+    for size in (174, 1000, 4096 if divergence != "binary_jsd" else 2048):
+        own = config.own_side(size, True, divergence)
+        build(_own_side_kernel, own, target, "bf16", **options | ROUTED | {"CLEAN_PATH": 1})
+    donor = config.choose("pairs_donor_side", 1000)
+    build(_donor_side_kernel, donor, target, "bf16", **options)
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("row_divergence"))
+def test_row_divergence(chosen, target):
+    options = {"KIND": 0, "PRECISE": False, "ALIGN": 8, "weight_ptr": None, "GRAD": True}
+    kernel = rows._row_divergence_fwd_kernel
+    assert_fast_logarithms(build(kernel, chosen, target, "bf16", **options))
+    if target == 90:
+        options |= dict.fromkeys(["order_ptr", "starts_ptr", "grad_perturbed_ptr"])
+        options |= {"grad_clean_ptr": None, "GRAD": False, "KIND": 2}
+        build(kernel, chosen, target, **options)
+
+
+@by_target
+def test_small_kernels(target):
+    weights = Config(0, {"BLOCK_R": config.WEIGHT_ROWS}, num_warps=4)
+    build(_pair_weight_sums_kernel, weights, target, **GENERAL)
+    scale = Config(0, {"BLOCK": config.SCALE_BLOCK}, num_warps=4)
+    for again in ({}, {"again_ptr": None}):
+        build(_scale_or_take_kernel, scale, target, **again)
+
+
+@pytest.mark.parametrize(("grad", "goal"), [(False, 17), (True, 20)])
+def test_instructions_per_element(grad, goal, capsys):
+    """The pair loop at C = 1000: what a warp issues per 32 elements where no row is special."""
+    chosen = config.own_side(1000, grad, "jsd")
+    options = OPTIONS | ROUTED | ({} if grad else NO_GRAD)
+    compiled = build(_own_side_kernel, chosen, 90, **options)
+    count = compiled.hot_path() / per_thread(chosen)
+    with capsys.disabled():
+        print(f"\nMIPD pair loop, C = 1000, sm_90, gradient {grad}: {count:.1f} instructions")
+    assert count <= goal
+
+
+def test_classes_that_fit():
+    assert MAX_TRITON_CLASSES == config.MAX_CLASSES
+    for kernel in ("pairs_own_side", "row_divergence"):
+        assert TABLE[kernel][-1].up_to == TABLE[kernel][-1].blocks["BLOCK_C"] == config.MAX_CLASSES

@@ -1,0 +1,233 @@
+"""The kernels of nt_xent, sup_con and reconstruction_loss, compiled for GPUs that are not here."""
+
+import contextlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
+from aot import TARGETS, compile_kernel
+from mcr_fast.kernels import _config, _exp_sums, _panels, _rows, nt_xent, sup_con
+from mcr_fast.kernels import reconstruction_loss as reconstruction
+
+TYPES = {
+    "enter_ptr": "*i32",
+    "begin_ptr": "*i32",
+    "end_ptr": "*i32",
+    "order_ptr": "*i64",
+    "num_present_ptr": "*i64",
+    "sum_ptr": "*fp64",
+    "loss_ptr": "*fp64",
+    "c_ptr": "*fp64",
+    "scale": "fp32",
+    "no_max": "fp32",
+    "factor": "fp32",
+}
+INPUTS = (
+    "scaled_ptr",
+    "h_ptr",
+    "x_ptr",
+    "latents_ptr",
+    "reconstruction_ptr",
+    "grad_latents_ptr",
+    "grad_reconstruction_ptr",
+)
+# what is a multiple of 16 in every launch; the frame of whole tiles sees to it
+ALIGNED = ("first_row", "band_rows", "padded_rows", "padded_width")
+
+OVER_ALL_TILES = (_exp_sums._exp_sums_kernel, _panels._panel_kernel)
+OVER_POSITIVES = (
+    nt_xent._nt_xent_pairs_kernel,
+    nt_xent._nt_xent_positives_kernel,
+    sup_con._sup_con_sums_kernel,
+    sup_con._sup_con_positives_kernel,
+)
+BITS = {16: "bf16", 32: "fp32"}
+
+
+def build(kernel, dtype, config, target, **constexprs):
+    signature = {}
+    for name in kernel.arg_names:
+        integer_or_float = "*fp32" if name.endswith("_ptr") else "i32"
+        signature[name] = f"*{dtype}" if name in INPUTS else TYPES.get(name, integer_or_float)
+    values = {**config.blocks, "PRECISE": False, **constexprs}
+    values = {name: value for name, value in values.items() if name in kernel.arg_names}
+    aligned = [n for n in kernel.arg_names if n in ALIGNED or n.endswith("_ptr")]
+    # of rows in whole tiles, as they come elsewhere
+    aligned += ["width"] if "scaled_ptr" in aligned and "padded_width" not in aligned else []
+    compiled = compile_kernel(
+        kernel, signature, values, target, config.num_warps, config.num_stages, tuple(aligned)
+    )
+    compiled.check()
+    print(
+        f"{compiled.name} sm_{target} {dtype} {config.blocks}: {compiled.registers} registers, "
+        f"{compiled.shared} bytes shared"
+    )
+    return compiled
+
+
+def check_tiles(kernel, bits, config, target, running_max):
+    compiled = build(
+        kernel,
+        BITS[bits],
+        config,
+        target,
+        RUNNING_MAX=running_max,
+        DOT_PRECISION="tf32x3" if bits == 32 else "ieee",
+    )
+    assert ("wgmma.mma_async" if target == 90 else "mma.sync") in compiled.ptx
+    if kernel is not sup_con._sup_con_sums_kernel:
+        assert "ex2.approx.ftz.f32" in compiled.ptx
+    assert "ex2.approx.f32" not in compiled.ptx
+    assert "div.full" not in compiled.ptx
+    assert "div.rn" not in compiled.ptx
+    return compiled
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kernel", OVER_ALL_TILES, ids=lambda k: k.__name__)
+def test_over_all_tiles(kernel, bits, target):
+    for config in _config.TABLE[f"similarity_{bits}"]:
+        for running_max in (False, True):
+            compiled = check_tiles(kernel, bits, config, target, running_max)
+    if bits == 16 and target == 90:
+        compiled = check_tiles(kernel, bits, config, target, running_max=False)
+        assert compiled.registers <= 128, "one block of the largest tiles alone has the registers"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kernel", OVER_POSITIVES, ids=lambda k: k.__name__)
+def test_over_positives(kernel, bits, target):
+    for config in _config.TABLE[f"positives_{bits}"]:
+        for running_max in {False, "RUNNING_MAX" in kernel.arg_names}:
+            check_tiles(kernel, bits, config, target, running_max)
+
+
+def test_tiles_fit_into_each_other():
+    """What the launchers count on."""
+    (sums,) = _config.TABLE["partial_sums"]
+    rows = max(config.blocks["BLOCK_R"] for config in _config.TABLE["rows"])
+    for bits in BITS:
+        for config in _config.TABLE[f"similarity_{bits}"]:
+            blocks, sides = config.blocks, (config.blocks["BLOCK_M"], config.blocks["BLOCK_N"])
+            assert max(sides) % min(sides) == 0
+            assert max(sides) % rows == 0
+            assert min(sides) % sums.blocks["BLOCK_R"] == 0
+            for near in _config.TABLE[f"positives_{bits}"]:
+                assert max(sides) % near.blocks["BLOCK_M"] == 0
+                assert max(sides) % near.blocks["BLOCK_N"] == 0
+                assert blocks["BLOCK_K"] % near.blocks["BLOCK_K"] == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_and_sums(target):
+    for config in _config.TABLE["rows"]:
+        for dtype, top_exponent in (("fp32", 0), ("fp16", 14)):
+            build(_rows._scale_rows_kernel, dtype, config, target, TOP_EXPONENT=top_exponent)
+            build(_rows._project_rows_kernel, dtype, config, target)
+    tile = _config.TABLE["similarity_16"][-1].blocks
+    for config in _config.TABLE["partial_sums"]:
+        for running_max in (False, True):
+            build(
+                _exp_sums._add_partials_kernel,
+                "fp32",
+                config,
+                target,
+                RUNNING_MAX=running_max,
+                BLOCK_M=tile["BLOCK_M"],
+                BLOCK_N=tile["BLOCK_N"],
+            )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_reconstruction_loss(target):
+    for config in _config.TABLE["reconstruction_loss"]:
+        for dtype in ("fp32", "bf16"):
+            build(reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target)
+            build(reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target)
+
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@pytest.fixture
+def compile_launch(monkeypatch):
+    """Launches compile for sm_90, with the types and alignments that a GPU would see."""
+    compiled = []
+
+    def launch(kernel, *args, grid, warmup, **given):
+        options = {name: given.pop(name) for name in ("num_warps", "num_stages")}
+        constexprs = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
+        signature, aligned = {}, []
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor):
+                signature[name] = POINTERS[value.dtype]
+            elif value == 1:
+                constexprs[name] = 1
+            else:
+                signature[name] = "fp32" if isinstance(value, float) else "i32"
+            number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+            if name not in constexprs and isinstance(number, int) and number % 16 == 0:
+                aligned.append(name)
+        result = compile_kernel(
+            kernel, signature, constexprs, 90, **options, aligned=tuple(aligned)
+        )
+        result.check()
+        compiled.append(kernel.__name__)
+
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", launch)
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("module", "rows", "dtype", "temperature"),
+    [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
+)
+def test_contrastive_launches(compile_launch, module, rows, dtype, temperature):
+    """All that the launchers pass on, from tensors with the addresses they really have."""
+    name = module.__name__.split(".")[-1]
+    x, labels = torch.randn(rows, 37).to(dtype), torch.arange(rows) % 9
+    present = torch.arange(rows) % 5 > 0
+    forward = getattr(module, f"{name}_fwd")
+    loss, grad = forward(x, labels, present, temperature, True)
+    assert loss.shape == ()
+    assert grad.shape == x.shape
+    assert len(set(compile_launch)) == 7
+    assert getattr(module, f"{name}_bwd")(loss, grad, dtype).dtype == dtype
+
+
+def test_reconstruction_loss_launches(compile_launch):
+    latents = [torch.randn(5, 3), torch.randn(5, 300)]
+    h = torch.randn(5, 303)
+    assert reconstruction.reconstruction_loss_fwd(latents, h).shape == ()
+    grads, grad_h = reconstruction.reconstruction_loss_bwd(torch.ones(()), latents, h)
+    assert [g.shape for g in (*grads, grad_h)] == [z.shape for z in (*latents, h)]
+    assert len(compile_launch) == 4
+
+
+def test_launchers_read_nothing_back(monkeypatch):
+    """Tensors without data go through: no size, branch or loop depends on a number in one."""
+    launched = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", lambda k, **_: launched.append(k))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    x = torch.empty(5000, 37, device="meta", dtype=torch.float16)
+    labels = torch.empty(5000, device="meta", dtype=torch.int64)
+    for module, name in ((nt_xent, "nt_xent"), (sup_con, "sup_con")):
+        for present in (None, labels > 0):
+            forward = getattr(module, f"{name}_fwd")
+            loss, grad = forward(x, labels, present, 0.5, True)
+            assert grad.shape == x.shape
+            getattr(module, f"{name}_bwd")(loss, grad, torch.float16)
+    loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
+    reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
+    assert len(set(launched)) == 11

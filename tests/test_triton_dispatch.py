@@ -1,0 +1,120 @@
+"""The Triton overloads of the ops: schemas, who is chosen, what is said when they cannot run."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from contrastive import needs_library
+
+from mcr_fast import env
+from mcr_fast.ops import OPS, TRITON_OPS, _backend
+from mcr_fast.ops._schemas import SCHEMAS
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_every_op_has_its_schemas():
+    assert set(SCHEMAS) == {f"{op}_{way}" for op in OPS for way in ("fwd", "bwd")}
+
+
+@needs_library
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_that_of_the_library(name):
+    compiled = getattr(torch.ops.mcr_fast, name).default._schema
+    assert str(torch._C.parse_schema(f"mcr_fast::{name}{SCHEMAS[name]}")) == str(compiled)
+
+
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_overload_has_fake_and_kernels(op):
+    assert (ROOT / "kernels" / f"{op}.py").exists()
+    for name in (f"mcr_fast::{op}_fwd.triton", f"mcr_fast::{op}_bwd.triton"):
+        for key in ("CUDA", "Autograd"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def test_each_kernel_stands_in_the_registry():
+    stems = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py")}
+    assert set(TRITON_OPS) <= stems
+    assert stems & set(OPS) == set(TRITON_OPS)
+
+
+@pytest.fixture
+def _on_cuda(monkeypatch):
+    """As with a torch built for CUDA and Triton installed; an op's kernel is not called."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = {op: _backend._why_unavailable(op) for op in OPS}
+    monkeypatch.setattr(_backend, "_UNAVAILABLE", found)
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@needs_triton
+@pytest.mark.usefixtures("_on_cuda")
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_cuda_tensors_take_triton(op):
+    assert _backend.resolve(op, None, CUDA, torch.float16) == "triton"
+    assert _backend.resolve(op, "triton", CUDA) == "triton"
+    assert _backend.backends()[op]["serves"]["cuda"] == "triton"
+    with pytest.raises(RuntimeError, match="takes CUDA tensors, got tensors on cpu.*INTERPRET"):
+        _backend.resolve(op, "triton", CPU)
+
+
+@needs_triton
+@pytest.mark.usefixtures("_on_cuda")
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_float64_goes_to_the_reference(op):
+    assert _backend.resolve(op, None, CUDA, torch.float64) == "reference"
+    with pytest.raises(RuntimeError, match="computes in float32, got float64"):
+        _backend.resolve(op, "triton", CUDA, torch.float32, torch.float64)
+
+
+@needs_triton
+@pytest.mark.usefixtures("_on_cuda")
+def test_too_many_classes_go_to_the_reference():
+    limit = _backend.MAX_TRITON_CLASSES
+    chosen = functools.partial(_backend.resolve_divergence, "row_divergence")
+    assert chosen(None, CUDA, limit, torch.float32) == "triton"
+    assert chosen(None, CUDA, limit + 1, torch.float32) == "reference"
+    with pytest.raises(ValueError, match=f"at most {limit} classes, got {limit + 1}"):
+        chosen("triton", CUDA, limit + 1, torch.float32)
+
+
+@pytest.mark.skipif(bool(torch.version.cuda), reason="this torch has CUDA")
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_torch_without_cuda(op):
+    if importlib.util.find_spec("triton") is not None:
+        with pytest.raises(RuntimeError, match="not built for CUDA.*TRITON_INTERPRET=1"):
+            _backend.resolve(op, "triton", CPU)
+    assert _backend.resolve(op, None, CUDA) == "reference"
+
+
+def test_triton_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in str(env.why_no_triton())
+
+
+@needs_triton
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_interpreter_takes_cpu_tensors_when_asked(op):
+    code = (
+        "import sys, torch; from mcr_fast.ops._backend import resolve; cpu = torch.device('cpu');"
+        f"print(resolve({op!r}, 'triton', cpu), resolve({op!r}, None, cpu) != 'triton',"
+        "'triton' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == ["triton", "True", "False"]
