@@ -5,7 +5,9 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one")
+    parser.addoption(
+        "--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What is built: the objects of each instruction set, the choice, and wheels that lack a library."""
+"""What is built: the objects of an instruction set, the choice, wheels without a library."""
 
 import re
 import shutil
@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from wheels import NT_XENT, ROOT, binutils, build_wheel, run, run_installed, unpack
 
 import mcr_fast
 from mcr_fast import env
-from wheels import NT_XENT, ROOT, binutils, build_wheel, run, run_installed, unpack
 
 needs_library = pytest.mark.skipif(not env.cpu_library_loaded(), reason="no compiled library")
 

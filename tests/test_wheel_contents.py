@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import NT_XENT, ROOT, binutils, build_wheel, run_installed, unpack
 
 import mcr_fast
 from mcr_fast import env
-from wheels import NT_XENT, ROOT, binutils, build_wheel, run_installed, unpack
 
 MAX_BYTES = 20 * 2**20
 CUDA_LIBRARY = "libmcr_fast_cuda.so"
@@ -26,7 +26,9 @@ TORCH_LIBRARIES = {
     env.CPU_LIBRARY.name: {"libtorch_cpu.so"},
     CUDA_LIBRARY: {"libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so"},
 }
-RUNTIME = re.compile(r"(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|ld-linux[\w-]*)\.so\.\d")
+RUNTIME = re.compile(
+    r"(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|ld-linux[\w-]*)\.so\.\d"
+)
 
 each_library = pytest.mark.parametrize("name", TORCH_LIBRARIES)
 
