@@ -4,6 +4,7 @@
 #   make demo TORCH=torch==2.13.0    which torch is installed, if none can be imported
 #   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
 #   make test PYTEST_ARGS="-k nt_xent -x"
+#   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+WHEEL_TORCH ?= "torch==2.10.*" torch
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -18,7 +20,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test lint bench docs wheel format clean
+.PHONY: demo test lint bench docs wheel wheel-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -39,8 +41,16 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed-docs
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs mcr_fast
 
-wheel: $(VENV)/.tools
-	$(PIP) wheel . --no-build-isolation --no-deps --wheel-dir dist
+# auditwheel looks for patchelf on PATH.
+wheel: $(VENV)/.installed-wheel
+	rm -rf build/wheel dist/*.whl
+	$(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" .ci/repair-wheel build/wheel/*.whl dist
+
+wheel-test: wheel $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_wheel_contents.py --wheel dist/*.whl
+	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

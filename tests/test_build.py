@@ -1,68 +1,25 @@
-"""What is built: the symbols of the library and the contents of the wheels."""
+"""What is built: the objects of an instruction set, the choice, wheels without a library."""
 
-import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
+from wheels import NT_XENT, ROOT, binutils, build_wheel, run, run_installed, unpack
 
 import mcr_fast
 from mcr_fast import env
 
-ROOT = Path(__file__).resolve().parent.parent
-
 needs_library = pytest.mark.skipif(not env.cpu_library_loaded(), reason="no compiled library")
-
-
-def run(*command: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=os.environ | variables, check=False
-    )
-
-
-def binutils(tool: str, *arguments: str) -> str:
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
-    result = run(tool, *arguments)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def setup_py(**variables: str) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, "setup.py", "--version", **variables)
 
 
-# The library
-
-
-@needs_library
-def test_library_needs_no_python():
-    dynamic = binutils("readelf", "-d", str(env.CPU_LIBRARY))
-    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
-    assert "libtorch_cpu.so" in needed
-    assert not [name for name in needed if "python" in name]
-    assert "RPATH" not in dynamic
-    assert "RUNPATH" not in dynamic
-
-
-@needs_library
-def test_library_uses_the_stable_abi_only():
-    undefined = re.findall(r"\bU (\S+)", binutils("nm", "-D", str(env.CPU_LIBRARY)))
-    assert [name for name in undefined if name.startswith("aoti_torch_")]
-    assert not [name for name in undefined if re.match(r"_?Py[A-Z_]", name)]
-    # Mangled names in the namespaces of torch: its C++ ABI changes with every release.
-    assert not [name for name in undefined if re.match(r"_Z\w*?(2at|3c10|5torch)\d", name)]
-
-
-@needs_library
-def test_library_exports_nothing_of_its_own():
-    defined = binutils("nm", "-D", "--defined-only", str(env.CPU_LIBRARY))
-    assert not re.findall(r"\S*3mcr\S*", defined)
+# The objects
 
 
 @needs_library
@@ -110,30 +67,6 @@ def test_build_errors(build, message):
 # The wheels, each unpacked where the source tree cannot be seen
 
 
-def build_wheel(source: Path, destination: Path, build: str) -> Path:
-    result = run(
-        *(sys.executable, "-m", "pip", "wheel", ".", "--no-build-isolation", "--no-deps"),
-        *("--wheel-dir", str(destination)),
-        cwd=source,
-        MCR_FAST_BUILD=build,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = destination.glob("*.whl")
-    return wheel
-
-
-def unpack(wheel: Path, target: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    return target
-
-
-def run_installed(target: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` with the unpacked wheel in front of the editable install."""
-    assertion = f"import mcr_fast; assert mcr_fast.__file__.startswith({str(target)!r}); "
-    return run(sys.executable, "-c", assertion + code, cwd=target, PYTHONPATH=str(target))
-
-
 @pytest.fixture(scope="module")
 def pure_wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
@@ -144,10 +77,6 @@ def pure_wheel(tmp_path_factory):
         if path.is_file() and path.name != ".git":
             shutil.copy(path, source)
     return build_wheel(source, tmp_path_factory.mktemp("pure"), "none")
-
-
-EMBEDDINGS = "torch.linspace(-1, 1, 48).sin().reshape(2, 6, 4)"
-NT_XENT = f"mcr_fast.functional.nt_xent(list({EMBEDDINGS}), torch.arange(6) % 3).item()"
 
 
 def test_pure_wheel_works_through_the_reference(pure_wheel, tmp_path):
@@ -176,25 +105,3 @@ def test_broken_library_is_reported(pure_wheel, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"error .*invalid ELF header|error .*file too short", result.stdout)
     assert "CPU library     not loaded" in result.stdout
-
-
-@needs_library
-def test_compiled_wheel(tmp_path):
-    wheel = build_wheel(ROOT, tmp_path / "dist", "cpu")
-    assert re.search(r"-py3-none-(?!any)\w+\.whl$", wheel.name)
-    target = unpack(wheel, tmp_path / "site")
-    names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert {
-        "mcr_fast/py.typed",
-        "mcr_fast/kernels/__init__.py",
-        "mcr_fast/reference/__init__.py",
-        f"mcr_fast/lib/{env.CPU_LIBRARY.name}",
-    } <= names
-    assert not [name for name in names if name.startswith(("kernels/", "csrc/", "tests/"))]
-    result = run_installed(
-        target,
-        "import torch, mcr_fast.kernels; print(mcr_fast.env.report()); " + f"print({NT_XENT})",
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"CPU library     {target}/mcr_fast/lib/" in result.stdout
-    assert result.stderr == ""

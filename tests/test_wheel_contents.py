@@ -1,0 +1,130 @@
+"""What stands in a wheel with compiled libraries, and what those need from the machine they run on.
+
+It reads the wheel that `--wheel` names (`make wheel-test` names the released kind), or builds one.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from wheels import NT_XENT, ROOT, binutils, build_wheel, run_installed, unpack
+
+import mcr_fast
+from mcr_fast import env
+
+MAX_BYTES = 20 * 2**20
+CUDA_LIBRARY = "libmcr_fast_cuda.so"
+CUDA_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0"
+
+# What each library may ask the loader for, besides the C and C++ runtime: the parts of torch that
+# are in the process anyway. The CUDA runtime is inside the library, and opens the driver itself.
+TORCH_LIBRARIES = {
+    env.CPU_LIBRARY.name: {"libtorch_cpu.so"},
+    CUDA_LIBRARY: {"libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so"},
+}
+RUNTIME = re.compile(
+    r"(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|ld-linux[\w-]*)\.so\.\d"
+)
+
+each_library = pytest.mark.parametrize("name", TORCH_LIBRARIES)
+
+
+@pytest.fixture(scope="session")
+def wheel(request, tmp_path_factory):
+    given = request.config.getoption("--wheel")
+    if given is None and not env.cpu_library_loaded():
+        pytest.skip("no compiled library")
+    return Path(given) if given else build_wheel(ROOT, tmp_path_factory.mktemp("dist"), "cpu")
+
+
+@pytest.fixture(scope="session")
+def site(wheel, tmp_path_factory):
+    """Where the wheel lies unpacked."""
+    return unpack(wheel, tmp_path_factory.mktemp("site"))
+
+
+def library_of(site: Path, name: str) -> str:
+    path = site / "mcr_fast" / "lib" / name
+    if not path.is_file() and name == CUDA_LIBRARY:
+        pytest.skip("a wheel without CUDA kernels")
+    return str(path)
+
+
+def test_tag_is_for_any_python(wheel, request):
+    machine = platform.machine()
+    kind = r"manylinux_2_\d+" if request.config.getoption("--wheel") else "linux"
+    assert re.fullmatch(
+        rf"mcr_fast-{re.escape(mcr_fast.__version__)}-py3-none-{kind}_{machine}\.whl", wheel.name
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+        tags = re.findall(r"^Tag: (.*)$", archive.read(metadata).decode(), re.MULTILINE)
+    assert tags == [wheel.stem.split("-", 2)[2]]
+
+
+def test_size(wheel):
+    assert wheel.stat().st_size <= MAX_BYTES
+
+
+def test_holds_the_package_and_the_libraries_only(site):
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "mcr_fast").rglob("*.py")}
+    expected |= {f"mcr_fast/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    expected |= {"mcr_fast/py.typed", f"mcr_fast/lib/{env.CPU_LIBRARY.name}"}
+    found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    found = {name for name in found if ".dist-info/" not in name}
+    assert found - {f"mcr_fast/lib/{CUDA_LIBRARY}"} == expected
+
+
+@each_library
+def test_needs_torch_and_the_runtime_only(site, name):
+    dynamic = binutils("readelf", "-d", library_of(site, name))
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    from_torch = {library for library in needed if not RUNTIME.fullmatch(library)}
+    assert from_torch
+    assert from_torch <= TORCH_LIBRARIES[name]
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+@each_library
+def test_uses_the_stable_abi_only(site, name):
+    undefined = re.findall(r"\bU (\S+)", binutils("nm", "-D", library_of(site, name)))
+    # Names of the C and C++ runtime carry a version. Of the others only torch's C shim is stable:
+    # no Python symbol, and no mangled name, whose meaning changes with every release of torch.
+    others = [symbol for symbol in undefined if "@" not in symbol]
+    assert others
+    assert not [symbol for symbol in others if not symbol.startswith(("aoti_torch_", "torch_"))]
+
+
+@each_library
+def test_exports_nothing_of_its_own(site, name):
+    defined = binutils("nm", "-D", "--defined-only", library_of(site, name))
+    assert not re.findall(r"\S*3mcr\S*", defined)
+
+
+def cuobjdump() -> str:
+    """The CUDA toolkit's tool; not every installation of nvcc has it, but Triton brings one."""
+    triton = importlib.util.find_spec("triton")
+    own = Path(triton.origin).parent / "backends/nvidia/bin" if triton else ""
+    return shutil.which("cuobjdump", path=f"{os.environ['PATH']}:{own}") or "cuobjdump"
+
+
+def test_cuda_architectures(site):
+    listing = binutils(cuobjdump(), "--list-elf", library_of(site, CUDA_LIBRARY))
+    found = set(re.findall(r"\.sm_(\w+)\.cubin", listing))
+    wanted = re.split(r"[\s;]+", os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES))
+    assert found == {name.removesuffix("+PTX").replace(".", "") for name in wanted}
+
+
+def test_works_where_it_is_unpacked(site):
+    result = run_installed(
+        site, f"import torch, mcr_fast.kernels; print(mcr_fast.env.report()); print({NT_XENT})"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"CPU library     {site}/mcr_fast/lib/" in result.stdout
+    assert result.stderr == ""
