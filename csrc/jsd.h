@@ -227,7 +227,7 @@ struct Jsd {
   MCR_NOINLINE static Terms<T> far_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
                                          Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
-    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    Vec<T> kl_p = {}, kl_q = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> d = row.difference(n) - log2_total;

@@ -8,9 +8,12 @@
 
 #if defined(__CUDACC__)
 #define MCR_ALWAYS_INLINE __host__ __device__ __forceinline__
-#define MCR_POPCOUNT __popc
 #else
 #define MCR_ALWAYS_INLINE __attribute__((always_inline)) inline
+#endif
+#if defined(__CUDA_ARCH__)
+#define MCR_POPCOUNT __popc
+#else
 #define MCR_POPCOUNT __builtin_popcount
 #endif
 

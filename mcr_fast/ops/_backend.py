@@ -22,8 +22,11 @@ class BackendStatus(TypedDict):
 def _why_unavailable(op: str) -> dict[str, str]:
     missing = {
         "triton": "this version has no Triton kernels; use backend=None",
-        "cuda": "this version has no CUDA kernels; use backend=None",
     }
+    if env.cuda_load_error() is not None:
+        missing["cuda"] = str(env.cuda_load_error())
+    elif not env.has_kernel(f"{op}_fwd", "CUDA"):
+        missing["cuda"] = "this version has no CUDA kernel for it; use backend=None"
     if not env.cpu_library_loaded():
         missing["cpu"] = f"no compiled library ({env.load_error()}); {env.HOW_TO_BUILD}"
     elif not env.has_kernel(f"{op}_fwd", "CPU"):
@@ -46,16 +49,18 @@ def resolve(op: str, backend: str | None, device: torch.device) -> str:
     """
     missing = _UNAVAILABLE[op]
     if backend is None:
-        return "cpu" if device.type == "cpu" and "cpu" not in missing else "reference"
+        own = device.type if device.type in ("cpu", "cuda") else "reference"
+        return "reference" if own in missing else own
     if backend not in BACKENDS:
         known = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
     if backend in missing:
         raise RuntimeError(f"backend={backend!r} is not available for {op}: {missing[backend]}")
-    if backend == "cpu" and device.type != "cpu":
+    if backend in ("cpu", "cuda") and device.type != backend:
+        name = backend.upper()
         raise RuntimeError(
-            f"backend='cpu' of {op} takes CPU tensors, got tensors on {device}; "
-            "move them to the CPU or use backend=None"
+            f"backend={backend!r} of {op} takes {name} tensors, got tensors on {device}; "
+            f"move them to the {name} device or use backend=None"
         )
     return backend
 
