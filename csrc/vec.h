@@ -166,12 +166,16 @@ MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
 }
 #else
 MCR_INLINE void load_quads(const float* p, int64_t stride, const int32_t* at, Vec<float> (&v)[4]) {
-  for (int k = 0; k < 4; ++k) v[k] = load_quad(p + at[k] * stride);
+  for (int k = 0; k < 4; ++k) {
+    Quad quads[kQuads];
+    for (int g = 0; g < kQuads; ++g) quads[g] = load_quad(p + at[4 * g + k] * stride);
+    __builtin_memcpy(&v[k], quads, sizeof(quads));
+  }
 }
 MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
   const Vec<float> rows[4] = {v[0], v[1], v[2], v[3]};
   for (int k = 0; k < 4; ++k) {
-    for (int l = 0; l < 4; ++l) v[k][l] = rows[l][k];
+    for (int l = 0; l < kWidth<float>; ++l) v[k][l] = rows[l % 4][l / 4 * 4 + k];
   }
 }
 #endif

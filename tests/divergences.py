@@ -173,12 +173,18 @@ def run(
 
 
 def check(
-    x: Inputs, upstream: Tensor | float = 1.0, case: object = "", threads: int = 1, **options
+    x: Inputs,
+    upstream: Tensor | float = 1.0,
+    case: object = "",
+    threads: int = 1,
+    ours: tuple[Tensor, ...] | None = None,
+    **options,
 ) -> None:
-    """The compiled kernels against the reference in float64, value and gradients."""
+    """The CPU kernels, or `ours`, against the reference in float64, value and gradients."""
     name = "row_divergence" if isinstance(x, Rows) else "permuted_divergence"
-    with on_threads(threads):
-        ours = run(x, "cpu", upstream, **options)
+    if ours is None:
+        with on_threads(threads):
+            ours = run(x, "cpu", upstream, **options)
     plain = run(x, "reference", upstream, **options)
     truth = run(x.to(torch.float64), "reference", upstream, **options)
     shapes = [list(t.shape) for t in x.tensors() if t is not None]
