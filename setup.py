@@ -4,8 +4,11 @@
 
 - ``auto`` (default): what this machine can build; it prints what it chose
 - ``cpu``: the CPU library, or an error
-- ``cuda``: not in this version, an error
+- ``cuda``: the CPU library and the CUDA one, or an error. That needs nvcc, but neither a GPU nor a
+  CUDA torch; the library is loaded beside a CUDA torch only
 - ``none``: nothing; every op then runs through the plain-torch reference
+
+``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as for torch's own extensions: ``8.0;9.0+PTX``.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
 COMPILERS = ["c++", "g++", "clang++"]
 MIN_TORCH = (2, 10)
+
+# Every GPU that a wheel serves: Turing to Blackwell, and PTX for what comes later.
+WHEEL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# A build from source serves one machine: its GPUs, or any from 8.0 on, compiled at first use. Each
+# architecture takes half a minute of one core.
+SOURCE_ARCHITECTURES = "8.0+PTX"
 
 
 def find_tool(name: str) -> str | None:
@@ -65,29 +74,67 @@ def missing_for_cpu() -> str | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler: ``CUDACXX``, ``CUDA_HOME``, or on PATH."""
+    if os.environ.get("CUDACXX"):
+        return shutil.which(os.environ["CUDACXX"])
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def gpu_architectures() -> str | None:
+    """Compute capabilities of the GPUs here, None if there are none or nobody can say."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
+        return None
+    query = [nvidia_smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = sorted(set(result.stdout.split())) if result.returncode == 0 else []
+    return ";".join(found) if all(part.replace(".", "").isdigit() for part in found) else None
+
+
+def cuda_architectures() -> str:
+    """What to compile for, in CMake's words: ``80-real;90-real;90-virtual``."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_architectures() or SOURCE_ARCHITECTURES
+    if wanted == "all":
+        wanted = WHEEL_ARCHITECTURES
+    named = []
+    for entry in wanted.replace(",", ";").replace(" ", ";").split(";"):
+        number, plus, _ = entry.partition("+")
+        code = number.replace(".", "")
+        if not code.rstrip("af").isdigit():
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST={wanted!r}: {entry!r} is not an architecture; "
+                "give numbers such as '8.0;9.0+PTX', or 'all'"
+            )
+        named.append(f"{code}-real")
+        if plus:
+            named.append(f"{code}-virtual")
+    return ";".join(named)
+
+
 def choose_build() -> str:
-    """What ``MCR_FAST_BUILD`` comes to on this machine: "cpu" or "none"."""
+    """What ``MCR_FAST_BUILD`` comes to on this machine: "cuda", "cpu" or "none"."""
     wanted = os.environ.get("MCR_FAST_BUILD", "auto")
     if wanted not in CHOICES:
         raise SystemExit(f"MCR_FAST_BUILD={wanted!r} is unknown; choose {', '.join(CHOICES)}")
     if wanted == "none":
         return "none"
-    if wanted == "cuda":
-        raise SystemExit(
-            "MCR_FAST_BUILD=cuda: this version of mcr_fast has no CUDA kernels; use "
-            "MCR_FAST_BUILD=cpu or auto. CUDA tensors go through the plain-torch reference."
-        )
     reason = missing_for_cpu()
-    if wanted == "cpu" and reason:
-        raise SystemExit(f"MCR_FAST_BUILD=cpu cannot be built: {reason}")
-    chosen = "none" if reason else "cpu"
-    if wanted == "auto":
-        why = reason or "this version has no CUDA kernels"
-        print(f"mcr_fast: MCR_FAST_BUILD=auto builds {chosen!r} ({why})", file=sys.stderr)
+    if wanted in ("cpu", "cuda") and reason:
+        raise SystemExit(f"MCR_FAST_BUILD={wanted} cannot be built: {reason}")
+    no_nvcc = None if find_nvcc() else "nvcc was not found; set CUDA_HOME or CUDACXX"
+    if wanted == "cuda" and no_nvcc:
+        raise SystemExit(f"MCR_FAST_BUILD=cuda cannot be built: {no_nvcc}")
+    if wanted != "auto":
+        return wanted
+    chosen = "none" if reason else "cpu" if no_nvcc else "cuda"
+    why = reason or no_nvcc or f"the CPU library, and the CUDA one with {find_nvcc()}"
+    print(f"mcr_fast: MCR_FAST_BUILD=auto builds {chosen!r} ({why})", file=sys.stderr)
     return chosen
 
 
-def run_cmake(build_dir: Path) -> list[Path]:
+def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
     """Configure and build; returns the libraries made."""
     import fcntl  # not on every platform, and neither are the libraries
 
@@ -101,10 +148,15 @@ def run_cmake(build_dir: Path) -> list[Path]:
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DMCR_TORCH_INCLUDE_DIRS={';'.join(include_dirs)}",
             f"-DMCR_TORCH_LIBRARY_DIRS={';'.join(library_dirs)}",
+            f"-DMCR_CUDA={'ON' if cuda else 'OFF'}",
         ]
+        if cuda:
+            configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
+            configure.append(f"-DMCR_CUDA_ARCHITECTURES={cuda_architectures()}")
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build_dir)], check=True)
-        return sorted((build_dir / "lib").glob("*.so"))
+        names = ["libmcr_fast_cpu.so", *(["libmcr_fast_cuda.so"] if cuda else [])]
+        return [build_dir / "lib" / name for name in names]
 
 
 class BuildNative(Command):
@@ -125,7 +177,7 @@ class BuildNative(Command):
 
     def run(self) -> None:
         destination = self.destination()
-        libraries = run_cmake(ROOT / "build" / "native") if BUILD != "none" else []
+        libraries = run_cmake(ROOT / "build" / "native", BUILD == "cuda") if BUILD != "none" else []
         for stale in set(destination.glob("*.so")) - {destination / lib.name for lib in libraries}:
             stale.unlink()
         for library in libraries:

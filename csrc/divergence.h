@@ -23,7 +23,7 @@ struct BinaryJsd {
 
   // log2 sigmoid(x) and sigmoid(x) for x in log2 units.
   template <class V>
-  static V log2_sigmoid(V x, V& sigmoid) {
+  MCR_FN static V log2_sigmoid(V x, V& sigmoid) {
     using T = typename ElementOf<V>::type;
     V tm1;
     const V t = exp2_and_m1(minus_abs(x), tm1);
@@ -32,8 +32,9 @@ struct BinaryJsd {
   }
 
   template <class Team, class T>
-  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
     constexpr int W = kWidth<T>;
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.logits + n * W);
       Vec<T> p;
@@ -45,40 +46,70 @@ struct BinaryJsd {
 
   // The second pass reads the row itself.
   template <class Team, class T, class Row>
-  static typename Team::Scalar first_pass(int64_t, CleanRow<T>, typename Team::Scalar, const Row&,
-                                          StoredRow<T>, typename Team::Scalar& total,
-                                          bool& stored) {
+  MCR_FN static typename Team::Scalar first_pass(int64_t, CleanRow<T>, typename Team::Scalar,
+                                                 const Row&, StoredRow<T>,
+                                                 typename Team::Scalar& total, bool& stored) {
     total = typename Team::Scalar{} + T(1);
     stored = false;
     return typename Team::Scalar{};
   }
 
   template <class Team, bool kGrad, class T, class Row, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
-                                           typename Team::Scalar, typename Team::Scalar,
-                                           typename Team::Keep kept, typename Team::Scalar weight,
-                                           T*, T* acc, typename Team::Scalar&, bool&, Sink sink) {
+  MCR_FN static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
+                                                  typename Team::Scalar, typename Team::Scalar,
+                                                  typename Team::Keep kept,
+                                                  typename Team::Scalar weight, T*, T* acc,
+                                                  typename Team::Scalar&, typename Team::Scalar&,
+                                                  bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.logits + n * W), step = row.difference(n);
-      const Vec<T> p = load(clean.p + n * W);
-      Vec<T> q, qm_on, pm_on, qm_off, pm_off;
-      const Vec<T> d = log2_sigmoid(z + step, q) - load(clean.log2p + n * W);
-      value += jsd_term<kGrad>(Ratio<Vec<T>>(d), p, q, qm_on, pm_on);
-      // The other outcome's log ratio differs by exactly w - z.
-      value += jsd_term<kGrad>(Ratio<Vec<T>>(d - step), T(1) - p, T(1) - q, qm_off, pm_off);
+      Vec<T> term, pm, u;
+      term = outcomes<kGrad>(z, step, load(clean.log2p + n * W), load(clean.p + n * W), pm, u);
+      value += term;
       if (kGrad) {
-        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * (pm_on - pm_off)));
-        const Vec<T> u = weight * (q * (T(1) - q)) * (qm_on - qm_off);
-        sink(n, Team::keep(kept, u * T(kHalfLn2)));
+        store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
+        sink(n, Team::keep(kept, weight * u * T(kHalfLn2)));
       }
     }
     return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
   }
 
+  // The terms of both outcomes; with kGrad also the gradients, over ln2 / 2: to z over p (1 - p),
+  // and to w.
+  template <bool kGrad, class V>
+  MCR_INLINE static V outcomes(V z, V step, V log2p, V p, V& to_clean, V& to_perturbed) {
+    using T = typename ElementOf<V>::type;
+    V q, qm_on, pm_on, qm_off, pm_off;
+    const V d = log2_sigmoid(z + step, q) - log2p;
+    V term = jsd_term<kGrad>(Ratio<V>(d), p, q, qm_on, pm_on);
+    // The other outcome's log ratio differs by exactly w - z.
+    term += jsd_term<kGrad>(Ratio<V>(d - step), T(1) - p, T(1) - q, qm_off, pm_off);
+    if (kGrad) {
+      to_clean = pm_on - pm_off;
+      to_perturbed = (q * (T(1) - q)) * (qm_on - qm_off);
+    }
+    return term;
+  }
+
+  // dD/dw of a class, from its clean logit and w - z.
   template <class V, class S>
-  static V clean_grad(V p, V acc, S) {
+  MCR_FN static V perturbed_grad(V z, V difference, S, S) {
+    using T = typename ElementOf<V>::type;
+    V p, to_clean, to_perturbed;
+    const V log2p = log2_sigmoid(z, p) + poison(z);
+    outcomes<true>(z, difference, log2p, p, to_clean, to_perturbed);
+    return to_perturbed * T(kHalfLn2);
+  }
+  template <class T>
+  MCR_FN static const T* clean_part(CleanRow<T> clean) {
+    return clean.logits;
+  }
+
+  template <class V, class S>
+  MCR_FN static V clean_grad(V p, V acc, S) {
     using T = typename ElementOf<V>::type;
     return p * (T(1) - p) * acc * T(kHalfLn2);
   }
@@ -89,8 +120,9 @@ struct SquaredError {
   static constexpr bool kReadsPowers = false;
 
   template <class Team, class T>
-  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
     constexpr int W = kWidth<T>;
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       store(clean.log2p + n * W, poison(load(clean.logits + n * W)));
     }
@@ -98,20 +130,23 @@ struct SquaredError {
   }
 
   template <class Team, class T, class Row>
-  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                          typename Team::Scalar lse, const Row& row,
-                                          StoredRow<T> tiles, typename Team::Scalar& total,
-                                          bool& stored) {
+  MCR_FN static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
+                                                 typename Team::Scalar lse, const Row& row,
+                                                 StoredRow<T> tiles, typename Team::Scalar& total,
+                                                 bool& stored) {
     return BinaryJsd::first_pass<Team, T>(steps, clean, lse, row, tiles, total, stored);
   }
 
   template <class Team, bool kGrad, class T, class Row, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
-                                           typename Team::Scalar, typename Team::Scalar,
-                                           typename Team::Keep kept, typename Team::Scalar weight,
-                                           T*, T* acc, typename Team::Scalar&, bool&, Sink sink) {
+  MCR_FN static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
+                                                  typename Team::Scalar, typename Team::Scalar,
+                                                  typename Team::Keep kept,
+                                                  typename Team::Scalar weight, T*, T* acc,
+                                                  typename Team::Scalar&, typename Team::Scalar&,
+                                                  bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> raw = row.difference(n);
       const Vec<T> step = raw + poison(raw) + load(clean.log2p + n * W);
@@ -126,7 +161,17 @@ struct SquaredError {
   }
 
   template <class V, class S>
-  static V clean_grad(V, V acc, S) {
+  MCR_FN static V perturbed_grad(V z, V difference, S, S) {
+    using T = typename ElementOf<V>::type;
+    return T(2) * (difference + poison(difference) + poison(z));
+  }
+  template <class T>
+  MCR_FN static const T* clean_part(CleanRow<T> clean) {
+    return clean.logits;
+  }
+
+  template <class V, class S>
+  MCR_FN static V clean_grad(V, V acc, S) {
     return acc;
   }
 };

@@ -10,12 +10,14 @@
 // its square.
 #pragma once
 
+#if defined(__CUDACC__)
+#include "cuda/lane.h"
+#else
 #include "team.h"
+#endif
 
 namespace mcr {
 namespace MCR_ISA {
-
-#define MCR_NOINLINE __attribute__((noinline))
 
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kHalfLn2 = 0.34657359027997265471;
@@ -34,10 +36,11 @@ struct CleanRow {
 // A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
 template <class T>
 struct StoredRow {
+  static constexpr bool kHasPowers = false;
   T *delta, *q;
 
-  Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>); }
-  Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
+  MCR_FN Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>); }
+  MCR_FN Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
 };
 
 // Calls `second_pass` with what the first pass left: the row itself, or the tiles.
@@ -89,9 +92,10 @@ struct Jsd {
 
   // Returns log2 sum_c 2^logits_c.
   template <class Team, class T>
-  static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
     constexpr int W = kWidth<T>;
     Vec<T> top = load(clean.logits), not_finite = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.logits + n * W);
       top = vmax(z, top);
@@ -99,9 +103,11 @@ struct Jsd {
     }
     const auto max = Team::reduce_max(top);
     Vec<T> total = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) total += exp2(load(clean.logits + n * W) - max);
     const auto lse =
         max + Team::scalar_log2(Team::reduce_sum(total)) + Team::reduce_sum(not_finite);
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> log2p = load(clean.logits + n * W) - lse;
       store(clean.log2p + n * W, log2p);
@@ -112,7 +118,7 @@ struct Jsd {
 
   // Four sums side by side: one alone would wait for its own addition.
   template <class T, class Row>
-  static Vec<T> sum_powers(int64_t steps, const Row& row) {
+  MCR_FN static Vec<T> sum_powers(int64_t steps, const Row& row) {
     Vec<T> a = {}, b = {}, c = {}, d = {};
     int64_t n = 0;
     for (; n + 4 <= steps; n += 4) {
@@ -132,16 +138,17 @@ struct Jsd {
   // again in the second pass costs less than to keep them. Otherwise, and where the powers leave
   // their range, the tiles keep delta and p 2^delta: `stored`.
   template <class Team, class T, class Row>
-  static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                          typename Team::Scalar lse, const Row& row,
-                                          StoredRow<T> tiles, typename Team::Scalar& total,
-                                          bool& stored) {
+  MCR_FN static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
+                                                 typename Team::Scalar lse, const Row& row,
+                                                 StoredRow<T> tiles, typename Team::Scalar& total,
+                                                 bool& stored) {
     constexpr int W = kWidth<T>;
     Vec<T> mass = {};
     stored = !Row::kHasPowers;
     if constexpr (Row::kHasPowers) {
       mass = sum_powers<T>(steps, row);
     } else {
+      MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
         const Vec<T> d = row.difference(n), e = exp2(load(clean.log2p + n * W) + d);
         store(tiles.delta + n * W, d);
@@ -155,6 +162,7 @@ struct Jsd {
       return typename Team::Scalar{};
     }
     stored = true;
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) store(tiles.delta + n * W, row.difference(n));
     return rescale<Team>(steps, clean, tiles, total);
   }
@@ -162,15 +170,17 @@ struct Jsd {
   // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
   // range.
   template <class Team, class T>
-  static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, StoredRow<T> tiles,
-                                       typename Team::Scalar& total) {
+  MCR_FN static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, StoredRow<T> tiles,
+                                              typename Team::Scalar& total) {
     constexpr int W = kWidth<T>;
     Vec<T> top = load(clean.log2p) + tiles.difference(0);
+    MCR_UNROLL
     for (int64_t n = 1; n < steps; ++n) {
       top = vmax(load(clean.log2p + n * W) + tiles.difference(n), top);
     }
     const auto max = Team::reduce_max(top);
     Vec<T> mass = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> e = exp2(load(clean.log2p + n * W) + tiles.difference(n) - max);
       store(tiles.q + n * W, e);
@@ -195,6 +205,7 @@ struct Jsd {
     // The exponential of the next step runs beside the logarithm of this one: the chain of both is
     // longer than what a core keeps in flight.
     Ratio<Vec<T>> next(row.difference(0) - log2_total);
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Ratio<Vec<T>> ratio = next;
       next = Ratio<Vec<T>>(row.difference(n + 1 < steps ? n + 1 : n) - log2_total);
@@ -216,7 +227,8 @@ struct Jsd {
   MCR_NOINLINE static Terms<T> far_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
                                          Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
-    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    Vec<T> kl_p = {}, kl_q = {};
+    MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> d = row.difference(n) - log2_total;
       const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
@@ -231,20 +243,19 @@ struct Jsd {
 
   // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc and acc_kl
   // collect what clean_grad needs; all carry the weight. `row`: the first pass's or, where that
-  // filled the tiles, those. `near`: how the pair before came out, from false; a guess that costs
-  // time where it is wrong.
+  // filled the tiles, those. `mean_q`: KL(q | m) over ln2. `near`: how the pair before came out,
+  // from false; a guess that costs time where it is wrong.
   template <class Team, bool kGrad, class T, class Row, class Sink>
-  static typename Team::Scalar second_pass(int64_t steps, CleanRow<T> clean, const Row& row,
-                                           typename Team::Scalar total,
-                                           typename Team::Scalar log2_total,
-                                           typename Team::Keep kept, typename Team::Scalar weight,
-                                           T* log2_qm, T* acc, typename Team::Scalar& acc_kl,
-                                           bool& near, Sink sink) {
+  MCR_FN static typename Team::Scalar second_pass(
+      int64_t steps, CleanRow<T> clean, const Row& row, typename Team::Scalar total,
+      typename Team::Scalar log2_total, typename Team::Keep kept, typename Team::Scalar weight,
+      T* log2_qm, T* acc, typename Team::Scalar& acc_kl, typename Team::Scalar& mean_q, bool& near,
+      Sink sink) {
     constexpr int W = kWidth<T>;
     const auto scale = T(1) / total;
     Terms<T> sum = {};
     typename Team::Scalar value = {};
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if constexpr (Team::kFarTerms) {
       if (!near) {
         sum = far_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
         value = Team::reduce_sum(sum.value);
@@ -256,12 +267,13 @@ struct Jsd {
     if (near) {
       sum = near_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
       value = Team::reduce_sum(sum.value);
-      near = Team::any_below(kept, value, T(kFar));
+      if constexpr (Team::kFarTerms) near = Team::any_below(kept, value, T(kFar));
     }
     if (kGrad) {
-      const auto mean_q = Team::reduce_sum(sum.kl_q);
+      mean_q = Team::reduce_sum(sum.kl_q);
       acc_kl += Team::keep(kept, weight * Team::reduce_sum(sum.kl_p));
       const auto q_scale = weight * T(kHalfLn2) * scale;
+      MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
         const Vec<T> qm = load(log2_qm + n * W), pm = qm - (row.difference(n) - log2_total);
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
@@ -271,8 +283,22 @@ struct Jsd {
     return not_negative(value) * T(kHalfLn2);
   }
 
+  // dD/dw again, from what the two passes left: log2 p of the class, w - z, the log2 of the mass.
   template <class V, class S>
-  static V clean_grad(V p, V acc, S acc_kl) {
+  MCR_FN static V perturbed_grad(V log2p, V difference, S log2_total, S mean_q) {
+    using T = typename ElementOf<V>::type;
+    const Ratio<V> ratio(difference - log2_total);
+    const V qm = vmin(ratio.d, V{}) - log2_half1p(ratio.tm1);
+    return exp2(log2p + ratio.d) * (qm - mean_q) * T(kHalfLn2);
+  }
+  // What it takes of a clean row.
+  template <class T>
+  MCR_FN static const T* clean_part(CleanRow<T> clean) {
+    return clean.log2p;
+  }
+
+  template <class V, class S>
+  MCR_FN static V clean_grad(V p, V acc, S acc_kl) {
     using T = typename ElementOf<V>::type;
     return p * (acc - acc_kl) * T(kHalfLn2);
   }

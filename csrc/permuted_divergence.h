@@ -131,7 +131,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
   constexpr int W = kWidth<T>;
   using Scalar = typename Team::Scalar;
   Pairs<T, Team, kGather> pairs[kGroup];
-  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {};
+  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {}, mean_q = {};
   bool stored[kGroup], near = false;
   typename Team::Keep seen = {};
   bool any = false;
@@ -167,7 +167,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
       const auto second_pass = [&](const auto& row) {
         return D::template second_pass<Team, kGrad, T>(
             pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
-            tile.logs, tile.acc, acc_kl, near, sink);
+            tile.logs, tile.acc, acc_kl, mean_q, near, sink);
       };
       if (kGather && !D::kReadsPowers) gather_donors(now);
       const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);

@@ -6,7 +6,16 @@
 
 #include "divergence_kind.h"
 
+#if defined(__CUDACC__)
+#define MCR_ALWAYS_INLINE __host__ __device__ __forceinline__
+#else
 #define MCR_ALWAYS_INLINE __attribute__((always_inline)) inline
+#endif
+#if defined(__CUDA_ARCH__)
+#define MCR_POPCOUNT __popc
+#else
+#define MCR_POPCOUNT __builtin_popcount
+#endif
 
 namespace mcr {
 
@@ -75,8 +84,14 @@ struct PermutedDivergenceProblem {
     return true;
   }
 
+  // What the pair (row, its donors) weighs; 0 if it is dropped.
+  MCR_ALWAYS_INLINE T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
+    if (masked && !keeps(subset, k, row)) return T(0);
+    return row_weight ? factor * row_weight[row] : factor;
+  }
+
   MCR_ALWAYS_INLINE int head(int s) const {
-    const int size = __builtin_popcount(subsets[s]);
+    const int size = MCR_POPCOUNT(subsets[s]);
     return outsider > 0 ? 1 : size + outsider * (modalities - size);
   }
   MCR_ALWAYS_INLINE int clean_head(int s) const {

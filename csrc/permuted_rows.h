@@ -125,8 +125,7 @@ class Block {
   }
 
   T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
-    if (row >= pr_.rows || (pr_.masked && !pr_.keeps(subset, k, row))) return T(0);
-    return pr_.row_weight ? factor * pr_.row_weight[row] : factor;
+    return row >= pr_.rows ? T(0) : pr_.pair_weight(subset, k, row, factor);
   }
 
   bool weigh(uint32_t subset, int64_t k, T factor, Pairs<T, Team, kGather>& pairs) const {

@@ -52,7 +52,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
     store(acc + n * W, Vec<T>{});
   }
   const T lse = D::template prepare<Team>(pr.steps, clean);
-  T acc_kl = 0;
+  T acc_kl = 0, mean_q = 0;
   bool any = false, near = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
     int64_t rows[kGroup];
@@ -81,7 +81,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
       const auto second_pass = [&](const auto& row) {
         return D::template second_pass<Team, kGrad, T>(pr.steps, clean, row, total[g],
                                                        shift[g] + log2_total[g], {}, weights[g],
-                                                       logs, acc, acc_kl, near, sink);
+                                                       logs, acc, acc_kl, mean_q, near, sink);
       };
       value += weights[g] * with_row<D>(row_of(rows[g]), tiles(g), stored[g], second_pass);
     }

@@ -29,6 +29,14 @@ struct RowTeam {
   using Scalar = T;
   struct Keep {};
   static constexpr int kRows = 1;
+  static constexpr bool kFarTerms = sizeof(T) == sizeof(float);  // Jsd::far_terms pays
+  static bool leads() { return true; }  // one lane of a team writes what is one number a row
+  static V load_step(const T* row, int64_t n, int64_t size, T fill) {
+    return MCR_ISA::load_step(row, n, size, fill);
+  }
+  static void store_step(T* row, int64_t n, int64_t size, V x) {
+    MCR_ISA::store_step(row, n, size, x);
+  }
   static Scalar reduce_sum(V v) { return sum(v); }
   static double total(Scalar x) { return x; }
   static Scalar load_scalar(const T* p) { return *p; }
@@ -63,6 +71,7 @@ struct LaneTeam {
   using Scalar = Vec<T>;
   using Keep = Mask<T>;
   static constexpr int kRows = kWidth<T>;
+  static constexpr bool kFarTerms = RowTeam<T>::kFarTerms;
   static Scalar reduce_sum(V v) { return v; }
   static Scalar load_scalar(const T* p) { return load(p); }
   static double total(Scalar x) {

@@ -11,12 +11,8 @@
 #include <immintrin.h>
 #endif
 
-#ifndef MCR_ISA
-#error "compile with -DMCR_ISA=<namespace> and -DMCR_VEC_BYTES=<16|32|64>"
-#endif
-
-// The compiler's own judgement calls them from inside the loops once a loop holds several.
-#define MCR_INLINE __attribute__((always_inline)) inline
+#include "lane_macros.h"
+#include "polynomials.h"
 
 namespace mcr {
 namespace MCR_ISA {
@@ -170,12 +166,16 @@ MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
 }
 #else
 MCR_INLINE void load_quads(const float* p, int64_t stride, const int32_t* at, Vec<float> (&v)[4]) {
-  for (int k = 0; k < 4; ++k) v[k] = load_quad(p + at[k] * stride);
+  for (int k = 0; k < 4; ++k) {
+    Quad quads[kQuads];
+    for (int g = 0; g < kQuads; ++g) quads[g] = load_quad(p + at[4 * g + k] * stride);
+    __builtin_memcpy(&v[k], quads, sizeof(quads));
+  }
 }
 MCR_INLINE void transpose_quads(Vec<float> (&v)[4]) {
   const Vec<float> rows[4] = {v[0], v[1], v[2], v[3]};
   for (int k = 0; k < 4; ++k) {
-    for (int l = 0; l < 4; ++l) v[k][l] = rows[l][k];
+    for (int l = 0; l < kWidth<float>; ++l) v[k][l] = rows[l % 4][l / 4 * 4 + k];
   }
 }
 #endif
@@ -217,16 +217,6 @@ struct PowerOfTwo {
 #endif
 };
 
-// (2^f - 1) / f for f in [-1/2, 1/2]; relative error 1e-8 before rounding.
-MCR_INLINE Vec<float> exp2m1_over(Vec<float> f) {
-  Vec<float> p = splat(1.54531629451e-4f);
-  p = p * f + 1.33908633647e-3f;
-  p = p * f + 9.61808255728e-3f;
-  p = p * f + 5.55035711422e-2f;
-  p = p * f + 0.240226507606f;
-  return p * f + 0.693147188026f;
-}
-
 // t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
 MCR_INLINE Vec<float> exp2_and_m1(Vec<float> x, Vec<float>& tm1) {
   const PowerOfTwo power(x);
@@ -257,17 +247,6 @@ MCR_INLINE Vec<float> log2(Vec<float> x) {
   y = x < 1.17549435e-38f ? splat(-INFINITY) : y;
   y = x < 0.0f ? splat((float)NAN) : y;
   return (x != x) | (x > 3.4e38f) ? x : y;
-}
-
-// 2 atanh(s) / ln 2 for s in [-1/3, 0]; relative error 1e-8 before rounding.
-MCR_INLINE Vec<float> two_atanh_over_ln2(Vec<float> s) {
-  const Vec<float> u = s * s;
-  Vec<float> p = splat(0.406230872069f);
-  p = p * u + 0.403451943967f;
-  p = p * u + 0.577432850529f;
-  p = p * u + 0.961791716263f;
-  p = p * u + 2.88539009286f;
-  return p * s;
 }
 
 // log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1. The

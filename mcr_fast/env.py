@@ -29,6 +29,7 @@ if sys.argv[:1] == ["-m"]:
 MIN_TORCH = (2, 10)
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
 CPU_LIBRARY = LIBRARY_DIR / "libmcr_fast_cpu.so"
+CUDA_LIBRARY = LIBRARY_DIR / "libmcr_fast_cuda.so"
 HOW_TO_BUILD = (
     "run `pip install -e . --no-build-isolation` in the source tree "
     "(MCR_FAST_BUILD=cpu turns a library that cannot be built into an error that says why)"
@@ -37,6 +38,7 @@ HOW_TO_BUILD = (
 _cpu_loaded = False
 _cpu_source = ""  # where the ops came from
 _cpu_error: str | None = None
+_cuda_error: str | None = None
 _attempted = False
 
 
@@ -85,9 +87,31 @@ def load_libraries(path: Path = CPU_LIBRARY) -> None:
         )
         return
     _cpu_loaded = True
+    _load_cuda()
     capability = os.environ.get("MCR_FAST_CPU_CAPABILITY", "")
     if capability:
         cpu_capability(capability)
+
+
+def _load_cuda(path: Path = CUDA_LIBRARY) -> None:
+    """Load the CUDA kernels, which only a CUDA torch has the symbols for, or note why not."""
+    global _cuda_error
+    if has_kernel("permuted_divergence_fwd", "CUDA"):
+        return  # registered by whoever loaded the namespace
+    if torch.version.cuda is None:
+        _cuda_error = f"torch {torch.__version__} is built without CUDA; use backend=None"
+    elif not path.is_file():
+        _cuda_error = f"{path} does not exist; build with MCR_FAST_BUILD=cuda, or use backend=None"
+    else:
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            _cuda_error = f"{path.name} cannot be loaded ({error.__cause__ or error})"
+
+
+def cuda_load_error() -> str | None:
+    """Why the CUDA kernels are not loaded, None if they are."""
+    return _cuda_error if _cpu_loaded else f"no compiled library ({_cpu_error}); {HOW_TO_BUILD}"
 
 
 def cpu_library_loaded() -> bool:
@@ -165,6 +189,7 @@ def report() -> str:
     if _cpu_loaded:
         lines.append(f"built with      {torch.ops.mcr_fast.build_info()}")
         lines.append(f"CPU capability  {cpu_capability()}")
+        lines.append(f"CUDA library    {_cuda_error or 'loaded'}")
     else:
         lines += [f"error           {_cpu_error}", f"to build        {HOW_TO_BUILD}"]
     found = backends()

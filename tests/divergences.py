@@ -178,12 +178,14 @@ def check(
     case: object = "",
     threads: int = 1,
     backend: str = "cpu",
+    ours: tuple[Tensor, ...] | None = None,
     **options,
 ) -> None:
-    """A backend's kernels against the reference in float64, value and gradients."""
+    """A backend's kernels, or `ours`, against the reference in float64, value and gradients."""
     name = "row_divergence" if isinstance(x, Rows) else "permuted_divergence"
-    with on_threads(threads):
-        ours = run(x, backend, upstream, **options)
+    if ours is None:
+        with on_threads(threads):
+            ours = run(x, backend, upstream, **options)
     plain = run(x, "reference", upstream, **options)
     truth = run(x.to(torch.float64), "reference", upstream, **options)
     shapes = [list(t.shape) for t in x.tensors() if t is not None]
@@ -210,7 +212,7 @@ def logit_size(x: Inputs) -> float:
         return max([float(t.abs().max()) for t in (x.perturbed, x.clean) if t.numel()], default=0)
     if not x.contributions.numel():
         return 0.0
-    size = float(x.contributions.abs().amax((1, 2)).sum())
+    size = float(x.contributions.double().abs().amax((1, 2)).sum())
     return size if x.bias is None else size + float(x.bias.abs().max())
 
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <string>
 
-#include "cpu/divergence_options.h"
 #include "cpu/permuted_divergence_launcher.h"
+#include "divergence_options.h"
 
 namespace mcr {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cpu/divergence_options.h"
+#include "divergence_options.h"
 
 namespace mcr {
 namespace {
@@ -44,15 +44,9 @@ PermutedDivergenceInputs<T>::PermutedDivergenceInputs(
 template <class T>
 void PermutedDivergenceInputs<T>::read_options(const PermutedDivergenceOptions& options) {
   problem_.divergence = divergence_kind(options.divergence);
-  const std::string& path = options.clean_path;
-  problem_.clean_path = path == "shared"   ? CleanPath::kShared
-                        : path == "routed" ? CleanPath::kRouted
-                                           : CleanPath::kDetached;
-  const std::string& strategy = options.strategy;
-  problem_.outsider = strategy == "greedy" ? -1 : strategy == "independent" ? 0 : 1;
-  problem_.exclude = options.exclude == "self"         ? Exclude::kSelf
-                     : options.exclude == "same_label" ? Exclude::kSameLabel
-                                                       : Exclude::kNone;
+  problem_.clean_path = clean_path(options.clean_path);
+  problem_.outsider = outsider(options.strategy);
+  problem_.exclude = exclude(options.exclude);
   subsets_.assign(options.subsets.begin(), options.subsets.end());
   problem_.subsets = subsets_.data();
   problem_.num_subsets = int(subsets_.size());

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "cpu/dispatch.h"
-#include "cpu/divergence_options.h"
 #include "cpu/tensors.h"
+#include "divergence_options.h"
 
 namespace mcr {
 namespace {

@@ -21,12 +21,16 @@ class BackendStatus(TypedDict):
 
 
 def _why_unavailable(op: str) -> dict[str, str]:
-    missing = {"cuda": "this version has no CUDA kernels; use backend=None"}
+    missing = {}
     no_triton = env.why_no_triton()
     if op not in TRITON_OPS:
         missing["triton"] = "this version has no Triton kernel for it; use backend=None"
     elif no_triton:
         missing["triton"] = no_triton
+    if env.cuda_load_error() is not None:
+        missing["cuda"] = str(env.cuda_load_error())
+    elif not env.has_kernel(f"{op}_fwd", "CUDA"):
+        missing["cuda"] = "this version has no CUDA kernel for it; use backend=None"
     if not env.cpu_library_loaded():
         missing["cpu"] = f"no compiled library ({env.load_error()}); {env.HOW_TO_BUILD}"
     elif not env.has_kernel(f"{op}_fwd", "CPU"):
@@ -55,10 +59,11 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
     if backend in missing:
         raise RuntimeError(f"backend={backend!r} is not available for {op}: {missing[backend]}")
-    if backend == "cpu" and device.type != "cpu":
+    if backend in ("cpu", "cuda") and device.type != backend:
+        name = backend.upper()
         raise RuntimeError(
-            f"backend='cpu' of {op} takes CPU tensors, got tensors on {device}; "
-            "move them to the CPU or use backend=None"
+            f"backend={backend!r} of {op} takes {name} tensors, got tensors on {device}; "
+            f"move them to the {name} device or use backend=None"
         )
     if backend == "triton":
         _check_triton(op, device, dtypes)
@@ -68,10 +73,13 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
 def _best(missing: dict[str, str], device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     if device.type == "cpu":
         return "reference" if "cpu" in missing else "cpu"
-    # Interpreted kernels are for tests that ask for them, and Triton's compute in float32.
-    usable = "triton" not in missing and not env.triton_interpreted()
-    if usable and device.type == "cuda" and torch.float64 not in dtypes:
-        return "triton"
+    # Until a GPU has timed them side by side, the kernels that need no compiler come first. Both
+    # compute in float32; interpreted ones are for tests that ask for them.
+    if device.type == "cuda" and torch.float64 not in dtypes:
+        if "triton" not in missing and not env.triton_interpreted():
+            return "triton"
+        if "cuda" not in missing:
+            return "cuda"
     return "reference"
 
 

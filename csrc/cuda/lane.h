@@ -1,0 +1,112 @@
+// One lane of a GPU team under the names that vec.h and team.h give a CPU's vectors: a "vector" is
+// this lane's float, a tile its registers, and what crosses lanes are the team's reductions. So the
+// row algorithms compile for both from one text.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "lane_macros.h"
+#include "polynomials.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+template <class T>
+using Vec = T;
+template <class T>
+constexpr int kWidth = 1;
+template <class V>
+struct ElementOf {
+  using type = V;
+};
+
+MCR_INLINE float load(const float* p) { return *p; }
+MCR_INLINE void store(float* p, float x) { *p = x; }
+
+// The larger of the two; where either is NaN, b.
+MCR_INLINE float vmax(float a, float b) { return a > b ? a : b; }
+MCR_INLINE float vmin(float a, float b) { return a < b ? a : b; }
+MCR_INLINE float minus_abs(float x) { return -fabsf(x); }
+
+// One instruction of the special-function unit each, to about 2 ulp; without the flush to zero the
+// compiler would wrap them in a rescaling of subnormals.
+MCR_INLINE float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Of one number a row, so the exact one: it is an offset of all the classes' logarithms.
+MCR_INLINE float log2(float x) { return ::log2f(x); }
+
+// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
+MCR_INLINE float exp2_and_m1(float x, float& tm1) {
+  const float t = exp2(x);
+  tm1 = x > -0.5f ? x * exp2m1_over(x) : t - 1.0f;
+  return t;
+}
+
+// log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1.
+MCR_INLINE float log2_half1p(float y) { return two_atanh_over_ln2(__fdividef(y, y + 4.0f)); }
+
+// kLanes threads with consecutive classes of one row; up to 32 they are a part of a warp, beyond
+// they are a block. Lane l has class n * kLanes + l in step n of at most kSteps.
+template <int kLanesOfTeam, int kStepsOfTeam>
+struct DeviceTeam {
+  using V = float;
+  using Scalar = float;
+  struct Keep {};
+  static constexpr int kLanes = kLanesOfTeam, kSteps = kStepsOfTeam;
+  static constexpr int kRows = 1;
+  // The special-function unit gives the exponential that they save beside the other arithmetic.
+  static constexpr bool kFarTerms = false;
+
+  MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
+  MCR_FN static bool leads() { return lane() == 0; }
+  MCR_FN static float load_step(const float* row, int64_t n, int64_t size, float fill) {
+    const int c = int(n) * kLanes + lane();
+    return c < size ? row[c] : fill;
+  }
+  MCR_FN static void store_step(float* row, int64_t n, int64_t size, float x) {
+    const int c = int(n) * kLanes + lane();
+    if (c < size) row[c] = x;
+  }
+
+  struct Sum {
+    MCR_FN static float of(float a, float b) { return a + b; }
+  };
+  struct Max {
+    MCR_FN static float of(float a, float b) { return vmax(a, b); }
+  };
+  MCR_FN static float reduce_sum(float x) { return reduce<Sum>(x); }
+  MCR_FN static float reduce_max(float x) { return reduce<Max>(x); }
+  MCR_FN static float scalar_log2(float x) { return log2(x); }
+  MCR_FN static bool all_between(float x, float low, float high) { return x > low && x < high; }
+  MCR_FN static float keep(Keep, float x) { return x; }
+
+ private:
+  // By halving, as sum() of vec.h: every lane ends with the same bits.
+  template <class Op>
+  MCR_FN static float reduce(float x) {
+    constexpr int kInWarp = kLanes < 32 ? kLanes : 32;
+    // The other teams of the warp may be elsewhere in the program.
+    const uint32_t mask = kLanes >= 32 ? 0xffffffffu
+                                       : ((1u << (kLanes % 32)) - 1u)
+                                             << (threadIdx.x % 32 / kLanes * kLanes);
+#pragma unroll
+    for (int d = kInWarp / 2; d > 0; d /= 2) x = Op::of(x, __shfl_xor_sync(mask, x, d));
+    if constexpr (kLanes > 32) {
+      __shared__ float warps[kLanes / 32];
+      __syncthreads();  // the sum before this one has been read
+      if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+      __syncthreads();
+      x = warps[0];
+#pragma unroll
+      for (int w = 1; w < kLanes / 32; ++w) x = Op::of(x, warps[w]);
+    }
+    return x;
+  }
+};
+
+}  // namespace MCR_ISA
+}  // namespace mcr

@@ -1,0 +1,145 @@
+// CUDA launcher of permuted_divergence: memory, and the kernels in their order on torch's stream.
+// Nothing here waits for the device.
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/permuted_divergence_inputs.h"
+
+namespace mcr {
+namespace cuda {
+namespace {
+
+constexpr int64_t kMaxPairBytes = int64_t{1} << 28;  // more permutations come in further chunks
+
+struct Results {
+  Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
+};
+
+// For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
+Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
+            const int32_t* skip, bool want_grad, cudaStream_t stream) {
+  const Tensor& x = arguments.contributions;
+  PermutedDivergenceInputs in(arguments, want_grad, stream);
+  PullProblem<float>& pr = in.pr;
+  const int64_t S = pr.num_subsets, M = pr.modalities, N = pr.rows, C = pr.classes;
+  const int64_t g = want_grad ? 1 : 0;
+  const Results out = {empty_beside(x, {S}, ScalarType::Float),
+                       empty_beside(x, {g * M, g * N, g * C}, ScalarType::Float),
+                       empty_beside(x, {g * C}, ScalarType::Float)};
+  clear(out.grad, stream);
+  if (in.empty() || S == 0) {
+    clear(out.values, stream);
+    clear(out.grad_bias, stream);
+    return out;
+  }
+
+  bool reaches_bias = false;  // the greedy strategy with two modalities leaves it alone
+  std::vector<uint32_t> masks(arguments.subsets.begin(), arguments.subsets.end());
+  pr.subsets = masks.data();
+  for (int s = 0; s < S; ++s) reaches_bias |= pr.head(s) != 0 || pr.clean_head(s) != 0;
+  const bool bias_grad = want_grad && arguments.bias && reaches_bias;
+
+  pr.skip = skip;
+  float* factors = in.take<float>(S, ScalarType::Float);
+  uint32_t* device_masks = in.take<uint32_t>(S, ScalarType::Int);
+  double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
+  weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+  pr.factors = factors;
+  pr.subsets = device_masks;
+  const Tensor row_values = empty_beside(x, {S * N}, ScalarType::Double);
+  clear(row_values, stream);
+  pr.row_values = static_cast<double*>(row_values.mutable_data_ptr());
+  const Tensor bias_rows = empty_beside(x, {bias_grad ? N * C : 0}, ScalarType::Float);
+  clear(bias_rows, stream);
+  if (bias_grad) pr.grad_bias_rows = static_cast<float*>(bias_rows.mutable_data_ptr());
+  pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
+  pr.clean = in.take<float>(g * N * C, ScalarType::Float);
+
+  const int64_t pair_bytes = S * N * 2 * int64_t(sizeof(float));
+  const int64_t chunk = want_grad
+                            ? std::clamp<int64_t>(kMaxPairBytes / pair_bytes, 1, pr.permutations)
+                            : pr.permutations;
+  pr.pairs = in.take<float>(g * S * N * 2 * chunk, ScalarType::Float);
+  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
+    pr.last = std::min(pr.first + chunk, pr.permutations);
+    pull_rows(pr, stream);
+    if (want_grad) pull_donations(pr, stream);
+  }
+  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream);
+  if (bias_grad) {
+    float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
+    sum_bias(pr.grad_bias_rows, N, C, partial,
+             static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream);
+  } else {
+    clear(out.grad_bias, stream);
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cuda(
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude, bool want_grad) {
+  const OnDeviceOf device(contributions);
+  const Results out = run({contributions, bias, order, donors, labels, present, sample_weight,
+                           subsets, strategy, clean_path, divergence, exclude},
+                          nullptr, nullptr, want_grad, device.stream());
+  return {out.values, out.grad, out.grad_bias};
+}
+
+// Equal upstream gradients scale what the forward left. Whether they are equal is known here where
+// they are one number expanded, as sum() leaves them; otherwise the device decides: the gradient is
+// computed again by kernels that return at once if it need not be.
+std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
+    const Tensor& grad,            // [S]
+    const Tensor& unit_grad,       // [M, N, C] float32
+    const Tensor& unit_grad_bias,  // [C] float32
+    const Tensor& contributions,   // and on: as the forward took them
+    const OptionalTensor& bias, const OptionalTensor& order, const OptionalTensor& donors,
+    const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude) {
+  const OnDeviceOf device(contributions);
+  const bool equal = grad.numel() <= 1 || grad.stride(0) == 0;
+  const Tensor upstream = contiguous_as(grad, ScalarType::Float);
+  const float* g = static_cast<const float*>(upstream.const_data_ptr());
+  const Tensor skip = empty_beside(grad, {1}, ScalarType::Int);
+  int32_t* skips = static_cast<int32_t*>(skip.mutable_data_ptr());
+  std::optional<Results> again;
+  if (!equal) {
+    compare_upstream(g, upstream.numel(), skips, device.stream());
+    again = run({contributions, bias, order, donors, labels, present, sample_weight, subsets,
+                 strategy, clean_path, divergence, exclude},
+                g, skips, true, device.stream());
+  }
+  const auto scaled = [&](const Tensor& unit, const Tensor* fresh, const Tensor& like) {
+    const Tensor units = contiguous_as(unit, ScalarType::Float);
+    const Tensor to =
+        unit.dim() == 1
+            ? empty_beside(unit, {unit.size(0)}, like.scalar_type())
+            : empty_beside(unit, {unit.size(0), unit.size(1), unit.size(2)}, like.scalar_type());
+    scale_grad(static_cast<const float*>(units.const_data_ptr()), g,
+               fresh ? static_cast<const float*>(fresh->const_data_ptr()) : nullptr, skips,
+               units.numel(), storage_of(to), to.mutable_data_ptr(), device.stream());
+    return to;
+  };
+  const Tensor to_contributions = scaled(unit_grad, again ? &again->grad : nullptr, contributions);
+  const Tensor to_bias =
+      scaled(unit_grad_bias, again ? &again->grad_bias : nullptr, bias ? *bias : contributions);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {to_contributions, to_bias};
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace mcr
+
+STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m) {
+  m.impl("permuted_divergence_fwd", TORCH_BOX(&mcr::cuda::permuted_divergence_fwd_cuda));
+  m.impl("permuted_divergence_bwd", TORCH_BOX(&mcr::cuda::permuted_divergence_bwd_cuda));
+}

@@ -1,0 +1,148 @@
+// The inputs of permuted_divergence as its kernels read them.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cuda/permuted_divergence_kernels.h"
+#include "cuda/tensors.h"
+#include "divergence_options.h"
+
+namespace mcr {
+namespace cuda {
+
+struct PermutedDivergenceArguments {
+  const Tensor& contributions;          // [M, N, C]
+  const OptionalTensor& bias;           // [C]
+  const OptionalTensor& order;          // [N]
+  const OptionalTensor& donors;         // [1 or M, K] shifts or [1 or M, K, N] table
+  const OptionalTensor& labels;         // [N]
+  const OptionalTensor& present;        // [N, M]
+  const OptionalTensor& sample_weight;  // [N]
+  const std::vector<int64_t>& subsets;
+  const std::string &strategy, &clean_path, &divergence, &exclude;
+};
+
+inline Storage storage_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Storage::kBfloat16;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    default:
+      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
+                      "the CUDA kernel of permuted_divergence takes float32, bfloat16 and float16");
+      return Storage::kFloat;
+  }
+}
+
+// The problem on the device, with the memory it points to.
+class PermutedDivergenceInputs {
+ public:
+  PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad,
+                           cudaStream_t stream)
+      : like_(arguments.contributions), stream_(stream) {
+    const Tensor& x = arguments.contributions;
+    pr.modalities = int(x.size(0));
+    pr.rows = x.size(1);
+    pr.classes = x.size(2);
+    pr.want_grad = want_grad;
+    STD_TORCH_CHECK(pr.modalities <= kMaxModalities && arguments.subsets.size() <= kMaxSubsets,
+                    "permuted_divergence: more than ", kMaxModalities, " modalities");
+    STD_TORCH_CHECK(pr.rows < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
+    STD_TORCH_CHECK(pr.classes <= kMaxClasses, "the CUDA kernel of permuted_divergence takes ",
+                    kMaxClasses, " classes at most, got ", pr.classes);
+    read_options(arguments);
+    LayOut in = {};
+    in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
+    read_rows(arguments, in);
+    read_donors(arguments, in);
+    if (!empty()) lay_out(in, stream_);
+  }
+
+  bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
+  const Subsets& subsets() const { return subsets_; }
+
+  // Memory that lives as long as this.
+  template <class T>
+  T* take(int64_t count, ScalarType dtype) {
+    kept_alive_.push_back(empty_beside(like_, {count}, dtype));
+    return static_cast<T*>(kept_alive_.back().mutable_data_ptr());
+  }
+
+  PullProblem<float> pr = {};
+
+ private:
+  template <class T>
+  const T* hold(const Tensor& x, ScalarType dtype) {
+    kept_alive_.push_back(contiguous_as(x, dtype));
+    return static_cast<const T*>(kept_alive_.back().const_data_ptr());
+  }
+
+  void read_options(const PermutedDivergenceArguments& arguments) {
+    pr.divergence = divergence_kind(arguments.divergence);
+    pr.clean_path = clean_path(arguments.clean_path);
+    pr.outsider = outsider(arguments.strategy);
+    pr.exclude = exclude(arguments.exclude);
+    pr.masked = arguments.present || pr.exclude != Exclude::kNone;
+    pr.num_subsets = int(arguments.subsets.size());
+    for (int s = 0; s < pr.num_subsets; ++s) subsets_.masks[s] = uint8_t(arguments.subsets[s]);
+  }
+
+  void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {
+    const Tensor& x = arguments.contributions;
+    in.modalities = pr.modalities;
+    in.rows = pr.rows;
+    in.classes = pr.classes;
+    in.storage = storage_of(x);
+    in.contributions = hold<void>(x, x.scalar_type());
+    pr.contributions = in.contributions_to = take<float>(x.numel(), ScalarType::Float);
+    if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
+    pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);
+    if (pr.exclude == Exclude::kSameLabel) {
+      in.labels = hold<int64_t>(*arguments.labels, ScalarType::Long);
+      pr.labels = in.labels_to = take<int64_t>(pr.rows, ScalarType::Long);
+    }
+    if (arguments.present) {
+      in.present = hold<bool>(*arguments.present, ScalarType::Bool);
+      in.present_to = take<uint32_t>(pr.rows, ScalarType::Int);
+      pr.present = in.present_to;
+    }
+    if (arguments.sample_weight) {
+      in.sample_weight = hold<float>(*arguments.sample_weight, ScalarType::Float);
+      pr.row_weight = in.weight_to = take<float>(pr.rows, ScalarType::Float);
+    }
+  }
+
+  void read_donors(const PermutedDivergenceArguments& arguments, LayOut& in) {
+    pr.permutations = std::max<int64_t>(pr.rows - 1, 0);
+    if (!arguments.donors) return;
+    const Tensor& donors = *arguments.donors;
+    const int64_t* from = hold<int64_t>(donors, ScalarType::Long);
+    pr.own_donors = donors.size(0) > 1;
+    pr.permutations = donors.size(1);
+    if (arguments.order) {
+      pr.order = in.order = hold<int64_t>(*arguments.order, ScalarType::Long);
+      pr.shifts = from;
+      return;
+    }
+    in.donors = from;
+    in.tables = donors.size(0) * donors.size(1);
+    pr.table_stride = pr.rows;
+    pr.table = in.table_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
+    if (!pr.want_grad) return;
+    const Tensor receivers = empty_beside(like_, {in.tables * pr.rows}, ScalarType::Int);
+    clear(receivers, stream_);  // a table that is no permutation must not lead out of it
+    kept_alive_.push_back(receivers);
+    pr.receivers = in.receivers_to = static_cast<int32_t*>(receivers.mutable_data_ptr());
+  }
+
+  const Tensor& like_;
+  cudaStream_t stream_;
+  Subsets subsets_ = {};
+  std::vector<Tensor> kept_alive_;
+};
+
+}  // namespace cuda
+}  // namespace mcr

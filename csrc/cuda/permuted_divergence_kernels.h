@@ -1,0 +1,67 @@
+// What the launcher of permuted_divergence calls: plain data and streams, so that kernels compile
+// without torch's headers and the launcher without nvcc.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "permuted_divergence_pull_problem.h"
+
+namespace mcr {
+namespace cuda {
+
+constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
+constexpr int64_t kMaxClasses =
+    65536;                      // beyond, a row's tiles would not fit the threads of a block
+constexpr int kBiasRows = 256;  // rows that one partial sum of the bias' gradient takes
+
+enum class Storage { kFloat, kBfloat16, kHalf };
+
+// The inputs as torch holds them, and where they go: in the order of positions, float, in log2
+// units.
+struct LayOut {
+  const void* contributions;  // [M, N, C]
+  Storage storage;
+  const float* bias;           // [C] or null
+  const int64_t* order;        // [N] or null
+  const int64_t* labels;       // [N] or null
+  const bool* present;         // [N, M] or null
+  const float* sample_weight;  // [N] or null
+  const int64_t* donors;       // [tables, N], or null
+  int64_t modalities, rows, classes, tables;
+  float scale;
+  float* contributions_to;  // [M, N, C]
+  float* bias_to;           // [C]
+  int64_t* labels_to;
+  uint32_t* present_to;
+  float* weight_to;
+  int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
+};
+void lay_out(const LayOut& inputs, cudaStream_t stream);
+
+struct Subsets {
+  uint8_t masks[kMaxSubsets];
+};
+// masks -> problem.subsets, upstream (null: 1) over the sums of the weights -> problem.factors.
+void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const float* upstream,
+                   double* row_sums,  // [S, N], used where pairs may be dropped
+                   float* factors, uint32_t* masks, cudaStream_t stream);
+
+void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
+void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
+
+// values [S] = the sums over the rows.
+void sum_values(const double* row_values, int64_t subsets, int64_t rows, float* values,
+                cudaStream_t stream);
+// to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C].
+void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
+              cudaStream_t stream);
+
+// skip = whether all of upstream [S] are equal.
+void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);
+// to = upstream[0] * unit, or `again` where that is given and *skip is 0.
+void scale_grad(const float* unit, const float* upstream, const float* again, const int32_t* skip,
+                int64_t count, Storage storage, void* to, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace mcr

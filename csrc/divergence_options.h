@@ -1,0 +1,42 @@
+// What the launchers of the two divergences share: the options by their names.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "permuted_divergence_problem.h"
+
+namespace mcr {
+
+inline DivergenceKind divergence_kind(const std::string& name) {
+  return name == "jsd"          ? DivergenceKind::kJsd
+         : name == "binary_jsd" ? DivergenceKind::kBinaryJsd
+                                : DivergenceKind::kSquaredError;
+}
+
+inline CleanPath clean_path(const std::string& name) {
+  return name == "shared"   ? CleanPath::kShared
+         : name == "routed" ? CleanPath::kRouted
+                            : CleanPath::kDetached;
+}
+
+// What the modalities outside a subset get of its gradient.
+inline int outsider(const std::string& strategy) {
+  return strategy == "greedy" ? -1 : strategy == "independent" ? 0 : 1;
+}
+
+inline Exclude exclude(const std::string& name) {
+  return name == "self"         ? Exclude::kSelf
+         : name == "same_label" ? Exclude::kSameLabel
+                                : Exclude::kNone;
+}
+
+// How many rows go through the two passes together: their tiles, two a row, are to stay in L1.
+template <class T>
+int group_of_rows(int64_t tile) {
+  constexpr int64_t kGroupBytes = 1 << 14;
+  return int(std::clamp<int64_t>(kGroupBytes / (2 * tile * int64_t(sizeof(T))), 1, 8));
+}
+
+}  // namespace mcr

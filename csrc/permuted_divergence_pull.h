@@ -1,0 +1,203 @@
+// permuted_divergence where every row pulls its own gradient together and writes nobody else's: no
+// atomics, no copy of the gradient for each team. (The CPU's threads push to donors instead, each
+// into memory of its own: permuted_divergence.h.) Two passes over the pairs:
+//
+//     rows      row i with all its donors: the value, and the gradient that stays at row i; of each
+//               pair it leaves two numbers, the log2 of the mass and KL(q | m)
+//     donations row j with all rows that it gives to: from those numbers, du / dA_m[j] class by
+//               class, without a reduction
+//
+// Everything adds to what is there, so that the permutations can come in chunks.
+#pragma once
+
+#include "divergence.h"
+#include "permuted_divergence_pull_problem.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+// Tiles of one row, each of steps * kWidth<T> numbers.
+template <class T>
+struct PullTiles {
+  static constexpr int kCount = 9;
+  CleanRow<T> clean;
+  T *own, *acc, *u_sum, *logs;
+  StoredRow<T> pair;
+
+  MCR_FN PullTiles(T* base, int64_t size)
+      : clean{base, base + size, base + 2 * size},
+        own(base + 3 * size),
+        acc(base + 4 * size),
+        u_sum(base + 5 * size),
+        logs(base + 6 * size),
+        pair{base + 7 * size, base + 8 * size} {}
+};
+
+template <class T>
+MCR_FN void clear(T* tile, int64_t steps) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) store(tile + n * kWidth<T>, Vec<T>{});
+}
+
+// tile += factor * row
+template <class Team, class T>
+MCR_FN void add_row(T* tile, int64_t steps, const T* row, int64_t classes, T factor) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    T* to = tile + n * kWidth<T>;
+    store(to, load(to) + factor * Team::load_step(row, n, classes, T(0)));
+  }
+}
+
+// row += factor * tile
+template <class Team, class T>
+MCR_FN void add_to_row(T* row, int64_t classes, const T* tile, int64_t steps, T factor) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    const Vec<T> sum = Team::load_step(row, n, classes, T(0)) + factor * load(tile + n * kWidth<T>);
+    Team::store_step(row, n, classes, sum);
+  }
+}
+
+// The gradients that stay at row i: k u of the modalities that were not taken, c v of the clean
+// path, and the bias.
+template <class Team, class D, class T>
+MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t steps,
+                        const PullTiles<T>& tile, typename Team::Scalar acc_kl) {
+  constexpr int W = kWidth<T>;
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    store(tile.acc + n * W,
+          D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+  }
+  if (pr.grad_bias_rows) {
+    T* row = pr.grad_bias_rows + i * pr.classes;
+    add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(pr.head(s)));
+    add_to_row<Team>(row, pr.classes, tile.acc, steps, T(pr.clean_head(s)));
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    const int route = pr.subsets[s] >> m & 1 ? 0 : pr.outsider, clean = pr.clean_route(s, m);
+    T* row = pr.grad_row(m, i);
+    if (route != 0) add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(route));
+    if (clean != 0) add_to_row<Team>(row, pr.classes, tile.acc, steps, T(clean));
+  }
+}
+
+// One pair: its divergence; with kGrad its gradients are added to the tiles and the pair's two
+// numbers kept.
+template <class Team, class D, bool kGrad, class T>
+MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t i,
+                                      int64_t steps, const PullTiles<T>& tile,
+                                      typename Team::Scalar lse, T weight,
+                                      typename Team::Scalar& acc_kl) {
+  constexpr int W = kWidth<T>;
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) store(tile.pair.delta + n * W, -load(tile.own + n * W));
+  for (int m = 0; m < pr.modalities; ++m) {
+    if (!(pr.subsets[s] >> m & 1)) continue;
+    add_row<Team>(tile.pair.delta, steps, pr.row(m, pr.donor(m, k, i)), pr.classes, T(1));
+  }
+  typename Team::Scalar total = {}, mean_q = {};
+  bool stored, near = false;
+  const auto shift =
+      D::template first_pass<Team, T>(steps, tile.clean, lse, tile.pair, tile.pair, total, stored);
+  const auto log2_total = shift + Team::scalar_log2(total);
+  const auto sink = [&](int64_t n, Vec<T> u) {
+    store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
+  };
+  const auto value = D::template second_pass<Team, kGrad, T>(steps, tile.clean, tile.pair, total,
+                                                             log2_total, {}, weight, tile.logs,
+                                                             tile.acc, acc_kl, mean_q, near, sink);
+  if (kGrad && D::kReadsPowers && Team::leads()) {
+    T* kept = pr.pair(s, k, i);
+    kept[0] = log2_total;
+    kept[1] = mean_q;
+  }
+  return value;
+}
+
+// Row i with its donors under the chunk's permutations; `memory` holds PullTiles<T>::kCount tiles.
+template <class Team, class D, bool kGrad, class T>
+MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memory) {
+  constexpr int W = kWidth<T>;
+  const PullTiles<T> tile(memory, steps * W);
+  const T fill = SameType<D, Jsd>::value ? T(-1e30) : T(0);  // the padding is no class
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    store(tile.clean.logits + n * W, Team::load_step(pr.bias, n, pr.classes, fill));
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes, T(1));
+  }
+  const auto lse = D::template prepare<Team>(steps, tile.clean);
+  if (kGrad) {
+    const T* kept = D::clean_part(tile.clean);
+    MCR_UNROLL
+    for (int64_t n = 0; n < steps; ++n) {
+      Team::store_step(pr.clean + i * pr.classes, n, pr.classes, load(kept + n * W));
+    }
+  }
+  for (int s = 0; s < pr.num_subsets; ++s) {
+    clear(tile.own, steps);
+    clear(tile.acc, steps);
+    clear(tile.u_sum, steps);
+    for (int m = 0; m < pr.modalities; ++m) {
+      if (pr.subsets[s] >> m & 1) add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes, T(1));
+    }
+    typename Team::Scalar acc_kl = {};
+    double value = 0;
+    bool any = false;
+    for (int64_t k = pr.first; k < pr.last; ++k) {
+      const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
+      if (weight == T(0)) continue;
+      value +=
+          double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, lse, weight, acc_kl));
+      any = true;
+    }
+    if (!any) continue;  // nothing is added, whatever the row holds
+    if (Team::leads()) pr.row_values[s * pr.rows + i] += value;
+    if (kGrad) add_own_row<Team, D>(pr, s, i, steps, tile, acc_kl);
+  }
+}
+
+// What row j gets for modality m from the rows that it gives to; `memory` holds 3 tiles.
+template <class Team, class D, class T>
+MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory) {
+  constexpr int W = kWidth<T>;
+  T *mine = memory, *sum = memory + steps * W, *delta = memory + 2 * steps * W;
+  clear(mine, steps);
+  clear(sum, steps);
+  add_row<Team>(mine, steps, pr.row(m, j), pr.classes, T(1));
+  for (int s = 0; s < pr.num_subsets; ++s) {
+    const uint32_t subset = pr.subsets[s];
+    if (!(subset >> m & 1)) continue;
+    for (int64_t k = pr.first; k < pr.last; ++k) {
+      const int64_t i = pr.receiver(m, k, j);
+      const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
+      if (weight == T(0)) continue;
+      MCR_UNROLL
+      for (int64_t n = 0; n < steps; ++n) store(delta + n * W, load(mine + n * W));
+      add_row<Team>(delta, steps, pr.row(m, i), pr.classes, T(-1));
+      for (int o = 0; o < pr.modalities; ++o) {
+        if (o == m || !(subset >> o & 1)) continue;
+        add_row<Team>(delta, steps, pr.row(o, pr.donor(o, k, i)), pr.classes, T(1));
+        add_row<Team>(delta, steps, pr.row(o, i), pr.classes, T(-1));
+      }
+      T log2_total = 0, mean_q = 0;
+      if (D::kReadsPowers) {
+        log2_total = pr.pair(s, k, i)[0];
+        mean_q = pr.pair(s, k, i)[1];
+      }
+      MCR_UNROLL
+      for (int64_t n = 0; n < steps; ++n) {
+        const Vec<T> clean = Team::load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
+        const Vec<T> u = D::perturbed_grad(clean, load(delta + n * W), log2_total, mean_q);
+        store(sum + n * W, load(sum + n * W) + weight * u);
+      }
+    }
+  }
+  add_to_row<Team>(pr.grad_row(m, j), pr.classes, sum, steps, T(1));
+}
+
+}  // namespace MCR_ISA
+}  // namespace mcr

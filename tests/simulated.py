@@ -1,0 +1,148 @@
+"""The row algorithms of the CUDA kernels, run on the host by teams of 4, 8 and 32 lanes.
+
+`tests/teams/` compiles the kernels' own headers; what their launcher does around them is repeated
+here in torch.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from divergences import Batch, options_of
+from torch import Tensor
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent
+TEAMS = Path(__file__).resolve().parent / "teams"
+LANES = (4, 8, 32)
+LOG2E = 1.44269504088896340736
+
+
+@functools.cache
+def module() -> ModuleType:
+    """The compiled teams; built again when a header has changed."""
+    headers = sorted((ROOT / "csrc").glob("*.h"))
+    digest = hashlib.sha256()
+    for path in (*headers, *sorted(TEAMS.iterdir())):
+        digest.update(path.read_bytes())
+    folder = ROOT / "build" / "teams" / digest.hexdigest()[:16]
+    library = folder / f"mcr_teams{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _compile(library)
+    spec = importlib.util.spec_from_file_location("mcr_teams", library)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def _compile(library: Path) -> None:
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-Wno-attributes"]
+    flags += [f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_paths()['include']}"]
+    flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    objects = []
+    for name, source, defines in [
+        *(
+            (f"lanes{n}", "rows.cpp", [f"-DMCR_ISA=lanes{n}", f"-DMCR_VEC_BYTES={4 * n}"])
+            for n in LANES
+        ),
+        ("module", "module.cpp", []),
+    ]:
+        objects.append(str(library.parent / f"{name}.o"))
+        command = ["c++", *flags, *defines, "-c", str(TEAMS / source), "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    partial = library.with_suffix(".partial")
+    subprocess.run(["c++", "-shared", *objects, "-o", str(partial)], check=True)
+    partial.replace(library)
+
+
+def permuted_divergence(
+    x: Batch,
+    upstream: Tensor | float = 1.0,
+    *,
+    lanes: int,
+    chunk: int | None = None,
+    spare_steps: int = 0,
+    want_grad: bool = True,
+    **options,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Values and, in the inputs' dtypes, the gradients to contributions and bias."""
+    options = options_of(x, **options)
+    m, n, c = x.contributions.shape
+    count = len(options["subsets"])
+    order = torch.arange(n) if x.order is None else x.order
+    scale = 1.0 if options["divergence"] == "mse" else LOG2E
+    k = n - 1 if x.donors is None else x.donors.shape[1]
+    table = receivers = shifts = None
+    if x.donors is not None and x.order is None:
+        table = x.donors.to(torch.int32).contiguous()
+        receivers = x.donors.argsort(-1).to(torch.int32).contiguous()
+    elif x.donors is not None:
+        shifts = x.donors.contiguous()
+    present = None
+    if x.present is not None:
+        present = (x.present[order].int() << torch.arange(m)).sum(1).to(torch.int32)
+    weight = None if x.sample_weight is None else x.sample_weight[order].float()
+    bias = torch.zeros(c) if x.bias is None else x.bias.float() * scale
+    tensors = {
+        "contributions": (x.contributions[:, order].float() * scale).contiguous(),
+        "bias": bias,
+        "table": table,
+        "receivers": receivers,
+        "shifts": shifts,
+        "order": x.order,
+        "labels": None if x.labels is None else x.labels[order].contiguous(),
+        "present": present,
+        "row_weight": weight,
+        "subsets": torch.tensor(options["subsets"], dtype=torch.int32),
+        "factors": _factors(x, upstream, k, options),
+        "row_values": torch.zeros(count, n, dtype=torch.float64),
+        "grad": torch.zeros(m, n, c),
+        "grad_bias_rows": torch.zeros(n, c),
+    }
+    numbers = {
+        "modalities": m,
+        "rows": n,
+        "classes": c,
+        "permutations": k,
+        "own_donors": x.donors is not None and x.donors.shape[0] > 1,
+        "num_subsets": count,
+        "want_grad": want_grad,
+    }
+    names = {key: options[key] for key in ("strategy", "clean_path", "divergence", "exclude")}
+    addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
+    module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps)
+    grad_bias = None if x.bias is None else tensors["grad_bias_rows"].sum(0).to(x.bias.dtype)
+    return (
+        tensors["row_values"].sum(1).float(),
+        tensors["grad"].to(x.contributions.dtype),
+        grad_bias,
+    )
+
+
+def _factors(x: Batch, upstream: Tensor | float, k: int, options: dict) -> Tensor:
+    """Upstream gradients over the sums of the pair weights, as weigh_subsets takes them."""
+    from mcr_fast.reference._game import donor_table, members
+    from mcr_fast.reference.permuted_divergence import pair_weights
+
+    m, n, c = x.contributions.shape
+    tables = donor_table(x.order, x.donors, n, x.contributions.device).expand(m, -1, -1)
+    sums = []
+    for subset in options["subsets"]:
+        inside = members(subset, m)
+        weights = pair_weights(
+            *([tables[i] for i in inside], inside, x.labels, x.present),
+            None if x.sample_weight is None else x.sample_weight.double(),
+            exclude=options["exclude"],
+        )
+        sums.append(weights.double().sum())
+    total = torch.stack(sums) * (1 if options["divergence"] == "jsd" else c)
+    g = torch.as_tensor(upstream, dtype=torch.float64).expand(len(sums))
+    return torch.where(total != 0, g / total, 0.0).float()

@@ -1,0 +1,60 @@
+// Python's way to rows.cpp. Memory comes as addresses of tensors that the caller keeps.
+#include <pybind11/pybind11.h>
+
+#include "divergence_options.h"
+#include "teams.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* address(const py::dict& from, const char* name) {
+  const py::object value = from[name];
+  return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<uintptr_t>());
+}
+
+mcr::PullProblem<float> problem_of(const py::dict& from) {
+  const auto number = [&](const char* name) { return from[name].cast<int64_t>(); };
+  const auto text = [&](const char* name) { return from[name].cast<std::string>(); };
+  mcr::PullProblem<float> pr = {};
+  pr.contributions = address<float>(from, "contributions");
+  pr.bias = address<float>(from, "bias");
+  pr.modalities = int(number("modalities"));
+  pr.rows = number("rows");
+  pr.classes = number("classes");
+  pr.permutations = number("permutations");
+  pr.table = address<int32_t>(from, "table");
+  pr.table_stride = pr.rows;
+  pr.receivers = address<int32_t>(from, "receivers");
+  pr.shifts = address<int64_t>(from, "shifts");
+  pr.order = address<int64_t>(from, "order");
+  pr.own_donors = number("own_donors") != 0;
+  pr.exclude = mcr::exclude(text("exclude"));
+  pr.labels = address<int64_t>(from, "labels");
+  pr.present = address<uint32_t>(from, "present");
+  pr.row_weight = address<float>(from, "row_weight");
+  pr.masked = pr.present != nullptr || pr.exclude != mcr::Exclude::kNone;
+  pr.subsets = address<uint32_t>(from, "subsets");
+  pr.num_subsets = int(number("num_subsets"));
+  pr.factors = address<float>(from, "factors");
+  pr.outsider = mcr::outsider(text("strategy"));
+  pr.clean_path = mcr::clean_path(text("clean_path"));
+  pr.divergence = mcr::divergence_kind(text("divergence"));
+  pr.want_grad = number("want_grad") != 0;
+  pr.row_values = address<double>(from, "row_values");
+  pr.grad = address<float>(from, "grad");
+  pr.grad_bias_rows = address<float>(from, "grad_bias_rows");
+  return pr;
+}
+
+void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps) {
+  const auto run = lanes == 4   ? mcr::lanes4::pull
+                   : lanes == 8 ? mcr::lanes8::pull
+                                : mcr::lanes32::pull;
+  run(problem_of(from), chunk, spare_steps);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(mcr_teams, m) { m.def("pull", &pull); }

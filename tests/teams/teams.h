@@ -1,0 +1,16 @@
+// The teams that rows.cpp is compiled for.
+#pragma once
+
+#include "permuted_divergence_pull_problem.h"
+
+#define MCR_TEAM(NAME)                                                                         \
+  namespace NAME {                                                                             \
+  /* `spare_steps`: steps beyond the row's end, as where a GPU's team has more than needed. */ \
+  void pull(const PullProblem<float>& problem, int64_t chunk, int64_t spare_steps);            \
+  }
+
+namespace mcr {
+MCR_TEAM(lanes4)
+MCR_TEAM(lanes8)
+MCR_TEAM(lanes32)
+}  // namespace mcr

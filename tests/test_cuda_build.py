@@ -1,0 +1,172 @@
+"""The CUDA library as nvcc compiles it: what its kernels take of a multiprocessor, its symbols.
+
+Needs nvcc, neither a GPU nor a CUDA torch.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "cuda-report"
+ARCHITECTURES = ("80", "90")
+TOOLS = ("nvcc", "cmake", "ninja")
+
+REGISTERS = 65536  # of a multiprocessor
+THREADS = 512  # that the kernels over the pairs keep on one: permuted_divergence.cu
+
+pytestmark = pytest.mark.skipif(
+    not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
+)
+
+
+class Kernel(NamedTuple):
+    """One kernel of one architecture, by the compiler's report."""
+
+    name: str
+    architecture: str
+    stack: int
+    spills: int
+    registers: int
+
+
+def compile_library(log: Path) -> None:
+    torch_dirs = {
+        "MCR_TORCH_INCLUDE_DIRS": ";".join(cpp_extension.include_paths()),
+        "MCR_TORCH_LIBRARY_DIRS": str(Path(torch.__file__).parent / "lib"),
+        "MCR_CUDA_ARCHITECTURES": ";".join(f"{code}-real" for code in ARCHITECTURES),
+        "MCR_CUDA": "ON",
+    }
+    definitions = [f"-D{name}={value}" for name, value in torch_dirs.items()]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *definitions]
+    subprocess.run(configure, check=True, capture_output=True)
+    target = ["cmake", "--build", str(BUILD), "--clean-first", "--target", "mcr_fast_cuda"]
+    result = subprocess.run(target, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    log.write_text(result.stdout + result.stderr)
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """Compiled again when a source has changed: it takes a minute."""
+    sources = [ROOT / "CMakeLists.txt", *sorted(ROOT.glob("csrc/*.h"))]
+    sources += sorted(ROOT.glob("csrc/cuda/*"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    log = BUILD / f"{digest[:16]}.log"
+    if not log.exists():
+        compile_library(log)
+    (BUILD / "report.log").write_text(log.read_text())
+    return BUILD / "lib" / "libmcr_fast_cuda.so"
+
+
+@pytest.fixture(scope="module")
+def kernels(library) -> list[Kernel]:
+    report = re.compile(
+        r"Compiling entry function '(\S+)' for 'sm_(\d+)'\n.*\n"
+        r"\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r".*Used (\d+) registers"
+    )
+    text = (BUILD / "report.log").read_text()
+    return [
+        Kernel(m[1], m[2], int(m[3]), int(m[4]) + int(m[5]), int(m[6]))
+        for m in report.finditer(text)
+    ]
+
+
+def over_pairs(kernel: Kernel) -> bool:
+    return "DeviceTeam" in kernel.name
+
+
+def steps(kernel: Kernel) -> int:
+    return int(re.search(r"DeviceTeamILi\d+ELi(\d+)E", kernel.name).group(1))
+
+
+def test_every_architecture_has_every_kernel(kernels):
+    found = {a: {k.name for k in kernels if k.architecture == a} for a in ARCHITECTURES}
+    assert found["80"] == found["90"]
+    assert len([k for k in kernels if over_pairs(k)]) > 50
+
+
+def test_hot_kernels_stay_in_registers(kernels):
+    for kernel in kernels:
+        # more than 4096 classes: there the tiles are local memory on purpose
+        if not over_pairs(kernel) or steps(kernel) <= 8:
+            assert kernel.stack == 0, kernel
+        assert kernel.spills == 0, kernel
+
+
+def test_registers_leave_the_occupancy_of_the_design(kernels):
+    for kernel in filter(over_pairs, kernels):
+        assert kernel.registers * THREADS <= REGISTERS, kernel
+
+
+def test_library_links_to_torch_alone(library):
+    dynamic = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic.stdout)
+    assert "libtorch.so" in needed
+    assert not [name for name in needed if re.search(r"python|cud|c10|torch_", name)]
+    assert not re.search(r"RPATH|RUNPATH", dynamic.stdout)
+
+
+def test_library_uses_the_stable_abi_only(library):
+    symbols = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True).stdout
+    undefined = re.findall(r"\bU (\S+)", symbols)
+    assert "aoti_torch_get_current_cuda_stream" in undefined
+    assert not [name for name in undefined if re.match(r"_?Py[A-Z_]", name)]
+    assert not [name for name in undefined if re.match(r"_Z\w*?(2at|3c10|5torch)\d", name)]
+    assert not re.findall(r" [TW] \S*3mcr\S*", symbols)
+
+
+# The choice of what to build
+
+
+def choose(**variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "--version"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | variables, check=False
+    )
+
+
+def test_build_auto_says_that_it_found_nvcc():
+    result = choose(MCR_FAST_BUILD="auto")
+    assert result.returncode == 0
+    assert "auto builds 'cuda' (the CPU library, and the CUDA one with " in result.stderr
+
+
+def test_build_cuda_without_nvcc_names_the_fix(tmp_path):
+    result = choose(MCR_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), CUDACXX="")
+    assert result.returncode != 0
+    assert "MCR_FAST_BUILD=cuda cannot be built: nvcc was not found; set CUDA_HOME" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("8.0;9.0+PTX", "80-real;90-real;90-virtual"),
+        ("8.6 9.0a", "86-real;90a-real"),
+        ("8.0,7.5", "80-real;75-real"),
+    ],
+)
+def test_architectures_are_read_as_torch_reads_them(listed, expected):
+    code = (
+        "import sys; sys.argv = ['setup.py', '--version']; import setup; "
+        "print(setup.cuda_architectures())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TORCH_CUDA_ARCH_LIST": listed, "MCR_FAST_BUILD": "none"},
+        check=False,
+    )
+    assert result.stdout.splitlines()[-1] == expected, result.stderr

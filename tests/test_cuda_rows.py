@@ -1,0 +1,119 @@
+"""The row algorithms of the CUDA kernels against the reference, on simulated teams of lanes.
+
+What runs on the GPU alone is not covered: the special-function unit's exponential, the shuffles.
+"""
+
+import shutil
+
+import pytest
+import simulated
+import torch
+from divergences import Batch, assert_same_bits, check, make_batch, paired_off, unequal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_lanes(x: Batch, lanes: int, chunk=None, spare_steps=0, upstream=1.0, **options) -> None:
+    how = {"lanes": lanes, "chunk": chunk, "spare_steps": spare_steps}
+    value, *grads = simulated.permuted_divergence(x, **how, **options)
+    if isinstance(upstream, torch.Tensor):
+        _, *grads = simulated.permuted_divergence(x, upstream, **how, **options)
+    given = [g for g in grads if g is not None]
+    check(x, upstream, case=how, ours=(value, *given), **options)
+
+
+@pytest.mark.parametrize("lanes", simulated.LANES)
+@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd", "mse"])
+@pytest.mark.parametrize("scheme", ["cyclic", "table", "exhaustive"])
+def test_every_scheme(lanes, divergence, scheme):
+    for modalities, own in ((2, False), (3, False), (3, True)):
+        x = make_batch(modalities, 6, 37, scheme, own=own and scheme != "exhaustive")
+        for upstream in (1.0, unequal(x)):
+            check_lanes(x, lanes, chunk=2, upstream=upstream, divergence=divergence)
+
+
+@st.composite
+def problems(draw):
+    """A batch, how it is run, and the op's options."""
+    modalities = draw(st.sampled_from([2, 2, 3, 4, 8]))
+    rows = draw(st.integers(1, 9))
+    scheme = draw(st.sampled_from(["cyclic", "table", "exhaustive"]))
+    exclude = draw(st.sampled_from(["none", "self", "same_label"]))
+    x = make_batch(
+        modalities,
+        rows,
+        draw(st.integers(1, 70)),
+        scheme,
+        own=scheme != "exhaustive" and draw(st.booleans()),
+        count=draw(st.integers(1, 5)),
+        scale=draw(st.sampled_from([0.01, 1.5, 30.0, 1e4])),
+        bias=draw(st.booleans()),
+        present=draw(st.booleans()),
+        weighted=draw(st.booleans()),
+        dtype=draw(st.sampled_from(DTYPES)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+    how = {
+        "lanes": draw(st.sampled_from(simulated.LANES)),
+        "chunk": draw(st.sampled_from([None, 1, 3])),
+        "spare_steps": draw(st.integers(0, 2)),
+    }
+    options = {
+        "subsets": "single" if modalities == 8 else draw(st.sampled_from(["single", "all"])),
+        "strategy": draw(st.sampled_from(["greedy", "independent", "collaborative"])),
+        "clean_path": draw(st.sampled_from(["shared", "routed", "detached"])),
+        "divergence": draw(st.sampled_from(["jsd", "jsd", "binary_jsd", "mse"])),
+        "exclude": exclude,
+    }
+    if options["divergence"] == "mse" and not x.contributions.abs().max() < 1e3:
+        options["divergence"] = "jsd"  # squares of 1e4 have no float16 gradient
+    return x, how, options
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(problems())
+def test_fuzz(problem):
+    x, how, options = problem
+    check_lanes(x, **how, **options)
+
+
+@pytest.mark.parametrize("lanes", simulated.LANES)
+def test_rows_far_apart(lanes):
+    # the clean row's normaliser leaves the range of float32: the rescaled path
+    x = paired_off(make_batch(2, 6, 19, "table"), 1, 4)
+    x.contributions[:, 1] += torch.linspace(-300, 300, 19)
+    x.contributions[:, 4] -= torch.linspace(-300, 300, 19)
+    check_lanes(x, lanes)
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd", "mse"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_bad_numbers_come_out_as_nan(divergence, bad):
+    x = make_batch(2, 5, 9, "cyclic")
+    x.contributions[1, 3, 2] = bad
+    value, grad, _ = simulated.permuted_divergence(x, lanes=4, divergence=divergence)
+    assert value.isnan().all()
+    assert grad[:, 3].isnan().any()
+
+
+def test_dropped_rows_add_nothing_whatever_they_hold():
+    x = make_batch(2, 6, 9, "cyclic", present=True)
+    x.present[:] = True
+    x.present[2] = False
+    x.contributions[:, 2] = torch.nan
+    value, grad, _ = simulated.permuted_divergence(x, lanes=8)
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+    assert (grad[:, 2] == 0).all()
+
+
+def test_value_without_gradient_and_again():
+    x = make_batch(3, 7, 21, "table", own=True)
+    first = simulated.permuted_divergence(x, lanes=8)
+    assert_same_bits(simulated.permuted_divergence(x, lanes=8), first)
+    alone, *_ = simulated.permuted_divergence(x, lanes=8, want_grad=False)
+    assert torch.equal(alone, first[0])
