@@ -11,7 +11,14 @@ from functools import cache
 import torch
 
 from bench.gpu.shared import contrastive, divergences
-from bench.gpu.subjects import Divergence, Embeddings, Reconstruction, Subject
+from bench.gpu.subjects import (
+    ACTIVATIONS,
+    Divergence,
+    Embeddings,
+    FusionStep,
+    Reconstruction,
+    Subject,
+)
 
 DIVERGENCES = divergences.DIVERGENCES
 STRATEGIES = ("greedy", "independent", "collaborative")
@@ -177,6 +184,32 @@ def _reconstruction_loss() -> Iterator[CheckCase]:
             yield case(rows, widths, dtype, quick=rows in (7, 0) and dtype == torch.float32)
 
 
+def _gather_add() -> Iterator[CheckCase]:
+    def case(name: str, shape: tuple[int, ...], activation: str, quick: bool = False) -> CheckCase:
+        m, n, d, h, c, k = shape
+
+        def make() -> Subject:
+            g = torch.Generator().manual_seed(0)
+
+            def normal(*size: int) -> torch.Tensor:
+                return torch.randn(size, generator=g) / size[-1] ** 0.5
+
+            latents = [torch.randn(n, d, generator=g) for _ in range(m)]
+            weights = [*(normal(h, d) for _ in range(m)), normal(h), 2 * normal(c, h), normal(c)]
+            donors = torch.rand(k, n, generator=g).argsort(1)
+            labels = torch.randint(3, (n,), generator=g)
+            return FusionStep(latents, weights, labels, donors, activation)
+
+        return CheckCase("gather_add", name, make, quick)
+
+    # M, N, D, H, C, K
+    shapes = [(2, 32, 8, 16, 6, 4), (3, 19, 5, 33, 7, 2), (2, 40, 16, 600, 11, 3)]
+    for shape, activation in itertools.product(shapes, ACTIVATIONS):
+        name = f"M{shape[0]}_N{shape[1]}_H{shape[3]}_{activation}"
+        yield case(name, shape, activation, quick=shape[1] < 40 and activation == "gelu")
+    yield case("production", (2, 512, 512, 512, 174, 8), "relu")
+
+
 def _not_finite(case: CheckCase, value: float) -> CheckCase:
     """The case with one element of its first tensor replaced."""
 
@@ -199,6 +232,7 @@ def check_cases() -> dict[str, CheckCase]:
         *_contrastive("nt_xent"),
         *_contrastive("sup_con"),
         *_reconstruction_loss(),
+        *_gather_add(),
     ]
     for op in dict.fromkeys(case.op for case in found):
         # the first case of an op is large enough, and stays finite elsewhere

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import mcr_fast
 from bench.gpu.shared import check_gradient, check_value, contrastive, divergences
 from mcr_fast.ops.nt_xent import nt_xent
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
@@ -139,3 +140,63 @@ class Reconstruction:
         check_value(op, ours[0], truth[0], plain[0])
         for results in zip(ours[1:], truth[1:], plain[1:], strict=True):
             check_gradient(op, *results)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "none": nn.Identity,
+}
+
+
+@dataclass
+class FusionStep:
+    """A whole `MCRLoss` of a fusion with a head, whose perturbed hidden rows have a kernel."""
+
+    latents: list[Tensor]  # M tensors [N, D]
+    weights: list[Tensor]  # M of [H, D], bias [H], head's weight [C, H] and bias [C]
+    labels: Tensor  # [N]
+    donors: Tensor  # [K, N]
+    activation: str = "gelu"
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> FusionStep:
+        latents, weights = ([function(t) for t in given] for given in (self.latents, self.weights))
+        rest = function(self.labels), function(self.donors)
+        return FusionStep(latents, weights, *rest, self.activation)
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.latents, *self.weights, self.labels, self.donors]
+
+    def upstream(self) -> Tensor:
+        return torch.tensor(-2.5, device=self.labels.device)
+
+    def run(self, backend: str, upstream: Tensor) -> Results:
+        latents = [z.detach().requires_grad_() for z in self.latents]
+        parameters = [nn.Parameter(w.detach()) for w in self.weights]
+        *projections, bias, weight, head_bias = parameters
+        layers = [nn.Linear(*w.shape[::-1], bias=False, device="meta") for w in projections]
+        head = nn.Linear(*weight.shape[::-1], device="meta")
+        for layer, w in zip([*layers, head], [*projections, weight], strict=True):
+            layer.weight = w
+        head.bias = head_bias
+        activation = ACTIVATIONS[self.activation]()
+        fusion = mcr_fast.AdditiveFusion(layers, bias, nn.Sequential(activation, head))
+        widths = [z.shape[1] for z in latents]
+        loss = mcr_fast.MCRLoss(widths, len(weight), mipd_weight=1.0, backend=backend)(
+            latents, self.labels, fusion=fusion, permutations=self.donors
+        ).loss
+        grads = torch.autograd.grad(loss, [*latents, *parameters], upstream.to(loss))
+        return loss.detach(), *grads
+
+    def check(self, backend: str) -> None:
+        upstream, op = self.upstream(), "row_divergence"
+        truth = self.map(lambda t: t.double() if t.is_floating_point() else t)
+        truth = truth.run("reference", upstream)
+        ours, plain = self.run(backend, upstream), self.run("reference", upstream)
+        # products round before the divergence and after it, on logits of about this size
+        check_value(op, ours[0], truth[0], plain[0], growth=8)
+        largest = max(float(g.abs().max()) for g in truth[1:])
+        for results in zip(ours[1:], truth[1:], plain[1:], strict=True):
+            # what two players get can cancel, in the bias of the head altogether
+            check_gradient(op, *results, growth=8, floor=0.01 * largest)
