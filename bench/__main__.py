@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | compare | table`."""
+"""`python -m bench run | plot | compare | table | gpu | tune`."""
 
 import argparse
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import machine, results
+from bench import machine, results, tune_triton
+from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.registry import MODES, STEMS, default_modes, select
 
@@ -124,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--machine", help="folder in bench/results, this machine's if left out")
     table.add_argument("--file", type=Path, action="append", help="instead of those two")
     table.set_defaults(command=_table)
+
+    gpu = commands.add_parser("gpu", help="check every kernel on this GPU, then measure it")
+    gpu_command.add_arguments(gpu)
+
+    tune = commands.add_parser("tune", help="try launch configurations of Triton kernels on a GPU")
+    tune_triton.add_arguments(tune)
     return parser
 
 

@@ -1,9 +1,11 @@
 """What the two contrastive benchmarks share: their sizes, and pytorch-metric-learning."""
 
+import importlib
+import importlib.util
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.inputs import Inputs
 from bench.registry import Case
@@ -34,8 +36,15 @@ def num_label_pairs(case: Case) -> tuple[float, float]:
     return equal, case.L * case.M * (case.N - 1) * (1 - 1 / case.C)
 
 
-def pml_loss(inputs: Inputs, make: type[nn.Module], temperature: float) -> Tensor:
+def no_pml(case: Case) -> str | None:
+    """Why pytorch-metric-learning cannot run here, None if it can."""
+    missing = importlib.util.find_spec("pytorch_metric_learning") is None
+    return "pytorch-metric-learning is not installed" if missing else None
+
+
+def pml_loss(inputs: Inputs, name: str, temperature: float) -> Tensor:
     """A loss of pytorch-metric-learning on the concatenated modalities with repeated labels."""
     if inputs.module is None:
-        inputs.module = make(temperature=temperature)
+        losses = importlib.import_module("pytorch_metric_learning.losses")
+        inputs.module = getattr(losses, name)(temperature=temperature)
     return inputs.module(torch.cat(inputs.latents), inputs.all_labels())

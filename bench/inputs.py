@@ -42,13 +42,20 @@ class Inputs:
         return self.labels.repeat(self.case.M)
 
 
-def make_inputs(case: Case, *, dtype: torch.dtype | None = None, seed: int = 0) -> Inputs:
+def make_inputs(
+    case: Case,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Inputs:
     """The inputs of a case, drawn in float32 and then rounded to the case's dtype.
 
     With another `dtype` the rounded values are converted: float64 gives the inputs of the truth.
+    All are drawn on the CPU, so that a device gets the same values.
     """
     g = torch.Generator().manual_seed(seed)
-    to = {"dtype": dtype or case.torch_dtype}
+    to = {"dtype": dtype or case.torch_dtype, "device": device}
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         drawn = torch.randn(*shape, generator=g) * scale
@@ -58,7 +65,7 @@ def make_inputs(case: Case, *, dtype: torch.dtype | None = None, seed: int = 0) 
     if case.op == "row_divergence":
         inputs.perturbed = normal(case.K * case.N, case.C)
         inputs.clean = normal(case.N, case.C)
-        inputs.rows = torch.arange(case.N).repeat(case.K)
+        inputs.rows = torch.arange(case.N, device=device).repeat(case.K)
         return inputs
     if case.start == "contributions":
         inputs.contributions = normal(case.M, case.N, case.C)
@@ -76,8 +83,9 @@ def make_inputs(case: Case, *, dtype: torch.dtype | None = None, seed: int = 0) 
     if case.op == "reconstruction_loss":
         inputs.reconstruction = normal(case.N, case.M * case.D)
     if case.op in ("nt_xent", "sup_con", "mcr_loss"):
-        inputs.labels = torch.randint(case.C, (case.N,), generator=g)
-    inputs.sample, inputs.table = _donors(case, g)
+        inputs.labels = torch.randint(case.C, (case.N,), generator=g).to(device)
+    donors = _donors(case, g)
+    inputs.sample, inputs.table = (d if d is None else d.to(device) for d in donors)
     return inputs
 
 

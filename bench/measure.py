@@ -56,7 +56,7 @@ def measure(
     ours = times.get("ours")
     rows = []
     for provider in chosen:
-        row = {**_identity(case, mode, provider), **machine.environment()}
+        row = {**identity(case, mode, provider), **machine.environment()}
         row["load"] = significant(load, 2)
         row["skipped"] = skipped.get(provider.name, "")
         row["compile_s"] = significant(compile_seconds.get(provider.name), 3)
@@ -69,7 +69,8 @@ def measure(
     return rows
 
 
-def _identity(case: Case, mode: str, provider: Provider) -> dict[str, str]:
+def identity(case: Case, mode: str, provider: Provider) -> dict[str, str]:
+    """What names a row, and its sizes."""
     sizes = {axis: str(getattr(case, axis) or "") for axis in ("M", "N", "C", "K", "D", "L")}
     named = {"op": case.op, "case": case.name, "mode": mode, "provider": provider.name}
     return {**named, **sizes, "dtype": case.dtype, "donors": case.donors, "start": case.start}

@@ -19,6 +19,7 @@ LABELS = {
     "compile": "torch.compile of it",
     "released": "released formulation",
     "pml": "pytorch-metric-learning",
+    "liger": "Liger",
 }
 # colours that stay apart for colour-blind readers (Okabe and Ito), and markers for print
 STYLES = {
@@ -28,6 +29,7 @@ STYLES = {
     "compile": ("#56B4E9", "D"),
     "released": ("#009E73", "^"),
     "pml": ("#CC79A7", "P"),
+    "liger": ("#E69F00", "X"),
 }
 MEANINGS = {"N": "rows N", "K": "permutations K", "C": "classes C", "L": "embedding rows L"}
 

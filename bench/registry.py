@@ -89,10 +89,12 @@ class Provider:
         reason = self.skip(case)
         if reason is None and self.compiled:
             reason = compiler_missing()
+        return reason or self.too_large(case, MEMORY_LIMIT)
+
+    def too_large(self, case: Case, limit: float) -> str | None:
+        """What it would need, if that is more bytes than the limit."""
         needed = self.bytes_needed(case)
-        if reason is None and needed > MEMORY_LIMIT:
-            reason = f"would need {needed / 1e9:,.0f} GB"
-        return reason
+        return f"would need {needed / 1e9:,.0f} GB" if needed > limit else None
 
     def forward(self, inputs: "Inputs") -> Forward:
         """The call to measure."""

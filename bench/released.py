@@ -9,10 +9,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
-__all__ = ["jensen_shannon", "released_mipd", "released_step"]
+__all__ = ["jensen_shannon", "published_nt_xent", "released_mipd", "released_step"]
+
+
+def published_nt_xent(temperature: float) -> nn.Module:
+    """The contrastive loss that the published code calls; its package may be missing."""
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    return NTXentLoss(temperature=temperature)
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:  # [R, C], [R, C] logits -> []
@@ -121,7 +127,7 @@ def released_step(
         permutations: as in `released_mipd`.
         logged: as in `released_mipd`.
     """
-    contrastive = NTXentLoss(temperature=temperature) if contrastive is None else contrastive
+    contrastive = published_nt_xent(temperature) if contrastive is None else contrastive
     mipd = released_mipd(
         latents, linear, num_permutations, generator, permutations=permutations, logged=logged
     )

@@ -45,12 +45,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def write(path: Path, rows: Iterable[Row], columns: tuple[str, ...] = COLUMNS) -> None:
-    """Write a file anew."""
+    """Write a file anew; one that is stopped leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    written = path.with_suffix(".tmp")
+    with written.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    written.replace(path)
 
 
 def merge(path: Path, rows: Iterable[Row]) -> None:

@@ -87,7 +87,7 @@ def race(contestants: Mapping[str, Contestant], seconds: float, rounds: int = 10
                 samples[name] += _take_turn(c, estimate[name], seconds, rounds, turn)
     finally:
         gc.enable()
-    return {name: _times(taken) for name, taken in samples.items()}
+    return {name: percentiles(taken) for name, taken in samples.items()}
 
 
 def _take_turn(
@@ -102,6 +102,7 @@ def _take_turn(
     return [c.call() for _ in range(calls)]
 
 
-def _times(samples: list[float]) -> Times:
+def percentiles(samples: list[float]) -> Times:
+    """The times of a contestant's calls."""
     p20, p50, p80 = np.percentile(samples, [20, 50, 80])
     return Times(float(p20), float(p50), float(p80), len(samples))

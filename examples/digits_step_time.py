@@ -45,15 +45,17 @@ def fused_against_released(
 
     The baseline's contrastive term is pytorch-metric-learning's.
     """
-    try:
-        from bench.released import released_step
-    except ImportError:
-        return None
     latents = [z.detach().requires_grad_() for z in latents]
     rows, width = latents[0].shape
     regularizer = mcr_fast.MCRLoss(
         [width, width], fusion.out_features, num_permutations=NUM_PERMUTATIONS
     )
+    try:
+        from bench.released import published_nt_xent, released_step
+
+        contrastive = published_nt_xent(regularizer.temperature)
+    except ImportError:
+        return None
 
     def fused() -> None:
         regularizer(latents, labels, fusion=fusion).loss.backward()
@@ -64,9 +66,9 @@ def fused_against_released(
             labels,
             fusion,
             NUM_PERMUTATIONS,
+            contrastive,
             mipd_weight=regularizer.mipd_weight,
             contrastive_weight=regularizer.contrastive_weight,
-            temperature=regularizer.temperature,
         ).backward()
 
     fused_times: list[float] = []

@@ -73,6 +73,7 @@ class Pairs:
         if donors is None:
             self.order = torch.arange(num_rows, device=device)
             donors = self.order[None, 1:]
+        self.tables_of = range(len(donors))  # one for all modalities, or one each
         self.donors = donors.expand(num_modalities, *donors.shape[1:])
         self.count = donors.shape[1]
         self.index = torch.arange(num_rows, device=device)
@@ -80,8 +81,12 @@ class Pairs:
     def _table(self, modality: int, chunk: Chunk, sign: int = 1) -> Tensor:  # [permutations, N]
         donors = self.donors[modality, chunk.first : chunk.last]
         if self.order is None:
-            return donors if sign == 1 else donors.argsort(-1)
+            return donors if sign == 1 else _inverse(donors)
         return donor_table(self.order, sign * donors[None], len(self.index), donors.device)[0]
+
+    def tables(self, chunk: Chunk, sign: int = 1) -> Tensor:  # [1 or M, permutations, N]
+        """The donor of every row, or with -1 the row that every donor replaces."""
+        return torch.stack([self._table(m, chunk, sign) for m in self.tables_of])
 
     def donors_of(self, modality: int, chunk: Chunk) -> Tensor:  # [R]
         """The donor of every pair."""
@@ -116,6 +121,11 @@ class Pairs:
         total += chunk.fold(donated).sum(0, dtype=total.dtype)
 
 
+def _inverse(donors: Tensor) -> Tensor:  # [permutations, N]
+    rows = torch.arange(donors.shape[-1], device=donors.device).expand_as(donors)
+    return torch.zeros_like(donors).scatter_(-1, donors, rows)
+
+
 class GradientSums:
     """Sums of gradients, one for each tensor that got any, in its accumulation dtype."""
 
@@ -125,7 +135,7 @@ class GradientSums:
     def of(self, x: Tensor) -> Tensor:
         """The sum for x, to be added to in place."""
         if id(x) not in self._sums:
-            zeros = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype), requires_grad=False)
+            zeros = torch.zeros(x.shape, dtype=accumulation_dtype(x.dtype), device=x.device)
             self._sums[id(x)] = x, zeros
         return self._sums[id(x)][1]
 

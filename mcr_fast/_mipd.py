@@ -101,7 +101,7 @@ def mipd(
             divergences = fused[0] if fused else _linear(contributions, additive.bias, rows, game)
             return -divergences.sum(), divergences.detach(), logits
         replacements = _project_replaced(additive, latents, draw, rows)
-        source = HiddenSource(additive, contributions, replacements)
+        source = HiddenSource(additive, contributions, replacements, game.backend)
     value, divergences = perturbed_divergences(source, logits, rows, len(latents), game)
     return value, divergences, logits
 

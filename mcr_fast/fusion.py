@@ -164,6 +164,32 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
     return hidden if fusion.head is None else fusion.head(hidden)
 
 
+def split_activation(
+    head: Callable[[Tensor], Tensor] | None,
+) -> tuple[str, Callable[[Tensor], Tensor] | None]:
+    """The activation that a head starts with, as a kernel can compute it, and what comes after.
+
+    "none" and the whole head if it starts with something else, or where a hook would miss a call.
+    """
+    if type(head) is not nn.Sequential or len(head) == 0 or _has_hooks(head) or _has_hooks(head[0]):
+        return "none", head
+    first = head[0]
+    if type(first) is nn.ReLU:
+        return "relu", head[1:]
+    if type(first) is nn.GELU:
+        return "gelu" if first.approximate == "none" else "gelu_tanh", head[1:]
+    return "none", head
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 class LinearColumns(NamedTuple):
     """A linear layer over concatenated latents seen as an additive fusion; owns nothing."""
 

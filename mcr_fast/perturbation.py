@@ -27,8 +27,9 @@ from mcr_fast._chunks import (
     chunks,
     differentiable_leaves,
 )
-from mcr_fast.fusion import Additive
+from mcr_fast.fusion import Additive, split_activation
 from mcr_fast.ops._attach import attach_gradients
+from mcr_fast.ops._gather_add import gather_add, gather_add_backward, serves
 from mcr_fast.ops.row_divergence import row_divergence_parts
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._game import head_factor, route_factors
@@ -181,6 +182,7 @@ class HiddenSource:
         fusion: Additive,
         contributions: Tensor,  # [M, N, H]
         replacements: Sequence[Tensor] | None = None,  # M tensors [K, N, H]; None: donors' rows
+        backend: str | None = None,
     ):
         self.fusion, self.contributions = fusion, contributions
         self.replacements = replacements
@@ -190,8 +192,15 @@ class HiddenSource:
         dtype = x.dtype if self.bias is None else torch.promote_types(x.dtype, self.bias.dtype)
         # without a head the sum is the logits, which are not rounded to 16 bits
         self.dtype = accumulation_dtype(dtype) if fusion.head is None else dtype
-        self.x = x.to(accumulation_dtype(x.dtype))
-        self.hidden = self.x.sum(0) if self.bias is None else self.x.sum(0) + self.bias.detach()
+        self.fused = replacements is None and serves(backend, x, self.bias)
+        # kernels convert what they read, and compute the head's first activation with it
+        self.x = x.contiguous() if self.fused else x.to(accumulation_dtype(x.dtype))
+        self.activation, self.rest = (
+            split_activation(fusion.head) if self.fused else ("none", fusion.head)
+        )
+        self.hidden = x.sum(0, dtype=accumulation_dtype(x.dtype))
+        if self.bias is not None:
+            self.hidden = self.hidden + self.bias.detach()
         self.row_elements = x[0, :1].numel()
         self.wants_grad = any(p.requires_grad for p in self.players) or (
             self.bias is not None and self.bias.requires_grad
@@ -199,6 +208,20 @@ class HiddenSource:
 
     def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
         """Add what the subset changes to the clean hidden rows, run the head."""
+        if self.fused:
+            leaf = gather_add(*self._kernel_inputs(turn), self.dtype)
+        else:
+            leaf = turn.safe(self._rows(turn).to(self.dtype))
+        leaf.requires_grad_(torch.is_grad_enabled() and self.wants_grad)
+        return [leaf], leaf if self.rest is None else self.rest(leaf)
+
+    def _kernel_inputs(
+        self, turn: Turn
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, tuple[int, int], str]:
+        donors, bounds = turn.pairs.tables(turn.chunk), (turn.chunk.start, turn.chunk.stop)
+        return self.x, self.hidden, donors, turn.kept, turn.subset, bounds, self.activation
+
+    def _rows(self, turn: Turn) -> Tensor:  # [R, H]
         chunk = turn.chunk
         rows = chunk.repeat(self.hidden)
         for m in range(len(self.x)):
@@ -210,9 +233,7 @@ class HiddenSource:
                 part = self.replacements[m].detach()[chunk.first : chunk.last]
                 new = part[:, chunk.start : chunk.stop].flatten(0, 1)
             rows = rows + (new - chunk.repeat(self.x[m]))
-        leaf = turn.safe(rows.to(self.dtype))
-        leaf.requires_grad_(torch.is_grad_enabled() and self.wants_grad)
-        return [leaf], self._head(leaf)
+        return rows
 
     def _head(self, hidden: Tensor) -> Tensor:
         return hidden if self.fusion.head is None else self.fusion.head(hidden)
@@ -221,6 +242,9 @@ class HiddenSource:
         """The gradient of a hidden row is that of every contribution in it."""
         grad, chunk = grads[0], turn.chunk
         if grad is None:
+            return
+        if self.fused:
+            self._collect_fused(turn, grad, sums)
             return
         for m in range(len(self.x)):
             if turn.inside(m) and self.replacements is not None:
@@ -233,6 +257,16 @@ class HiddenSource:
         if self.bias is not None and turn.head != 0:
             bias = sums.of(self.bias)
             bias.add_(grad.sum(0, dtype=bias.dtype), alpha=turn.head)
+
+    def _collect_fused(self, turn: Turn, grad: Tensor, sums: GradientSums) -> None:
+        chunk, total = turn.chunk, sums.of(self.contributions)
+        inverse = turn.pairs.tables(chunk, sign=-1)
+        to_rows = gather_add_backward(grad, *self._kernel_inputs(turn), inverse, total)
+        for m, factor in enumerate(turn.route):
+            if not turn.inside(m) and factor != 0:
+                total[m, chunk.start : chunk.stop].add_(to_rows, alpha=factor)
+        if self.bias is not None and turn.head != 0:
+            sums.of(self.bias).add_(to_rows.sum(0), alpha=turn.head)
 
     def route_clean(
         self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums

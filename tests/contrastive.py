@@ -73,6 +73,15 @@ def make_rows(rows: int, width: int, classes: int, dtype=torch.float32, seed: in
     return x.to(dtype), labels, torch.rand(rows, generator=g) > 0.3
 
 
+def hold_to_bound(name, ours, truth, plain, x, temperature=0.5, upstream=1.0, case=""):
+    """Loss and gradient to the embeddings x; ours, the truth, and the reference's in x's dtype."""
+    growth = 1 / temperature
+    check_value(name, ours[0], truth[0], plain[0], growth=growth, case=case)
+    # what one pair of rows contributes; the gradient itself may cancel to 0
+    floor = abs(upstream) / (temperature * x.double().norm(dim=1).min() * len(x))
+    check_gradient(name, ours[1], truth[1], plain[1], growth=growth, floor=float(floor), case=case)
+
+
 @needs_library
 class ContrastiveTests:
     name: str
@@ -98,13 +107,7 @@ class ContrastiveTests:
         plain = self.run(x, labels, present, temperature, "reference", upstream)
         truth = self.run(x.double(), labels, present, temperature, "reference", upstream)
         case = (list(x.shape), len(labels.unique()), x.dtype, temperature)
-        growth = 1 / temperature
-        check_value(self.name, ours[0], truth[0], plain[0], growth=growth, case=case)
-        # what one pair of rows contributes; the gradient itself may cancel to 0
-        floor = abs(upstream) / (temperature * x.double().norm(dim=1).min() * len(x))
-        check_gradient(
-            self.name, ours[1], truth[1], plain[1], growth=growth, floor=float(floor), case=case
-        )
+        hold_to_bound(self.name, ours, truth, plain, x, temperature, upstream, case)
 
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("shape", SHAPES)

@@ -166,7 +166,7 @@ def run(
     first, second, *rest = x.tensors()
     leaves = [t.detach().requires_grad_() for t in (first, second) if t is not None]
     value = call(type(x)(*leaves, *[None] * (2 - len(leaves)), *rest), backend, **options)
-    upstream = torch.as_tensor(upstream).to(value.dtype).expand_as(value)
+    upstream = torch.as_tensor(upstream).to(value).expand_as(value)
     # an option can leave the bias without any gradient
     grads = torch.autograd.grad(value, leaves, upstream, allow_unused=True, materialize_grads=True)
     return value.detach(), *grads

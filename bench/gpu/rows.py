@@ -1,0 +1,144 @@
+"""The sizes that are timed on a GPU, who is timed, and what ours must reach there."""
+
+from __future__ import annotations
+
+import importlib.util
+import operator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from bench.inputs import Inputs
+from bench.registry import Case, Provider, benchmarks
+from mcr_fast.ops._backend import backends
+
+ACCELERATED = ("cuda", "triton")  # backends that have kernels of their own for CUDA tensors
+
+MIPD = Case("permuted_divergence", N=4096, C=1000, K=32, donors="uniform", start="contributions")
+PUBLISHED = replace(MIPD, N=32, D=512, C=6, start="latents")
+CONTRASTIVE = Case("nt_xent", N=16384, D=512, C=1000, dtype="bfloat16")
+ROWS_CASE = Case("row_divergence", N=4096, C=1000, K=32, M=0, dtype="bfloat16")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of ours that a row of the table has to reach.
+
+    `against` is a provider, whose time over ours is judged, or "ms", "MB", or "copy": the bytes it
+    must move, over its time and the bandwidth of a copy.
+    """
+
+    against: str
+    value: float
+    mode: str = "full"
+
+    @property
+    def at_least(self) -> bool:
+        return self.against not in ("ms", "MB")
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """One size with its goals; `graph` replays every provider from a CUDA graph too."""
+
+    label: str
+    case: Case
+    goals: tuple[Goal, ...] = ()
+    graph: bool = False
+    quick: bool = False
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("full", "fwd", "full_graph") if self.graph else ("full", "fwd")
+
+
+def _mipd(label: str, case: Case, milliseconds: float) -> TimedRow:
+    faster = (Goal("eager", 10), Goal("compile", 4))
+    return TimedRow(f"MIPD {label}", case, (Goal("ms", milliseconds), *faster))
+
+
+WIDE = replace(MIPD, N=32768, C=174)
+TIMED_ROWS = (
+    _mipd("N=4096 C=1000 K=32 uniform", MIPD, 0.55),
+    _mipd("N=4096 C=1000 K=32 cyclic", replace(MIPD, donors="cyclic"), 0.20),
+    _mipd("N=32768 C=174 K=32 uniform", WIDE, 0.75),
+    _mipd("N=32768 C=174 K=32 cyclic", replace(WIDE, donors="cyclic"), 0.25),
+    TimedRow(
+        "MIPD N=4096 C=100 exhaustive",
+        replace(MIPD, C=100, K=0, donors="exhaustive"),
+        (Goal("ms", 3),),
+    ),
+    TimedRow(
+        "MIPD published default N=32 C=6 K=32, from latents",
+        PUBLISHED,
+        (Goal("ms", 0.015, "full_graph"), Goal("released", 20, "full_graph")),
+        graph=True,
+        quick=True,
+    ),
+    TimedRow(
+        "MIPD published default N=32 C=6 K=32, kernels alone",
+        replace(PUBLISHED, D=0, start="contributions"),
+        (Goal("ms", 0.015, "full_graph"),),
+        graph=True,
+        quick=True,
+    ),
+    TimedRow(
+        "nt_xent L=32768 D=512 bfloat16",
+        CONTRASTIVE,
+        (Goal("ms", 5.5), Goal("compile", 3), Goal("MB", 300)),
+    ),
+    TimedRow(
+        "nt_xent L=131072 D=512 bfloat16",
+        replace(CONTRASTIVE, N=65536),
+        (Goal("ms", 90),),
+    ),
+    TimedRow(
+        "row_divergence R=131072 C=1000 bfloat16",
+        ROWS_CASE,
+        (Goal("copy", 0.7), Goal("eager", 3)),
+    ),
+)
+
+
+def serving(op: str) -> list[str]:
+    """The backends with kernels for CUDA tensors here, the one that None takes first."""
+    # the hidden rows of a fusion go where the divergence of its rows does
+    status = backends()["row_divergence" if op == "gather_add" else op]
+    found = [name for name in ACCELERATED if name not in status["unavailable"]]
+    return sorted(found, key=lambda name: name != status["serves"]["cuda"])
+
+
+def liger(inputs: Inputs) -> Tensor:
+    """Liger's Jensen-Shannon divergence, which wants log-probabilities and all clean rows."""
+    from liger_kernel.transformers import LigerJSD
+
+    clean = inputs.clean.log_softmax(-1).index_select(0, inputs.rows)
+    return LigerJSD(beta=0.5)(inputs.perturbed.log_softmax(-1), clean)
+
+
+def no_liger(case: Case) -> str | None:
+    """Why Liger cannot run here, None if it can."""
+    missing = importlib.util.find_spec("liger_kernel") is None
+    return "liger_kernel is not installed" if missing else None
+
+
+def providers(case: Case) -> list[Provider]:
+    """Everybody who runs a case, torch.compile last: it may have to be stopped."""
+    benchmark = benchmarks()[case.op]
+    ours = benchmark.provider("ours").run
+    found = [
+        Provider(f"ours_{backend}" if at else "ours", partial(ours, backend=backend))
+        for at, backend in enumerate(serving(case.op))
+    ]
+    others = [p for p in benchmark.providers[2:] if not p.compiled]
+    if case.op == "row_divergence":
+        others.append(
+            Provider("liger", liger, lambda case: 4 * 4 * case.num_pairs * case.C, no_liger)
+        )
+    return [*found, *others, benchmark.provider("compile")]
+
+
+def passes(goal: Goal, measured: float) -> bool:
+    """Whether a figure reaches its goal; NaN does not."""
+    return (operator.ge if goal.at_least else operator.le)(measured, goal.value)

@@ -1,0 +1,346 @@
+"""Perturbed hidden rows of an additive fusion, activated on request, and their gradient.
+
+    h[k, i] = hidden_i + sum over m in S of (A_m[j] - A_m[i]),   j = donors[m, k, i]
+
+A forward program has a tile of rows and runs through their permutations, so that what belongs to
+the rows themselves is read once. The backward is two kernels: the rows' side sums over the
+permutations what reaches a row itself, and takes the gradient through the activation on its way;
+the donors' side runs through the rows that a tile of donors replaces, by the inverse permutations.
+No two programs add to one address.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from mcr_fast.kernels import _config as config
+from mcr_fast.kernels._math import exp2, reciprocal
+from mcr_fast.kernels._pair_rows import load_members, members_of
+from mcr_fast.kernels._pairs import TABLE, donors_of
+from torch import Tensor
+
+NONE = tl.constexpr(0)
+RELU = tl.constexpr(1)
+GELU = tl.constexpr(2)
+GELU_TANH = tl.constexpr(3)
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+
+SQRT_HALF = tl.constexpr(0.70710678118654752440)
+DENSITY_AT_0 = tl.constexpr(0.39894228040143267794)  # of the normal distribution
+HALF_LOG2E = tl.constexpr(0.72134752044448170368)
+TANH_SLOPE = tl.constexpr(1.59576912160573071176)  # 2 sqrt(2 / pi)
+TANH_LOG2_SLOPE = tl.constexpr(2.30220819814432504)  # the same times log2(e)
+TANH_CUBIC = tl.constexpr(0.044715)
+
+PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
+
+
+@triton.jit
+def activate(h, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
+    """The activation of the hidden rows."""
+    if ACTIVATION == RELU:
+        return tl.where(h <= 0.0, 0.0, h)  # NaN stays
+    elif ACTIVATION == GELU:
+        return 0.5 * h * (1.0 + tl.erf(h * SQRT_HALF))
+    elif ACTIVATION == GELU_TANH:
+        # (1 + tanh u) / 2 is the logistic function of 2 u
+        u = h * (h * h * TANH_CUBIC + 1.0)
+        return h * reciprocal(1.0 + exp2(-u * TANH_LOG2_SLOPE, PRECISE), PRECISE)
+    else:
+        return h
+
+
+@triton.jit
+def through_activation(grad, h, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
+    """The gradient of the hidden rows from that of the activated ones."""
+    if ACTIVATION == RELU:
+        return tl.where(h <= 0.0, 0.0, grad)
+    elif ACTIVATION == GELU:
+        density = exp2(-h * h * HALF_LOG2E, PRECISE) * DENSITY_AT_0
+        return grad * (h * density + 0.5 * (1.0 + tl.erf(h * SQRT_HALF)))
+    elif ACTIVATION == GELU_TANH:
+        cubic = h * h * TANH_CUBIC
+        # the smaller one of `on` and 1 - `on` without subtraction, which would lose its digits
+        small = exp2(-tl.abs(h) * (cubic + 1.0) * TANH_LOG2_SLOPE, PRECISE)
+        large = reciprocal(1.0 + small, PRECISE)
+        small = small * large
+        on = tl.where(h < 0.0, small, large)
+        off = tl.where(h < 0.0, large, small)
+        return grad * on * (h * off * ((3.0 * cubic + 1.0) * TANH_SLOPE) + 1.0)
+    else:
+        return grad
+
+
+@triton.jit
+def tile_of(first, num_rows, width, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Rows from `first` on, columns and which of them exist."""
+    tile = tl.program_id(0)
+    rows = first + (tile // column_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tile % column_tiles * BLOCK_H + tl.arange(0, BLOCK_H)
+    return rows, columns, (rows < num_rows)[:, None] & (columns < width)[None, :]
+
+
+@triton.jit
+def perturbed_rows(
+    inputs,  # x, donors and kept
+    clean,  # hidden minus the subset's own contributions is what all permutations share
+    own,
+    subset,
+    member,
+    rows,
+    k,
+    at,  # [BLOCK_R] of the pairs (k, row)
+    columns,
+    mask,
+    sizes,
+    OWN_DONORS: tl.constexpr,
+    SINGLE: tl.constexpr,
+):
+    """h of the rows under permutation k; 0 where the pair is dropped."""
+    x_ptr, donors_ptr, kept_ptr = inputs
+    there = load_members(
+        x_ptr, donors_ptr, subset, member, rows, k, columns, mask, sizes,
+        True, TABLE, OWN_DONORS, SINGLE,
+    )  # fmt: skip
+    h = clean + (there - own)
+    if kept_ptr is not None:
+        kept = tl.load(kept_ptr + at, mask=rows < sizes[1], other=0)
+        h = tl.where((kept != 0)[:, None], h, 0.0)
+    return h
+
+
+@triton.jit
+def _gather_add_fwd_kernel(
+    x_ptr,  # [M, N, H]
+    hidden_ptr,  # [N, H]
+    donors_ptr,  # [1 or M, K, N]
+    kept_ptr,  # [K, stop - start] or None
+    out_ptr,  # [K, stop - start, H]
+    subset,
+    num_modalities,
+    num_rows,
+    num_permutations,
+    width,
+    start,
+    stop,
+    part_permutations,
+    column_tiles,
+    ACTIVATION: tl.constexpr,
+    OWN_DONORS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    PRECISE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    sizes = (num_modalities, num_rows, num_permutations, width)
+    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
+    size, member = members_of(subset, num_modalities)
+    clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
+    own = load_members(
+        x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
+        False, TABLE, OWN_DONORS, SINGLE,
+    )  # fmt: skip
+    first = tl.program_id(1) * part_permutations
+    for k in range(first, tl.minimum(first + part_permutations, num_permutations)):
+        at = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+        # rows behind the chunk's have pairs of their own in the table, but none in `kept`
+        inside = tl.where(rows < stop, at, 0)
+        h = perturbed_rows(
+            (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside, columns,
+            mask, sizes, OWN_DONORS, SINGLE,
+        )  # fmt: skip
+        out = activate(h, ACTIVATION, PRECISE).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at[:, None] * width + columns[None, :], out, mask=mask)
+
+
+@triton.jit
+def _gather_add_own_side_kernel(
+    grad_ptr,  # [K, stop - start, H]
+    x_ptr,  # [M, N, H]
+    hidden_ptr,  # [N, H]
+    donors_ptr,  # [1 or M, K, N]
+    kept_ptr,  # [K, stop - start] or None
+    grad_hidden_ptr,  # [K, stop - start, H]; None without an activation
+    sums_ptr,  # [stop - start, H]
+    subset,
+    num_modalities,
+    num_rows,
+    num_permutations,
+    width,
+    start,
+    stop,
+    column_tiles,
+    ACTIVATION: tl.constexpr,
+    OWN_DONORS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    PRECISE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    sizes = (num_modalities, num_rows, num_permutations, width)
+    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
+    size, member = members_of(subset, num_modalities)
+    clean = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
+    own = clean
+    if ACTIVATION != NONE:
+        clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
+        own = load_members(
+            x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
+            False, TABLE, OWN_DONORS, SINGLE,
+        )  # fmt: skip
+    total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
+    for k in range(num_permutations):
+        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+        at = pair[:, None] * width + columns[None, :]
+        grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if ACTIVATION != NONE:
+            inside = tl.where(rows < stop, pair, 0)
+            h = perturbed_rows(
+                (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside,
+                columns, mask, sizes, OWN_DONORS, SINGLE,
+            )  # fmt: skip
+            grad = through_activation(grad, h, ACTIVATION, PRECISE)
+            stored = grad.to(grad_hidden_ptr.dtype.element_ty)
+            tl.store(grad_hidden_ptr + at, stored, mask=mask)
+        total += grad
+    at = (rows - start)[:, None] * width + columns[None, :]
+    tl.store(sums_ptr + at, total, mask=mask)
+
+
+@triton.jit
+def _gather_add_donor_side_kernel(
+    grad_hidden_ptr,  # [K, stop - start, H]
+    inverse_ptr,  # [1 or M, K, N]
+    total_ptr,  # [M, N, H] float32, added to
+    subset,
+    num_rows,
+    num_permutations,
+    width,
+    start,
+    stop,
+    column_tiles,
+    OWN_DONORS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    m = tl.program_id(1)
+    if (subset >> m) & 1 == 0:
+        return
+    sizes = (0, num_rows, num_permutations, width)
+    rows, columns, mask = tile_of(0, num_rows, width, column_tiles, BLOCK_R, BLOCK_H)
+    total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
+    for k in range(num_permutations):
+        i = donors_of(inverse_ptr, rows, m, k, sizes, TABLE, OWN_DONORS, True)
+        given = mask & ((i >= start) & (i < stop))[:, None]
+        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + i - start
+        at = pair[:, None] * width + columns[None, :]
+        total += tl.load(grad_hidden_ptr + at, mask=given, other=0.0).to(tl.float32)
+    at = (m.to(tl.int64) * num_rows + rows)[:, None] * width + columns[None, :]
+    tl.store(total_ptr + at, tl.load(total_ptr + at, mask=mask, other=0.0) + total, mask=mask)
+
+
+def _tiles(num_rows: int, width: int) -> tuple[int, dict[str, int]]:
+    """How many tiles cover the rows, and how they are launched."""
+    chosen = config.choose("gather_add", width)
+    column_tiles = triton.cdiv(width, chosen.blocks["BLOCK_H"])
+    tiles = triton.cdiv(num_rows, chosen.blocks["BLOCK_R"]) * column_tiles
+    return tiles, {"column_tiles": column_tiles, **chosen.launch()}
+
+
+def _arguments(
+    x: Tensor, hidden: Tensor, donors: Tensor, kept: Tensor | None, subset: int, activation: str
+) -> dict[str, Tensor | int | bool | None]:
+    """What the forward and the rows' side of the backward are launched with."""
+    num_modalities, num_rows, width = x.shape
+    return {
+        "x_ptr": x,
+        "hidden_ptr": hidden,
+        "donors_ptr": donors,
+        "kept_ptr": None if kept is None else kept.to(torch.int8),
+        "subset": subset,
+        "num_modalities": num_modalities,
+        "num_rows": num_rows,
+        "num_permutations": donors.shape[1],
+        "width": width,
+        "ACTIVATION": ACTIVATIONS[activation],
+        "OWN_DONORS": donors.shape[0] > 1,
+        "SINGLE": subset & (subset - 1) == 0,
+        "PRECISE": config.PRECISE,
+    }
+
+
+def gather_add_fwd(
+    x: Tensor,  # [M, N, H] contiguous
+    hidden: Tensor,  # [N, H] float32, the clean rows
+    donors: Tensor,  # [1 or M, K, N] int64 contiguous
+    kept: Tensor | None,  # [K * (stop - start)] bool
+    subset: int,
+    start: int,
+    stop: int,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:  # [K * (stop - start), H]
+    """The perturbed rows start..stop of every permutation."""
+    count, width = donors.shape[1], x.shape[2]
+    out = torch.empty((count * (stop - start), width), dtype=dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    tiles, options = _tiles(stop - start, width)
+    each = triton.cdiv(count, max(1, min(PROGRAMS // tiles, count)))
+    _gather_add_fwd_kernel[(tiles, triton.cdiv(count, each))](
+        **_arguments(x, hidden, donors, kept, subset, activation),
+        out_ptr=out,
+        start=start,
+        stop=stop,
+        part_permutations=each,
+        **options,
+    )
+    return out
+
+
+def gather_add_bwd(
+    grad: Tensor,  # [K * (stop - start), H]
+    x: Tensor,  # and on: as the forward took them
+    hidden: Tensor,
+    donors: Tensor,
+    kept: Tensor | None,
+    subset: int,
+    start: int,
+    stop: int,
+    activation: str,
+    inverse: Tensor,  # [1 or M, K, N] int64 contiguous, of the donors
+    total: Tensor,  # [M, N, H] float32 contiguous, added to
+) -> Tensor:  # [stop - start, H] float32
+    """Add what the subset's donors get to `total`, return what reaches the rows themselves."""
+    num_modalities, num_rows, width = x.shape
+    sums = torch.zeros((stop - start, width), dtype=torch.float32, device=x.device)
+    if grad.numel() == 0:
+        return sums
+    grad = grad.contiguous()
+    grad_hidden = None if activation == "none" else torch.empty_like(grad)
+    tiles, options = _tiles(stop - start, width)
+    _gather_add_own_side_kernel[(tiles,)](
+        grad_ptr=grad,
+        **_arguments(x, hidden, donors, kept, subset, activation),
+        grad_hidden_ptr=grad_hidden,
+        sums_ptr=sums,
+        start=start,
+        stop=stop,
+        **options,
+    )
+    tiles, options = _tiles(num_rows, width)
+    _gather_add_donor_side_kernel[(tiles, num_modalities)](
+        grad_hidden_ptr=grad if grad_hidden is None else grad_hidden,
+        inverse_ptr=inverse,
+        total_ptr=total,
+        subset=subset,
+        num_rows=num_rows,
+        num_permutations=donors.shape[1],
+        width=width,
+        start=start,
+        stop=stop,
+        OWN_DONORS=donors.shape[0] > 1,
+        **options,
+    )
+    return sums

@@ -1,0 +1,240 @@
+"""`python -m bench gpu` and `tune`: floors, verdicts, files and exit codes; needs no GPU."""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tabulate")
+pytest.importorskip("matplotlib")
+pytest.importorskip("triton")
+
+from mcr_fast.kernels import _config
+
+from bench import results
+from bench.__main__ import main
+from bench.gpu import command, measure, report
+from bench.gpu.floors import Rates, bytes_moved, floor_seconds
+from bench.gpu.rows import TIMED_ROWS, Goal, passes, providers, serving
+from bench.inputs import make_inputs
+from bench.results import ENVIRONMENT
+from bench.tune_triton import KERNELS, case_of, entry, neighbours
+from mcr_fast.ops import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
+STAMP = dict.fromkeys(ENVIRONMENT, "1") | {"device": "a card", "date": "2030-01-02 03:04"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "tune"])
+def test_no_gpu_is_said_clearly(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([name, "--out", str(tmp_path)]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_rates_are_kept(tmp_path):
+    assert Rates.read(tmp_path / "rates.json") is None
+    RATES.write(tmp_path / "rates.json")
+    assert Rates.read(tmp_path / "rates.json") == RATES
+
+
+def test_floors_are_those_of_the_arithmetic():
+    rows = {row.label.split(" bfloat16")[0]: row.case for row in TIMED_ROWS}
+    long = rows["nt_xent L=32768 D=512"]
+    assert long.L == 32768
+    assert floor_seconds(long, "fwd", replace(RATES, bfloat16=7.9e14)) == pytest.approx(
+        0.70e-3, rel=0.01
+    )
+    assert floor_seconds(long, "full", RATES) == 4 * floor_seconds(long, "fwd", RATES)
+    divergence = rows["row_divergence R=131072 C=1000"]
+    assert bytes_moved(divergence, "fwd") == (131072 + 4096) * 1000 * 2
+    assert floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
+    uniform = rows["MIPD N=4096 C=1000 K=32 uniform"]
+    assert floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
+    assert floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
+
+
+def test_gather_sums_rows():
+    code = (
+        "import torch; from bench.gpu.floors import gather_sum\n"
+        "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
+        "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+
+def test_goals_are_judged_from_their_own_side():
+    assert passes(Goal("ms", 0.5), 0.5)
+    assert not passes(Goal("ms", 0.5), 0.51)
+    assert passes(Goal("eager", 10), 10.1)
+    assert not passes(Goal("copy", 0.7), 0.69)
+    assert not any(passes(Goal(against, 1), math.nan) for against in ("ms", "eager", "MB"))
+
+
+def timed(row, provider, milliseconds, mode="full", **rest):
+    line = {"op": row.case.op, "case": row.case.name, "mode": mode, "provider": provider}
+    return {**line, "p50_ms": str(milliseconds), "skipped": "", **rest}
+
+
+def judge(label, lines):
+    row = next(row for row in TIMED_ROWS if label in row.label)
+    made = [timed(row, *line[:2], **line[2]) for line in lines]
+    return [(r["measured"], r["passed"]) for r in measure.verdicts([row], made, RATES)]
+
+
+def test_verdicts():
+    lines = [("ours", 0.5, {}), ("eager", 6, {}), ("compile", 1, {})]
+    found = judge("N=4096 C=1000 K=32 uniform", lines)
+    assert found == [("0.5", "pass"), ("12", "pass"), ("2", "missed")]
+    lines = [("ours", 5, {"peak_mb": "301"})]
+    found = judge("nt_xent L=32768", lines)
+    assert found == [("5", "pass"), ("", "not measured"), ("301", "missed")]
+    graph = {"mode": "full_graph"}
+    lines = [("ours", 0.01, graph), ("ours", 9, {}), ("released", 0.3, graph)]
+    assert judge("from latents", lines) == [("0.01", "pass"), ("30", "pass")]
+    # 541 MB in 0.2 ms of a card that copies 4 TB/s
+    found = judge("row_divergence", [("ours", 0.2, {}), ("eager", 0.4, {})])
+    assert found == [("0.676", "missed"), ("2", "missed")]
+
+
+def test_ratios_are_those_of_the_same_mode():
+    row = TIMED_ROWS[0]
+    lines = [timed(row, "ours", 2), timed(row, "eager", 5), timed(row, "ours", 1, mode="fwd")]
+    lines.append(timed(row, "eager", "", mode="fwd"))
+    found = [line["ratio_to_ours"] for line in measure.with_ratios(lines)]
+    assert found == ["1", "2.5", "1", ""]
+
+
+def test_providers_of_the_rows():
+    for row in TIMED_ROWS:
+        names = [provider.name for provider in providers(row.case)]
+        assert names[-1] == "compile"
+        assert len(set(names)) == len(names)
+        for goal in row.goals:
+            assert goal.against in (*names, "ms", "MB", "copy")
+    # this machine has no backend for CUDA tensors, or has Triton for them
+    assert serving("nt_xent") in ([], ["triton"])
+
+
+def test_inputs_on_a_device():
+    for row in TIMED_ROWS:
+        tiny = replace(row.case.tiny(), dtype="float32")
+        inputs = make_inputs(tiny, device="meta" if tiny.donors != "cyclic" else "cpu")
+        assert all(leaf.device.type in ("meta", "cpu") for leaf in inputs.leaves())
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Makes the command believe in a GPU; its processes are replaced."""
+    cuda = {"is_available": True, "get_device_name": "a card", "get_device_capability": (9, 0)}
+    for name, answer in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton"])
+    state = argparse.Namespace(wrong=set(), skipped="", problem="")
+
+    def checks(keys, make, folder, workers, deadline):
+        assert make(folder, keys)[:3] == [sys.executable, "-m", "bench.gpu.check"]
+        return [
+            {**dict(zip(("op", "case"), key.split("/"), strict=True)), "checks": "bound"}
+            | {"passed": "no" if key in state.wrong else "yes", "detail": "off by 1"}
+            for key in keys
+        ]
+
+    def run_for(arguments, seconds):
+        folder, rates = Path(arguments[3]), Path(arguments[5])
+        if not rates.exists():
+            RATES.write(rates)
+        if "--rows" in arguments and not state.problem:
+            row = TIMED_ROWS[int(arguments[arguments.index("--rows") + 1])]
+            path = folder / f"{row.case.op}.csv"
+            for mode in row.modes:
+                line = timed(row, "ours", 0.01, mode, skipped=state.skipped)
+                results.merge(path, [{**measure.environment(), **line}])
+        return state.problem
+
+    monkeypatch.setattr(command, "run_checks", checks)
+    monkeypatch.setattr(command, "run_for", run_for)
+    return state
+
+
+def test_command_writes_everything(card, tmp_path, capsys):
+    assert main(["gpu", "--out", str(tmp_path), "--quick"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", "permuted_divergence.csv")
+    }
+    checked = results.read(tmp_path / "correctness.csv")
+    assert tuple(checked[0]) == report.CHECK_COLUMNS
+    assert {row["op"] for row in checked} == {*OPS, "gather_add"}
+    assert {row["device"] for row in checked} == {"a card"}
+    timed_rows = results.read(tmp_path / "permuted_divergence.csv")
+    assert tuple(timed_rows[0]) == results.COLUMNS
+    assert {row["ratio_to_ours"] for row in timed_rows} == {"1"}
+    assert tuple(results.read(tmp_path / "targets.csv")[0]) == results.TARGET_COLUMNS
+    text = (tmp_path / "summary.txt").read_text()
+    assert "| nt_xent | triton |" in text
+    assert "verified: " in text
+    assert "copy 4.00 TB/s" in text
+    assert text in capsys.readouterr().out
+
+
+def test_all_files_come_back_from_a_full_run(card, tmp_path):
+    assert main(["gpu", "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_command_fails_on_one_wrong_result(card, tmp_path):
+    card.wrong = {"sup_con/L0"}
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
+    text = (tmp_path / "summary.txt").read_text()
+    assert "FAILED: 27 cases right, 1 wrong" in text
+    assert "WRONG: 1\nsup_con/L0 (triton): off by 1" in text
+
+
+@pytest.mark.parametrize("how", ["skipped", "problem"])
+def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
+    setattr(card, how, "OutOfMemoryError")
+    results.write(tmp_path / "nt_xent.csv", [timed(TIMED_ROWS[-3], "ours", 1)])
+    arguments = ["gpu", "--out", str(tmp_path), "--only", "time", "--op", "nt_xent"]
+    assert main(arguments) == 1
+    assert "OutOfMemoryError" in (tmp_path / "summary.txt").read_text()
+    if how == "problem":  # the line of an earlier run does not stand for this one
+        assert not results.read(tmp_path / "nt_xent.csv")
+
+
+def test_summary_names_what_was_not_run():
+    rows = [{"op": "nt_xent", "backend": "triton", "case": "a", "passed": "yes", "detail": ""}]
+    rows.append({**rows[0], "case": "b", "passed": "not run", "detail": "out of time"})
+    text = report.summary(rows, [], [], None, STAMP | {"dirty": "unknown"})
+    assert "incomplete: 1 cases right, 0 wrong, 1 not run" in text
+    assert "| 1 (changes unknown) | a card | 2030-01-02 |" in text
+
+
+def test_tuner_knows_every_kernel():
+    assert set(KERNELS) <= set(_config.TABLE)
+    for kernel in KERNELS:
+        table = _config.TABLE[kernel]
+        for at, config in enumerate(table):
+            case, mode = case_of(kernel, table, at)
+            assert case.N > 0
+            assert mode in ("fwd", "full")
+            axis = KERNELS[kernel][0]
+            assert _config.choose(kernel, getattr(case, axis)) == config
+            for other in neighbours(config):
+                assert other != config
+                assert other.max_registers is None or other.max_registers <= 2048 // other.num_warps
+
+
+def test_tuner_prints_what_can_be_pasted():
+    for table in _config.TABLE.values():
+        for config in table:
+            pasted = eval(entry(config).rstrip(","), {"Config": _config.Config})
+            assert pasted == config

@@ -1,0 +1,170 @@
+"""The checks of `python -m bench gpu`: they find what is wrong, and a crash costs one case."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench.gpu.cases import check_cases
+from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of
+from bench.gpu.processes import run_checks
+from mcr_fast.ops import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_op_has_its_cases():
+    cases = check_cases().values()
+    for op in (*OPS, "gather_add"):
+        names = [case.name for case in cases if case.op == op]
+        assert len(set(names)) == len(names)
+        assert sum(case.quick for case in cases if case.op == op) >= 2
+        assert {name.rsplit("_", 1)[-1] for name in names} >= {"nan", "inf"}
+    assert all(case.key == key for key, case in check_cases().items())
+
+
+def test_cases_can_be_made():
+    for case in check_cases().values():
+        if "production" not in case.name:
+            subject = case.make()
+            assert subject.upstream().dtype == torch.float32
+            finite = all(t.isfinite().all() for t in subject.tensors() if t.is_floating_point())
+            assert finite is not case.poisoned
+
+
+def test_a_gpu_gets_all_checks():
+    case = check_cases()["nt_xent/L65_D37_C6"]
+    assert checks_of(case, "cpu") == ANYWHERE
+    assert checks_of(case, "cuda") == ANYWHERE + ON_A_GPU
+
+
+ROWS, LOSS = "row_divergence/R7_N3_C7", "reconstruction_loss/N7_D3_17_64_float32"
+NAN = "row_divergence/R64_N16_C8_nan"
+# harm done to what row_divergence_fwd returns: (the case, the checks that find it, the statement)
+HARMS = {
+    "value": (ROWS, "bound strided", "value = value * 1.00001"),
+    "gradient": (ROWS, "bound strided", "rest[1] = rest[1].clone(); rest[1][3, 2] += 1e-4"),
+    "unwritten": (ROWS, "bound", "rest[1] = rest[1].new_empty(rest[1].shape)"),
+    "not_repeatable": (ROWS, "repeat", "value = value + 1e-3 * torch.rand(())"),
+    "finite": (NAN, "not_finite", "value = value.nan_to_num()"),
+}
+CHECK = """
+import sys, torch
+from pathlib import Path
+from bench.gpu import check
+from mcr_fast.kernels import row_divergence as kernel
+
+right = kernel.row_divergence_fwd
+
+def harmed(statement):
+    def launch(*arguments):
+        value, *rest = right(*arguments)
+        names = {{"torch": torch, "value": value, "rest": rest}}
+        exec(statement, names)
+        return names["value"], *rest
+    return launch
+
+def run(name, *cases):
+    sys.argv = ["check", str(Path({folder!r}) / name), "--device", "cpu", "--cases", *cases]
+    print(name, check.main())
+
+run("right", {rows!r}, {loss!r}, "nt_xent/L0", {nan!r})
+for name, (case, _, statement) in {harms!r}.items():
+    kernel.row_divergence_fwd = harmed(statement)
+    run(name, case, {loss!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """Exit codes and rows of checks on the CPU, with Triton's interpreter, right and harmed."""
+    folder = tmp_path_factory.mktemp("checks")
+    code = CHECK.format(folder=str(folder), rows=ROWS, loss=LOSS, nan=NAN, harms=HARMS)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    codes = dict(line.split() for line in ended.stdout.splitlines())
+    lines = {name: (folder / name).read_text().splitlines() for name in codes}
+    return {name: (int(codes[name]), [*map(json.loads, lines[name])]) for name in codes}
+
+
+def test_checks_pass_what_is_right(interpreted):
+    code, rows = interpreted["right"]
+    assert [row["passed"] for row in rows] == ["yes"] * 4, rows
+    assert [row["checks"] for row in rows] == ["bound repeat strided"] * 3 + ["not_finite"]
+    assert code == 0
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_checks_fail_what_is_wrong(name, interpreted):
+    code, rows = interpreted[name]
+    assert code == 1
+    assert [row["passed"] for row in rows] == ["no", "yes"], rows
+    found = {part.split(":")[0] for part in rows[0]["detail"].split(" | ")}
+    assert found >= set(HARMS[name][1].split()), rows[0]["detail"]
+
+
+WORKER = """
+import json, os, sys, time
+path, *cases = sys.argv[1:]
+for case in cases:
+    if "crash" in case:
+        print("illegal memory access", file=sys.stderr, flush=True)
+        os.abort()
+    if "hang" in case:
+        time.sleep(60)
+    with open(path, "a") as file:
+        passed = "no" if "wrong" in case else "yes"
+        file.write(json.dumps({"key": case, "op": "op", "case": case, "passed": passed}) + "\\n")
+    if "wrong" in case:
+        sys.exit(1)  # as after an error that takes the device
+"""
+
+
+def run_workers(tmp_path, keys, workers, seconds):
+    def worker(path, cases):
+        return [sys.executable, "-c", WORKER, str(path), *cases]
+
+    rows = run_checks(keys, worker, tmp_path, workers, monotonic() + seconds)
+    return [row["passed"] for row in rows], rows
+
+
+def test_a_crash_costs_one_case(tmp_path):
+    keys = ["op/a", "op/b", "op/crash", "op/wrong", "op/c", "op/crash2", "op/d"]
+    passed, rows = run_workers(tmp_path, keys, 2, 60)
+    assert passed == ["yes", "yes", "no", "no", "yes", "no", "yes"]
+    assert "illegal memory access" in rows[2]["detail"]
+
+
+def test_a_hang_ends_at_the_deadline(tmp_path):
+    start = monotonic()
+    passed, rows = run_workers(tmp_path, ["op/a", "op/hang", "op/b"], 1, 3)
+    assert passed == ["yes", "not run", "not run"]
+    assert "not finished in time" in rows[1]["detail"]
+    assert monotonic() - start < 30
+
+
+def test_a_process_that_cannot_start_is_wrong(tmp_path):
+    keys = ["op/a", "op/b"]
+    rows = run_checks(
+        keys,
+        lambda path, cases: [sys.executable, "-c", "import nothing_of_this_name"],
+        tmp_path,
+        1,
+        monotonic() + 60,
+    )
+    assert [row["passed"] for row in rows] == ["no", "no"]
+    assert "nothing_of_this_name" in rows[0]["detail"]
