@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
@@ -102,6 +102,7 @@ class CallableSource:
     ):
         """`replace(rows, modality, chunk)`: perturbed rows from clean ones; None: donors' rows."""
         self.fusion, self.replace = fusion, replace
+        self.in_place = _works_in_place(fusion)
         self.players: Sequence[Tensor] = latents
         self.row_elements = sum(z[:1].numel() for z in latents)
 
@@ -118,7 +119,7 @@ class CallableSource:
             if turn.inside(m) and self.replace is not None:
                 inputs.append(self.replace(leaf, m, turn.chunk))
             else:
-                inputs.append(leaf)
+                inputs.append(leaf.clone() if self.in_place else leaf)
         return leaves, self.fusion(inputs)
 
     def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
@@ -201,6 +202,7 @@ class HiddenSource:
         self.hidden = x.sum(0, dtype=accumulation_dtype(x.dtype))
         if self.bias is not None:
             self.hidden = self.hidden + self.bias.detach()
+        self.in_place = _works_in_place(fusion.head)
         self.row_elements = x[0, :1].numel()
         self.wants_grad = any(p.requires_grad for p in self.players) or (
             self.bias is not None and self.bias.requires_grad
@@ -213,7 +215,7 @@ class HiddenSource:
         else:
             leaf = turn.safe(self._rows(turn).to(self.dtype))
         leaf.requires_grad_(torch.is_grad_enabled() and self.wants_grad)
-        return [leaf], leaf if self.rest is None else self.rest(leaf)
+        return [leaf], self._run(self.rest, leaf)
 
     def _kernel_inputs(
         self, turn: Turn
@@ -235,8 +237,10 @@ class HiddenSource:
             rows = rows + (new - chunk.repeat(self.x[m]))
         return rows
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        return hidden if self.fusion.head is None else self.fusion.head(hidden)
+    def _run(self, head: Callable[[Tensor], Tensor] | None, leaf: Tensor) -> Tensor:
+        if head is None:
+            return leaf
+        return head(leaf.clone() if self.in_place else leaf)
 
     def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
         """The gradient of a hidden row is that of every contribution in it."""
@@ -274,7 +278,7 @@ class HiddenSource:
         """Run the head once more on the clean rows: the caller's logits may have another graph."""
         with torch.enable_grad():
             leaf = self.hidden.to(self.dtype).detach().requires_grad_(self.wants_grad)
-            output = self._head(leaf)
+            output = self._run(self.fusion.head, leaf)
         if not output.requires_grad:
             return
         leaves = differentiable_leaves(output, [leaf])
@@ -288,6 +292,12 @@ class HiddenSource:
                 sums.of(x).add_(g)
         if self.bias is not None and grad is not None:
             sums.of(self.bias).add_(grad.sum(0))
+
+
+def _works_in_place(function: object) -> bool:
+    """Whether a module has layers that overwrite their input, as no leaf of a graph may be."""
+    layers = function.modules() if isinstance(function, nn.Module) else ()
+    return any(getattr(layer, "inplace", False) for layer in layers)
 
 
 def perturbed_divergences(

@@ -337,3 +337,37 @@ def test_float32_is_close_to_float64(kind):
     assert values.dtype == torch.float32
     torch.testing.assert_close(values.double(), true_values, rtol=2e-6, atol=0)
     assert (grads - true_grads).norm() <= 1e-5 * true_grads.norm()
+
+
+def joined_in_place(inplace):
+    """A fusion whose first layer overwrites what it is given."""
+    torch.manual_seed(0)
+    clip, last = nn.ReLU(inplace=inplace), nn.Linear(2 * D, C)
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.clip, self.last = clip, last
+
+        def forward(self, latents):
+            return self.last(torch.cat([self.clip(z) for z in latents], dim=1))
+
+    return Joined(), last.weight
+
+
+def head_in_place(inplace):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(2 * D, 6), nn.ReLU(inplace=inplace), nn.Linear(6, C))
+    return mcr_fast.AdditiveFusion.from_sequential(layers, [D, D]), layers[0].weight
+
+
+@pytest.mark.parametrize("make", [joined_in_place, head_in_place])
+def test_layers_that_work_in_place(make):
+    results = []
+    for inplace in (False, True):
+        fusion, weight = make(inplace)
+        latents = [torch.randn(ROWS, D, generator=generator(m), requires_grad=True) for m in (1, 2)]
+        out = mcr(2, num_permutations="all")([z * 1.0 for z in latents], None, fusion=fusion)
+        out.loss.backward()
+        results.append([out.divergences, *(z.grad for z in latents), weight.grad])
+    torch.testing.assert_close(*results)
