@@ -211,7 +211,7 @@ def logit_size(x: Inputs) -> float:
         return max([float(t.abs().max()) for t in (x.perturbed, x.clean) if t.numel()], default=0)
     if not x.contributions.numel():
         return 0.0
-    size = float(x.contributions.abs().amax((1, 2)).sum())
+    size = float(x.contributions.double().abs().amax((1, 2)).sum())
     return size if x.bias is None else size + float(x.bias.abs().max())
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from mcr_fast import env
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._limits import beyond_cuda
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 
 MAX_MODALITIES = 8  # of the compiled kernels
-MAX_CUDA_CLASSES = 65536
 _TENSORS = 7  # the tensor arguments of the op come first, then subsets and the option strings
 _INPUTS = 13
 
@@ -67,18 +67,6 @@ if env.cpu_library_loaded():
     register_autograd("permuted_divergence_bwd", _backward_backward)
 
 
-def _beyond_the_kernels(contributions: Tensor) -> str | None:
-    """What a compiled kernel takes instead of these contributions, None if it takes them."""
-    if len(contributions) > MAX_MODALITIES:
-        return f"at most {MAX_MODALITIES} modalities, got {len(contributions)}"
-    if contributions.device.type == "cuda":
-        if contributions.dtype == torch.float64:
-            return "float32, bfloat16 and float16 on CUDA devices, got float64"
-        if contributions.shape[2] > MAX_CUDA_CLASSES:
-            return f"at most {MAX_CUDA_CLASSES} classes, got {contributions.shape[2]}"
-    return None
-
-
 def permuted_divergence(
     contributions: Tensor,  # [M, N, C]
     bias: Tensor | None,  # [C]
@@ -96,7 +84,9 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
-    beyond = _beyond_the_kernels(contributions)
+    beyond = beyond_cuda(contributions)
+    if len(contributions) > MAX_MODALITIES:
+        beyond = f"at most {MAX_MODALITIES} modalities, got {len(contributions)}"
     if backend is None and beyond:
         backend = "reference"
     if resolve("permuted_divergence", backend, contributions.device) == "reference":

@@ -8,6 +8,7 @@ from torch import Tensor
 from mcr_fast import env
 from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._limits import beyond_cuda
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -74,6 +75,15 @@ if env.cpu_library_loaded():
     register_autograd("row_divergence_bwd", _backward_backward)
 
 
+def _resolve(perturbed: Tensor, clean: Tensor, backend: str | None) -> str:
+    beyond = beyond_cuda(perturbed) or beyond_cuda(clean)
+    if beyond and backend is None:
+        return "reference"
+    if beyond and backend != "reference":
+        raise ValueError(f"backend={backend!r} takes {beyond}; use backend=None or 'reference'")
+    return resolve("row_divergence", backend, perturbed.device)
+
+
 def row_divergence(
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]
@@ -84,7 +94,7 @@ def row_divergence(
     backend: str | None,
 ) -> Tensor:  # []
     """Weighted mean of the divergences, differentiable in `perturbed` and `clean`."""
-    if resolve("row_divergence", backend, perturbed.device) == "reference":
+    if _resolve(perturbed, clean, backend) == "reference":
         total, weight = row_divergence_reference(
             perturbed, clean, rows, row_weight, divergence=divergence
         )
@@ -107,7 +117,7 @@ def row_divergence_parts(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [0, 0], [N, C] or [0, 0]
     """Weighted sum, sum of weights, and gradients of the first in the accumulation dtype."""
-    if resolve("row_divergence", backend, perturbed.device) == "reference":
+    if _resolve(perturbed, clean, backend) == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
         parts: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mcr_fast.row_divergence_fwd(
