@@ -39,13 +39,23 @@ MCR_FN void clear(T* tile, int64_t steps) {
   for (int64_t n = 0; n < steps; ++n) store(tile + n * kWidth<T>, Vec<T>{});
 }
 
-// tile += factor * row
+// tile += row
 template <class Team, class T>
-MCR_FN void add_row(T* tile, int64_t steps, const T* row, int64_t classes, T factor) {
+MCR_FN void add_row(T* tile, int64_t steps, const T* row, int64_t classes) {
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
     T* to = tile + n * kWidth<T>;
-    store(to, load(to) + factor * Team::load_step(row, n, classes, T(0)));
+    store(to, load(to) + Team::load_step(row, n, classes, T(0)));
+  }
+}
+
+// tile += factor * from
+template <class T>
+MCR_FN void add_tile(T* tile, int64_t steps, const T* from, T factor) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    T* to = tile + n * kWidth<T>;
+    store(to, load(to) + factor * load(from + n * kWidth<T>));
   }
 }
 
@@ -91,12 +101,13 @@ MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k
                                       typename Team::Scalar lse, T weight,
                                       typename Team::Scalar& acc_kl) {
   constexpr int W = kWidth<T>;
-  MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) store(tile.pair.delta + n * W, -load(tile.own + n * W));
+  clear(tile.pair.delta, steps);
   for (int m = 0; m < pr.modalities; ++m) {
     if (!(pr.subsets[s] >> m & 1)) continue;
-    add_row<Team>(tile.pair.delta, steps, pr.row(m, pr.donor(m, k, i)), pr.classes, T(1));
+    add_row<Team>(tile.pair.delta, steps, pr.row(m, pr.donor(m, k, i)), pr.classes);
   }
+  // The members' sums first, in their order: a row that is its own donor does not move at all.
+  add_tile(tile.pair.delta, steps, tile.own, T(-1));
   typename Team::Scalar total = {}, mean_q = {};
   bool stored, near = false;
   const auto shift =
@@ -127,7 +138,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     store(tile.clean.logits + n * W, Team::load_step(pr.bias, n, pr.classes, fill));
   }
   for (int m = 0; m < pr.modalities; ++m) {
-    add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes, T(1));
+    add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
   }
   const auto lse = D::template prepare<Team>(steps, tile.clean);
   if (kGrad) {
@@ -142,7 +153,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     clear(tile.acc, steps);
     clear(tile.u_sum, steps);
     for (int m = 0; m < pr.modalities; ++m) {
-      if (pr.subsets[s] >> m & 1) add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes, T(1));
+      if (pr.subsets[s] >> m & 1) add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes);
     }
     typename Team::Scalar acc_kl = {};
     double value = 0;
@@ -160,14 +171,15 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
   }
 }
 
-// What row j gets for modality m from the rows that it gives to; `memory` holds 3 tiles.
+// What row j gets for modality m from the rows that it gives to; `memory` holds 4 tiles.
 template <class Team, class D, class T>
 MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory) {
   constexpr int W = kWidth<T>;
   T *mine = memory, *sum = memory + steps * W, *delta = memory + 2 * steps * W;
+  T* own = memory + 3 * steps * W;
   clear(mine, steps);
   clear(sum, steps);
-  add_row<Team>(mine, steps, pr.row(m, j), pr.classes, T(1));
+  add_row<Team>(mine, steps, pr.row(m, j), pr.classes);
   for (int s = 0; s < pr.num_subsets; ++s) {
     const uint32_t subset = pr.subsets[s];
     if (!(subset >> m & 1)) continue;
@@ -175,14 +187,18 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
       const int64_t i = pr.receiver(m, k, j);
       const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
       if (weight == T(0)) continue;
-      MCR_UNROLL
-      for (int64_t n = 0; n < steps; ++n) store(delta + n * W, load(mine + n * W));
-      add_row<Team>(delta, steps, pr.row(m, i), pr.classes, T(-1));
+      clear(own, steps);
+      clear(delta, steps);
       for (int o = 0; o < pr.modalities; ++o) {
-        if (o == m || !(subset >> o & 1)) continue;
-        add_row<Team>(delta, steps, pr.row(o, pr.donor(o, k, i)), pr.classes, T(1));
-        add_row<Team>(delta, steps, pr.row(o, i), pr.classes, T(-1));
+        if (!(subset >> o & 1)) continue;
+        add_row<Team>(own, steps, pr.row(o, i), pr.classes);
+        if (o == m) {
+          add_tile(delta, steps, mine, T(1));
+        } else {
+          add_row<Team>(delta, steps, pr.row(o, pr.donor(o, k, i)), pr.classes);
+        }
       }
+      add_tile(delta, steps, own, T(-1));
       T log2_total = 0, mean_q = 0;
       if (D::kReadsPowers) {
         log2_total = pr.pair(s, k, i)[0];

@@ -33,7 +33,7 @@ std::string build_info() {
   constexpr unsigned long long target = TORCH_TARGET_VERSION;
   return std::string(MCR_COMPILER) + "; torch stable ABI " + std::to_string(target >> 56) + "." +
          std::to_string((target >> 48) & 0xff) +
-         "; cpu: " + cpu_capabilities(/*runnable_only=*/false) + "; cuda: none";
+         "; cpu: " + cpu_capabilities(/*runnable_only=*/false);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from divergences import Batch, options_of
+from divergences import Batch, Rows, options_of
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -124,6 +124,34 @@ def permuted_divergence(
         tensors["row_values"].sum(1).float(),
         tensors["grad"].to(x.contributions.dtype),
         grad_bias,
+    )
+
+
+def row_divergence(
+    x: Rows, *, lanes: int, spare_steps: int = 0, want_grad: bool = True, divergence: str = "jsd"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted mean and, in the inputs' dtypes, the gradients to perturbed and clean rows."""
+    n, c = x.clean.shape
+    sorted_rows, members = x.rows.sort(stable=True)
+    tensors = {
+        "perturbed": x.perturbed.float().contiguous(),
+        "clean": x.clean.float().contiguous(),
+        "start": torch.searchsorted(sorted_rows, torch.arange(n + 1)),
+        "members": members,
+        "row_weight": None if x.row_weight is None else x.row_weight.float(),
+        "grad_perturbed": torch.full(x.perturbed.shape, torch.nan),
+        "grad_clean": torch.zeros(n, c),
+        "sums": torch.zeros(2, dtype=torch.float64),
+    }
+    addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
+    rest = {"classes": c, "rows": n, "divergence": divergence, "want_grad": want_grad}
+    module().hold(lanes, addresses | rest, spare_steps)
+    total, weight = tensors["sums"]
+    factor = 1 / weight if weight else weight
+    return (
+        (total * factor).float(),
+        (tensors["grad_perturbed"] * factor).to(x.perturbed.dtype),
+        (tensors["grad_clean"] * factor).to(x.clean.dtype),
     )
 
 

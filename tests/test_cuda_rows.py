@@ -8,13 +8,18 @@ import shutil
 import pytest
 import simulated
 import torch
-from divergences import Batch, assert_same_bits, check, make_batch, paired_off, unequal
+from divergences import Batch, assert_same_bits, check, make_batch, make_rows, paired_off, unequal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled():
+    simulated.module()
 
 
 def check_lanes(x: Batch, lanes: int, chunk=None, spare_steps=0, upstream=1.0, **options) -> None:
@@ -117,3 +122,25 @@ def test_value_without_gradient_and_again():
     assert_same_bits(simulated.permuted_divergence(x, lanes=8), first)
     alone, *_ = simulated.permuted_divergence(x, lanes=8, want_grad=False)
     assert torch.equal(alone, first[0])
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(0, 12),
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from([0.01, 2.0, 300.0]),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+    st.integers(0, 2**16),
+    st.sampled_from(simulated.LANES),
+    st.integers(0, 2),
+    st.sampled_from(["jsd", "jsd", "binary_jsd", "mse"]),
+)
+def test_fuzz_row_divergence(
+    perturbed, clean, classes, scale, weighted, dtype, seed, lanes, spare_steps, divergence
+):
+    x = make_rows(perturbed, clean, classes, scale=scale, weighted=weighted, dtype=dtype, seed=seed)
+    how = {"lanes": lanes, "spare_steps": spare_steps}
+    ours = simulated.row_divergence(x, **how, divergence=divergence)
+    check(x, case=how, ours=ours, divergence=divergence)

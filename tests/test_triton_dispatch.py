@@ -80,7 +80,7 @@ def test_float64_goes_to_the_reference(op):
 @needs_triton
 @pytest.mark.usefixtures("_on_cuda")
 def test_too_many_classes_go_to_the_reference():
-    limit = _backend.MAX_TRITON_CLASSES
+    limit = _backend.MAX_CLASSES["triton"]
     chosen = functools.partial(_backend.resolve_divergence, "row_divergence")
     assert chosen(None, CUDA, limit, torch.float32) == "triton"
     assert chosen(None, CUDA, limit + 1, torch.float32) == "reference"

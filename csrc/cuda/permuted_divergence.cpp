@@ -117,20 +117,11 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
                  strategy, clean_path, divergence, exclude},
                 g, skips, true, device.stream());
   }
-  const auto scaled = [&](const Tensor& unit, const Tensor* fresh, const Tensor& like) {
-    const Tensor units = contiguous_as(unit, ScalarType::Float);
-    const Tensor to =
-        unit.dim() == 1
-            ? empty_beside(unit, {unit.size(0)}, like.scalar_type())
-            : empty_beside(unit, {unit.size(0), unit.size(1), unit.size(2)}, like.scalar_type());
-    scale_grad(static_cast<const float*>(units.const_data_ptr()), g,
-               fresh ? static_cast<const float*>(fresh->const_data_ptr()) : nullptr, skips,
-               units.numel(), storage_of(to), to.mutable_data_ptr(), device.stream());
-    return to;
-  };
-  const Tensor to_contributions = scaled(unit_grad, again ? &again->grad : nullptr, contributions);
+  const Tensor to_contributions = scaled(unit_grad, upstream, contributions.scalar_type(),
+                                         device.stream(), again ? &again->grad : nullptr, skips);
   const Tensor to_bias =
-      scaled(unit_grad_bias, again ? &again->grad_bias : nullptr, bias ? *bias : contributions);
+      scaled(unit_grad_bias, upstream, (bias ? *bias : contributions).scalar_type(),
+             device.stream(), again ? &again->grad_bias : nullptr, skips);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_contributions, to_bias};
 }

@@ -24,19 +24,6 @@ struct PermutedDivergenceArguments {
   const std::string &strategy, &clean_path, &divergence, &exclude;
 };
 
-inline Storage storage_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Storage::kBfloat16;
-    case ScalarType::Half:
-      return Storage::kHalf;
-    default:
-      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
-                      "the CUDA kernel of permuted_divergence takes float32, bfloat16 and float16");
-      return Storage::kFloat;
-  }
-}
-
 // The problem on the device, with the memory it points to.
 class PermutedDivergenceInputs {
  public:

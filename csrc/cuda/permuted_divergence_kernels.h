@@ -2,20 +2,14 @@
 // without torch's headers and the launcher without nvcc.
 #pragma once
 
-#include <cuda_runtime_api.h>
-#include <stdint.h>
-
+#include "cuda/sums.h"
 #include "permuted_divergence_pull_problem.h"
 
 namespace mcr {
 namespace cuda {
 
 constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
-constexpr int64_t kMaxClasses =
-    65536;                      // beyond, a row's tiles would not fit the threads of a block
-constexpr int kBiasRows = 256;  // rows that one partial sum of the bias' gradient takes
-
-enum class Storage { kFloat, kBfloat16, kHalf };
+constexpr int kBiasRows = 256;    // rows that one partial sum of the bias' gradient takes
 
 // The inputs as torch holds them, and where they go: in the order of positions, float, in log2
 // units.
@@ -50,18 +44,11 @@ void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, co
 void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
 void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
 
-// values [S] = the sums over the rows.
-void sum_values(const double* row_values, int64_t subsets, int64_t rows, float* values,
-                cudaStream_t stream);
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C].
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
               cudaStream_t stream);
 
 // skip = whether all of upstream [S] are equal.
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);
-// to = upstream[0] * unit, or `again` where that is given and *skip is 0.
-void scale_grad(const float* unit, const float* upstream, const float* again, const int32_t* skip,
-                int64_t count, Storage storage, void* to, cudaStream_t stream);
-
 }  // namespace cuda
 }  // namespace mcr

@@ -2,55 +2,13 @@
 // order of positions, the sums of the weights, and the sums over the rows. Every sum has a fixed
 // order.
 #include <assert.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
+#include "cuda/blocks.h"
 #include "cuda/permuted_divergence_kernels.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 16;  // further elements come in the same threads' next round
-
-unsigned blocks_for(int64_t count) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
-  return unsigned(blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks);
-}
-
-__device__ int64_t first_index() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
-__device__ int64_t index_step() { return int64_t(gridDim.x) * kThreads; }
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float to_float(__half x) { return __half2float(x); }
-__device__ void assign(float* to, float x) { *to = x; }
-__device__ void assign(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
-__device__ void assign(__half* to, float x) { *to = __float2half_rn(x); }
-
-template <class F>
-void with_storage(Storage storage, const F& f) {
-  switch (storage) {
-    case Storage::kFloat:
-      return f(float());
-    case Storage::kBfloat16:
-      return f(__nv_bfloat16());
-    case Storage::kHalf:
-      return f(__half());
-  }
-}
-
-// The sum of one number a thread, known to thread 0.
-__device__ double block_sum(double x) {
-  __shared__ double sums[kThreads];
-  sums[threadIdx.x] = x;
-  for (int n = kThreads / 2; n > 0; n /= 2) {
-    __syncthreads();
-    if (threadIdx.x < n) sums[threadIdx.x] += sums[threadIdx.x + n];
-  }
-  return sums[0];
-}
 
 template <class In>
 __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
@@ -109,7 +67,7 @@ __global__ void weigh_subsets_kernel(const __grid_constant__ PullProblem<float> 
                                      uint32_t* masks) {
   const int s = int(blockIdx.x);
   double sum = 0;
-  for (int64_t a = threadIdx.x; a < pr.rows; a += kThreads) {
+  for (int64_t a = threadIdx.x; a < pr.rows; a += kBlockThreads) {
     sum += pr.masked       ? row_sums[s * pr.rows + a]
            : pr.row_weight ? double(pr.row_weight[a]) * double(pr.permutations)
                            : double(pr.permutations);
@@ -120,13 +78,6 @@ __global__ void weigh_subsets_kernel(const __grid_constant__ PullProblem<float> 
   const double g = upstream ? double(upstream[s]) : 1.0;
   factors[s] = sum != 0 ? float(g / (sum * classes)) : 0.0f;
   masks[s] = subsets.masks[s];
-}
-
-__global__ void sum_values_kernel(const double* row_values, int64_t rows, float* values) {
-  double sum = 0;
-  for (int64_t a = threadIdx.x; a < rows; a += kThreads) sum += row_values[blockIdx.x * rows + a];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) values[blockIdx.x] = float(sum);
 }
 
 // Sums `count` rows of [rows, classes] from each multiple of it on.
@@ -146,31 +97,21 @@ __global__ void compare_upstream_kernel(const float* upstream, int64_t subsets, 
   *skip = equal;
 }
 
-template <class Out>
-__global__ void scale_grad_kernel(const float* unit, const float* upstream, const float* again,
-                                  const int32_t* skip, int64_t count, Out* to) {
-  const float factor = upstream[0];
-  const bool recomputed = again != nullptr && *skip == 0;
-  for (int64_t i = first_index(); i < count; i += index_step()) {
-    assign(to + i, recomputed ? again[i] : unit[i] * factor);
-  }
-}
-
 }  // namespace
 
 void lay_out(const LayOut& in, cudaStream_t stream) {
   // Threads over the classes of a row, as many as it needs: the rest of the block takes other rows.
   unsigned wide = 8;
-  while (wide < kThreads && int64_t(wide) < in.classes) wide *= 2;
-  const dim3 threads(wide, kThreads / wide);
+  while (wide < kBlockThreads && int64_t(wide) < in.classes) wide *= 2;
+  const dim3 threads(wide, kBlockThreads / wide);
   const unsigned blocks = blocks_for(in.modalities * in.rows * wide);
   with_storage(in.storage, [&](auto zero) {
     lay_out_contributions_kernel<decltype(zero)><<<blocks, threads, 0, stream>>>(in);
   });
   const int64_t longest = in.rows > in.classes ? in.rows : in.classes;
-  lay_out_rows_kernel<<<blocks_for(longest), kThreads, 0, stream>>>(in);
+  lay_out_rows_kernel<<<blocks_for(longest), kBlockThreads, 0, stream>>>(in);
   if (in.donors) {
-    lay_out_table_kernel<<<blocks_for(in.tables * in.rows), kThreads, 0, stream>>>(in);
+    lay_out_table_kernel<<<blocks_for(in.tables * in.rows), kBlockThreads, 0, stream>>>(in);
   }
 }
 
@@ -179,15 +120,10 @@ void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const f
   const unsigned count = unsigned(pr.num_subsets);
   if (pr.masked) {
     const dim3 grid(blocks_for(pr.rows), count);
-    count_pairs_kernel<<<grid, kThreads, 0, stream>>>(pr, subsets, row_sums);
+    count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
-  weigh_subsets_kernel<<<count, kThreads, 0, stream>>>(pr, subsets, upstream, row_sums, factors,
-                                                       masks);
-}
-
-void sum_values(const double* row_values, int64_t subsets, int64_t rows, float* values,
-                cudaStream_t stream) {
-  sum_values_kernel<<<unsigned(subsets), kThreads, 0, stream>>>(row_values, rows, values);
+  weigh_subsets_kernel<<<count, kBlockThreads, 0, stream>>>(pr, subsets, upstream, row_sums,
+                                                            factors, masks);
 }
 
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
@@ -196,24 +132,14 @@ void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, 
   int64_t count = kBiasRows;
   while ((rows + count - 1) / count > 65535) count *= 2;
   const int64_t parts = (rows + count - 1) / count;
-  const unsigned columns = unsigned((classes + kThreads - 1) / kThreads);
-  sum_rows_kernel<<<dim3(columns, unsigned(parts)), kThreads, 0, stream>>>(from, rows, classes,
-                                                                           count, partial);
-  sum_rows_kernel<<<columns, kThreads, 0, stream>>>(partial, parts, classes, parts, to);
+  const unsigned columns = unsigned((classes + kBlockThreads - 1) / kBlockThreads);
+  sum_rows_kernel<<<dim3(columns, unsigned(parts)), kBlockThreads, 0, stream>>>(from, rows, classes,
+                                                                                count, partial);
+  sum_rows_kernel<<<columns, kBlockThreads, 0, stream>>>(partial, parts, classes, parts, to);
 }
 
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream) {
   compare_upstream_kernel<<<1, 1, 0, stream>>>(upstream, subsets, skip);
-}
-
-void scale_grad(const float* unit, const float* upstream, const float* again, const int32_t* skip,
-                int64_t count, Storage storage, void* to, cudaStream_t stream) {
-  if (count == 0) return;
-  with_storage(storage, [&](auto zero) {
-    using Out = decltype(zero);
-    scale_grad_kernel<Out><<<blocks_for(count), kThreads, 0, stream>>>(
-        unit, upstream, again, skip, count, static_cast<Out*>(to));
-  });
 }
 
 }  // namespace cuda

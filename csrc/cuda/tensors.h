@@ -15,6 +15,8 @@
 #include <initializer_list>
 #include <optional>
 
+#include "cuda/sums.h"
+
 namespace mcr {
 namespace cuda {
 
@@ -37,6 +39,19 @@ class OnDeviceOf {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
+
+inline Storage storage_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Storage::kBfloat16;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    default:
+      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
+                      "the CUDA kernels take float32, bfloat16 and float16");
+      return Storage::kFloat;
+  }
+}
 
 // x, contiguous and of the dtype; x itself where it already is.
 inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
@@ -66,6 +81,24 @@ inline void clear(const Tensor& x, cudaStream_t stream) {
   if (x.numel() == 0) return;
   STD_CUDA_CHECK(
       cudaMemsetAsync(x.mutable_data_ptr(), 0, size_t(x.numel()) * x.element_size(), stream));
+}
+
+// upstream * unit in `dtype`, or `again` where that is given and *skip is 0: the backward of an op
+// whose forward took the gradient.
+inline Tensor scaled(const Tensor& unit,      // float32
+                     const Tensor& upstream,  // float32, the first of it counts
+                     ScalarType dtype, cudaStream_t stream, const Tensor* again = nullptr,
+                     const int32_t* skip = nullptr) {
+  const Tensor units = contiguous_as(unit, ScalarType::Float);
+  const Tensor to = unit.dim() == 1 ? empty_beside(unit, {unit.size(0)}, dtype)
+                    : unit.dim() == 2
+                        ? empty_beside(unit, {unit.size(0), unit.size(1)}, dtype)
+                        : empty_beside(unit, {unit.size(0), unit.size(1), unit.size(2)}, dtype);
+  scale_grad(static_cast<const float*>(units.const_data_ptr()),
+             static_cast<const float*>(upstream.const_data_ptr()),
+             again ? static_cast<const float*>(again->const_data_ptr()) : nullptr, skip,
+             units.numel(), storage_of(to), to.mutable_data_ptr(), stream);
+  return to;
 }
 
 }  // namespace cuda

@@ -10,7 +10,8 @@ from mcr_fast import env
 from mcr_fast.ops import OPS, TRITON_OPS
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-MAX_TRITON_CLASSES = 4096  # of the divergences, whose kernels keep whole rows in registers
+# Classes that the divergences' kernels take: they keep whole rows in registers.
+MAX_CLASSES = {"triton": 4096, "cuda": 65536}
 
 
 class BackendStatus(TypedDict):
@@ -66,7 +67,12 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
             f"move them to the {name} device or use backend=None"
         )
     if backend == "triton":
-        _check_triton(op, device, dtypes)
+        _check_triton(op, device)
+    if backend in ("triton", "cuda") and torch.float64 in dtypes:
+        raise RuntimeError(
+            f"backend={backend!r} of {op} computes in float32, got float64 tensors; "
+            "use backend='reference' or None"
+        )
     return backend
 
 
@@ -83,7 +89,7 @@ def _best(missing: dict[str, str], device: torch.device, dtypes: tuple[torch.dty
     return "reference"
 
 
-def _check_triton(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
+def _check_triton(op: str, device: torch.device) -> None:
     wanted = "CPU" if env.triton_interpreted() else "CUDA"
     if device.type != wanted.lower():
         raise RuntimeError(
@@ -91,29 +97,25 @@ def _check_triton(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]
             "use backend=None"
             + ("" if wanted == "CPU" else ", or set TRITON_INTERPRET=1 to interpret the kernels")
         )
-    if torch.float64 in dtypes:
-        raise RuntimeError(
-            f"backend='triton' of {op} computes in float32, got float64 tensors; "
-            "use backend='reference' or None"
-        )
 
 
 def resolve_divergence(
     op: str, backend: str | None, device: torch.device, num_classes: int, *dtypes: torch.dtype
 ) -> str:
-    """`resolve` for an op whose Triton kernels hold whole rows of classes.
+    """`resolve` for an op whose GPU kernels hold whole rows of classes.
 
     Raises:
-        ValueError, RuntimeError: as `resolve`; more classes than Triton's kernels take.
+        ValueError, RuntimeError: as `resolve`; more classes than the kernels asked for take.
     """
     chosen = resolve(op, backend, device, *dtypes)
-    if chosen != "triton" or num_classes <= MAX_TRITON_CLASSES:
+    if num_classes <= MAX_CLASSES.get(chosen, num_classes):
         return chosen
     if backend is None:
-        return "reference"
+        takes = num_classes <= MAX_CLASSES["cuda"] and "cuda" not in _UNAVAILABLE[op]
+        return "cuda" if takes else "reference"
     raise ValueError(
-        f"backend='triton' of {op} takes at most {MAX_TRITON_CLASSES} classes, got {num_classes}; "
-        "use backend=None or 'reference'"
+        f"backend={chosen!r} of {op} takes at most {MAX_CLASSES[chosen]} classes, got "
+        f"{num_classes}; use backend=None or 'reference'"
     )
 
 

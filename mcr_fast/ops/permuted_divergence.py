@@ -13,7 +13,6 @@ from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 
 MAX_MODALITIES = 8  # of the compiled kernels
-MAX_CUDA_CLASSES = 65536
 _TENSORS = 7  # the tensor arguments of the op come first, then subsets and the option strings
 _INPUTS = 13
 
@@ -71,18 +70,6 @@ for _overload in overloads("permuted_divergence"):
     _register(_overload)
 
 
-def _beyond_the_kernels(contributions: Tensor) -> str | None:
-    """What a compiled kernel takes instead of these contributions, None if it takes them."""
-    if len(contributions) > MAX_MODALITIES:
-        return f"at most {MAX_MODALITIES} modalities, got {len(contributions)}"
-    if contributions.device.type == "cuda":
-        if contributions.dtype == torch.float64:
-            return "float32, bfloat16 and float16 on CUDA devices, got float64"
-        if contributions.shape[2] > MAX_CUDA_CLASSES:
-            return f"at most {MAX_CUDA_CLASSES} classes, got {contributions.shape[2]}"
-    return None
-
-
 def permuted_divergence(
     contributions: Tensor,  # [M, N, C]
     bias: Tensor | None,  # [C]
@@ -100,8 +87,8 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
-    beyond = _beyond_the_kernels(contributions)
-    if backend is None and beyond:
+    too_many = len(contributions) > MAX_MODALITIES
+    if backend is None and too_many:
         backend = "reference"
     chosen = resolve_divergence(
         "permuted_divergence",
@@ -125,8 +112,11 @@ def permuted_divergence(
             divergence=divergence,
             exclude=exclude,
         )
-    if beyond:
-        raise ValueError(f"backend={backend!r} takes {beyond}; use backend=None or 'reference'")
+    if too_many:
+        raise ValueError(
+            f"backend={backend!r} takes at most {MAX_MODALITIES} modalities, got "
+            f"{len(contributions)}; use backend=None or 'reference'"
+        )
     want_grad = torch.is_grad_enabled() and (
         contributions.requires_grad or (bias is not None and bias.requires_grad)
     )

@@ -55,6 +55,28 @@ void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps) {
   run(problem_of(from), chunk, spare_steps);
 }
 
+void hold(int lanes, const py::dict& from, int64_t spare_steps) {
+  mcr::RowDivergenceProblem<float> pr = {};
+  pr.perturbed = address<float>(from, "perturbed");
+  pr.clean = address<float>(from, "clean");
+  pr.start = address<int64_t>(from, "start");
+  pr.members = address<int64_t>(from, "members");
+  pr.row_weight = address<float>(from, "row_weight");
+  pr.classes = from["classes"].cast<int64_t>();
+  pr.divergence = mcr::divergence_kind(from["divergence"].cast<std::string>());
+  pr.factor = pr.divergence == mcr::DivergenceKind::kJsd ? 1.0f : 1.0f / float(pr.classes);
+  pr.want_grad = from["want_grad"].cast<bool>();
+  pr.grad_perturbed = address<float>(from, "grad_perturbed");
+  pr.grad_clean = address<float>(from, "grad_clean");
+  const auto run = lanes == 4   ? mcr::lanes4::hold
+                   : lanes == 8 ? mcr::lanes8::hold
+                                : mcr::lanes32::hold;
+  run(pr, from["rows"].cast<int64_t>(), spare_steps, address<double>(from, "sums"));
+}
+
 }  // namespace
 
-PYBIND11_MODULE(mcr_teams, m) { m.def("pull", &pull); }
+PYBIND11_MODULE(mcr_teams, m) {
+  m.def("pull", &pull);
+  m.def("hold", &hold);
+}

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "permuted_divergence_pull.h"
+#include "row_divergence_pull.h"
 #include "teams.h"
 
 namespace mcr {
@@ -26,7 +27,7 @@ void run(const PullProblem<float>& pr) {
     pull_row<Team, D, kGrad>(pr, i, pr.steps, memory.data());
   }
   for (int64_t mj = 0; kGrad && mj < pr.modalities * pr.rows; ++mj) {
-    std::vector<float> memory = dirty(3 * pr.steps * W);
+    std::vector<float> memory = dirty(4 * pr.steps * W);
     pull_donations<Team, D>(pr, int(mj / pr.rows), mj % pr.rows, pr.steps, memory.data());
   }
 }
@@ -49,7 +50,32 @@ void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps) {
   }
 }
 
+template <class D>
+void run_held(RowDivergenceProblem<float> pr, int64_t rows, int64_t spare_steps, double* sums) {
+  constexpr int W = kWidth<float>;
+  pr.steps = (pr.classes + W - 1) / W + spare_steps;
+  for (int64_t i = 0; i < rows; ++i) {
+    std::vector<float> memory = dirty(HeldTiles<float>::kCount * pr.steps * W);
+    if (pr.want_grad) {
+      hold_rows<Team, D, true>(pr, i, pr.steps, memory.data(), sums[0], sums[1]);
+    } else {
+      hold_rows<Team, D, false>(pr, i, pr.steps, memory.data(), sums[0], sums[1]);
+    }
+  }
+}
+
 }  // namespace
+
+void hold(const RowDivergenceProblem<float>& pr, int64_t rows, int64_t spare_steps, double* sums) {
+  switch (pr.divergence) {
+    case DivergenceKind::kJsd:
+      return run_held<Jsd>(pr, rows, spare_steps, sums);
+    case DivergenceKind::kBinaryJsd:
+      return run_held<BinaryJsd>(pr, rows, spare_steps, sums);
+    case DivergenceKind::kSquaredError:
+      return run_held<SquaredError>(pr, rows, spare_steps, sums);
+  }
+}
 
 void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps) {
   switch (pr.divergence) {

@@ -2,11 +2,14 @@
 #pragma once
 
 #include "permuted_divergence_pull_problem.h"
+#include "row_divergence_problem.h"
 
-#define MCR_TEAM(NAME)                                                                         \
-  namespace NAME {                                                                             \
-  /* `spare_steps`: steps beyond the row's end, as where a GPU's team has more than needed. */ \
-  void pull(const PullProblem<float>& problem, int64_t chunk, int64_t spare_steps);            \
+// `spare_steps`: steps beyond the row's end, as where a GPU's team has more than a row needs.
+#define MCR_TEAM(NAME)                                                                     \
+  namespace NAME {                                                                         \
+  void pull(const PullProblem<float>& problem, int64_t chunk, int64_t spare_steps);        \
+  void hold(const RowDivergenceProblem<float>& problem, int64_t rows, int64_t spare_steps, \
+            double* sums);                                                                 \
   }
 
 namespace mcr {

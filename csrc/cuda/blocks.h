@@ -1,0 +1,57 @@
+// Kernels of one thread an element: their grids, the dtypes they read, the sum over a block.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "cuda/sums.h"
+
+namespace mcr {
+namespace cuda {
+
+constexpr int kBlockThreads = 256;
+constexpr int64_t kMaxGrid = 1 << 16;  // further elements come in the same threads' next round
+
+inline unsigned blocks_for(int64_t count) {
+  const int64_t blocks = (count + kBlockThreads - 1) / kBlockThreads;
+  return unsigned(blocks < 1 ? 1 : blocks > kMaxGrid ? kMaxGrid : blocks);
+}
+
+__device__ inline int64_t first_index() {
+  return int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
+}
+__device__ inline int64_t index_step() { return int64_t(gridDim.x) * kBlockThreads; }
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline void assign(float* to, float x) { *to = x; }
+__device__ inline void assign(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
+__device__ inline void assign(__half* to, float x) { *to = __float2half_rn(x); }
+
+template <class F>
+void with_storage(Storage storage, const F& f) {
+  switch (storage) {
+    case Storage::kFloat:
+      return f(float());
+    case Storage::kBfloat16:
+      return f(__nv_bfloat16());
+    case Storage::kHalf:
+      return f(__half());
+  }
+}
+
+// The sum of one number a thread, known to thread 0.
+__device__ inline double block_sum(double x) {
+  __shared__ double sums[kBlockThreads];
+  sums[threadIdx.x] = x;
+  for (int n = kBlockThreads / 2; n > 0; n /= 2) {
+    __syncthreads();
+    if (threadIdx.x < n) sums[threadIdx.x] += sums[threadIdx.x + n];
+  }
+  return sums[0];
+}
+
+}  // namespace cuda
+}  // namespace mcr

@@ -1,0 +1,81 @@
+// Which team runs a row of the divergences, by its classes.
+//
+// A row's tiles are registers: 8 classes a lane at most, so that 9 tiles and the arithmetic fit in
+// 128 of them and 16 warps run on a multiprocessor. More classes take more lanes, and beyond 4096
+// the tiles are local memory.
+#pragma once
+
+#include "cuda/sums.h"
+#include "divergence.h"
+
+namespace mcr {
+namespace cuda {
+
+constexpr int kMinThreads = 128;
+
+template <class Team>
+constexpr int kThreads = Team::kLanes < kMinThreads ? kMinThreads : Team::kLanes;
+template <class Team>
+constexpr int kBlocks = 512 / kThreads<Team>;  // on a multiprocessor: 512 threads of 128 registers
+template <class Team>
+constexpr bool kInRegisters = Team::kSteps <= 8;
+
+// This thread's team, counted over the grid.
+template <class Team>
+__device__ __forceinline__ int64_t team_number() {
+  return int64_t(blockIdx.x) * (kThreads<Team> / Team::kLanes) + threadIdx.x / Team::kLanes;
+}
+
+// Steps of a row: a constant where the tiles are registers.
+template <class Team>
+__device__ __forceinline__ int64_t steps_of(int64_t steps) {
+  return kInRegisters<Team> ? int64_t(Team::kSteps) : steps;
+}
+
+// Calls f with the team that runs rows of this many classes. The JSD has more of them: its rows are
+// the ones that matter, and padding costs them whole special-function instructions.
+template <class D, class F>
+void with_team(int64_t classes, const F& f) {
+  if constexpr (SameType<D, Jsd>::value) {
+    if (classes <= 8) return f(DeviceTeam<4, 2>());
+    if (classes > 32 && classes <= 64) return f(DeviceTeam<8, 8>());
+    if (classes > 64 && classes <= 128) return f(DeviceTeam<32, 4>());
+    if (classes > 128 && classes <= 192) return f(DeviceTeam<32, 6>());
+    if (classes > 256 && classes <= 512) return f(DeviceTeam<128, 4>());
+    if (classes > 512 && classes <= 1024) return f(DeviceTeam<128, 8>());
+  }
+  if (classes <= 32) return f(DeviceTeam<4, 8>());
+  if (classes <= 256) return f(DeviceTeam<32, 8>());
+  if (classes <= 4096) return f(DeviceTeam<512, 8>());
+  f(DeviceTeam<512, int(kMaxClasses / 512)>());
+}
+
+template <class F>
+void with_divergence(DivergenceKind kind, const F& f) {
+  switch (kind) {
+    case DivergenceKind::kJsd:
+      return f(Jsd());
+    case DivergenceKind::kBinaryJsd:
+      return f(BinaryJsd());
+    case DivergenceKind::kSquaredError:
+      return f(SquaredError());
+  }
+}
+
+// Calls f with the divergence, the team, the grid and the threads of a block.
+template <class Problem, class F>
+void launch(Problem problem, int64_t rows, const F& f) {
+  with_divergence(problem.divergence, [&](auto divergence) {
+    using D = decltype(divergence);
+    with_team<D>(problem.classes, [&](auto team) {
+      using Team = decltype(team);
+      constexpr int kTeams = kThreads<Team> / Team::kLanes;
+      problem.steps = (problem.classes + Team::kLanes - 1) / Team::kLanes;
+      f(divergence, team, problem, unsigned((rows + kTeams - 1) / kTeams),
+        unsigned(kThreads<Team>));
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace mcr
