@@ -21,13 +21,16 @@ struct SameType<A, A> {
 struct BinaryJsd {
   static constexpr bool kReadsPowers = false;
 
-  // log2 sigmoid(x) and sigmoid(x) for x in log2 units.
+  // sigmoid(x) and 1 - sigmoid(x), neither from the other, and log2 sigmoid(x), for x in log2
+  // units.
   template <class V>
-  MCR_FN static V log2_sigmoid(V x, V& sigmoid) {
+  MCR_INLINE static V log2_sigmoid(V x, V& on, V& off) {
     using T = typename ElementOf<V>::type;
     V tm1;
     const V t = exp2_and_m1(minus_abs(x), tm1);
-    sigmoid = (x > T(0) ? V{} + T(1) : t) / (T(1) + t);
+    const V larger = T(1) / (T(1) + t), smaller = t * larger;
+    on = x > T(0) ? larger : smaller;
+    off = x > T(0) ? smaller : larger;
     return vmin(x, V{}) - T(1) - log2_half1p(tm1);
   }
 
@@ -37,9 +40,9 @@ struct BinaryJsd {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.logits + n * W);
-      Vec<T> p;
-      store(clean.log2p + n * W, log2_sigmoid(z, p) + poison(z));
-      store(clean.p + n * W, p);
+      Vec<T> on, off;
+      store(clean.log2p + n * W, log2_sigmoid(z, on, off) + poison(z));
+      store(clean.p + n * W, on);
     }
     return typename Team::Scalar{};
   }
@@ -67,7 +70,7 @@ struct BinaryJsd {
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.logits + n * W), step = row.difference(n);
       Vec<T> term, pm, u;
-      term = outcomes<kGrad>(z, step, load(clean.log2p + n * W), load(clean.p + n * W), pm, u);
+      term = outcomes<kGrad>(z, step, load(clean.log2p + n * W), pm, u);
       value += term;
       if (kGrad) {
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
@@ -80,16 +83,16 @@ struct BinaryJsd {
   // The terms of both outcomes; with kGrad also the gradients, over ln2 / 2: to z over p (1 - p),
   // and to w.
   template <bool kGrad, class V>
-  MCR_INLINE static V outcomes(V z, V step, V log2p, V p, V& to_clean, V& to_perturbed) {
-    using T = typename ElementOf<V>::type;
-    V q, qm_on, pm_on, qm_off, pm_off;
-    const V d = log2_sigmoid(z + step, q) - log2p;
-    V term = jsd_term<kGrad>(Ratio<V>(d), p, q, qm_on, pm_on);
+  MCR_INLINE static V outcomes(V z, V step, V log2p, V& to_clean, V& to_perturbed) {
+    V p_on, p_off, q_on, q_off, qm_on, pm_on, qm_off, pm_off;
+    log2_sigmoid(z, p_on, p_off);
+    const V d = log2_sigmoid(z + step, q_on, q_off) - log2p;
+    V term = jsd_term<kGrad>(Ratio<V>(d), p_on, q_on, qm_on, pm_on);
     // The other outcome's log ratio differs by exactly w - z.
-    term += jsd_term<kGrad>(Ratio<V>(d - step), T(1) - p, T(1) - q, qm_off, pm_off);
+    term += jsd_term<kGrad>(Ratio<V>(d - step), p_off, q_off, qm_off, pm_off);
     if (kGrad) {
       to_clean = pm_on - pm_off;
-      to_perturbed = (q * (T(1) - q)) * (qm_on - qm_off);
+      to_perturbed = q_on * q_off * (qm_on - qm_off);
     }
     return term;
   }
@@ -98,9 +101,9 @@ struct BinaryJsd {
   template <class V, class S>
   MCR_FN static V perturbed_grad(V z, V difference, S, S) {
     using T = typename ElementOf<V>::type;
-    V p, to_clean, to_perturbed;
-    const V log2p = log2_sigmoid(z, p) + poison(z);
-    outcomes<true>(z, difference, log2p, p, to_clean, to_perturbed);
+    V on, off, to_clean, to_perturbed;
+    const V log2p = log2_sigmoid(z, on, off) + poison(z);
+    outcomes<true>(z, difference, log2p, to_clean, to_perturbed);
     return to_perturbed * T(kHalfLn2);
   }
   template <class T>
@@ -109,9 +112,11 @@ struct BinaryJsd {
   }
 
   template <class V, class S>
-  MCR_FN static V clean_grad(V p, V acc, S) {
+  MCR_FN static V clean_grad(V z, V, V acc, S) {
     using T = typename ElementOf<V>::type;
-    return p * (T(1) - p) * acc * T(kHalfLn2);
+    V on, off;
+    log2_sigmoid(z, on, off);
+    return on * off * acc * T(kHalfLn2);
   }
 };
 
@@ -171,7 +176,7 @@ struct SquaredError {
   }
 
   template <class V, class S>
-  MCR_FN static V clean_grad(V, V acc, S) {
+  MCR_FN static V clean_grad(V, V, V acc, S) {
     return acc;
   }
 };

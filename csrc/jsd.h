@@ -298,7 +298,7 @@ struct Jsd {
   }
 
   template <class V, class S>
-  MCR_FN static V clean_grad(V p, V acc, S acc_kl) {
+  MCR_FN static V clean_grad(V, V p, V acc, S acc_kl) {
     using T = typename ElementOf<V>::type;
     return p * (acc - acc_kl) * T(kHalfLn2);
   }

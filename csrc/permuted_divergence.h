@@ -50,7 +50,8 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
     const Vec<T> v =
-        Team::keep(seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+        Team::keep(seen, D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
+                                       load(tile.acc + n * W), acc_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);

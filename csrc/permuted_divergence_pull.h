@@ -78,7 +78,8 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
     store(tile.acc + n * W,
-          D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+          D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
+                        load(tile.acc + n * W), acc_kl));
   }
   if (pr.grad_bias_rows) {
     T* row = pr.grad_bias_rows + i * pr.classes;

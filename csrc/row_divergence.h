@@ -88,7 +88,8 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
   // Without a row held against it, its gradient is 0 already, whatever it holds.
   for (int64_t n = 0; kGrad && any && n < pr.steps; ++n) {
-    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), acc_kl);
+    const Vec<T> v =
+        D::clean_grad(load(clean.logits + n * W), load(clean.p + n * W), load(acc + n * W), acc_kl);
     store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
   }
 }

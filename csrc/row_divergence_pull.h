@@ -75,7 +75,8 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, int64_t i, int64_t step
     if (!any) return;  // its gradient is 0 already, whatever the row holds
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> v = D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl);
+      const Vec<T> v = D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
+                                     load(tile.acc + n * W), acc_kl);
       Team::store_step(pr.grad_clean + i * C, n, C, v);
     }
   }
