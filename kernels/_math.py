@@ -2,8 +2,9 @@
 
 `tl.log` and `/` compile to 9-25 instructions on sm_90, and `tl.exp2`, `tl.log2` handle subnormal
 numbers; the inner loops work in log2 units and call these. PRECISE takes Triton's own functions.
-Worst errors, as the PTX ISA documents them: `ex2.approx.ftz` 2^-22.5 relative, `lg2.approx.ftz`
-2^-22.6 absolute for arguments in (0.5, 2) and 2^-22.6 relative elsewhere, `rcp.approx.ftz` 1 ulp.
+Worst errors, as understood from the PTX manual, not measured: `ex2.approx.ftz` 2^-22.5 relative,
+`lg2.approx.ftz` 2^-22.6 absolute for arguments in (0.5, 2) and relative elsewhere,
+`rcp.approx.ftz` 1 ulp.
 """
 
 import triton
