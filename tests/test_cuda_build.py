@@ -23,6 +23,8 @@ TOOLS = ("nvcc", "cmake", "ninja")
 
 REGISTERS = 65536  # of a multiprocessor
 THREADS = 512  # that the kernels over the pairs keep on one: permuted_divergence.cu
+# The contrastive kernels wait for memory: 32 loads of a warp in flight hide its latency.
+STREAMING_THREADS = 1024
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
@@ -82,8 +84,12 @@ def kernels(library) -> list[Kernel]:
     ]
 
 
+def over_similarities(kernel: Kernel) -> bool:
+    return re.search(r"similarity_(rows|weights)_kernel", kernel.name) is not None
+
+
 def over_pairs(kernel: Kernel) -> bool:
-    return "DeviceTeam" in kernel.name
+    return "DeviceTeam" in kernel.name and not over_similarities(kernel)
 
 
 def steps(kernel: Kernel) -> int:
@@ -107,6 +113,14 @@ def test_hot_kernels_stay_in_registers(kernels):
 def test_registers_leave_the_occupancy_of_the_design(kernels):
     for kernel in filter(over_pairs, kernels):
         assert kernel.registers * THREADS <= REGISTERS, kernel
+
+
+def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):
+    found = list(filter(over_similarities, kernels))
+    assert len(found) == len(ARCHITECTURES) * 2 * (4 + 6)  # losses; teams and dtypes, two maxima
+    for kernel in found:
+        assert kernel.stack == 0, kernel
+        assert kernel.registers * STREAMING_THREADS <= REGISTERS, kernel
 
 
 def test_library_links_to_torch_alone(library):

@@ -6,6 +6,8 @@
 
 namespace py = pybind11;
 
+void add_similarities(py::module_& m);
+
 namespace {
 
 template <class T>
@@ -79,4 +81,5 @@ void hold(int lanes, const py::dict& from, int64_t spare_steps) {
 PYBIND11_MODULE(mcr_teams, m) {
   m.def("pull", &pull);
   m.def("hold", &hold);
+  add_similarities(m);
 }
