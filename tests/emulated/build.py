@@ -1,0 +1,131 @@
+"""Compiles the CUDA library's own sources for the host, against emulator.h.
+
+What a host compiler cannot read is put into its words: launches, one instruction of inline PTX, and
+the dispatch key, which becomes the CPU's. Everything else is compiled as it stands.
+"""
+
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+EX2 = 'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));'
+RENAMED = {
+    "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",
+    "aoti_torch_create_device_guard": "emulated_create_device_guard",
+    "aoti_torch_delete_device_guard": "emulated_delete_device_guard",
+}
+DEFINES = ("USE_CUDA", "MCR_ISA=cuda", "TORCH_TARGET_VERSION=0x020a000000000000ULL")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-mf16c",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+)
+SANITIZE = ("-fsanitize=address", "-g1")
+QUIET = ("-Wno-unknown-pragmas", "-Wno-attributes")
+
+
+def closing(text: str, at: int) -> int:
+    """Index of the bracket that closes the round one at `at`."""
+    depth = 0
+    for i in range(at, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i
+    raise ValueError("a bracket is not closed")
+
+
+def split_arguments(text: str) -> list[str]:
+    """At the commas outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def translate_launches(text: str) -> str:
+    """`kernel<<<blocks, threads, 0, stream>>>(arguments)` as a call of the emulator."""
+    while "<<<" in text:
+        at = text.index("<<<")
+        start = max(text.rfind(mark, 0, at) for mark in (";", "{", "}")) + 1
+        kernel = text[start:at]
+        skipped = re.match(r"\s*(?://[^\n]*\n\s*)*", kernel).end()
+        end = text.index(">>>", at)
+        blocks, threads, shared, _stream = split_arguments(text[at + 3 : end])
+        assert shared == "0", "dynamic shared memory is not emulated"
+        opening = text.index("(", end)
+        close = closing(text, opening)
+        call = f"{kernel[skipped:].strip()}{text[opening : close + 1]}"
+        launch = f"emulator::launch({blocks}, {threads}, [&] {{ {call}; }})"
+        text = text[: start + skipped] + launch + text[close + 1 :]
+    return text
+
+
+def translate(path: Path) -> str:
+    text = translate_launches(path.read_text(encoding="utf-8"))
+    text = text.replace(
+        "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)",
+        "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
+    )
+    return text.replace(EX2, "y = ::exp2f(x);")
+
+
+def sources() -> list[Path]:
+    return sorted((ROOT / "csrc").glob("*.h")) + sorted((ROOT / "csrc" / "cuda").iterdir())
+
+
+def build(sanitize: bool = False) -> Path:
+    """The library; compiled again when a source has changed."""
+    inputs = [*sources(), *sorted(HERE.glob("*.*")), *sorted((HERE / "include").iterdir())]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
+    folder = ROOT / "build" / "emulated" / (digest + "-sanitized" * sanitize)
+    library = folder / "libmcr_fast_emulated.so"
+    if not library.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in sources():
+            to = folder / path.relative_to(ROOT)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(translate(path), encoding="utf-8")
+        compile_all(folder, library, SANITIZE if sanitize else ())
+    return library
+
+
+def compile_all(folder: Path, library: Path, extra: tuple[str, ...]) -> None:
+    defines = [f"-D{name}" for name in DEFINES] + [f"-D{a}={b}" for a, b in RENAMED.items()]
+    includes = [f"-I{folder / 'csrc'}", f"-I{HERE / 'include'}", f"-I{HERE}"]
+    includes += [f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
+    units = [ROOT / "csrc" / "registration.cpp", ROOT / "csrc" / "cpu" / "checks.cpp"]
+    units += [HERE / "emulator.cpp", *sorted((folder / "csrc" / "cuda").glob("*.c*"))]
+    running = []
+    for unit in units:
+        kernel = ["-x", "c++", "-include", str(HERE / "emulator.h")] if unit.suffix == ".cu" else []
+        command = ["c++", *FLAGS, *extra, *QUIET, *defines, *includes, *kernel]
+        command += ["-c", str(unit), "-o", f"{folder / unit.name}.o"]
+        running.append(subprocess.Popen(command))
+        if len(running) % 2 == 0:
+            wait(running[-2:])
+    wait(running)
+    partial = library.with_suffix(".partial")
+    objects = [f"{folder / unit.name}.o" for unit in units]
+    torch_cpu = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    subprocess.run(["c++", "-shared", *extra, *objects, *torch_cpu, "-o", str(partial)], check=True)
+    partial.replace(library)
+
+
+def wait(running: list[subprocess.Popen]) -> None:
+    for process in running:
+        assert process.wait() == 0, f"failed: {process.args}"

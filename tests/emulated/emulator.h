@@ -1,0 +1,133 @@
+// CUDA's words for a host compiler: what csrc/cuda/*.cu say, run thread by thread. A block's
+// threads are fibers that run until they meet a barrier; blocks run one after the other. A barrier
+// that some thread cannot reach, and a shuffle with a lane that does not take part, are errors.
+#pragma once
+
+#include <assert.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+#include <functional>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __restrict__
+#define __shared__ static  // one block at a time
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulator {
+
+struct Place {
+  dim3 thread, block, threads, blocks;
+};
+const Place& place();
+
+void launch(dim3 blocks, dim3 threads, const std::function<void()>& kernel);
+void wait_for_block();
+void wait_for_lanes(uint32_t mask);
+// Of this thread's warp: what each lane brought to the exchange that is going on.
+uint64_t* lanes();
+int lane();
+[[noreturn]] void fail(const std::string& what);
+
+template <class T>
+uint64_t bits_of(T x) {
+  uint64_t bits = 0;
+  static_assert(sizeof(x) <= sizeof(bits));
+  memcpy(&bits, &x, sizeof(x));
+  return bits;
+}
+template <class T>
+T value_of(uint64_t bits) {
+  T x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::place().thread)
+#define blockIdx (emulator::place().block)
+#define blockDim (emulator::place().threads)
+#define gridDim (emulator::place().blocks)
+
+inline void __syncthreads() { emulator::wait_for_block(); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulator::wait_for_lanes(mask); }
+
+template <class T>
+T emulated_shuffle(uint32_t mask, T x, int from) {
+  if (!(mask >> emulator::lane() & 1) || !(mask >> from & 1)) {
+    emulator::fail("a shuffle with a lane that is not in its mask");
+  }
+  emulator::lanes()[emulator::lane()] = emulator::bits_of(x);
+  emulator::wait_for_lanes(mask);
+  const T y = emulator::value_of<T>(emulator::lanes()[from]);
+  emulator::wait_for_lanes(mask);
+  return y;
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T x, int distance) {
+  return emulated_shuffle(mask, x, emulator::lane() ^ distance);
+}
+template <class T>
+T __shfl_sync(uint32_t mask, T x, int from, int width = 32) {
+  return emulated_shuffle(mask, x, emulator::lane() / width * width + from % width);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T x, int distance) {
+  const int from = emulator::lane() + distance;
+  return emulated_shuffle(mask, x, from < 32 ? from : emulator::lane());
+}
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  emulator::lanes()[emulator::lane()] = predicate != 0;
+  emulator::wait_for_lanes(mask);
+  uint32_t votes = 0;
+  for (int l = 0; l < 32; ++l) votes |= (mask >> l & 1) ? uint32_t(emulator::lanes()[l]) << l : 0;
+  emulator::wait_for_lanes(mask);
+  return votes;
+}
+inline int __all_sync(uint32_t mask, int predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}
+inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __int_as_float(int x) { return emulator::value_of<float>(uint32_t(x)); }
+inline int __float_as_int(float x) { return int(uint32_t(emulator::bits_of(x))); }
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+#define __CUDACC__ 1

@@ -1,0 +1,97 @@
+"""permuted_divergence and row_divergence: launchers and kernels of the CUDA library."""
+
+import functools
+
+import pytest
+import torch
+from divergences import (
+    DIVERGENCES,
+    assert_same_bits,
+    call,
+    check,
+    make_batch,
+    make_rows,
+    run,
+    unequal,
+    with_dirty_memory,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCHEMES = [
+    ("table", False),
+    ("table", True),
+    ("cyclic", False),
+    ("cyclic", True),
+    ("exhaustive", False),
+]
+# of every team: lanes by the number of classes (csrc/cuda/teams.h)
+CLASSES = (1, 7, 29, 50, 101, 174, 250, 400, 600, 1025)
+
+
+@pytest.mark.parametrize(("scheme", "own"), SCHEMES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_donors(scheme, own, divergence):
+    check(make_batch(2, 5, 6, scheme, own=own, count=3), divergence=divergence)
+    x = make_batch(3, 5, 6, scheme, own=own, count=2, present=True, weighted=True)
+    for exclude in ("none", "self", "same_label"):
+        check(x, unequal(x), divergence=divergence, exclude=exclude, strategy="collaborative")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_every_team(divergence, classes):
+    for scheme in ("table", "cyclic"):
+        x = make_batch(2, 3, classes, scheme, count=2)
+        check(x, divergence=divergence)
+        check(x, unequal(x), divergence=divergence)
+    check(make_rows(5, 3, classes), -2.5, divergence=divergence)
+
+
+def test_more_classes_than_registers():
+    check(make_batch(2, 2, 4100, "cyclic", count=1))
+    check(make_rows(2, 2, 4100))
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "independent", "collaborative"])
+@pytest.mark.parametrize("clean_path", ["shared", "routed", "detached"])
+def test_routing(strategy, clean_path):
+    for modalities in (2, 3):
+        x = make_batch(modalities, 6, 11)
+        for upstream in (1.0, unequal(x)):
+            check(x, upstream, strategy=strategy, clean_path=clean_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype):
+    for scheme in ("table", "cyclic", "exhaustive"):
+        check(make_batch(2, 6, 9, scheme, dtype=dtype, weighted=True))
+    check(make_rows(7, 4, 9, dtype=dtype, weighted=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 70, 300])
+def test_rows(rows):
+    for scheme in ("table", "exhaustive") if rows < 100 else ("table",):
+        check(make_batch(2, rows, 3, scheme, count=2))
+    check(make_rows(2 * rows, max(rows, 1), 3))
+
+
+def test_non_contiguous():
+    x = make_batch(2, 6, 9)
+    view = make_batch(2, 6, 9)
+    view.contributions = torch.stack([x.contributions] * 2, -1)[..., 1]
+    view.bias = torch.stack([x.bias] * 2, -1)[..., 0]
+    assert_same_bits(run(view), run(x))
+
+
+def test_reads_no_memory_it_did_not_write():
+    for x in (make_batch(2, 6, 9), make_batch(3, 5, 40, "table", present=True, weighted=True)):
+        expected = run(x)
+        for dirty in with_dirty_memory(functools.partial(run, x)):
+            assert_same_bits(dirty, expected)
+
+
+def test_value_without_gradient():
+    x = make_batch(2, 6, 9)
+    expected = run(x)[0]
+    with torch.no_grad():
+        assert torch.equal(call(x), expected)
