@@ -123,6 +123,12 @@ def test_squared_errors_leave_room_for_the_reads_under_way(name, kernels):
         assert kernel.registers * SQUARES[name] <= REGISTERS, kernel
 
 
+def test_kernels_have_the_name_that_the_sanitizer_is_told(kernels):
+    from bench.gpu.sanitize import MANGLED
+
+    assert all(MANGLED in kernel.name for kernel in kernels)
+
+
 def test_library_links_to_torch_alone(library):
     dynamic = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True)
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic.stdout)
