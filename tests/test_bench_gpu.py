@@ -155,7 +155,7 @@ def card(monkeypatch):
     for module in ("rows", "sizes"):
         monkeypatch.setattr(f"bench.gpu.{module}.serving", lambda op: ["triton", "cuda"])
     monkeypatch.setattr(sanitize, "find", lambda: None)
-    state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="")
+    state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="", how="")
 
     def checks(keys, make, folder, workers, deadline):
         assert make(folder, keys)[:3] == [sys.executable, "-m", "bench.gpu.check"]
@@ -178,7 +178,7 @@ def card(monkeypatch):
         for index in indices:
             row = ALL_ROWS[int(index)]
             if row.label == state.dies_at:
-                return "ended with -11"
+                return state.how
             for name, mode in itertools.product(names or ["ours"], row.modes):
                 milliseconds = {"ours_triton": 0.04}.get(name, 0.01)
                 line = timed(row, name, milliseconds, mode, skipped=state.skipped)
@@ -245,13 +245,22 @@ def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
         assert {row["fastest"] for row in results.read(tmp_path / timing.SIZES)} == {"not run"}
 
 
-def test_a_size_that_ends_its_process_costs_itself(card, tmp_path):
-    card.dies_at = "sup_con L=512"
+@pytest.mark.parametrize(
+    ("how", "fastest"),
+    [
+        ("ended with -11", ["cuda", "not run", "cuda", "cuda"]),  # costs itself
+        ("stopped after 9 s", ["cuda", "not run", "not run", "not run"]),  # the others' turn
+    ],
+)
+def test_a_size_that_does_not_come_back(card, tmp_path, how, fastest):
+    card.dies_at, card.how = "sup_con L=512", how
     arguments = ["gpu", "--out", str(tmp_path), "--only", "sizes", "--op", "sup_con"]
     assert main(arguments) == 1
-    assert "sup_con L=512: ended with -11" in (tmp_path / "summary.txt").read_text()
-    fastest = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
-    assert fastest == ["cuda", "not run", "cuda", "cuda"]
+    text = (tmp_path / "summary.txt").read_text()
+    assert text.count(how) == fastest.count("not run")
+    assert f"sup_con L=512: {how}" in text
+    found = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
+    assert found == fastest
 
 
 def test_what_is_out_of_time_is_said(card, tmp_path):

@@ -15,7 +15,7 @@ from bench.gpu.sizes import HEADER, choice, markdown, size_providers, table
 from bench.results import Row
 
 SIZES = "sizes.csv"
-SIZES_SHARE = 0.16  # of the budget, at most, for comparing our backends by size
+SIZES_SHARE = 0.2  # of the budget, at most, for comparing our backends by size
 OURS_AND_EAGER = ("ours_cuda", "ours_triton", "eager")
 Rows = list[tuple[int, TimedRow]]  # with their places in ALL_ROWS
 
@@ -74,7 +74,8 @@ def _sizes(
 ) -> list[str]:
     """All sizes of an op in one process; one that ends it costs itself, and the others go on."""
     unable = []
-    for op in dict.fromkeys(row.case.op for _, row in rows):
+    ops = [*dict.fromkeys(row.case.op for _, row in rows)]
+    for done, op in enumerate(ops):
         left = [(index, row) for index, row in rows if row.case.op == op]
         wanted = {p.name for p in size_providers(left[0][1].case)} & set(providers)
         while left and wanted:
@@ -82,8 +83,12 @@ def _sizes(
                 unable += [f"{row.label}: not run, out of time" for _, row in left]
                 break
             command = _measure(options, work, [index for index, _ in left], providers)
-            problem = run_for(command, end - monotonic())
+            seconds = end - monotonic()
+            problem = run_for(command, min(seconds, max(20.0, 2 * seconds / (len(ops) - done))))
             open_ = [at for at in left if not _timed(options.out, at[1], wanted)]
+            if problem.startswith("stopped"):
+                unable += [f"{row.label}: {problem}" for _, row in open_]
+                break
             if problem and open_:
                 unable.append(f"{open_[0][1].label}: {problem}")
             left = open_[1:] if problem else []
