@@ -17,79 +17,70 @@ struct PairTerm {
 
 // Neither end overflows or cancels; x = -inf (no negatives) gives 0 and 0.
 template <class T>
-inline PairTerm<T> pair_term(Vec<T> x) {
+MCR_INLINE PairTerm<T> pair_term(Vec<T> x) {
   const Vec<T> t = exp2(minus_abs(x));
-  const Vec<T> u = t + T(1);
-  // log(1 + t) = t log(u) / (u - 1) undoes the rounding of u
-  const Vec<T> log2_u = u == T(1) ? t * T(1.44269504088896340736) : log2(u) * (t / (u - T(1)));
-  return {vmax(x, Vec<T>{}) + log2_u, (x >= T(0) ? splat(T(1)) : t) / u};
+  return {vmax(x, Vec<T>{}) + log2_1p(t), (x >= T(0) ? splat(T(1)) : t) / (t + T(1))};
 }
 
 // x of (a, b), from log N_a and d_ab.
 template <class T>
-inline PairTerm<T> pair_term(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
-                             int64_t a, Vec<T> d) {
+MCR_INLINE PairTerm<T> pair_term(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
+                                 int64_t a, Vec<T> d) {
   return pair_term<T>((rows.max[a] - d) * stripe.scale + rows.log2_sum[a]);
 }
 
 // x of (b, a) for the rows b ..
 template <class T>
-inline PairTerm<T> pair_terms(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
-                              int64_t b, Vec<T> d) {
+MCR_INLINE PairTerm<T> pair_terms(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
+                                  int64_t b, Vec<T> d) {
   return pair_term<T>((load(rows.max + b) - d) * stripe.scale + load(rows.log2_sum + b));
 }
 
-// Positive pairs of one tile, columns [begin, end), above the diagonal: one similarity serves (a,
-// p) and (p, a). Writes the tile's own row sums of sigma [rows], adds the columns' to c [P], and
-// returns the summed loss in units of log2.
-template <class T>
-double nt_xent_pairs(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
-                     const RowWeights<T>& rows, T* row_c, double* c) {
-  T col_c[kTileColumns] = {};
-  double loss = 0;
-  for (int64_t r = 0; r < stripe.rows; ++r) {
-    const int64_t a = stripe.first + r, last = stripe.class_end[a] - stripe.first;
-    Vec<T> row_loss = {}, row_sigma = {};
-    const auto add = [&](int64_t j, auto lanes) {
-      const Vec<T> d = similarity(stripe, r, j);
-      const auto ap = pair_term(stripe, rows, a, d);
-      const auto pa = pair_terms(stripe, rows, stripe.first + j, d);
-      row_loss += lanes.keep(ap.loss + pa.loss);
-      row_sigma += lanes.keep(ap.sigma);
-      store(col_c + j - begin, load(col_c + j - begin) + lanes.keep(pa.sigma));
-    };
-    for_vectors<T>(r + 1 > begin ? r + 1 : begin, last < end ? last : end, add);
-    row_c[r] = sum(row_sigma);
-    loss += double(sum(row_loss));
-  }
-  for (int64_t j = begin; j < end; ++j) c[stripe.first + j] += double(col_c[j - begin]);
-  return loss;
+// Row r of whole rows: its loss over its positives, c_a, and what H takes of it.
+template <class Team, bool kRunningMax, class T>
+MCR_FN void nt_xent_row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
+  const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
+  const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
+  const auto log2_sum = Team::scalar_log2(negatives.sum);
+  Vec<T> losses = {}, sigmas = {};
+  const auto add = [&](int64_t j, auto lanes) {
+    const Vec<T> d = similarity(stripe, r, j);
+    const auto term = pair_term<T>((negatives.max - d) * stripe.scale + log2_sum);
+    losses += lanes.keep(term.loss);
+    sigmas += lanes.keep(term.sigma);
+  };
+  Team::for_columns(low, a, add);
+  Team::for_columns(a + 1, high, add);
+  const auto loss = Team::reduce_sum(losses), c = Team::reduce_sum(sigmas);
+  if (!Team::leads()) return;
+  to.loss[a] = loss;
+  to.c[a] = c;
+  to.weight[a] = c == T(0) ? T(0) : c / negatives.sum;  // a row without negatives has c = 0
+  to.max[a] = negatives.max;
+  to.log2_sum[a] = log2_sum;
 }
 
-// H of rows [begin, end) of the stripe and the panel's columns, written to the panel's own memory.
-template <bool kRunningMax, class T, class Out>
-void nt_xent_weights(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
-                     const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
+// sink(j, h): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+template <class Team, bool kRunningMax, class Stripe, class T, class Sink>
+MCR_INLINE void nt_xent_weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
+                                const RowWeights<T>& rows, const Sink& sink) {
   constexpr int W = kWidth<T>;
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t a = stripe.first + r;
-    const int64_t low = stripe.class_begin[a] - stripe.first;
-    const int64_t high = stripe.class_end[a] - stripe.first;
-    Out* out = panel.weights + r * panel.stride - panel.begin;
-    for (int64_t j = panel.begin; j < panel.end; j += W) {
-      const Vec<T> d = similarity(stripe, r, j);
-      const int64_t b = stripe.first + j;
-      Vec<T> h = {};
-      if (j < low || j + W > high) h = weighted_exponentials<kRunningMax>(stripe, rows, a, b, d);
-      if (j < high && j + W > low) {
-        const Vec<T> positive =
-            pair_term(stripe, rows, a, d).sigma + pair_terms(stripe, rows, b, d).sigma;
-        h = SomeLanes<T>(low - j, high - j).select(-positive, h);
-        h = SomeLanes<T>(r - j, r - j + 1).select(Vec<T>{}, h);
-      }
-      store_as(out + j, h);
+  const int64_t a = stripe.first + r, diagonal = a - stripe.first_column;
+  const int64_t low = stripe.class_begin[a] - stripe.first_column;
+  const int64_t high = stripe.class_end[a] - stripe.first_column;
+  Team::for_columns(begin, end, [&](int64_t j, auto) {
+    const Vec<T> d = similarity(stripe, r, j);
+    const int64_t b = stripe.first_column + j;
+    Vec<T> h = {};
+    if (j < low || j + W > high) h = weighted_exponentials<kRunningMax, T>(stripe, rows, a, b, d);
+    if (j < high && j + W > low) {
+      const Vec<T> positive =
+          pair_term<T>(stripe, rows, a, d).sigma + pair_terms<T>(stripe, rows, b, d).sigma;
+      h = SomeLanes<T>(low - j, high - j).select(-positive, h);
+      h = SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h);
     }
-  }
+    sink(j, h);
+  });
 }
 
 }  // namespace MCR_ISA

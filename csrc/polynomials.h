@@ -17,7 +17,7 @@ MCR_INLINE V exp2m1_over(V f) {
   return p * f + 0.693147188026f;
 }
 
-// 2 atanh(s) / ln 2 for s in [-1/3, 0]; relative error 1e-8 before rounding.
+// 2 atanh(s) / ln 2 for s in [-1/3, 1/3]; relative error 1e-8 before rounding.
 template <class V>
 MCR_INLINE V two_atanh_over_ln2(V s) {
   const V u = s * s;

@@ -10,43 +10,51 @@
 namespace mcr {
 namespace MCR_ISA {
 
-// Sum of d over the positive pairs of one tile, columns [begin, end), above the diagonal, each
-// weighted by 2 / |P|: a and p are in the same class, so one entry serves (a, p) and (p, a).
-template <class T>
-double sup_con_positives(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end) {
-  double total = 0;
-  for (int64_t r = 0; r < stripe.rows; ++r) {
-    const int64_t a = stripe.first + r, last = stripe.class_end[a] - stripe.first;
-    const int64_t positives = stripe.class_end[a] - stripe.class_begin[a] - 1;
-    Vec<T> row = {};
-    for_vectors<T>(r + 1 > begin ? r + 1 : begin, last < end ? last : end,
-                   [&](int64_t j, auto lanes) { row += lanes.keep(similarity(stripe, r, j)); });
-    if (positives > 0) total += double(sum(row)) * 2 / double(positives);
+// Row r of whole rows: its loss if it has positives, and what H takes of it.
+template <class Team, bool kRunningMax, class T>
+MCR_FN void sup_con_row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
+  const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
+  const auto others = exp_sum_outside<Team, kRunningMax>(stripe, r, a, a + 1);
+  Vec<T> positives = {};
+  const auto add = [&](int64_t j, auto lanes) {
+    positives += lanes.keep(similarity(stripe, r, j));
+  };
+  Team::for_columns(low, a, add);
+  Team::for_columns(a + 1, high, add);
+  const auto sum = Team::reduce_sum(positives);
+  const auto log2_sum = Team::scalar_log2(others.sum);
+  if (!Team::leads()) return;
+  const int64_t count = high - low - 1;
+  to.loss[a] = 0;
+  if (count > 0) {
+    // the two large parts, the maximum and a positive's similarity, cancel before they are scaled
+    const double apart = double(others.max) - double(sum) / double(count);
+    to.loss[a] = double(log2_sum) + apart * double(stripe.scale);
   }
-  return total;
+  to.c[a] = T(1);
+  to.weight[a] = count > 0 ? T(1) / others.sum : T(0);
+  to.max[a] = others.max;
+  to.log2_sum[a] = log2_sum;
 }
 
-// H of rows [begin, end) of the stripe and the panel's columns, written to the panel's own memory.
-template <bool kRunningMax, class T, class Out>
-void sup_con_weights(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
-                     const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
+// sink(j, h): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+template <class Team, bool kRunningMax, class Stripe, class T, class Sink>
+MCR_INLINE void sup_con_weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
+                                const RowWeights<T>& rows, const Sink& sink) {
   constexpr int W = kWidth<T>;
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t a = stripe.first + r;
-    const int64_t low = stripe.class_begin[a] - stripe.first;
-    const int64_t high = stripe.class_end[a] - stripe.first;
-    const T both = high - low > 1 ? T(2) / T(high - low - 1) : T(0);
-    Out* out = panel.weights + r * panel.stride - panel.begin;
-    for (int64_t j = panel.begin; j < panel.end; j += W) {
-      const Vec<T> d = similarity(stripe, r, j);
-      Vec<T> h = weighted_exponentials<kRunningMax>(stripe, rows, a, stripe.first + j, d);
-      if (j < high && j + W > low) {
-        h = SomeLanes<T>(low - j, high - j).select(h - both, h);
-        h = SomeLanes<T>(r - j, r - j + 1).select(Vec<T>{}, h);
-      }
-      store_as(out + j, h);
+  const int64_t a = stripe.first + r, diagonal = a - stripe.first_column;
+  const int64_t low = stripe.class_begin[a] - stripe.first_column;
+  const int64_t high = stripe.class_end[a] - stripe.first_column;
+  const T both = high - low > 1 ? T(2) / T(high - low - 1) : T(0);
+  Team::for_columns(begin, end, [&](int64_t j, auto) {
+    const Vec<T> d = similarity(stripe, r, j);
+    Vec<T> h = weighted_exponentials<kRunningMax, T>(stripe, rows, a, stripe.first_column + j, d);
+    if (j < high && j + W > low) {
+      h = SomeLanes<T>(low - j, high - j).select(h - both, h);
+      h = SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h);
     }
-  }
+    sink(j, h);
+  });
 }
 
 }  // namespace MCR_ISA

@@ -22,6 +22,31 @@ struct ElementOf<Vec<double>> {
   using type = double;
 };
 
+struct AllLanes {
+  template <class V>
+  MCR_INLINE V keep(V x) const {
+    return x;
+  }
+  template <class V>
+  MCR_INLINE V select(V x, V) const {
+    return x;
+  }
+};
+
+// Lanes low <= l < high.
+template <class T>
+struct SomeLanes {
+  Mask<T> kept;
+  MCR_INLINE SomeLanes(int64_t low, int64_t high) {
+    constexpr int64_t W = kWidth<T>;
+    Mask<T> lane;
+    for (int l = 0; l < W; ++l) lane[l] = l;
+    kept = (lane >= int(low < 0 ? 0 : low > W ? W : low)) & (lane < int(high > W ? W : high));
+  }
+  MCR_INLINE Vec<T> keep(Vec<T> x) const { return kept ? x : Vec<T>{}; }
+  MCR_INLINE Vec<T> select(Vec<T> x, Vec<T> otherwise) const { return kept ? x : otherwise; }
+};
+
 // Lanes are consecutive classes of one row; rows are padded to whole vectors.
 template <class T>
 struct RowTeam {
@@ -36,6 +61,19 @@ struct RowTeam {
   }
   static void store_step(T* row, int64_t n, int64_t size, V x) {
     MCR_ISA::store_step(row, n, size, x);
+  }
+  // f(column, lanes) for the vectors that hold columns low .. high - 1. Vectors start at multiples
+  // of their width, so no vector reaches into the columns of another tile.
+  template <class F>
+  MCR_INLINE static void for_columns(int64_t low, int64_t high, const F& f) {
+    constexpr int W = kWidth<T>;
+    for (int64_t j = low / W * W; j < high; j += W) {
+      if (j >= low && j + W <= high) {
+        f(j, AllLanes());
+      } else {
+        f(j, SomeLanes<T>(low - j, high - j));
+      }
+    }
   }
   static Scalar reduce_sum(V v) { return sum(v); }
   static double total(Scalar x) { return x; }

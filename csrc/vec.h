@@ -254,6 +254,9 @@ MCR_INLINE Vec<float> log2(Vec<float> x) {
 // polynomial in y.
 MCR_INLINE Vec<float> log2_half1p(Vec<float> y) { return two_atanh_over_ln2(y / (y + 4.0f)); }
 
+// log2(1 + t) for t in [0, 1], with a small relative error also near 0.
+MCR_INLINE Vec<float> log2_1p(Vec<float> t) { return two_atanh_over_ln2(t / (t + 2.0f)); }
+
 // log2((low + high) / (2 high)) for 0 <= low <= high; 0 if both are 0.
 MCR_INLINE Vec<float> log2_mean_over_max(Vec<float> low, Vec<float> high) {
   return two_atanh_over_ln2((low - high) / vmax(splat(1e-37f), high * 3.0f + low));
@@ -271,6 +274,7 @@ MCR_INLINE Vec<float> log2_mean_over_max(Vec<float> low, Vec<float> high) {
   }
 MCR_LANEWISE(exp2, ::exp2(x))
 MCR_LANEWISE(log2, ::log2(x))
+MCR_LANEWISE(log2_1p, ::log1p(x) * 1.44269504088896340736)
 MCR_LANEWISE(log2_half1p, ::log1p(0.5 * x) * 1.44269504088896340736)
 #undef MCR_LANEWISE
 MCR_INLINE Vec<double> exp2_and_m1(Vec<double> x, Vec<double>& tm1) {

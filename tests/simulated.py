@@ -50,10 +50,12 @@ def _compile(library: Path) -> None:
     objects = []
     for name, source, defines in [
         *(
-            (f"lanes{n}", "rows.cpp", [f"-DMCR_ISA=lanes{n}", f"-DMCR_VEC_BYTES={4 * n}"])
+            (f"{stem}{n}", f"{stem}.cpp", [f"-DMCR_ISA=lanes{n}", f"-DMCR_VEC_BYTES={4 * n}"])
             for n in LANES
+            for stem in ("rows", "similarities")
         ),
         ("threads", "reconstruction.cpp", ["-DMCR_ISA=threads"]),
+        ("similarities", "similarities_module.cpp", []),
         ("module", "module.cpp", []),
     ]:
         objects.append(str(library.parent / f"{name}.o"))

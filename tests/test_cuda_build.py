@@ -23,11 +23,11 @@ TOOLS = ("nvcc", "cmake", "ninja")
 
 REGISTERS = 65536  # of a multiprocessor
 # that they keep on one
-THREADS = 512  # the kernels over the pairs: teams.h
-SQUARES = {
-    "squared_error_kernel": 1024,
-    "squared_error_grad_kernel": 1536,
-}  # reconstruction_loss.cu
+THREADS = 512  # the kernels over the pairs: permuted_divergence.cu
+# The contrastive kernels wait for memory: 32 loads of a warp in flight hide its latency.
+STREAMING_THREADS = 1024
+# reconstruction_loss.cu
+SQUARES = {"squared_error_kernel": 1024, "squared_error_grad_kernel": 1536}
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
@@ -87,8 +87,12 @@ def kernels(library) -> list[Kernel]:
     ]
 
 
+def over_similarities(kernel: Kernel) -> bool:
+    return re.search(r"similarity_(rows|weights)_kernel", kernel.name) is not None
+
+
 def over_pairs(kernel: Kernel) -> bool:
-    return "DeviceTeam" in kernel.name
+    return "DeviceTeam" in kernel.name and not over_similarities(kernel)
 
 
 def steps(kernel: Kernel) -> int:
@@ -127,6 +131,14 @@ def test_kernels_have_the_name_that_the_sanitizer_is_told(kernels):
     from bench.gpu.sanitize import MANGLED
 
     assert all(MANGLED in kernel.name for kernel in kernels)
+
+
+def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):
+    found = list(filter(over_similarities, kernels))
+    assert len(found) == len(ARCHITECTURES) * 2 * (4 + 6)  # losses; teams and dtypes, two maxima
+    for kernel in found:
+        assert kernel.stack == 0, kernel
+        assert kernel.registers * STREAMING_THREADS <= REGISTERS, kernel
 
 
 def test_library_links_to_torch_alone(library):

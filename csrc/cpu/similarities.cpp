@@ -128,7 +128,8 @@ SimilarityStripe<T> Similarities<T>::stripe(int64_t index, int64_t columns) {
       }
     });
   }
-  return {dots, stride, first, rows, columns, T(scale_), class_begin_.data(), class_end_.data()};
+  return {
+      dots, stride, first, rows, columns, first, T(scale_), class_begin_.data(), class_end_.data()};
 }
 
 template <class T>

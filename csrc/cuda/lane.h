@@ -49,6 +49,24 @@ MCR_INLINE float exp2_and_m1(float x, float& tm1) {
 // log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1.
 MCR_INLINE float log2_half1p(float y) { return two_atanh_over_ln2(__fdividef(y, y + 4.0f)); }
 
+// log2(1 + t) for t in [0, 1], with a small relative error also near 0.
+MCR_INLINE float log2_1p(float t) { return two_atanh_over_ln2(__fdividef(t, t + 2.0f)); }
+
+MCR_INLINE float splat(float x) { return x; }
+
+struct AllLanes {
+  MCR_FN static float keep(float x) { return x; }
+  MCR_FN static float select(float x, float) { return x; }
+};
+// Whether the one lane is among low <= l < high.
+template <class T>
+struct SomeLanes {
+  bool kept;
+  MCR_FN SomeLanes(int64_t low, int64_t high) : kept(low <= 0 && high > 0) {}
+  MCR_FN float keep(float x) const { return kept ? x : 0.0f; }
+  MCR_FN float select(float x, float otherwise) const { return kept ? x : otherwise; }
+};
+
 // kLanes threads with consecutive classes of one row; up to 32 they are a part of a warp, beyond
 // they are a block. Lane l has class n * kLanes + l in step n of at most kSteps.
 template <int kLanesOfTeam, int kStepsOfTeam>
@@ -70,6 +88,13 @@ struct DeviceTeam {
   MCR_FN static void store_step(float* row, int64_t n, int64_t size, float x) {
     const int c = int(n) * kLanes + lane();
     if (c < size) row[c] = x;
+  }
+
+  // f(column, lanes) for this lane's columns of low .. high - 1.
+  template <class F>
+  MCR_FN static void for_columns(int64_t low, int64_t high, const F& f) {
+#pragma unroll 4
+    for (int j = int(low) + lane(); j < int(high); j += kLanes) f(int64_t(j), AllLanes());
   }
 
   struct Sum {

@@ -1,26 +1,15 @@
 // CUDA launcher of row_divergence: groups the perturbed rows by clean row, on the device.
-#include <array>
 #include <string>
 #include <tuple>
 
 #include "cuda/row_divergence_kernels.h"
+#include "cuda/sort.h"
 #include "cuda/tensors.h"
 #include "divergence_options.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
-
-// [R] -> the values in ascending order and where they stood; equal ones keep their order.
-std::tuple<Tensor, Tensor> stable_sort(const Tensor& x) {
-  const std::optional<bool> stable = true;
-  std::array<StableIValue, 4> stack{
-      torch::stable::detail::from(x), torch::stable::detail::from(stable),
-      torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     const Tensor& perturbed_in,        // [R, C]

@@ -7,6 +7,7 @@
 
 #include "cuda/sums.h"
 #include "divergence.h"
+#include "divergence_kind.h"
 
 namespace mcr {
 namespace cuda {

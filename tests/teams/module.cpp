@@ -8,6 +8,8 @@
 
 namespace py = pybind11;
 
+void add_similarities(py::module_& m);
+
 namespace {
 
 template <class T>
@@ -101,4 +103,5 @@ PYBIND11_MODULE(mcr_teams, m) {
   m.def("pull", &pull);
   m.def("hold", &hold);
   m.def("reconstruct", &reconstruct);
+  add_similarities(m);
 }

@@ -1,0 +1,42 @@
+// Matrix products of torch's library, on memory of a launcher.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+
+#include <array>
+
+#include "cuda/tensors.h"
+
+namespace mcr {
+namespace cuda {
+
+// Rows of a row-major matrix, or its transpose; nothing is copied.
+inline Tensor rows_of(const Tensor& x, int64_t first, int64_t rows) {
+  const int64_t width = x.size(1), sizes[] = {rows, width}, strides[] = {width, 1};
+  char* data = static_cast<char*>(x.mutable_data_ptr()) + first * width * x.element_size();
+  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, x.device(), x.scalar_type());
+}
+inline Tensor transposed(const Tensor& x) {
+  const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {1, x.size(1)};
+  return torch::stable::from_blob(x.mutable_data_ptr(), {sizes, 2}, {strides, 2}, x.device(),
+                                  x.scalar_type());
+}
+
+// out = a b in float32, of float32 matrices with the precision that torch is set to, or of 16-bit
+// ones. Neither looks at autocast: that would round a float32 matrix to 16 bits.
+inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  if (a.scalar_type() == ScalarType::Float) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
+    return;
+  }
+  // The C function of this one is newer than the oldest torch that is served.
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(ScalarType::Float),
+                                    torch::stable::detail::from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // the result owns a reference
+}
+
+}  // namespace cuda
+}  // namespace mcr
