@@ -46,7 +46,7 @@ def eager(inputs: Inputs) -> Tensor:
     """The same two terms in plain torch."""
     case, table = inputs.case, inputs.table
     if table is None:
-        table = torch.rand(case.K, case.N).argsort(1)
+        table = torch.rand(case.K, case.N, device=inputs.labels.device).argsort(1)
     contributions = inputs.fusion.contributions(inputs.latents)
     mipd = mipd_eager(contributions, inputs.bias, table)
     contrastive = nt_xent_eager(inputs.latents, inputs.all_labels(), TEMPERATURE)

@@ -1,67 +1,70 @@
 // The reconstruction loss' row algorithms: the mean over all elements of (h - [Z_1 .. Z_M])^2. Each
 // modality meets its own columns of h where they lie, so no concatenation exists.
+//
+// A team takes a row in steps: vector_team.h for a CPU thread, piece_team.h for threads of a GPU.
+// Its members never have to agree on anything: each adds up what it read itself.
 #pragma once
 
-#include "bfloat16.h"
+#include "lane_macros.h"
+#include "reconstruction_loss_problem.h"
 
 namespace mcr {
 namespace MCR_ISA {
 
-// Columns whose squares one vector adds up before float64 takes over.
-constexpr int64_t kColumnsPerSum = 1024;
-
-// Sum over rows [begin, end) and one modality's columns of (h - z)^2.
-template <class T, class In>
-double squared_error(const In* latents,         // [N, width]
-                     const In* reconstruction,  // [N, stride], from the modality's first column on
-                     int64_t stride, int64_t begin, int64_t end, int64_t width) {
-  constexpr int W = kWidth<T>;
+// This member's share of the sum of (h - z)^2 over rows begin, begin + step, .. below end.
+template <class Team, class Z, class H>
+MCR_FN double squared_error(const Team& team, const ReconstructionPart<Z, H>& part, int64_t begin,
+                            int64_t end, int64_t step) {
+  using V = typename Team::V;
+  const int64_t width = part.width, whole = team.whole_steps(width);
   double total = 0;
-  for (int64_t n = begin; n < end; ++n) {
-    const In* z = latents + n * width;
-    const In* h = reconstruction + n * stride;
-    Vec<T> squares = {};
-    int64_t d = 0;
-    for (; d + W <= width; d += W) {
-      const Vec<T> difference = load_as(h + d) - load_as(z + d);
-      squares += difference * difference;
-      if (d % kColumnsPerSum == kColumnsPerSum - W) {
-        total += double(sum(squares));
-        squares = Vec<T>{};
+  for (int64_t row = begin; row < end; row += step) {
+    const Z* z = part.latents + row * part.latents_stride;
+    const H* h = part.reconstruction + row * part.reconstruction_stride;
+    V squares = {};
+    int64_t n = 0;
+    while (n < whole) {
+      const int64_t stop = n + Team::kStepsPerSum < whole ? n + Team::kStepsPerSum : whole;
+      MCR_UNROLL
+      for (; n < stop; ++n) {
+        const V difference = team.load(h, n) - team.load(z, n);
+        squares += difference * difference;
       }
+      if (n == whole) break;
+      total += team.total(squares);  // float64 takes over before float32 has added up too many
+      squares = V{};
     }
-    if (d < width) {
-      const Vec<T> difference = load_some<T>(h + d, width - d) - load_some<T>(z + d, width - d);
+    if (team.has_rest(width)) {
+      const V difference = team.load_rest(h, n, width) - team.load_rest(z, n, width);
       squares += difference * difference;
     }
-    total += double(sum(squares));
+    total += team.total(squares);
   }
   return total;
 }
 
 // Its gradient: factor * (h - z) to h and minus that to z.
-template <class T, class In>
-void squared_error_grad(const In* latents,         // [N, width]
-                        const In* reconstruction,  // [N, stride]
-                        int64_t stride, int64_t begin, int64_t end, int64_t width, T factor,
-                        In* grad_latents, In* grad_reconstruction) {
-  constexpr int W = kWidth<T>;
-  for (int64_t n = begin; n < end; ++n) {
-    const In* z = latents + n * width;
-    const In* h = reconstruction + n * stride;
-    In* grad_z = grad_latents + n * width;
-    In* grad_h = grad_reconstruction + n * stride;
-    int64_t d = 0;
-    for (; d + W <= width; d += W) {
-      const Vec<T> g = factor * (load_as(h + d) - load_as(z + d));
-      store_as(grad_h + d, g);
-      store_as(grad_z + d, -g);
+template <class Team, class Z, class H, class T>
+MCR_FN void squared_error_grad(const Team& team, const ReconstructionPart<Z, H>& part,
+                               int64_t begin, int64_t end, int64_t step, T factor) {
+  using V = typename Team::V;
+  const int64_t width = part.width, whole = team.whole_steps(width);
+  for (int64_t row = begin; row < end; row += step) {
+    const Z* z = part.latents + row * part.latents_stride;
+    const H* h = part.reconstruction + row * part.reconstruction_stride;
+    Z* grad_z = part.grad_latents + row * width;
+    H* grad_h = part.grad_reconstruction + row * part.grad_stride;
+    // not unrolled: reads could not move before the writes of the step before
+    MCR_NO_UNROLL
+    for (int64_t n = 0; n < whole; ++n) {
+      const V g = factor * (team.load(h, n) - team.load(z, n));
+      team.store(grad_h, n, g);
+      team.store(grad_z, n, -g);
     }
-    if (d < width) {
-      const int64_t left = width - d;
-      const Vec<T> g = factor * (load_some<T>(h + d, left) - load_some<T>(z + d, left));
-      store_some<T>(grad_h + d, g, left);
-      store_some<T>(grad_z + d, -g, left);
+    if (team.has_rest(width)) {
+      const V g = factor * (team.load_rest(h, whole, width) - team.load_rest(z, whole, width));
+      team.store_rest(grad_h, whole, width, g);
+      team.store_rest(grad_z, whole, width, -g);
     }
   }
 }

@@ -54,6 +54,7 @@ def _compile(library: Path) -> None:
             for n in LANES
             for stem in ("rows", "similarities")
         ),
+        ("threads", "reconstruction.cpp", ["-DMCR_ISA=threads"]),
         ("similarities", "similarities_module.cpp", []),
         ("module", "module.cpp", []),
     ]:
@@ -155,6 +156,45 @@ def row_divergence(
         (tensors["grad_perturbed"] * factor).to(x.perturbed.dtype),
         (tensors["grad_clean"] * factor).to(x.clean.dtype),
     )
+
+
+def reconstruction_loss(
+    latents: list[Tensor],  # M of [N, D_m], the numbers of a row side by side
+    reconstruction: Tensor,  # [N, sum of D_m]
+    upstream: float = 1.0,
+    *,
+    blocks: int = 1,
+    in_pieces: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss and, in the inputs' dtypes, the gradients; in 16 bits bfloat16 alone."""
+    count = max(1, reconstruction.numel())
+    loss, column = 0.0, 0
+    grads = [torch.full(z.shape, torch.nan, dtype=z.dtype) for z in latents]
+    grad_h = torch.full(reconstruction.shape, torch.nan, dtype=reconstruction.dtype)
+    for z, grad in zip(latents, grads, strict=True):
+        if z.numel() == 0:
+            continue
+        h, to = (t[:, column : column + z.shape[1]] for t in (reconstruction, grad_h))
+        column += z.shape[1]
+        numbers = {
+            "latents": z.data_ptr(),
+            "reconstruction": h.data_ptr(),
+            "latents_stride": z.stride(0),
+            "reconstruction_stride": h.stride(0),
+            "width": z.shape[1],
+            "rows": len(z),
+            "grad_stride": to.stride(0),
+            "latents_bytes": z.itemsize,
+            "reconstruction_bytes": h.itemsize,
+            "in_pieces": in_pieces,
+            "blocks": blocks,
+            "factor": 2 * upstream / count,
+        }
+        nowhere = {"grad_latents": None, "grad_reconstruction": None}
+        loss += module().reconstruct(numbers | nowhere) / count
+        somewhere = {"grad_latents": grad.data_ptr(), "grad_reconstruction": to.data_ptr()}
+        module().reconstruct(numbers | somewhere)
+    return torch.tensor(loss, dtype=torch.float32), [*grads, grad_h]
 
 
 def _factors(x: Batch, upstream: Tensor | float, k: int, options: dict) -> Tensor:

@@ -1,6 +1,7 @@
 """`python -m bench gpu` and `tune`: floors, verdicts, files and exit codes; needs no GPU."""
 
 import argparse
+import itertools
 import math
 import os
 import subprocess
@@ -19,9 +20,11 @@ from mcr_fast.kernels import _config
 
 from bench import results
 from bench.__main__ import main
-from bench.gpu import command, measure, report
+from bench.gpu import command, measure, report, sanitize, timing
 from bench.gpu.floors import Rates, bytes_moved, floor_seconds
+from bench.gpu.measure import ALL_ROWS, TIMES
 from bench.gpu.rows import TIMED_ROWS, Goal, passes, providers, serving
+from bench.gpu.sizes import SIZE_ROWS
 from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
@@ -94,13 +97,15 @@ def judge(label, lines):
 def test_verdicts():
     lines = [("ours", 0.5, {}), ("eager", 6, {}), ("compile", 1, {})]
     found = judge("N=4096 C=1000 K=32 uniform", lines)
-    assert found == [("0.5", "pass"), ("12", "pass"), ("2", "missed")]
+    # the goal of Triton's kernels, and that of the CUDA C++ ones
+    assert found == [("0.5", "pass"), ("0.5", "pass"), ("12", "pass"), ("2", "missed")]
     lines = [("ours", 5, {"peak_mb": "301"})]
     found = judge("nt_xent L=32768", lines)
     assert found == [("5", "pass"), ("", "not measured"), ("301", "missed")]
     graph = {"mode": "full_graph"}
-    lines = [("ours", 0.01, graph), ("ours", 9, {}), ("released", 0.3, graph)]
-    assert judge("from latents", lines) == [("0.01", "pass"), ("30", "pass")]
+    lines = [("ours", 0.014, graph), ("ours", 9, {}), ("released", 0.42, graph)]
+    assert judge("from latents", lines) == [("0.014", "pass"), ("0.014", "missed"), ("30", "pass")]
+    assert judge("MCRLoss", [("ours", 0.16, {})]) == [("0.16", "missed")]
     # 541 MB in 0.2 ms of a card that copies 4 TB/s
     found = judge("row_divergence", [("ours", 0.2, {}), ("eager", 0.4, {})])
     assert found == [("0.676", "missed"), ("2", "missed")]
@@ -119,14 +124,23 @@ def test_providers_of_the_rows():
         names = [provider.name for provider in providers(row.case)]
         assert names[-1] == "compile"
         assert len(set(names)) == len(names)
+        assert not any(name.startswith("ours_") for name in names)
         for goal in row.goals:
             assert goal.against in (*names, "ms", "MB", "copy")
     # this machine has no backend for CUDA tensors, or has Triton for them
     assert serving("nt_xent") in ([], ["triton"])
 
 
-def test_inputs_on_a_device():
+def test_both_backends_of_an_op_are_timed_by_their_names(monkeypatch):
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
     for row in TIMED_ROWS:
+        names = [provider.name for provider in providers(row.case)]
+        asked_for = ["ours_triton", "ours_cuda"] if row.case.op != "mcr_loss" else []
+        assert [name for name in names if name.startswith("ours")] == ["ours", *asked_for]
+
+
+def test_inputs_on_a_device():
+    for row in ALL_ROWS:
         tiny = replace(row.case.tiny(), dtype="float32")
         inputs = make_inputs(tiny, device="meta" if tiny.donors != "cyclic" else "cpu")
         assert all(leaf.device.type in ("meta", "cpu") for leaf in inputs.leaves())
@@ -138,8 +152,10 @@ def card(monkeypatch):
     cuda = {"is_available": True, "get_device_name": "a card", "get_device_capability": (9, 0)}
     for name, answer in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton"])
-    state = argparse.Namespace(wrong=set(), skipped="", problem="")
+    for module in ("rows", "sizes"):
+        monkeypatch.setattr(f"bench.gpu.{module}.serving", lambda op: ["triton", "cuda"])
+    monkeypatch.setattr(sanitize, "find", lambda: None)
+    state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="", how="")
 
     def checks(keys, make, folder, workers, deadline):
         assert make(folder, keys)[:3] == [sys.executable, "-m", "bench.gpu.check"]
@@ -153,36 +169,52 @@ def card(monkeypatch):
         folder, rates = Path(arguments[3]), Path(arguments[5])
         if not rates.exists():
             RATES.write(rates)
-        if "--rows" in arguments and not state.problem:
-            row = TIMED_ROWS[int(arguments[arguments.index("--rows") + 1])]
-            path = folder / f"{row.case.op}.csv"
-            for mode in row.modes:
-                line = timed(row, "ours", 0.01, mode, skipped=state.skipped)
-                results.merge(path, [{**measure.environment(), **line}])
-        return state.problem
+        if "--rows" not in arguments or state.problem:
+            return state.problem
+        indices, names = (
+            arguments[arguments.index(start) + 1 : end]
+            for start, end in (("--rows", arguments.index("--seconds")), ("--providers", None))
+        )
+        for index in indices:
+            row = ALL_ROWS[int(index)]
+            if row.label == state.dies_at:
+                return state.how
+            for name, mode in itertools.product(names or ["ours"], row.modes):
+                milliseconds = {"ours_triton": 0.04}.get(name, 0.01)
+                line = timed(row, name, milliseconds, mode, skipped=state.skipped)
+                results.merge(folder / TIMES, [{**measure.environment(), **line}])
+        return ""
 
     monkeypatch.setattr(command, "run_checks", checks)
-    monkeypatch.setattr(command, "run_for", run_for)
+    monkeypatch.setattr(timing, "run_for", run_for)
     return state
 
 
 def test_command_writes_everything(card, tmp_path, capsys):
     assert main(["gpu", "--out", str(tmp_path), "--quick"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", "permuted_divergence.csv")
+        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", TIMES, timing.SIZES)
     }
     checked = results.read(tmp_path / "correctness.csv")
     assert tuple(checked[0]) == report.CHECK_COLUMNS
     assert {row["op"] for row in checked} == {*OPS, "gather_add"}
     assert {row["device"] for row in checked} == {"a card"}
-    timed_rows = results.read(tmp_path / "permuted_divergence.csv")
+    timed_rows = results.read(tmp_path / TIMES)
     assert tuple(timed_rows[0]) == results.COLUMNS
-    assert {row["ratio_to_ours"] for row in timed_rows} == {"1"}
+    assert {r["ratio_to_ours"] for r in timed_rows if r["provider"] == "ours"} == {"1"}
+    sizes = results.read(tmp_path / timing.SIZES)
+    assert [row["op"] for row in sizes] == [row.case.op for row in SIZE_ROWS if row.quick]
+    assert {row["of ours"] for row in sizes} == {"cuda"}
+    assert {row["compile_ms"] for row in sizes} == {"0.01"}
     assert tuple(results.read(tmp_path / "targets.csv")[0]) == results.TARGET_COLUMNS
     text = (tmp_path / "summary.txt").read_text()
     assert "| nt_xent | triton |" in text
     assert "verified: " in text
     assert "copy 4.00 TB/s" in text
+    assert (
+        "\n| nt_xent | L64_C28_D512_M2_bfloat16 | 0.01 | 0.04 | 0.01 | 0.01 | cuda | cuda |" in text
+    )
+    assert '    "nt_xent": ((None, ("cuda", "triton")),),' in text
     assert text in capsys.readouterr().out
 
 
@@ -196,18 +228,45 @@ def test_command_fails_on_one_wrong_result(card, tmp_path):
     assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
     text = (tmp_path / "summary.txt").read_text()
     assert "FAILED: 27 cases right, 1 wrong" in text
-    assert "WRONG: 1\nsup_con/L0 (triton): off by 1" in text
+    assert "WRONG: 2\nsup_con/L0 (triton): off by 1\nsup_con/L0 (cuda): off by 1" in text
 
 
 @pytest.mark.parametrize("how", ["skipped", "problem"])
 def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
     setattr(card, how, "OutOfMemoryError")
-    results.write(tmp_path / "nt_xent.csv", [timed(TIMED_ROWS[-3], "ours", 1)])
-    arguments = ["gpu", "--out", str(tmp_path), "--only", "time", "--op", "nt_xent"]
+    old = [timed(next(r for r in ALL_ROWS if r.case.op == op), "ours", 1) for op in OPS]
+    results.write(tmp_path / TIMES, old)
+    arguments = ["gpu", "--out", str(tmp_path), "--only", "sizes", "--op", "sup_con"]
     assert main(arguments) == 1
     assert "OutOfMemoryError" in (tmp_path / "summary.txt").read_text()
     if how == "problem":  # the line of an earlier run does not stand for this one
-        assert not results.read(tmp_path / "nt_xent.csv")
+        kept = {row["op"] for row in results.read(tmp_path / TIMES)}
+        assert kept == {*OPS} - {"sup_con"}
+        assert {row["fastest"] for row in results.read(tmp_path / timing.SIZES)} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("how", "fastest"),
+    [
+        ("ended with -11", ["cuda", "not run", "cuda", "cuda"]),  # costs itself
+        ("stopped after 9 s", ["cuda", "not run", "not run", "not run"]),  # the others' turn
+    ],
+)
+def test_a_size_that_does_not_come_back(card, tmp_path, how, fastest):
+    card.dies_at, card.how = "sup_con L=512", how
+    arguments = ["gpu", "--out", str(tmp_path), "--only", "sizes", "--op", "sup_con"]
+    assert main(arguments) == 1
+    text = (tmp_path / "summary.txt").read_text()
+    assert text.count(how) == fastest.count("not run")
+    assert f"sup_con L=512: {how}" in text
+    found = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
+    assert found == fastest
+
+
+def test_what_is_out_of_time_is_said(card, tmp_path):
+    assert main(["gpu", "--out", str(tmp_path), "--only", "time", "--budget", "20"]) == 1
+    text = (tmp_path / "summary.txt").read_text()
+    assert text.count("not run, out of time") == len(TIMED_ROWS)
 
 
 def test_summary_names_what_was_not_run():

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench.gpu.cases import check_cases
-from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of
+from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of, run_only, verify
 from bench.gpu.processes import run_checks
 from mcr_fast.ops import OPS
 
@@ -43,6 +43,15 @@ def test_a_gpu_gets_all_checks():
     case = check_cases()["nt_xent/L65_D37_C6"]
     assert checks_of(case, "cpu") == ANYWHERE
     assert checks_of(case, "cuda") == ANYWHERE + ON_A_GPU
+
+
+@pytest.mark.parametrize("key", ["nt_xent/L65_D37_C6", "gather_add/M3_N19_H33_gelu"])
+def test_run_alone_for_whoever_watches(key):
+    row = verify(check_cases()[key], "reference", "cpu", (run_only,))
+    assert (row["checks"], row["passed"], row["detail"]) == ("run_only", "yes", "")
+    row = verify(check_cases()[key], "cuda", "cpu", (run_only,))
+    assert row["passed"] == "no"
+    assert "backend='cuda'" in row["detail"]
 
 
 ROWS, LOSS = "row_divergence/R7_N3_C7", "reconstruction_loss/N7_D3_17_64_float32"

@@ -22,9 +22,12 @@ ARCHITECTURES = ("80", "90")
 TOOLS = ("nvcc", "cmake", "ninja")
 
 REGISTERS = 65536  # of a multiprocessor
-THREADS = 512  # that the kernels over the pairs keep on one: permuted_divergence.cu
+# that they keep on one
+THREADS = 512  # the kernels over the pairs: permuted_divergence.cu
 # The contrastive kernels wait for memory: 32 loads of a warp in flight hide its latency.
 STREAMING_THREADS = 1024
+# reconstruction_loss.cu
+SQUARES = {"squared_error_kernel": 1024, "squared_error_grad_kernel": 1536}
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
@@ -113,6 +116,21 @@ def test_hot_kernels_stay_in_registers(kernels):
 def test_registers_leave_the_occupancy_of_the_design(kernels):
     for kernel in filter(over_pairs, kernels):
         assert kernel.registers * THREADS <= REGISTERS, kernel
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_squared_errors_leave_room_for_the_reads_under_way(name, kernels):
+    # two storages of three, in pieces or by the number
+    found = [kernel for kernel in kernels if name in kernel.name]
+    assert len(found) == 18 * len(ARCHITECTURES)
+    for kernel in found:
+        assert kernel.registers * SQUARES[name] <= REGISTERS, kernel
+
+
+def test_kernels_have_the_name_that_the_sanitizer_is_told(kernels):
+    from bench.gpu.sanitize import MANGLED
+
+    assert all(MANGLED in kernel.name for kernel in kernels)
 
 
 def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):

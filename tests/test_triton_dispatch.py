@@ -88,6 +88,31 @@ def test_too_many_classes_go_to_the_reference():
         chosen("triton", CUDA, limit + 1, torch.float32)
 
 
+@pytest.mark.usefixtures("_on_cuda")
+def test_choice_by_classes(monkeypatch):
+    op = "row_divergence"
+    order = ((28, ("cuda", "triton")), (None, ("triton", "cuda")))
+    monkeypatch.setitem(_backend.CHOICE, op, order)
+    monkeypatch.setitem(_backend._UNAVAILABLE, op, {})
+    chosen = functools.partial(_backend.resolve_divergence, op, None, CUDA)
+    assert [chosen(c, torch.float32) for c in (6, 28, 29, 4096)] == ["cuda"] * 2 + ["triton"] * 2
+    assert chosen(4097, torch.bfloat16) == "cuda"  # more than Triton's kernels take
+    assert chosen(65537, torch.float32) == "reference"
+    assert chosen(6, torch.float64) == "reference"
+    assert chosen(6) == _backend.resolve(op, None, CUDA)
+    monkeypatch.setitem(_backend._UNAVAILABLE, op, {"cuda": "not here"})
+    assert chosen(6, torch.float32) == "triton"
+
+
+def test_choice_names_every_op():
+    assert set(_backend.CHOICE) == set(OPS)
+    for rows in _backend.CHOICE.values():
+        bounds = [most for most, _ in rows]
+        assert bounds[-1] is None
+        assert bounds[:-1] == sorted(bounds[:-1])
+        assert all(set(order) == {"triton", "cuda"} for _, order in rows)
+
+
 @pytest.mark.skipif(bool(torch.version.cuda), reason="this torch has CUDA")
 @pytest.mark.parametrize("op", TRITON_OPS)
 def test_torch_without_cuda(op):

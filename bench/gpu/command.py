@@ -14,11 +14,12 @@ import torch
 
 from bench import machine, results
 from bench.gpu.cases import check_cases
-from bench.gpu.processes import python, run_checks, run_for
+from bench.gpu.processes import python, run_checks
 from bench.results import Row
 
-PARTS = ("check", "floors", "time")
-CHECK_SHARE = 0.45  # of the budget, at most, where rows are timed after it
+PARTS = ("check", "sanitize", "floors", "sizes", "time")
+# of the budget, at most, where something else comes too
+CHECK_SHARE, SANITIZE_SHARE = 0.38, 0.14
 REPORT_SECONDS = 15.0
 MAX_WORKERS = 12  # processes that check at the same time: mostly they compile
 
@@ -56,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
     if reason:
         print(f"python -m bench gpu: {reason}", file=sys.stderr)
         return 2
-    # both import triton
-    from bench.gpu import report
+    # they import triton
+    from bench.gpu import report, timing
     from bench.gpu.floors import Rates
     from bench.gpu.measure import environment, verdicts
+    from bench.gpu.sanitize import NOT_INSTALLED
 
     end = monotonic() + options.budget - REPORT_SECONDS
     parts = options.only or PARTS
@@ -69,15 +71,17 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         checked = _check(options, work, end) if "check" in parts else []
+        if "sanitize" in parts:
+            checked += _sanitize(options, work, end)
+        timed = timing.rows_of(options, step_only=False) if "time" in parts else []
+        sizes = timing.rows_of(options, step_only=True) if "sizes" in parts else []
         unable = []
-        if "floors" in parts or "time" in parts:
-            unable += _floors(options, work)
-        if "time" in parts:
-            unable += _time(options, work, end)
+        if "floors" in parts or timed or sizes:
+            unable += timing.take_times(options, work, timed, sizes, end)
         rates = Rates.read(work / "rates.json")
-    rows = _rows(options) if "time" in parts else []
-    lines = _lines(options.out, rows)
-    targets = verdicts([row for _, row in rows], lines, rates)
+    rows = [row for _, row in (*timed, *sizes)]
+    lines = timing.lines_of(options.out, rows)
+    targets = verdicts(rows, lines, rates)
     if checked:
         report.write_checks(options.out / "correctness.csv", checked, stamp)
     if rates or targets:
@@ -87,12 +91,14 @@ def run(options: argparse.Namespace) -> int:
             [{**stamp, **row} for row in figures],
             results.TARGET_COLUMNS,
         )
-    report.plot(options.out / "gpu.png", [row for _, row in rows], lines, rates)
+    report.plot(options.out / "gpu.png", [row for _, row in timed], lines, rates)
     unable += _failed_rows(lines)
-    text = report.summary(checked, targets, unable, rates, stamp)
+    compared = timing.compare(options.out, [row for _, row in sizes], lines, stamp)
+    text = report.summary(checked, targets, unable, rates, stamp, compared)
     (options.out / "summary.txt").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwritten to {options.out}")
-    return int(bool(unable) or any(row["passed"] != "yes" for row in checked))
+    bad = [r for r in checked if r["passed"] != "yes" and r["detail"] != NOT_INSTALLED]
+    return int(bool(unable or bad))
 
 
 def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
@@ -133,68 +139,23 @@ def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str
     return found
 
 
-def _floors(options: argparse.Namespace, work: Path) -> list[str]:
-    command = python("bench.gpu.measure", options.out, "--rates", work / "rates.json")
-    problem = run_for(command, 90)
-    return [f"floors: {problem}"] if problem else []
+def _sanitize(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
+    """compute-sanitizer over small inputs of every kernel, several tools at a time."""
+    from bench.gpu.rows import serving
+    from bench.gpu.sanitize import planned, sanitize
 
-
-def _time(options: argparse.Namespace, work: Path, end: float) -> list[str]:
-    """Every row in a process of its own; a slow one takes from the others' time, but not all."""
-    rows = _rows(options)
-    _forget(options.out, rows)
-    unable = []
-    seconds = 0.05 if options.quick else 0.4
-    for done, (index, row) in enumerate(rows):
-        left = end - monotonic()
-        if left < 10:
-            unable.append(f"{row.label}: out of time")
-            continue
-        arguments = ("--rates", work / "rates.json", "--rows", index, "--seconds", seconds)
-        command = python("bench.gpu.measure", options.out, *arguments, "--commit", options.commit)
-        problem = run_for(command, min(left, max(30.0, 2 * left / (len(rows) - done))))
-        print(f"{row.label}: {problem or 'timed'}", flush=True)
-        if problem and not _ours_timed(options.out, row):
-            unable.append(f"{row.label}: {problem}")
-    return unable
-
-
-def _forget(out: Path, rows: Iterable[tuple]) -> None:
-    """Lines of an earlier run must not stand for what this one could not measure."""
-    cases = {row.case.name for _, row in rows}
-    for op in {row.case.op for _, row in rows}:
-        path = out / f"{op}.csv"
-        if path.exists():
-            results.write(path, [r for r in results.read(path) if r["case"] not in cases])
-
-
-def _rows(options: argparse.Namespace) -> list[tuple]:
-    """(index, row) of the rows that are asked for."""
-    from bench.gpu.rows import TIMED_ROWS
-
-    return [
-        (index, row)
-        for index, row in enumerate(TIMED_ROWS)
-        if (row.quick or not options.quick) and (not options.op or row.case.op in options.op)
-    ]
-
-
-def _lines(out: Path, rows: Iterable[tuple]) -> list[dict[str, str]]:
-    """The lines of those rows, each provider's ratio to ours filled in and written back."""
-    from bench.gpu.measure import with_ratios
-
-    found = []
-    for op in dict.fromkeys(row.case.op for _, row in rows):
-        lines = with_ratios(results.read(out / f"{op}.csv"))
-        results.merge(out / f"{op}.csv", lines)
-        found += lines
-    return found
-
-
-def _ours_timed(out: Path, row) -> bool:
-    lines = results.read(out / f"{row.case.op}.csv")
-    found = {r["mode"] for r in lines if r["case"] == row.case.name and r["provider"] == "ours"}
-    return set(row.modes) <= found
+    ops = dict.fromkeys(case.op for case in check_cases().values())
+    runs = planned(
+        [(op, name) for op in ops if not options.op or op in options.op for name in serving(op)]
+    )
+    folder = work / "sanitize"
+    folder.mkdir()
+    alone = options.only == ["sanitize"]
+    deadline = end if alone else monotonic() + SANITIZE_SHARE * options.budget
+    rows = sanitize(runs, folder, max(1, min(MAX_WORKERS, machine.cores() - 1)), deadline)
+    clean = sum(row["passed"] == "yes" for row in rows)
+    print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
+    return rows
 
 
 def _failed_rows(lines: Iterable[Row]) -> list[str]:

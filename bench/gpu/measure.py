@@ -1,4 +1,4 @@
-"""Times rows of the table: `python -m bench.gpu.measure FOLDER --rows 0 3 --rates RATES.json`.
+"""Times some of ALL_ROWS: `python -m bench.gpu.measure FOLDER --rows 0 3 --rates RATES.json`.
 
 In a process of its own, which can be stopped; what it has measured by then is in the files.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -17,12 +17,15 @@ import torch
 from bench import machine, results
 from bench.gpu.floors import Rates, bytes_moved, floor_seconds, measure_rates
 from bench.gpu.rows import TIMED_ROWS, Goal, TimedRow, passes, providers
+from bench.gpu.sizes import SIZE_ROWS, size_providers
 from bench.gpu.timer import Times, peak_bytes, replayed, time_step, training_step
 from bench.inputs import Inputs, make_inputs
 from bench.measure import identity
 from bench.registry import Case, Provider
 from bench.results import Row, number, significant
 
+TIMES = "times.csv"  # everything that was timed
+ALL_ROWS = (*TIMED_ROWS, *SIZE_ROWS)
 MEMORY_SHARE = 0.85  # of what is free: the most that a provider may be estimated to need
 
 
@@ -41,11 +44,16 @@ def environment(commit: str = "") -> dict[str, str]:
     return {**found, "device": torch.cuda.get_device_name(), "capability": capability}
 
 
-def measure_row(row: TimedRow, rates: Rates | None, seconds: float) -> Iterator[dict[str, str]]:
-    """One line for each provider and mode, as soon as it is there."""
+def measure_row(
+    row: TimedRow, rates: Rates | None, seconds: float, wanted: Collection[str] = ()
+) -> Iterator[dict[str, str]]:
+    """One line for each provider (of those wanted, if any is named) and mode, when it is there."""
     inputs = make_inputs(row.case, device="cuda")
     limit = MEMORY_SHARE * torch.cuda.mem_get_info()[0]
-    for provider in providers(row.case):
+    everybody = size_providers(row.case) if row.step_only else providers(row.case)
+    for provider in everybody:
+        if wanted and provider.name not in wanted:
+            continue
         inputs.module = None
         reason = provider.skip(row.case) or provider.too_large(row.case, limit)
         # compiling takes longer than all else, and only a whole step has a goal against it
@@ -93,9 +101,10 @@ def _time_columns(times: Times, case: Case, mode: str, rates: Rates | None) -> d
 
 def with_ratios(lines: list[dict[str, str]]) -> list[dict[str, str]]:
     """Every provider's median over ours of the same case and mode."""
-    ours = {(r["case"], r["mode"]): number(r, "p50_ms") for r in lines if r["provider"] == "ours"}
+    medians = {results.key(line): number(line, "p50_ms") for line in lines}
     for line in lines:
-        base, own = ours.get((line["case"], line["mode"])), number(line, "p50_ms")
+        base = medians.get((line["op"], line["case"], line["mode"], "ours"))
+        own = number(line, "p50_ms")
         line["ratio_to_ours"] = significant(own / base if own and base else None)
     return lines
 
@@ -105,15 +114,15 @@ def figure(goal: Goal, row: TimedRow, lines: list[Row], rates: Rates | None) -> 
     found = {
         line["provider"]: line
         for line in lines
-        if line["case"] == row.case.name and line["mode"] == goal.mode
+        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, goal.mode)
     }
-    ours = number(found.get("ours", {}), "p50_ms")
+    ours = number(found.get(goal.of, {}), "p50_ms")
     if ours is None:
         return math.nan
     if goal.against == "ms":
         return ours
     if goal.against == "MB":
-        peak = number(found["ours"], "peak_mb")
+        peak = number(found[goal.of], "peak_mb")
         return math.nan if peak is None else peak
     if goal.against == "copy":
         return bytes_moved(row.case, goal.mode) / (ours / 1e3 * rates.copy) if rates else math.nan
@@ -153,15 +162,15 @@ def main() -> int:
     parser.add_argument("--rates", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--commit", default="")
+    parser.add_argument("--providers", nargs="*", default=[], help="all if none is named")
     options = parser.parse_args()
     if not options.rates.exists():
         measure_rates(min(options.seconds, 0.3)).write(options.rates)
     rates = Rates.read(options.rates)
     for index in options.rows:
-        row = TIMED_ROWS[index]
-        for line in measure_row(row, rates, options.seconds):
-            path = options.folder / f"{row.case.op}.csv"
-            results.merge(path, [{**line, **environment(options.commit)}])
+        row = ALL_ROWS[index]
+        for line in measure_row(row, rates, options.seconds, options.providers):
+            results.merge(options.folder / TIMES, [{**line, **environment(options.commit)}])
             print(f"{row.label}  {line['mode']}  {line['provider']}", flush=True)
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import results
 from bench.gpu.floors import Rates
 from bench.gpu.rows import TimedRow
+from bench.gpu.sanitize import is_sanitized
 from bench.results import ENVIRONMENT, Row, number, significant
 
 CHECK_COLUMNS = (
@@ -19,18 +20,32 @@ CHECK_COLUMNS = (
 
 def verification(checked: Sequence[Row], environment: Row) -> list[str]:
     """One line for each op and backend, as docs/gpu-verification.md has them."""
-    count = Counter((row["op"], row["backend"], row["passed"]) for row in checked)
+    cases = [row for row in checked if not is_sanitized(row)]
+    count = Counter((row["op"], row["backend"], row["passed"]) for row in cases)
     dirty = {"yes": " with changes", "unknown": " (changes unknown)"}.get(environment["dirty"], "")
     where = f"{environment['commit'] or 'unknown'}{dirty} | {environment['device']}"
     lines = []
     for op, backend in dict.fromkeys((row["op"], row["backend"]) for row in checked):
         good, bad, open_ = (count[op, backend, word] for word in ("yes", "no", "not run"))
-        state = "FAILED" if bad else "incomplete" if open_ else "verified"
+        watched = [
+            row
+            for row in checked
+            if is_sanitized(row) and (row["op"], row["backend"]) == (op, backend)
+        ]
+        bad_memory = any(row["passed"] == "no" for row in watched)
+        state = "FAILED" if bad or bad_memory else "incomplete" if open_ or not good else "verified"
         lines.append(
             f"| {op} | {backend} | {where} | {environment['date'][:10]} | {state}: "
-            f"{good} cases right, {bad} wrong, {open_} not run |"
+            f"{good} cases right, {bad} wrong, {open_} not run{_watched(watched)} |"
         )
     return lines
+
+
+def _watched(rows: Sequence[Row]) -> str:
+    """What compute-sanitizer said, tool by tool."""
+    words = {"yes": "clean", "no": "ERRORS", "not run": "not run"}
+    said = ", ".join(f"{row['checks']} {words[row['passed']]}" for row in rows)
+    return f"; compute-sanitizer: {said}" if said else ""
 
 
 def summary(
@@ -39,8 +54,9 @@ def summary(
     unable: Sequence[str],
     rates: Rates | None,
     environment: Row,
+    sizes: str = "",
 ) -> str:
-    """The text of summary.txt."""
+    """The text of summary.txt; `sizes`: the table of sizes and what it would choose."""
     parts = [
         f"{environment['device']}, {environment['capability']}, torch {environment['torch']}, "
         f"python {environment['python']}, {environment['date']} UTC"
@@ -64,6 +80,8 @@ def summary(
             for r in targets
         ]
         parts.append("\n".join(lines))
+    if sizes:
+        parts.append(sizes)
     if unable:
         parts.append("\n".join(["ours did not run, or did not finish:", *unable]))
     return "\n\n".join(parts) + "\n"
@@ -114,6 +132,6 @@ def _bars(row: TimedRow, lines: Sequence[Row]) -> list[tuple[str, float]]:
     found = [
         (line["provider"], number(line, "p50_ms"))
         for line in lines
-        if line["case"] == row.case.name and line["mode"] == mode
+        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, mode)
     ]
     return [(name, ms) for name, ms in found if ms]

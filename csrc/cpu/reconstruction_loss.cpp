@@ -54,18 +54,30 @@ struct Inputs {
   int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
 };
 
+// Every modality beside its columns of the reconstruction.
+template <class In>
+std::vector<ReconstructionPart<In, In>> parts_of(const Inputs& in) {
+  std::vector<ReconstructionPart<In, In>> parts;
+  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  for (const Tensor& z : in.latents) {
+    ReconstructionPart<In, In> part = {};
+    part.latents = static_cast<const In*>(z.const_data_ptr());
+    part.reconstruction = h;
+    part.width = part.latents_stride = z.size(1);
+    part.reconstruction_stride = part.grad_stride = in.width;
+    parts.push_back(part);
+    h += part.width;
+  }
+  return parts;
+}
+
 template <class T, class In>
 Tensor forward(const Inputs& in) {
   const auto& loops = loops_of(T(), In());
-  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  const auto parts = parts_of<In>(in);
   std::vector<double> sums(in.blocks(), 0.0);
   in.for_each_block([&](int64_t block, int64_t begin, int64_t end) {
-    int64_t column = 0;
-    for (const Tensor& z : in.latents) {
-      const In* from = static_cast<const In*>(z.const_data_ptr());
-      sums[block] += loops.squared_error(from, h + column, in.width, begin, end, z.size(1));
-      column += z.size(1);
-    }
+    for (const auto& part : parts) sums[block] += loops.squared_error(part, begin, end);
   });
   double total = 0;
   for (const double sum : sums) total += sum;
@@ -78,21 +90,19 @@ Tensor forward(const Inputs& in) {
 template <class T, class In>
 std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
   const auto& loops = loops_of(T(), In());
-  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  auto parts = parts_of<In>(in);
   const Tensor grad_h = torch::stable::empty_like(in.reconstruction);
   std::vector<Tensor> grads;
-  for (const Tensor& z : in.latents) grads.push_back(torch::stable::empty_like(z));
+  In* to = static_cast<In*>(grad_h.mutable_data_ptr());
+  for (size_t m = 0; m < parts.size(); ++m) {
+    grads.push_back(torch::stable::empty_like(in.latents[m]));
+    parts[m].grad_latents = static_cast<In*>(grads[m].mutable_data_ptr());
+    parts[m].grad_reconstruction = to;
+    to += parts[m].width;
+  }
   const T factor = T(2 * double(grad) / double(std::max<int64_t>(1, in.rows * in.width)));
   in.for_each_block([&](int64_t, int64_t begin, int64_t end) {
-    int64_t column = 0;
-    for (size_t m = 0; m < grads.size(); ++m) {
-      const int64_t width = in.latents[m].size(1);
-      loops.squared_error_grad(static_cast<const In*>(in.latents[m].const_data_ptr()), h + column,
-                               in.width, begin, end, width, factor,
-                               static_cast<In*>(grads[m].mutable_data_ptr()),
-                               static_cast<In*>(grad_h.mutable_data_ptr()) + column);
-      column += width;
-    }
+    for (const auto& part : parts) loops.squared_error_grad(part, begin, end, factor);
   });
   return {grads, grad_h};
 }

@@ -1,17 +1,15 @@
 #pragma once
 
-#include <stdint.h>
+#include "reconstruction_loss_problem.h"
 
 namespace mcr {
 
-// csrc/reconstruction_loss.h, arithmetic in T on numbers stored as In
+// csrc/reconstruction_loss.h over rows [begin, end), arithmetic in T on numbers stored as In
 template <class T, class In>
 struct ReconstructionLossLoops {
-  double (*squared_error)(const In* latents, const In* reconstruction, int64_t stride,
-                          int64_t begin, int64_t end, int64_t width);
-  void (*squared_error_grad)(const In* latents, const In* reconstruction, int64_t stride,
-                             int64_t begin, int64_t end, int64_t width, T factor, In* grad_latents,
-                             In* grad_reconstruction);
+  double (*squared_error)(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end);
+  void (*squared_error_grad)(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end,
+                             T factor);
 };
 
 struct ReconstructionLossKernels {

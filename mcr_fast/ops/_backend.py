@@ -12,6 +12,24 @@ from mcr_fast.ops import OPS, TRITON_OPS
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # Classes that the divergences' kernels take: they keep whole rows in registers.
 MAX_CLASSES = {"triton": 4096, "cuda": 65536}
+# What CUDA tensors take when no backend is asked for, best first: for each op, up to how many
+# classes (None: any number, and ops without classes), in which order. NOT MEASURED yet: the kernels
+# that need no compiler come first everywhere. `python -m bench gpu` prints what it would choose.
+CHOICE: dict[str, tuple[tuple[int | None, tuple[str, ...]], ...]] = {
+    "permuted_divergence": ((None, ("triton", "cuda")),),
+    "row_divergence": ((None, ("triton", "cuda")),),
+    "nt_xent": ((None, ("triton", "cuda")),),
+    "sup_con": ((None, ("triton", "cuda")),),
+    "reconstruction_loss": ((None, ("triton", "cuda")),),
+}
+
+
+def preferred(op: str, num_classes: int | None = None) -> tuple[str, ...]:
+    """The backends of CUDA tensors, best first, whether they are here or not."""
+    for most, order in CHOICE[op]:
+        if most is None or num_classes is None or num_classes <= most:
+            return order
+    return ()
 
 
 class BackendStatus(TypedDict):
@@ -54,7 +72,7 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
     """
     missing = _UNAVAILABLE[op]
     if backend is None:
-        return _best(missing, device, dtypes)
+        return _best(op, device, dtypes)
     if backend not in BACKENDS:
         known = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
@@ -76,16 +94,20 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
     return backend
 
 
-def _best(missing: dict[str, str], device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+def _best(
+    op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], num_classes: int | None = None
+) -> str:
+    missing = _UNAVAILABLE[op]
     if device.type == "cpu":
         return "reference" if "cpu" in missing else "cpu"
-    # Until a GPU has timed them side by side, the kernels that need no compiler come first. Both
-    # compute in float32; interpreted ones are for tests that ask for them.
+    # they compute in float32
     if device.type == "cuda" and torch.float64 not in dtypes:
-        if "triton" not in missing and not env.triton_interpreted():
-            return "triton"
-        if "cuda" not in missing:
-            return "cuda"
+        for name in preferred(op, num_classes):
+            fits = num_classes is None or num_classes <= MAX_CLASSES[name]
+            # interpreted kernels are for tests that ask for them
+            interpreted = name == "triton" and env.triton_interpreted()
+            if name not in missing and fits and not interpreted:
+                return name
     return "reference"
 
 
@@ -107,12 +129,11 @@ def resolve_divergence(
     Raises:
         ValueError, RuntimeError: as `resolve`; more classes than the kernels asked for take.
     """
+    if backend is None:
+        return _best(op, device, dtypes, num_classes)
     chosen = resolve(op, backend, device, *dtypes)
     if num_classes <= MAX_CLASSES.get(chosen, num_classes):
         return chosen
-    if backend is None:
-        takes = num_classes <= MAX_CLASSES["cuda"] and "cuda" not in _UNAVAILABLE[op]
-        return "cuda" if takes else "reference"
     raise ValueError(
         f"backend={chosen!r} of {op} takes at most {MAX_CLASSES[chosen]} classes, got "
         f"{num_classes}; use backend=None or 'reference'"

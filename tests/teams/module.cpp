@@ -1,7 +1,9 @@
-// Python's way to rows.cpp. Memory comes as addresses of tensors that the caller keeps.
+// Python's way to rows.cpp and its neighbours. Memory comes as addresses of tensors that the caller
+// keeps.
 #include <pybind11/pybind11.h>
 
 #include "divergence_options.h"
+#include "reconstruction.h"
 #include "teams.h"
 
 namespace py = pybind11;
@@ -76,10 +78,30 @@ void hold(int lanes, const py::dict& from, int64_t spare_steps) {
   run(pr, from["rows"].cast<int64_t>(), spare_steps, address<double>(from, "sums"));
 }
 
+double reconstruct(const py::dict& from) {
+  mcr::ReconstructionRun given = {};
+  given.part.latents = address<void>(from, "latents");
+  given.part.reconstruction = address<void>(from, "reconstruction");
+  given.part.latents_stride = from["latents_stride"].cast<int64_t>();
+  given.part.reconstruction_stride = from["reconstruction_stride"].cast<int64_t>();
+  given.part.width = from["width"].cast<int64_t>();
+  given.part.grad_latents = address<void>(from, "grad_latents");
+  given.part.grad_reconstruction = address<void>(from, "grad_reconstruction");
+  given.part.grad_stride = from["grad_stride"].cast<int64_t>();
+  given.rows = from["rows"].cast<int64_t>();
+  given.blocks = from["blocks"].cast<int64_t>();
+  given.latents_bytes = from["latents_bytes"].cast<int>();
+  given.reconstruction_bytes = from["reconstruction_bytes"].cast<int>();
+  given.in_pieces = from["in_pieces"].cast<bool>();
+  given.factor = from["factor"].cast<float>();
+  return mcr::threads::reconstruct(given);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(mcr_teams, m) {
   m.def("pull", &pull);
   m.def("hold", &hold);
+  m.def("reconstruct", &reconstruct);
   add_similarities(m);
 }

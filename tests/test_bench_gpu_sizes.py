@@ -1,0 +1,108 @@
+"""The table of sizes of `python -m bench gpu`, and the choice of backend it gives; no GPU."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench.gpu.measure import verdicts
+from bench.gpu.rows import TIMED_ROWS
+from bench.gpu.sizes import COLUMNS, SIZE_ROWS, choice, markdown, size_providers, table
+from mcr_fast.ops import OPS, _backend
+
+MIPD = [row for row in SIZE_ROWS if row.case.op == "permuted_divergence"]
+
+
+def lines_of(times):
+    """(row, provider) -> milliseconds, as measured lines."""
+    return [
+        {
+            **{"op": row.case.op, "case": row.case.name, "mode": "full", "provider": provider},
+            **{"p50_ms": str(ms), "skipped": ""},
+        }
+        for (row, provider), ms in times.items()
+    ]
+
+
+def test_sizes_cover_every_op():
+    assert {row.case.op for row in SIZE_ROWS} == set(OPS)
+    assert len({(row.case.op, row.case.name) for row in SIZE_ROWS}) == len(SIZE_ROWS)
+    assert {row.case.C for row in MIPD} == {6, 28, 101, 174, 1000}
+    assert {row.case.L for row in SIZE_ROWS if row.case.op == "sup_con"} >= {64, 32768}
+    assert all(row.modes == ("full",) for row in SIZE_ROWS)
+    for op in OPS:
+        assert any(row.quick for row in SIZE_ROWS if row.case.op == op)
+
+
+def test_providers_are_named_by_their_backends(monkeypatch):
+    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton", "cuda"])
+    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    assert names == ["ours_cuda", "ours_triton", "eager", "compile"]
+    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton"])
+    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    assert names == ["ours_triton", "eager", "compile"]
+
+
+def test_table():
+    first, second, third = MIPD[:3]
+    times = {(first, "ours_cuda"): 0.25, (first, "ours_triton"): 0.5, (first, "eager"): 4}
+    times |= {(second, "ours_triton"): 3, (second, "compile"): 2}
+    lines = lines_of(times)
+    lines.append({**lines[0], "mode": "fwd", "provider": "eager", "p50_ms": "0.01"})
+    lines.append({**lines[0], "op": "row_divergence", "provider": "compile", "p50_ms": "0.01"})
+    found = table([first, second, third], lines)
+    assert [[row[f"{name}_ms"] for name in COLUMNS] for row in found] == [
+        ["0.25", "0.5", "", "4"],
+        ["", "3", "2", ""],
+        [""] * 4,
+    ]
+    assert [row["fastest"] for row in found] == ["cuda", "compile", "not run"]
+    assert [row["of ours"] for row in found] == ["cuda", "", ""]
+    text = markdown(found).splitlines()
+    assert text[0].split(" | ")[2:6] == [f"{name}, ms" for name in COLUMNS]
+    assert text[2].endswith("| 0.25 | 0.5 | - | 4 | cuda | cuda |")
+    assert text[4].endswith("| - | - | - | - | not run | - |")
+    assert len({line.count("|") for line in text}) == 1
+
+
+def test_choice_is_what_the_backends_read(monkeypatch):
+    times = {}
+    for row in SIZE_ROWS:
+        # CUDA C++ wins up to 101 classes; at 174 it loses more at one size than it wins at others
+        ratio = {6: 2, 28: 1.5, 101: 1.1, 174: 1.2, 1000: 0.9}.get(row.case.C, 1)
+        if row.case.C == 174 and row.case.donors == "cyclic":
+            ratio = 0.5
+        if row.case.op in ("row_divergence", "nt_xent"):
+            ratio = 0.8
+        times |= {(row, "ours_cuda"): 1, (row, "ours_triton"): ratio}
+    text = choice(SIZE_ROWS, table(SIZE_ROWS, lines_of(times)))
+    chosen = eval(text.removeprefix("CHOICE = "))
+    assert chosen["permuted_divergence"] == (
+        (101, ("cuda", "triton")),
+        (None, ("triton", "cuda")),
+    )
+    assert chosen["row_divergence"] == chosen["nt_xent"] == ((None, ("triton", "cuda")),)
+    assert set(chosen) == set(OPS)
+    monkeypatch.setattr(_backend, "CHOICE", chosen)
+    assert _backend.preferred("permuted_divergence", 101) == ("cuda", "triton")
+    assert _backend.preferred("permuted_divergence", 102) == ("triton", "cuda")
+    assert choice(SIZE_ROWS, table(SIZE_ROWS, [])) == ""
+
+
+def test_few_classes_are_held_against_triton():
+    rows = [row for row in MIPD if row.goals]
+    assert [row.case.C for row in rows] == [6, 28, 101]
+    times = {(rows[0], "ours_cuda"): 1, (rows[0], "ours_triton"): 1.6}
+    times |= {(rows[1], "ours_cuda"): 1, (rows[1], "ours_triton"): 1.4}
+    times |= {(rows[2], "ours_triton"): 1.4}
+    found = verdicts(rows, lines_of(times), None)
+    assert [row["passed"] for row in found] == ["pass", "missed", "not measured"]
+    assert found[0]["what"] == "MIPD N=4096 C=6 K=32 uniform, CUDA C++, against ours_triton"
+
+
+def test_goals_of_both_kinds_of_kernels_are_there():
+    goals = {
+        row.label: [goal.value for goal in row.goals if goal.against == "ms"] for row in TIMED_ROWS
+    }
+    assert goals["MIPD N=4096 C=1000 K=32 uniform"] == [0.55, 0.50]
+    assert goals["MIPD N=4096 C=100 exhaustive"] == [3, 2]
+    assert goals["MCRLoss published default N=32 C=6 K=32, eager launch"] == [0.15]
