@@ -41,11 +41,14 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed-docs
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs mcr_fast
 
-# auditwheel looks for patchelf on PATH.
+# Where there is nvcc a wheel serves every GPU, unless told otherwise. auditwheel looks for patchelf
+# on PATH.
+wheel wheel-test: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
 wheel: $(VENV)/.installed-wheel
 	rm -rf build/wheel dist/*.whl
 	$(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair-wheel build/wheel/*.whl dist
+	$(BIN)/python .ci/describe-wheel dist/*.whl
 
 wheel-test: wheel $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_wheel_contents.py --wheel dist/*.whl

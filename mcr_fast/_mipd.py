@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
 from mcr_fast._chunks import Chunk, Rows
+from mcr_fast._sources import CallableSource, HiddenSource, Source
 from mcr_fast.fusion import (
     Additive,
     AdditiveFusion,
@@ -18,13 +19,7 @@ from mcr_fast.fusion import (
 )
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
-from mcr_fast.perturbation import (
-    CallableSource,
-    Game,
-    HiddenSource,
-    Source,
-    perturbed_divergences,
-)
+from mcr_fast.perturbation import Game, perturbed_divergences
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
 
 Fusion = AdditiveFusion | nn.Module | Callable[[list[Tensor]], Tensor]

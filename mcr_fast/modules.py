@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
 from mcr_fast import functional
+from mcr_fast._ceb import ceb as evaluate_ceb
+from mcr_fast._ceb import ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
+from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
 from mcr_fast._mipd import mipd as evaluate_mipd
 from mcr_fast.perturbation import Game
@@ -172,7 +175,7 @@ class MCRLoss(nn.Module):
         self.chunk_rows = chunk_rows
         self.backend = backend
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
-        self.ceb_head = _ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
 
     def extra_repr(self) -> str:
         """The options."""
@@ -234,7 +237,11 @@ class MCRLoss(nn.Module):
                 backend=self.backend,
             )
         if self.ceb_weight != 0:
-            ceb = self._ceb(pooled, labels, logits, present)
+            assert self.ceb_head is not None, "made with the weight"
+            seen = labels if self.ceb_source == "labels" else logits.detach()
+            assert seen is not None, "checked"
+            classes = self.num_classes
+            ceb = evaluate_ceb(self.ceb_head, pooled, seen, classes, present, self.backend)
         single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
@@ -337,104 +344,4 @@ class MCRLoss(nn.Module):
             self.divergence,
             self.chunk_rows,
             self.backend,
-        )
-
-    def _ceb(
-        self,
-        latents: list[Tensor],  # M tensors [N, D_m]
-        labels: Tensor | None,  # [N]
-        logits: Tensor,  # [N, C]
-        present: Tensor | None,  # [N, M]
-    ) -> Tensor:  # []
-        assert self.ceb_head is not None, "made with the weight"
-        weight = next(self.ceb_head.parameters())
-        if self.ceb_source == "labels":
-            assert labels is not None, "checked"
-            known = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
-            seen = known.to(weight.dtype)
-        else:
-            seen = logits.detach().to(weight.dtype)
-        reconstruction = self.ceb_head(seen)
-        if present is None:
-            return functional.reconstruction_loss(latents, reconstruction, backend=self.backend)
-        # both sides become 0 where a modality is missing, and the mean is over what is left
-        masks = [present[:, m : m + 1].expand_as(z) for m, z in enumerate(latents)]
-        mask = torch.cat(masks, dim=1)
-        latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
-        reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
-        loss = functional.reconstruction_loss(latents, reconstruction, backend=self.backend)
-        return loss * (mask.numel() / mask.sum().clamp(min=1))
-
-
-def _ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
-    width = max(latent_dims)
-    return nn.Sequential(
-        nn.Linear(num_classes, width, bias=False),
-        nn.ReLU(),
-        nn.Linear(width, sum(latent_dims), bias=False),
-    )
-
-
-class NTXentLoss(nn.Module):
-    """`functional.nt_xent` as a module.
-
-    Args:
-        temperature: above 0.
-        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
-
-    Example:
-        >>> import torch, mcr_fast
-        >>> mcr_fast.NTXentLoss()([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
-        tensor(0.2395)
-    """
-
-    def __init__(self, temperature: float = 0.5, *, backend: Backend | None = None) -> None:
-        super().__init__()
-        self.temperature = checks.positive("temperature", temperature)
-        checks.choice("backend", backend, checks.BACKENDS)
-        self.backend = backend
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"temperature={self.temperature}, backend={self.backend!r}"
-
-    def forward(
-        self,
-        embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
-        labels: Tensor | None = None,  # [N] or [L]
-        *,
-        present: Tensor | None = None,  # [N, M] or [L] bool
-    ) -> Tensor:  # []
-        """The loss; arguments as of `functional.nt_xent`."""
-        return functional.nt_xent(
-            embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
-        )
-
-
-class SupConLoss(NTXentLoss):
-    """`functional.sup_con` as a module.
-
-    Args:
-        temperature: above 0.
-        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
-
-    Example:
-        >>> import torch, mcr_fast
-        >>> mcr_fast.SupConLoss(1.0)([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
-        tensor(0.5514)
-    """
-
-    def __init__(self, temperature: float = 0.1, *, backend: Backend | None = None) -> None:
-        super().__init__(temperature, backend=backend)
-
-    def forward(
-        self,
-        embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
-        labels: Tensor | None = None,  # [N] or [L]
-        *,
-        present: Tensor | None = None,  # [N, M] or [L] bool
-    ) -> Tensor:  # []
-        """The loss; arguments as of `functional.sup_con`."""
-        return functional.sup_con(
-            embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
         )

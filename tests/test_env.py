@@ -39,7 +39,11 @@ def test_library_serves_every_op(op):
 
 def test_reference_is_always_there():
     assert resolve("nt_xent", "reference", CPU) == "reference"
-    assert resolve("nt_xent", None, CUDA) == "reference"
+    assert resolve("nt_xent", "reference", CUDA) == "reference"
+
+
+def test_cuda_tensors_take_a_kernel_if_torch_has_cuda():
+    assert (resolve("nt_xent", None, CUDA) == "reference") == (torch.version.cuda is None)
 
 
 def test_unknown_backend_lists_the_known():
@@ -47,6 +51,7 @@ def test_unknown_backend_lists_the_known():
         resolve("nt_xent", "gpu", CPU)
 
 
+@pytest.mark.skipif(bool(torch.version.cuda), reason="this torch has CUDA")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_missing_backend_names_the_fix(backend):
     with pytest.raises(RuntimeError, match=f"{backend}.*not available for nt_xent.*backend=None"):

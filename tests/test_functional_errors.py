@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import mcr_fast
-from mcr_fast import _checks
 from mcr_fast import functional as F
 from mcr_fast.sampling import CyclicPermutations
 
@@ -376,15 +375,6 @@ def test_bad_input(name):
         call()
 
 
-def test_permutations_are_not_read_off_the_cpu(monkeypatch):
-    elsewhere = torch.empty(1, device="meta")
-    monkeypatch.delenv("MCR_FAST_CHECK", raising=False)
-    assert not _checks.may_read(elsewhere)
-    assert _checks.may_read(torch.empty(1))
-    monkeypatch.setenv("MCR_FAST_CHECK", "1")
-    assert _checks.may_read(elsewhere)
-
-
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_no_permutation_at_all_is_no_pair(backend):
     for none in (TABLE[:0], cyclic(shifts=SHIFTS[:0]), TABLE[:0].expand(M, 0, N)):
@@ -393,19 +383,3 @@ def test_no_permutation_at_all_is_no_pair(backend):
         value.sum().backward()
         assert (value == 0).all()
         assert (contributions.grad == 0).all()
-
-
-def test_label_codes_are_equal_where_labels_are():
-    nan, device = float("nan"), torch.device("cpu")
-    labels = torch.tensor([0.0, -0.0, 1.5, nan, nan, 1.5, float("inf"), -float("inf"), 5e-324])
-    for dtype in (torch.float64, torch.float32, torch.float16):
-        values = labels.to(dtype)
-        codes = _checks.label_codes(values, 9, device)
-        same = values[:, None] == values
-        same |= torch.eye(9, dtype=torch.bool)  # a row is itself, whatever its label
-        assert codes.dtype == torch.int64
-        assert torch.equal(codes[:, None] == codes, same)
-    repeated = _checks.label_codes(labels, 9, device, repeat=2)
-    assert repeated[3] != repeated[12], "a NaN label has no positive in the other modality either"
-    assert repeated[2] == repeated[11]
-    assert _checks.label_codes(torch.tensor([True, False]), 2, device).tolist() == [1, 0]

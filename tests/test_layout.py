@@ -37,9 +37,12 @@ LAYER = {
     "_embedding_losses": 4,
     "functional": 5,
     "fusion": 4,
-    "perturbation": 5,
-    "_mipd": 6,
-    "modules": 7,
+    "_sources": 5,
+    "perturbation": 6,
+    "_ceb": 6,
+    "_contrastive": 6,
+    "_mipd": 7,
+    "modules": 8,
 }
 
 
@@ -174,7 +177,7 @@ def host_syncs(tree: ast.AST) -> list[str]:
     return found
 
 
-# Everything that runs in a step; _checks.py waits on CPU tensors, and on others when asked to.
+# Everything that runs in a step; _checks waits on CPU tensors, and on others when asked to.
 HOT_PATH = [path for path in package_files() if unit_of(path) not in ("env", "_checks")]
 
 

@@ -1,0 +1,41 @@
+"""L_CEB of `MCRLoss`: how well a small head h(y) predicts the latents."""
+
+import torch
+from torch import Tensor, nn
+
+from mcr_fast import functional
+from mcr_fast._checks import Backend
+
+
+def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
+    """The h of the specification, section 1.5."""
+    width = max(latent_dims)
+    return nn.Sequential(
+        nn.Linear(num_classes, width, bias=False),
+        nn.ReLU(),
+        nn.Linear(width, sum(latent_dims), bias=False),
+    )
+
+
+def ceb(
+    head: nn.Module,
+    latents: list[Tensor],  # M tensors [N, D_m]
+    seen: Tensor,  # [N, C], detached logits; or [N], labels to make one-hot
+    num_classes: int,
+    present: Tensor | None,  # [N, M]
+    backend: Backend | None,
+) -> Tensor:  # []
+    """The loss; its gradient flows to the head and to the latents."""
+    weight = next(head.parameters())
+    if seen.ndim == 1:
+        seen = seen[:, None] == torch.arange(num_classes, device=seen.device)
+    reconstruction = head(seen.to(weight.dtype))
+    if present is None:
+        return functional.reconstruction_loss(latents, reconstruction, backend=backend)
+    # both sides become 0 where a modality is missing, and the mean is over what is left
+    masks = [present[:, m : m + 1].expand_as(z) for m, z in enumerate(latents)]
+    mask = torch.cat(masks, dim=1)
+    latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
+    reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
+    loss = functional.reconstruction_loss(latents, reconstruction, backend=backend)
+    return loss * (mask.numel() / mask.sum().clamp(min=1))

@@ -1,0 +1,129 @@
+"""Checks of what the losses are computed from: contributions, latents, logits, embeddings."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcr_fast._checks.rows import check_present, label_codes
+from mcr_fast._checks.tensors import float_tensor, modalities, on_device, same_form, shaped
+
+
+def stacked_contributions(contributions: Any) -> Tensor:  # [M, N, C]
+    """[M, N, C], or M tensors [N, C] that are then stacked."""
+    if not isinstance(contributions, Tensor):
+        same_form("contributions", modalities("contributions", contributions), "[N, C]")
+        contributions = torch.stack(tuple(contributions))
+    x = float_tensor("contributions", contributions)
+    if x.ndim != 3:
+        raise ValueError(f"contributions must have shape [M, N, C], got {list(x.shape)}")
+    if x.shape[0] < 2:
+        raise ValueError(f"contributions must hold at least 2 modalities, got {x.shape[0]}")
+    if x.shape[2] < 1:
+        raise ValueError(f"contributions must have at least 1 class, got shape {list(x.shape)}")
+    return x
+
+
+def linear_latents(latents: Any, weight: Any) -> list[Tensor]:  # M tensors [N, D_m]
+    """Latents whose widths add up to a linear layer's, of its dtype and device."""
+    parts = modalities("latents", latents)
+    float_tensor("weight", weight)
+    width = sum(z.shape[-1] for z in parts)
+    if weight.ndim != 2 or weight.shape[1] != width or weight.shape[0] < 1:
+        raise ValueError(
+            f"weight must have shape [C, {width}] for latents of {width} elements together, "
+            f"got {list(weight.shape)}"
+        )
+    on_device("weight", weight, parts[0].device, "latents[0]")
+    for m, z in enumerate(parts):
+        if z.ndim != 2:
+            raise ValueError(f"latents[{m}] must have shape [N, D_m], got {list(z.shape)}")
+        if z.dtype != weight.dtype and not torch.is_autocast_enabled(z.device.type):
+            raise TypeError(f"latents[{m}] must be {weight.dtype} like weight, got {z.dtype}")
+    return parts
+
+
+def declared_latents(latents: Any, widths: tuple[int, ...]) -> list[Tensor]:
+    """M tensors [N, ..., D_m] with the widths a module was made for."""
+    parts = modalities("latents", latents)
+    if len(parts) != len(widths):
+        raise ValueError(
+            f"latents must hold {len(widths)} modalities as latent_dims {list(widths)} says, "
+            f"got {len(parts)}"
+        )
+    for m, (z, width) in enumerate(zip(parts, widths, strict=True)):
+        if z.shape[-1] != width:
+            raise ValueError(
+                f"latents[{m}] must end in {width} as latent_dims {list(widths)} says, "
+                f"got {list(z.shape)}"
+            )
+    return parts
+
+
+def row_logits(perturbed: Any, clean: Any) -> None:
+    """[R, C] and [N, C] logits of one device."""
+    for name, x in (("perturbed", perturbed), ("clean", clean)):
+        float_tensor(name, x)
+        if x.ndim != 2:
+            raise ValueError(f"{name} must have shape [rows, C], got {list(x.shape)}")
+    if perturbed.shape[1] != clean.shape[1]:
+        raise ValueError(
+            f"perturbed must have C = {clean.shape[1]} columns like clean, got {perturbed.shape[1]}"
+        )
+    if clean.shape[1] < 1:
+        raise ValueError(f"clean must have at least 1 class, got shape {list(clean.shape)}")
+    on_device("perturbed", perturbed, clean.device, "clean")
+
+
+def fusion_output(logits: Any, num_rows: int, num_classes: int) -> None:
+    """Logits for every row."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"fusion must return a tensor of logits, got {type(logits).__name__}")
+    if tuple(logits.shape) != (num_rows, num_classes):
+        raise ValueError(
+            f"fusion must return logits [rows, C] = {[num_rows, num_classes]}, "
+            f"got {list(logits.shape)}"
+        )
+
+
+def embedding_rows(
+    embeddings: Any,  # M tensors [N, D], or one [L, D]
+    labels: Any,  # [N], or [L] for one tensor
+    present: Any,  # [N, M] bool, or [L] for one tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:  # [L, D], [L] int64, [L] bool
+    """What the contrastive ops take, of their public arguments; modality by modality."""
+    if isinstance(embeddings, Tensor):
+        x = float_tensor("embeddings", embeddings)
+        if x.ndim != 2:
+            raise ValueError(
+                f"embeddings must be M tensors [N, D] or one [L, D], got {list(x.shape)}"
+            )
+        if labels is None:
+            raise ValueError(
+                "labels must be given for one tensor of embeddings, got None: which rows belong to "
+                "one instance is known only for a list of modalities"
+            )
+        codes = label_codes(labels, len(x), x.device)
+        check_present(present, (len(x),), "[L]", x.device)
+        return x, codes, present
+    parts = modalities("embeddings", embeddings)
+    same_form("embeddings", parts, "[N, D]")
+    num_rows, device = parts[0].shape[0], parts[0].device
+    if labels is None:
+        codes = torch.arange(num_rows, device=device).repeat(len(parts))
+    else:
+        codes = label_codes(labels, num_rows, device, repeat=len(parts))
+    check_present(present, (num_rows, len(parts)), "[N, M]", device)
+    return torch.cat(parts), codes, None if present is None else present.T.reshape(-1)
+
+
+def reconstruction_target(latents: Any, reconstruction: Any) -> None:
+    """M latents [N, D_m] and what to compare them with, [N, sum of D_m]."""
+    parts = modalities("latents", latents)
+    for m, x in enumerate(parts):
+        if x.ndim != 2:
+            raise ValueError(f"latents[{m}] must have shape [N, D], got {list(x.shape)}")
+    float_tensor("reconstruction", reconstruction)
+    width = sum(x.shape[1] for x in parts)
+    shaped("reconstruction", reconstruction, (len(parts[0]), width), "[N, sum of D_m]")
+    on_device("reconstruction", reconstruction, parts[0].device, "latents")

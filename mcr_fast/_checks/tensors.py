@@ -1,0 +1,94 @@
+"""Checks of one tensor, or of one a modality: type, dtype, shape, device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcr_fast import env
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TENSOR_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def may_read(x: Tensor) -> bool:
+    """Whether a check may look at the values: free on the CPU, a synchronisation elsewhere."""
+    if torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" or env.check_enabled()
+
+
+def plain_tensor(name: str, x: Any) -> Tensor:
+    """A tensor of this process."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if type(x).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor; pass x.to_local() or x.full_tensor()"
+        )
+    return x
+
+
+def float_tensor(name: str, x: Any) -> Tensor:
+    """A tensor of one of the float dtypes the losses take."""
+    plain_tensor(name, x)
+    if x.dtype not in FLOAT_DTYPES:
+        known = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
+        raise TypeError(f"{name} must have one of the dtypes {known}, got {x.dtype}")
+    return x
+
+
+def shaped(name: str, x: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    """A tensor of exactly this shape."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have shape {letters} = {list(shape)}, got {list(x.shape)}")
+
+
+def on_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
+    """A tensor beside the others."""
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device} like {of}, got {x.device}")
+
+
+def modalities(name: str, tensors: Any) -> list[Tensor]:
+    """At least two float tensors of one batch: same first dimension, same device."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(
+            f"{name} must be a list of tensors, one a modality, got {type(tensors).__name__}"
+        )
+    if len(tensors) < 2:
+        raise ValueError(f"{name} must hold at least 2 modalities, got {len(tensors)}")
+    first = tensors[0]
+    if all(
+        type(x) in _TENSOR_TYPES
+        and x.dtype in FLOAT_DTYPES
+        and x.ndim >= 2
+        and x.shape[0] == first.shape[0]
+        and x.device == first.device
+        for x in tensors
+    ):
+        return list(tensors)
+    for m, x in enumerate(tensors):
+        float_tensor(f"{name}[{m}]", x)
+        if x.ndim < 2:
+            raise ValueError(f"{name}[{m}] must have shape [N, ..., D], got {list(x.shape)}")
+        if x.shape[0] != tensors[0].shape[0]:
+            raise ValueError(
+                f"{name}[{m}] must have {tensors[0].shape[0]} rows like {name}[0], got {x.shape[0]}"
+            )
+        on_device(f"{name}[{m}]", x, tensors[0].device, f"{name}[0]")
+    return list(tensors)
+
+
+def same_form(name: str, tensors: Sequence[Tensor], letters: str) -> None:
+    """2-D tensors that can be stacked: one shape and one dtype."""
+    first = tensors[0]
+    if all(x.ndim == 2 and x.shape == first.shape and x.dtype == first.dtype for x in tensors):
+        return
+    for m, x in enumerate(tensors):
+        if x.ndim != 2:
+            raise ValueError(f"{name}[{m}] must have shape {letters}, got {list(x.shape)}")
+        shaped(f"{name}[{m}]", x, tuple(tensors[0].shape), f"{letters} of {name}[0]")
+        if x.dtype != tensors[0].dtype:
+            raise TypeError(f"{name}[{m}] must be {tensors[0].dtype} like {name}[0], got {x.dtype}")
