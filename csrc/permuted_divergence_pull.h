@@ -70,7 +70,22 @@ MCR_FN void add_to_row(T* row, int64_t classes, const T* tile, int64_t steps, T 
 }
 
 // The gradients that stay at row i: k u of the modalities that were not taken, c v of the clean
-// path, and the bias.
+// path, and the bias. add(row, of_u, factor) adds the sum of u or of v over its pairs.
+template <class T, class F>
+MCR_FN void route_own_row(const PullProblem<T>& pr, int s, int64_t i, const F& add) {
+  if (pr.grad_bias_rows) {
+    T* row = pr.grad_bias_rows + i * pr.classes;
+    add(row, true, T(pr.head(s)));
+    add(row, false, T(pr.clean_head(s)));
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    const int route = pr.subsets[s] >> m & 1 ? 0 : pr.outsider, clean = pr.clean_route(s, m);
+    T* row = pr.grad_row(m, i);
+    if (route != 0) add(row, true, T(route));
+    if (clean != 0) add(row, false, T(clean));
+  }
+}
+
 template <class Team, class D, class T>
 MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t steps,
                         const PullTiles<T>& tile, typename Team::Scalar acc_kl) {
@@ -81,17 +96,9 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
           D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
                         load(tile.acc + n * W), acc_kl));
   }
-  if (pr.grad_bias_rows) {
-    T* row = pr.grad_bias_rows + i * pr.classes;
-    add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(pr.head(s)));
-    add_to_row<Team>(row, pr.classes, tile.acc, steps, T(pr.clean_head(s)));
-  }
-  for (int m = 0; m < pr.modalities; ++m) {
-    const int route = pr.subsets[s] >> m & 1 ? 0 : pr.outsider, clean = pr.clean_route(s, m);
-    T* row = pr.grad_row(m, i);
-    if (route != 0) add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(route));
-    if (clean != 0) add_to_row<Team>(row, pr.classes, tile.acc, steps, T(clean));
-  }
+  route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
+    add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
+  });
 }
 
 // One pair: its divergence; with kGrad its gradients are added to the tiles and the pair's two
@@ -161,7 +168,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     bool any = false;
     for (int64_t k = pr.first; k < pr.last; ++k) {
       const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
-      if (weight == T(0)) continue;
+      if (weight == T(0) || pr.done(s, k, i)) continue;
       value +=
           double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, lse, weight, acc_kl));
       any = true;
@@ -187,7 +194,7 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
     for (int64_t k = pr.first; k < pr.last; ++k) {
       const int64_t i = pr.receiver(m, k, j);
       const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
-      if (weight == T(0)) continue;
+      if (weight == T(0) || pr.done(s, k, i)) continue;
       clear(own, steps);
       clear(delta, steps);
       for (int o = 0; o < pr.modalities; ++o) {

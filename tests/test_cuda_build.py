@@ -22,7 +22,7 @@ ARCHITECTURES = ("80", "90")
 TOOLS = ("nvcc", "cmake", "ninja")
 
 REGISTERS = 65536  # of a multiprocessor
-THREADS = 512  # that the kernels over the pairs keep on one: permuted_divergence.cu
+THREADS = 512  # that the kernels over the pairs keep on one: teams.h
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
@@ -86,14 +86,26 @@ def over_pairs(kernel: Kernel) -> bool:
     return "DeviceTeam" in kernel.name
 
 
+def over_far_pairs(kernel: Kernel) -> bool:
+    return "pull_far" in kernel.name
+
+
 def steps(kernel: Kernel) -> int:
-    return int(re.search(r"DeviceTeamILi\d+ELi(\d+)E", kernel.name).group(1))
+    return int(re.search(r"(?:Device|Padded)TeamILi\d+ELi(\d+)E", kernel.name).group(1))
+
+
+def threads_by_design(kernel: Kernel) -> int:
+    """Threads on a multiprocessor: csrc/cuda/far_teams.h."""
+    if "PaddedTeam" not in kernel.name:
+        return 768
+    return 256 if steps(kernel) > 16 else 384 if steps(kernel) > 8 else 640
 
 
 def test_every_architecture_has_every_kernel(kernels):
     found = {a: {k.name for k in kernels if k.architecture == a} for a in ARCHITECTURES}
     assert found["80"] == found["90"]
     assert len([k for k in kernels if over_pairs(k)]) > 50
+    assert len([k for k in kernels if over_far_pairs(k)]) > 50
 
 
 def test_hot_kernels_stay_in_registers(kernels):
@@ -107,6 +119,8 @@ def test_hot_kernels_stay_in_registers(kernels):
 def test_registers_leave_the_occupancy_of_the_design(kernels):
     for kernel in filter(over_pairs, kernels):
         assert kernel.registers * THREADS <= REGISTERS, kernel
+    for kernel in filter(over_far_pairs, kernels):
+        assert kernel.registers * threads_by_design(kernel) <= REGISTERS, kernel
 
 
 def test_library_links_to_torch_alone(library):

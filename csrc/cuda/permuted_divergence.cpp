@@ -16,12 +16,25 @@ struct Results {
   Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
 };
 
+// One chunk of permutations: first the pairs that are far, where those go first.
+void pull_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
+  PullProblem<float> rest = pr;
+  if (pr.after_far) {
+    pull_far_rows(pr, stream);
+    rest.skip = pr.nothing_near;
+  }
+  pull_rows(rest, stream);
+  if (!pr.want_grad) return;
+  if (pr.after_far) pull_far_donations(pr, stream);
+  pull_donations(rest, stream);
+}
+
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
 Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
             const int32_t* skip, bool want_grad, cudaStream_t stream) {
   const Tensor& x = arguments.contributions;
   PermutedDivergenceInputs in(arguments, want_grad, stream);
-  PullProblem<float>& pr = in.pr;
+  FarProblem<float>& pr = in.pr;
   const int64_t S = pr.num_subsets, M = pr.modalities, N = pr.rows, C = pr.classes;
   const int64_t g = want_grad ? 1 : 0;
   const Results out = {empty_beside(x, {S}, ScalarType::Float),
@@ -56,15 +69,17 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
 
-  const int64_t pair_bytes = S * N * 2 * int64_t(sizeof(float));
-  const int64_t chunk = want_grad
-                            ? std::clamp<int64_t>(kMaxPairBytes / pair_bytes, 1, pr.permutations)
-                            : pr.permutations;
-  pr.pairs = in.take<float>(g * S * N * 2 * chunk, ScalarType::Float);
+  pr.pair_size = in.far() ? kFarRecord : 2;
+  const int64_t pairs = S * N * pr.pair_size;
+  const bool keeps_pairs = want_grad || in.far();
+  const int64_t most = kMaxPairBytes / (pairs * int64_t(sizeof(float)));
+  const int64_t chunk =
+      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
+  pr.pairs = in.take<float>(keeps_pairs ? pairs * chunk : 0, ScalarType::Float) + in.far();
+  pr.after_far = in.far();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = std::min(pr.first + chunk, pr.permutations);
-    pull_rows(pr, stream);
-    if (want_grad) pull_donations(pr, stream);
+    pull_pairs(pr, stream);
   }
   sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream);
   if (bias_grad) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/sums.h"
-#include "permuted_divergence_pull_problem.h"
+#include "permuted_divergence_far_problem.h"
 
 namespace mcr {
 namespace cuda {
@@ -24,8 +24,12 @@ struct LayOut {
   const int64_t* donors;       // [tables, N], or null
   int64_t modalities, rows, classes, tables;
   float scale;
-  float* contributions_to;  // [M, N, C]
+  float* contributions_to;  // [M, N, row_stride]
   float* bias_to;           // [C]
+  // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
+  float *powers_to, *bias_powers_to;
+  int32_t* nothing_near;
+  int64_t row_stride;
   int64_t* labels_to;
   uint32_t* present_to;
   float* weight_to;
@@ -43,6 +47,12 @@ void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, co
 
 void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
 void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
+
+// The pairs that are far (permuted_divergence_far.h); the two above then do the rest.
+constexpr int64_t kMaxFarClasses = 1024;
+int64_t far_row_stride(int64_t classes);
+void pull_far_rows(const FarProblem<float>& problem, cudaStream_t stream);
+void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C].
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,

@@ -25,9 +25,48 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
   }
 }
 
+// A row less its largest, and its powers, by a warp; NaN where a number is not finite.
+template <class In>
+__device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int64_t size_to,
+                                float* powers_to, float power_past_end) {
+  const int lane = int(threadIdx.x) % 32;
+  float top = row ? -INFINITY : 0.0f;
+  for (int64_t c = lane; row && c < in.classes; c += 32) top = fmaxf(to_float(row[c]), top);
+  for (int d = 16; d > 0; d /= 2) top = fmaxf(__shfl_xor_sync(0xffffffffu, top, d), top);
+  for (int64_t c = lane; c < in.row_stride; c += 32) {
+    float a = 0.0f, power = power_past_end;
+    if (c < in.classes) {
+      const float x = row ? to_float(row[c]) : 0.0f;
+      a = (x - top) * in.scale + 0.0f * x;
+      power = exp2f(a);
+      if (power < float(kLeastPower)) power = float(kLeastPower);
+    }
+    if (c < size_to) to[c] = a;
+    powers_to[c] = power;
+  }
+}
+
+// A warp has a row, the one behind the last is the bias.
+template <class In>
+__global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
+  const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
+  for (int64_t r = first_index() / 32; r <= rows; r += warps) {
+    if (r == rows) {
+      lay_out_far_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
+      if (threadIdx.x % 32 == 0) *in.nothing_near = 1;
+      continue;
+    }
+    const int64_t m = r / in.rows, a = r % in.rows;
+    const In* from = static_cast<const In*>(in.contributions);
+    lay_out_far_row(from + (m * in.rows + (in.order ? in.order[a] : a)) * in.classes, in,
+                    in.contributions_to + r * in.row_stride, in.row_stride,
+                    in.powers_to + r * in.row_stride, 1.0f);
+  }
+}
+
 __global__ void lay_out_rows_kernel(const __grid_constant__ LayOut in) {
   for (int64_t a = first_index(); a < in.rows || a < in.classes; a += index_step()) {
-    if (a < in.classes) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
+    if (a < in.classes && !in.powers_to) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
     if (a >= in.rows) continue;
     const int64_t row = in.order ? in.order[a] : a;
     if (in.labels) in.labels_to[a] = in.labels[row];
@@ -106,7 +145,13 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
   const dim3 threads(wide, kBlockThreads / wide);
   const unsigned blocks = blocks_for(in.modalities * in.rows * wide);
   with_storage(in.storage, [&](auto zero) {
-    lay_out_contributions_kernel<decltype(zero)><<<blocks, threads, 0, stream>>>(in);
+    using In = decltype(zero);
+    if (in.powers_to) {
+      const unsigned warps = blocks_for((in.modalities * in.rows + 1) * 32);
+      lay_out_far_kernel<In><<<warps, kBlockThreads, 0, stream>>>(in);
+    } else {
+      lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
+    }
   });
   const int64_t longest = in.rows > in.classes ? in.rows : in.classes;
   lay_out_rows_kernel<<<blocks_for(longest), kBlockThreads, 0, stream>>>(in);

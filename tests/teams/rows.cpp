@@ -3,7 +3,7 @@
 // team, with MCR_VEC_BYTES for its lanes.
 #include <vector>
 
-#include "permuted_divergence_pull.h"
+#include "permuted_divergence_far.h"
 #include "row_divergence_pull.h"
 #include "teams.h"
 
@@ -14,6 +14,34 @@ namespace {
 // As DeviceTeam: the far terms are for the CPU.
 struct Team : RowTeam<float> {
   static constexpr bool kFarTerms = false;
+
+  static void load_padded(const float* row, int64_t steps, float* tile) {
+    constexpr int W = kWidth<float>;
+    for (int64_t n = 0; n < steps; ++n) store(tile + n * W, load(row + n * W));
+  }
+  static const float* stage(const float* tile, int64_t) { return tile; }
+  static void add_staged(float* row, int64_t classes, const float* tile, int64_t steps,
+                         float factor) {
+    add_to_row<RowTeam<float>>(row, classes, tile, steps, factor);
+  }
+  static void store_record(float* to, float a, float b, float c) {
+    to[0] = a;
+    to[1] = b;
+    to[2] = c;
+  }
+  static void load_record(const float* from, float& a, float& b, float& c) {
+    a = from[0];
+    b = from[1];
+    c = from[2];
+  }
+  static bool all(bool x) { return x; }
+  static int64_t opaque(int64_t x) { return x; }
+  template <class X>
+  static X reciprocal(X x) {
+    return 1.0f / x;
+  }
+  static float quick_log2(float x) { return scalar_log2(x); }
+  static Vec<float> quick_log2(Vec<float> x) { return log2(x); }
 };
 
 // Tiles full of NaN: what a row does not write itself must not show.
@@ -39,6 +67,7 @@ void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps) {
   std::vector<float> pairs = dirty(2 * pr.num_subsets * pr.rows * chunk);
   std::vector<float> clean = dirty(pr.rows * pr.classes);
   pr.pairs = pairs.data();
+  pr.pair_size = 2;
   pr.clean = clean.data();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
@@ -48,6 +77,21 @@ void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps) {
       run<D, false>(pr);
     }
   }
+}
+
+template <bool kGrad, bool kTable>
+void run_far(const FarProblem<float>& pr) {
+  constexpr int W = kWidth<float>;
+  for (int64_t r = 0; r < pr.rows + 3; ++r) {  // teams beyond the last row run along
+    const int64_t i = r < pr.rows ? r : pr.rows - 1;
+    std::vector<float> memory = dirty(FarTiles<float>::kCount * pr.steps * W);
+    pull_far_row<Team, kGrad, kTable>(pr, i, r < pr.rows, pr.steps, memory.data());
+  }
+  for (int64_t j = 0; kGrad && j < pr.rows; ++j) {
+    std::vector<float> memory = dirty(6 * pr.steps * W);
+    pull_far_donations<Team, kTable>(pr, j, pr.steps, memory.data());
+  }
+  if (!*pr.nothing_near) run<Jsd, kGrad>(pr);
 }
 
 template <class D>
@@ -85,6 +129,26 @@ void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps) {
       return run_chunks<BinaryJsd>(pr, chunk, spare_steps);
     case DivergenceKind::kSquaredError:
       return run_chunks<SquaredError>(pr, chunk, spare_steps);
+  }
+}
+
+void pull_far(FarProblem<float> pr, int64_t chunk) {
+  constexpr int W = kWidth<float>;
+  pr.steps = pr.row_stride / W;
+  std::vector<float> records = dirty(kFarRecord * pr.num_subsets * pr.rows * chunk);
+  std::vector<float> clean = dirty(pr.rows * pr.classes);
+  pr.pairs = records.data() + 1;
+  pr.pair_size = kFarRecord;
+  pr.after_far = true;
+  pr.clean = clean.data();
+  for (int m = 0; m < 2; ++m) pr.subset_of[m] = -1;
+  for (int s = 0; s < pr.num_subsets; ++s) pr.subset_of[pr.taken(s)] = s;
+  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
+    pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
+    *pr.nothing_near = 1;
+    const auto f = pr.want_grad ? (pr.table ? run_far<true, true> : run_far<true, false>)
+                                : (pr.table ? run_far<false, true> : run_far<false, false>);
+    f(pr);
   }
 }
 
