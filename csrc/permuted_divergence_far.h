@@ -172,11 +172,13 @@ MCR_FN double end_far_run(const FarProblem<T>& pr, int s, int64_t steps, const F
 }
 
 // Row i with its donors, those that are far; the others are left to pull_row. The lanes of several
-// teams stay together, so a team without a row of its own takes part and is not `live`. `memory`
-// holds FarTiles<T>::kCount tiles.
-template <class Team, bool kGrad, bool kTable, class T>
-MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, bool live, int64_t steps, T* memory) {
+// teams stay together: one without a row or a permutation of its own goes through the motions. More
+// than one part: kFarRun permutations in each at most. `memory` holds FarTiles<T>::kCount tiles.
+template <class Team, bool kGrad, bool kTable, class T, class Parts>
+MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, int64_t steps, T* memory,
+                         const Parts& parts) {
   constexpr int W = kWidth<T>;
+  const PartRange<Parts> range(pr, parts);
   const FarTiles<T> tile(memory, steps * W);
   for (int s = 0; s < pr.num_subsets; ++s) {
     const int m = pr.taken(s);
@@ -188,43 +190,55 @@ MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, bool live, int64_t 
       store(tile.others + n * W, load(tile.others + n * W) * load(tile.donor + n * W));
     }
     const T clean_sum = Team::reduce_sum(sum_of_products(steps, tile.own, tile.others));
-    FarRow<T> row = {i, m * pr.rows * pr.row_stride, pr.record(s, pr.first, i), clean_sum,
-                     live ? pr.factors[s] : T(0)};
-    if (live && pr.row_weight) row.weight *= pr.row_weight[i];
-    const bool records = live && Team::leads();
-    for (int64_t k = pr.first; k < pr.last;) {
-      const int64_t last = k + kFarRun < pr.last ? k + kFarRun : pr.last;
+    const bool records = parts.live && Team::leads();
+    FarRow<T> row = {i, m * pr.rows * pr.row_stride, pr.record(s, range.first, i), clean_sum,
+                     parts.live ? pr.factors[s] : T(0)};
+    if (parts.live && pr.row_weight) row.weight *= pr.row_weight[i];
+    int64_t k = range.first;
+    do {
+      const int64_t last = k + kFarRun < range.last ? k + kFarRun : range.last;
       row.kept = row.kl_q = 0;
       clear(tile.acc, steps);
       clear(tile.u_sum, steps);
       for (; k < last; ++k) {
         // Rows that begin near all their donors go on like that, at the start of a training run.
-        if (k == pr.first + 2 && Team::all(row.kept == T(0))) break;
-        const int32_t j = pr.template far_donor<kTable>(k, int32_t(i));
-        const bool keep = row.weight != T(0) && (!pr.masked || pr.far_keeps(m, int32_t(i), j));
+        if (k == range.first + 2 && Team::all(row.kept == T(0))) break;
+        const bool mine = k < pr.last;
+        const int32_t j = pr.template far_donor<kTable>(mine ? k : pr.first, int32_t(i));
+        const bool keep =
+            mine && row.weight != T(0) && (!pr.masked || pr.far_keeps(m, int32_t(i), j));
         const bool far = add_far_pair<Team, kGrad, kTable>(pr, j, steps, tile,
                                                            keep && clean_sum > T(kLeast), row);
-        if (!far && records) {
+        if (!far && records && mine) {
           *row.record = T(0);
           if (keep) *pr.nothing_near = 0;
         }
         row.record += pr.record_step();
       }
+      parts.add(row.kept);
+      parts.add(row.kl_q);
+      parts.add_tile(tile.acc, steps);
+      if (kGrad) parts.add_tile(tile.u_sum, steps);
+      if (!parts.leads()) row.kept = 0;
       const double value = end_far_run<Team, kGrad>(pr, s, steps, tile, row);
-      if (records) pr.row_values[s * pr.rows + i] += value;
+      if (records && parts.leads()) pr.row_values[s * pr.rows + i] += value;
       if (k == last) continue;
-      if (records && row.weight != T(0)) *pr.nothing_near = 0;
-      for (; records && k < pr.last; ++k, row.record += pr.record_step()) *row.record = T(0);
+      for (; records && k < range.end(pr); ++k, row.record += pr.record_step()) {
+        *row.record = T(0);
+        if (row.weight != T(0)) *pr.nothing_near = 0;
+      }
       break;
-    }
+    } while (k < range.last);
   }
 }
 
 // What row j gets from the rows that it gives to, as far as they are far. Class by class: any cut
 // of a row's classes will do. `memory` holds 6 tiles.
-template <class Team, bool kTable, class T>
-MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps, T* memory) {
+template <class Team, bool kTable, class T, class Parts>
+MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps, T* memory,
+                               const Parts& parts) {
   constexpr int W = kWidth<T>;
+  const PartRange<Parts> range(pr, parts);
   const int64_t size = steps * W;
   T *inverse[2], *sum[2], *from[2];
   MCR_UNROLL
@@ -241,12 +255,13 @@ MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps
   }
   const T *rows[2] = {pr.power_row(0, 0), pr.power_row(1, 0)}, *records[2];
   const int64_t record_step = pr.record_step();
-  bool taken[2] = {};
+  T taken[2] = {};
   MCR_UNROLL
   for (int m = 0; m < 2; ++m) {
-    records[m] = pr.subset_of[m] < 0 ? nullptr : pr.record(pr.subset_of[m], pr.first, 0);
+    records[m] = pr.subset_of[m] < 0 ? nullptr : pr.record(pr.subset_of[m], range.first, 0);
   }
-  for (int64_t k = pr.first; k < pr.last; ++k) {
+  const int64_t last = range.end(pr);
+  for (int64_t k = range.first; parts.live && k < last; ++k) {
     const int32_t i = pr.template far_receiver<kTable>(k, int32_t(j));
     T ratio[2] = {}, scale[2], offset[2];
     MCR_UNROLL
@@ -261,7 +276,7 @@ MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps
     MCR_UNROLL
     for (int m = 0; m < 2; ++m) {
       if (!(ratio[m] > T(0))) continue;
-      taken[m] = true;
+      taken[m] = 1;
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
         const Vec<T> t = load(from[m] + n * W) * load(inverse[m] + n * W) + ratio[m];
@@ -273,7 +288,9 @@ MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps
   Team::load_padded(pr.bias_powers, steps, inverse[0]);
   MCR_UNROLL
   for (int m = 0; m < 2; ++m) {
-    if (!taken[m]) continue;  // nothing is added, whatever the row holds
+    parts.add(taken[m]);
+    parts.add_tile(sum[m], steps);
+    if (taken[m] == T(0) || !parts.leads()) continue;  // nothing is added, whatever the row holds
     Team::load_padded(pr.power_row(m, j), steps, from[m]);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {

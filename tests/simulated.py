@@ -70,6 +70,7 @@ def permuted_divergence(
     lanes: int,
     chunk: int | None = None,
     spare_steps: int = 0,
+    parts: int = 1,
     want_grad: bool = True,
     far: bool = False,
     nothing_near: bool = False,
@@ -77,7 +78,8 @@ def permuted_divergence(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and, in the inputs' dtypes, the gradients to contributions and bias.
 
-    `far`: by permuted_divergence_far.h; with `nothing_near` it may leave no pair to the others.
+    `parts`: teams that share a row's pairs. `far`: by permuted_divergence_far.h; with
+    `nothing_near` it may leave no pair to the others.
     """
     options = options_of(x, **options)
     m, n, c = x.contributions.shape
@@ -129,10 +131,10 @@ def permuted_divergence(
     names = {key: options[key] for key in ("strategy", "clean_path", "divergence", "exclude")}
     addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
     if far:
-        module().pull_far(lanes, addresses | numbers | names, chunk or max(k, 1))
+        module().pull_far(lanes, addresses | numbers | names, chunk or max(k, 1), parts)
         assert not nothing_near or tensors["nothing_near"].item() == 1
     else:
-        module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps)
+        module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps, parts)
     grad_bias = None if x.bias is None else tensors["grad_bias_rows"].sum(0).to(x.bias.dtype)
     return (
         tensors["row_values"].sum(1).float(),

@@ -49,7 +49,8 @@ struct PaddedTeam : FarTeam {
   // Threads of a block, and blocks on a multiprocessor: registers for six tiles and what goes with
   // them. Rows next to each other have donors in common, so long ones share a large block.
   static constexpr int kThreads = kSteps > 16 ? 256 : 128;
-  static constexpr int kBlocks = kSteps > 16 ? 1 : kSteps > 8 ? 3 : 5;
+  static constexpr int kBlocks = kSteps > 16 ? 1 : kSteps > 8 ? 3 : 4;
+  static constexpr bool kSplits = kSteps <= 16;  // whether several may share a row's pairs
 
   MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
   MCR_FN static bool leads() { return lane() == 0; }
@@ -107,7 +108,7 @@ struct PaddedTeam : FarTeam {
 
 // A block of threads [columns, rows]: each has eight classes of a row, a quad of either half.
 struct ColumnTeam : FarTeam {
-  static constexpr int kSteps = 8, kThreads = 768;
+  static constexpr int kSteps = 8, kThreads = 640;
 
   MCR_FN static int class_of(int n) { return 4 * int(threadIdx.x + n / 4 * blockDim.x) + n % 4; }
   MCR_FN static float load_step(const float* row, int64_t n, int64_t size, float fill) {

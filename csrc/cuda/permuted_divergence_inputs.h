@@ -105,7 +105,7 @@ class PermutedDivergenceInputs {
     in.classes = pr.classes;
     in.storage = storage_of(x);
     in.contributions = hold<void>(x, x.scalar_type());
-    pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.classes) : pr.classes;
+    pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.rows, pr.classes) : pr.classes;
     const int64_t size = x.size(0) * x.size(1) * pr.row_stride;
     pr.contributions = in.contributions_to = take<float>(size, ScalarType::Float);
     if (far_) {

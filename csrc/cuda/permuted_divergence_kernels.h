@@ -50,7 +50,7 @@ void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
 
 // The pairs that are far (permuted_divergence_far.h); the two above then do the rest.
 constexpr int64_t kMaxFarClasses = 1024;
-int64_t far_row_stride(int64_t classes);
+int64_t far_row_stride(int64_t rows, int64_t classes);
 void pull_far_rows(const FarProblem<float>& problem, cudaStream_t stream);
 void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 

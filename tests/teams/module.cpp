@@ -48,16 +48,16 @@ void read_problem(const py::dict& from, mcr::PullProblem<float>& pr) {
   pr.grad_bias_rows = address<float>(from, "grad_bias_rows");
 }
 
-void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps) {
+void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps, int parts) {
   const auto run = lanes == 4   ? mcr::lanes4::pull
                    : lanes == 8 ? mcr::lanes8::pull
                                 : mcr::lanes32::pull;
   mcr::PullProblem<float> pr = {};
   read_problem(from, pr);
-  run(pr, chunk, spare_steps);
+  run(pr, chunk, spare_steps, parts);
 }
 
-void pull_far(int lanes, const py::dict& from, int64_t chunk) {
+void pull_far(int lanes, const py::dict& from, int64_t chunk, int parts) {
   mcr::FarProblem<float> pr = {};
   read_problem(from, pr);
   pr.powers = address<float>(from, "powers");
@@ -66,7 +66,7 @@ void pull_far(int lanes, const py::dict& from, int64_t chunk) {
   const auto run = lanes == 4   ? mcr::lanes4::pull_far
                    : lanes == 8 ? mcr::lanes8::pull_far
                                 : mcr::lanes32::pull_far;
-  run(pr, chunk);
+  run(pr, chunk, parts);
 }
 
 void hold(int lanes, const py::dict& from, int64_t spare_steps) {
