@@ -10,29 +10,29 @@ namespace cuda {
 // Threads that keep every multiprocessor of a large GPU at work.
 constexpr int64_t kBusyThreads = int64_t{1} << 16;
 
-// Into how many parts `pairs` of a row are cut, a power of two: the sizes alone decide, so that the
-// sums are the same from run to run. `most` teams share a block.
+// Into how many parts `pairs` of a row are cut, a power of two, of 4 pairs or more: the sizes alone
+// decide, so that the sums are the same from run to run. `most` teams share a block.
 inline int parts_of(int64_t rows, int64_t lanes, int64_t pairs, int most) {
   int parts = 1;
-  while (2 * parts <= most && 2 * parts <= pairs && 2 * parts * rows * lanes <= kBusyThreads) {
+  while (2 * parts <= most && 8 * parts <= pairs + 1 && 2 * parts * rows * lanes <= kBusyThreads) {
     parts *= 2;
   }
   return parts;
 }
 
-// Blocks of kThreads in a row, teams of kLanes; the teams of one row beside each other.
-template <int kThreadsOfBlock, int kLanes>
+// Blocks of kThreads in a row; the teams of one row beside each other.
+template <class Team, int kThreadsOfBlock>
 struct PartsInTurn {
-  static constexpr int kThreads = kThreadsOfBlock;
+  static constexpr int kThreads = kThreadsOfBlock, kLanes = Team::kLanes, kSteps = Team::kSteps;
   MCR_FN static int thread() { return int(threadIdx.x); }
   MCR_FN static int part(int parts) { return int(threadIdx.x) / kLanes & (parts - 1); }
   MCR_FN static int apart() { return kLanes; }
 };
 
 // Blocks of kThreads at most, [a row, rows, parts].
-template <int kThreadsOfBlock>
+template <class Team>
 struct PartsInLayers {
-  static constexpr int kThreads = kThreadsOfBlock;
+  static constexpr int kThreads = Team::kThreads, kSteps = Team::kSteps;
   MCR_FN static int apart() { return int(blockDim.x * blockDim.y); }
   MCR_FN static int thread() {
     return int(threadIdx.x + threadIdx.y * blockDim.x) + int(threadIdx.z) * apart();
@@ -52,19 +52,30 @@ struct Parts {
   // In order, whatever the order in which they arrive.
   template <class X>
   MCR_FN void add(X& x) const {
-    if (parts == 1) return;
-    __shared__ X others[Place::kThreads];
-    __syncthreads();  // the sum before this one has been read
-    others[Place::thread()] = x;
-    __syncthreads();
-    if (Place::part(parts) != 0) return;
-    for (int p = 1; p < parts; ++p) x = x + others[Place::thread() + p * Place::apart()];
+    exchange<1>(&x);
   }
   template <class T>
-  MCR_FN void add_tile(T* tile, int64_t steps) const {
+  MCR_FN void add_tile(T* tile, int64_t) const {
+    exchange<Place::kSteps>(tile);
+  }
+
+ private:
+  template <int kCount, class X>
+  MCR_FN void exchange(X* x) const {
     if (parts == 1) return;
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) add(tile[n]);
+    __shared__ X others[kCount][Place::kThreads];
+    __syncthreads();  // the sums before these have been read
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) others[n][Place::thread()] = x[n];
+    __syncthreads();
+    if (Place::part(parts) != 0) return;
+#pragma unroll 4
+    for (int p = 1; p < parts; ++p) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        x[n] = x[n] + others[n][Place::thread() + p * Place::apart()];
+      }
+    }
   }
 };
 

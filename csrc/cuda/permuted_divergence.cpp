@@ -40,9 +40,9 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   const Results out = {empty_beside(x, {S}, ScalarType::Float),
                        empty_beside(x, {g * M, g * N, g * C}, ScalarType::Float),
                        empty_beside(x, {g * C}, ScalarType::Float)};
-  clear(out.grad, stream);
   if (in.empty() || S == 0) {
     clear(out.values, stream);
+    clear(out.grad, stream);
     clear(out.grad_bias, stream);
     return out;
   }
@@ -56,16 +56,29 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.skip = skip;
   float* factors = in.take<float>(S, ScalarType::Float);
   uint32_t* device_masks = in.take<uint32_t>(S, ScalarType::Int);
-  double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
-  weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+  const bool sums = pr.masked || arguments.sample_weight;
+  pr.row_values = in.take<double>(S * N, ScalarType::Double);
+  if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C, ScalarType::Float);
+  LayOut& layout = in.layout;
+  layout.cleared[0] = {static_cast<float*>(out.grad.mutable_data_ptr()), out.grad.numel()};
+  layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
+  layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
+  layout.cleared[3] = {static_cast<float*>(out.grad_bias.mutable_data_ptr()),
+                       bias_grad ? 0 : g * C};
+  layout.subsets = in.subsets();
+  layout.num_subsets = int(S);
+  layout.pairs = double(N) * double(pr.permutations) *
+                 (pr.divergence == DivergenceKind::kJsd ? 1.0 : double(C));
+  layout.upstream = upstream;
+  layout.factors_to = sums ? nullptr : factors;
+  layout.masks_to = device_masks;
+  lay_out(layout, stream);
+  if (sums) {
+    double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
+    weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+  }
   pr.factors = factors;
   pr.subsets = device_masks;
-  const Tensor row_values = empty_beside(x, {S * N}, ScalarType::Double);
-  clear(row_values, stream);
-  pr.row_values = static_cast<double*>(row_values.mutable_data_ptr());
-  const Tensor bias_rows = empty_beside(x, {bias_grad ? N * C : 0}, ScalarType::Float);
-  clear(bias_rows, stream);
-  if (bias_grad) pr.grad_bias_rows = static_cast<float*>(bias_rows.mutable_data_ptr());
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
 
@@ -86,8 +99,6 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
     float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
     sum_bias(pr.grad_bias_rows, N, C, partial,
              static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream);
-  } else {
-    clear(out.grad_bias, stream);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;

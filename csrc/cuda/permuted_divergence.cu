@@ -24,7 +24,7 @@ __device__ __forceinline__ void with_row_and_part(const PullProblem<float>& prob
         int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
     const bool live = row < problem.rows;
     if (parts == 1 && !live) return;
-    f(live ? row : problem.rows - 1, Parts<PartsInTurn<kThreads<Team>, Team::kLanes>>(parts, live));
+    f(live ? row : problem.rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
   } else {
     const int64_t row = team_number<Team>();
     if (row < problem.rows) f(row, Whole());

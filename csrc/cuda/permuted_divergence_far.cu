@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(Team::kThreads, Team::kBlocks)
   const int team = int(threadIdx.x) / Team::kLanes;
   const int64_t row = int64_t(blockIdx.x) * (kTeams / parts) + team / parts;
   const bool live = row < problem.rows;
-  const Parts<PartsInTurn<Team::kThreads, Team::kLanes>> part(Team::kSplits ? parts : 1, live);
+  const Parts<PartsInTurn<Team, Team::kThreads>> part(Team::kSplits ? parts : 1, live);
   float memory[FarTiles<float>::kCount * Team::kSteps];
   pull_far_row<Team, kGrad, kTable>(problem, live ? row : problem.rows - 1, int64_t(Team::kSteps),
                                     memory, part);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(ColumnTeam::kThreads)
   if (problem.skip && *problem.skip) return;
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool live = row < problem.rows;
-  const Parts<PartsInLayers<ColumnTeam::kThreads>> part(int(blockDim.z), live);
+  const Parts<PartsInLayers<ColumnTeam>> part(int(blockDim.z), live);
   float memory[6 * ColumnTeam::kSteps];
   pull_far_donations<ColumnTeam, kTable>(problem, live ? row : problem.rows - 1,
                                          int64_t(ColumnTeam::kSteps), memory, part);

@@ -44,11 +44,10 @@ class PermutedDivergenceInputs {
     pr.permutations =
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     far_ = takes_far(arguments);
-    LayOut in = {};
+    LayOut& in = layout;
     in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
     read_rows(arguments, in);
     read_donors(arguments, in);
-    if (!empty()) lay_out(in, stream_);
   }
 
   bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
@@ -64,6 +63,7 @@ class PermutedDivergenceInputs {
   }
 
   FarProblem<float> pr = {};
+  LayOut layout = {};  // to be run by the caller, once it has its own wishes in it
 
  private:
   template <class T>
@@ -84,7 +84,7 @@ class PermutedDivergenceInputs {
 
   // They have more launches: a small problem is done before they have paid.
   bool takes_far(const PermutedDivergenceArguments& arguments) {
-    constexpr int64_t kLeastElements = int64_t{1} << 21;
+    constexpr int64_t kLeastElements = int64_t{1} << 20;
     pr.subset_of[0] = pr.subset_of[1] = -1;
     if (pr.divergence != DivergenceKind::kJsd || pr.modalities != 2 || pr.num_subsets > 2 ||
         pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {

@@ -11,6 +11,10 @@ namespace cuda {
 constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
 constexpr int kBiasRows = 256;    // rows that one partial sum of the bias' gradient takes
 
+struct Subsets {
+  uint8_t masks[kMaxSubsets];
+};
+
 // The inputs as torch holds them, and where they go: in the order of positions, float, in log2
 // units.
 struct LayOut {
@@ -34,12 +38,21 @@ struct LayOut {
   uint32_t* present_to;
   float* weight_to;
   int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
+  // Set to 0 on the way; null where there is nothing.
+  struct Cleared {
+    float* to;
+    int64_t count;
+  } cleared[4];
+  // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
+  Subsets subsets;
+  int num_subsets;
+  double pairs;           // times the terms of a mean over the classes
+  const float* upstream;  // [S], or null: 1
+  float* factors_to;      // [S]
+  uint32_t* masks_to;     // [S]
 };
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
-struct Subsets {
-  uint8_t masks[kMaxSubsets];
-};
 // masks -> problem.subsets, upstream (null: 1) over the sums of the weights -> problem.factors.
 void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const float* upstream,
                    double* row_sums,  // [S, N], used where pairs may be dropped

@@ -10,6 +10,31 @@ namespace mcr {
 namespace cuda {
 namespace {
 
+// What is no row of classes, by thread `first` of `step` threads.
+__device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
+  for (int64_t a = first; a < in.rows || (a < in.classes && !in.powers_to); a += step) {
+    if (a < in.classes && !in.powers_to) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
+    if (a >= in.rows) continue;
+    const int64_t row = in.order ? in.order[a] : a;
+    if (in.labels) in.labels_to[a] = in.labels[row];
+    if (in.sample_weight) in.weight_to[a] = in.sample_weight[row];
+    if (in.present) {
+      uint32_t bits = 0;
+      for (int64_t m = 0; m < in.modalities; ++m) {
+        bits |= uint32_t(in.present[row * in.modalities + m]) << m;
+      }
+      in.present_to[a] = bits;
+    }
+  }
+  for (const LayOut::Cleared& range : in.cleared) {
+    for (int64_t n = first; n < range.count; n += step) range.to[n] = 0.0f;
+  }
+  if (first < in.num_subsets && in.factors_to) {
+    in.factors_to[first] = float((in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs);
+    in.masks_to[first] = in.subsets.masks[first];
+  }
+}
+
 template <class In>
 __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
   const In* from = static_cast<const In*>(in.contributions);
@@ -23,6 +48,8 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
       in.contributions_to[r * C + c] = to_float(row[c]) * in.scale;
     }
   }
+  lay_out_rest(in, int64_t(blockIdx.x) * kBlockThreads + threadIdx.y * blockDim.x + threadIdx.x,
+               index_step());
 }
 
 // A row less its largest, and its powers, by a warp; NaN where a number is not finite.
@@ -62,23 +89,7 @@ __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
                     in.contributions_to + r * in.row_stride, in.row_stride,
                     in.powers_to + r * in.row_stride, 1.0f);
   }
-}
-
-__global__ void lay_out_rows_kernel(const __grid_constant__ LayOut in) {
-  for (int64_t a = first_index(); a < in.rows || a < in.classes; a += index_step()) {
-    if (a < in.classes && !in.powers_to) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
-    if (a >= in.rows) continue;
-    const int64_t row = in.order ? in.order[a] : a;
-    if (in.labels) in.labels_to[a] = in.labels[row];
-    if (in.sample_weight) in.weight_to[a] = in.sample_weight[row];
-    if (in.present) {
-      uint32_t bits = 0;
-      for (int64_t m = 0; m < in.modalities; ++m) {
-        bits |= uint32_t(in.present[row * in.modalities + m]) << m;
-      }
-      in.present_to[a] = bits;
-    }
-  }
+  lay_out_rest(in, first_index(), index_step());
 }
 
 __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
@@ -90,14 +101,18 @@ __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
   }
 }
 
+// A warp has a row; permutations are below 2^31.
 __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
                                    double* row_sums) {
   const uint32_t subset = subsets.masks[blockIdx.y];
-  for (int64_t a = first_index(); a < pr.rows; a += index_step()) {
-    int64_t kept = 0;
-    for (int64_t k = 0; k < pr.permutations; ++k) kept += pr.keeps(subset, k, a);
+  for (int64_t a = first_index() / 32; a < pr.rows; a += index_step() / 32) {
+    int kept = 0;
+    for (int64_t k = threadIdx.x % 32; k < pr.permutations; k += 32) kept += pr.keeps(subset, k, a);
+    for (int d = 16; d > 0; d /= 2) kept += __shfl_xor_sync(0xffffffffu, kept, d);
     const double weight = pr.row_weight ? double(pr.row_weight[a]) : 1.0;
-    row_sums[blockIdx.y * pr.rows + a] = kept == 0 ? 0.0 : double(kept) * weight;
+    if (threadIdx.x % 32 == 0) {
+      row_sums[blockIdx.y * pr.rows + a] = kept == 0 ? 0.0 : double(kept) * weight;
+    }
   }
 }
 
@@ -153,8 +168,6 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
       lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
     }
   });
-  const int64_t longest = in.rows > in.classes ? in.rows : in.classes;
-  lay_out_rows_kernel<<<blocks_for(longest), kBlockThreads, 0, stream>>>(in);
   if (in.donors) {
     lay_out_table_kernel<<<blocks_for(in.tables * in.rows), kBlockThreads, 0, stream>>>(in);
   }
@@ -164,7 +177,7 @@ void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const f
                    double* row_sums, float* factors, uint32_t* masks, cudaStream_t stream) {
   const unsigned count = unsigned(pr.num_subsets);
   if (pr.masked) {
-    const dim3 grid(blocks_for(pr.rows), count);
+    const dim3 grid(blocks_for(pr.rows * 32), count);
     count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
   weigh_subsets_kernel<<<count, kBlockThreads, 0, stream>>>(pr, subsets, upstream, row_sums,
