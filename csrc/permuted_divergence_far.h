@@ -253,22 +253,21 @@ MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps
       store(inverse[m] + n * W, Team::reciprocal(load(inverse[m] + n * W)));
     }
   }
-  const T *rows[2] = {pr.power_row(0, 0), pr.power_row(1, 0)}, *records[2];
+  const T* rows[2] = {pr.power_row(0, 0), pr.power_row(1, 0)};
+  const T* records = pr.record(0, range.first, 0);
   const int64_t record_step = pr.record_step();
+  const uint32_t record_size = uint32_t(kFarRecord * pr.num_subsets);
   T taken[2] = {};
-  MCR_UNROLL
-  for (int m = 0; m < 2; ++m) {
-    records[m] = pr.subset_of[m] < 0 ? nullptr : pr.record(pr.subset_of[m], range.first, 0);
-  }
   const int64_t last = range.end(pr);
-  for (int64_t k = range.first; parts.live && k < last; ++k) {
+  for (int64_t k = range.first; parts.live && k < last; ++k, records += record_step) {
     const int32_t i = pr.template far_receiver<kTable>(k, int32_t(j));
-    T ratio[2] = {}, scale[2], offset[2];
+    const T* record = records + uint64_t(uint32_t(i)) * record_size;
+    T ratio[2], scale[2], offset[2];
     MCR_UNROLL
     for (int m = 0; m < 2; ++m) {
-      if (!records[m]) continue;
-      Team::load_record(records[m] + int64_t(kFarRecord) * i, ratio[m], scale[m], offset[m]);
-      records[m] += record_step;
+      const int s = pr.subset_of[m];  // where none takes m, another's record, to be passed over
+      Team::load_record(record + (s < 0 ? 0 : kFarRecord * s), ratio[m], scale[m], offset[m]);
+      if (s < 0) ratio[m] = T(0);
     }
     if (!(ratio[0] > T(0)) && !(ratio[1] > T(0))) continue;
     Team::load_padded(rows[0] + pr.offset_of(i), steps, from[0]);

@@ -27,7 +27,9 @@ struct FarProblem : PullProblem<T> {
   // logarithm (permuted_divergence_far.h). The other kernels keep their two numbers behind a 0.
   MCR_ALWAYS_INLINE T* record(int s, int64_t k, int64_t i) const { return this->pair(s, k, i) - 1; }
   // From one permutation's record to the next one's.
-  MCR_ALWAYS_INLINE int64_t record_step() const { return kFarRecord * this->rows; }
+  MCR_ALWAYS_INLINE int64_t record_step() const {
+    return kFarRecord * this->rows * this->num_subsets;
+  }
   // Row i's donor, row j's receiver, and where a row begins: with 32 bits where they are enough,
   // for every lane does this for every pair.
   template <bool kTable>

@@ -12,7 +12,7 @@ struct PullProblem : PermutedDivergenceProblem<T> {
   const int64_t* order;      // [N] the row at a position, or null
   int64_t classes;
   int64_t first, last;  // the chunk of permutations
-  T* pairs;             // [S, last - first, N, pair_size]: log2 of the mass, KL(q | m)
+  T* pairs;             // [last - first, N, S, pair_size]: log2 of the mass, KL(q | m)
   int pair_size;
   bool after_far;       // pairs with something above 0 in front of those numbers are done
   T* clean;             // [N, C] what D keeps of the clean rows
@@ -28,7 +28,7 @@ struct PullProblem : PermutedDivergenceProblem<T> {
     return grad + (m * this->rows + (order ? order[i] : i)) * classes;
   }
   MCR_ALWAYS_INLINE T* pair(int s, int64_t k, int64_t i) const {
-    return pairs + pair_size * ((s * (last - first) + k - first) * this->rows + i);
+    return pairs + pair_size * (((k - first) * this->rows + i) * this->num_subsets + s);
   }
   MCR_ALWAYS_INLINE bool done(int s, int64_t k, int64_t i) const {
     return after_far && pair(s, k, i)[-1] > T(0);

@@ -83,7 +83,8 @@ void pull_far_rows(const FarProblem<float>& pr, cudaStream_t stream) {
 void pull_far_donations(const FarProblem<float>& pr, cudaStream_t stream) {
   const int columns = int(pr.row_stride / ColumnTeam::kSteps);
   const int teams = ColumnTeam::kThreads / columns;
-  const int parts = parts_of(pr.rows, columns, pr.last - pr.first, teams);
+  constexpr int kMaxParts = 64;  // of a block's third dimension
+  const int parts = parts_of(pr.rows, columns, pr.last - pr.first, std::min(teams, kMaxParts));
   // Few rows are spread over more blocks, of a warp at least.
   constexpr int64_t kBlocks = 264;
   int64_t rows = std::min<int64_t>(teams / parts, (pr.rows + kBlocks - 1) / kBlocks);
