@@ -42,7 +42,6 @@ struct BinaryJsd {
       const Vec<T> z = load(clean.logits + n * W);
       Vec<T> on, off;
       store(clean.log2p + n * W, log2_sigmoid(z, on, off) + poison(z));
-      store(clean.p + n * W, on);
     }
     return typename Team::Scalar{};
   }

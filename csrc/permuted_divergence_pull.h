@@ -7,7 +7,9 @@
 //     donations row j with all rows that it gives to: from those numbers, du / dA_m[j] class by
 //               class, without a reduction
 //
-// Everything adds to what is there, so that the permutations can come in chunks.
+// Everything adds to what is there, so that the permutations can come in chunks. Where there are
+// too few rows for a GPU, several teams share a row's pairs (`parts`) and the first one takes the
+// sums.
 #pragma once
 
 #include "divergence.h"
@@ -15,6 +17,46 @@
 
 namespace mcr {
 namespace MCR_ISA {
+
+// The parts of a row's pairs where there is one.
+struct Whole {
+  static constexpr int part = 0, parts = 1;
+  static constexpr bool live = true;  // there is such a row
+
+  MCR_FN static bool leads() { return true; }
+  // Adds what the other parts have; to be called by all of them, for the same things in turn.
+  template <class X>
+  MCR_FN static void add(X&) {}
+  template <class T>
+  MCR_FN static void add_tile(T*, int64_t) {}
+};
+
+// The permutations of a part: as many for each, so that the last ones may end beyond the chunk.
+template <class Parts>
+struct PartRange {
+  int64_t first, last;
+  template <class T>
+  MCR_FN PartRange(const PullProblem<T>& pr, const Parts& parts) {
+    const int64_t each = (pr.last - pr.first + parts.parts - 1) / parts.parts;
+    first = pr.first + parts.part * each;
+    last = first + each;
+  }
+  template <class T>
+  MCR_FN int64_t end(const PullProblem<T>& pr) const {
+    return last < pr.last ? last : pr.last;
+  }
+};
+
+template <>
+struct PartRange<Whole> {
+  int64_t first;
+  template <class T>
+  MCR_FN PartRange(const PullProblem<T>& pr, const Whole&) : first(pr.first) {}
+  template <class T>
+  MCR_FN int64_t end(const PullProblem<T>& pr) const {
+    return pr.last;
+  }
+};
 
 // Tiles of one row, each of steps * kWidth<T> numbers.
 template <class T>
@@ -70,7 +112,22 @@ MCR_FN void add_to_row(T* row, int64_t classes, const T* tile, int64_t steps, T 
 }
 
 // The gradients that stay at row i: k u of the modalities that were not taken, c v of the clean
-// path, and the bias.
+// path, and the bias. add(row, of_u, factor) adds the sum of u or of v over its pairs.
+template <class T, class F>
+MCR_FN void route_own_row(const PullProblem<T>& pr, int s, int64_t i, const F& add) {
+  if (pr.grad_bias_rows) {
+    T* row = pr.grad_bias_rows + i * pr.classes;
+    add(row, true, T(pr.head(s)));
+    add(row, false, T(pr.clean_head(s)));
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    const int route = pr.subsets[s] >> m & 1 ? 0 : pr.outsider, clean = pr.clean_route(s, m);
+    T* row = pr.grad_row(m, i);
+    if (route != 0) add(row, true, T(route));
+    if (clean != 0) add(row, false, T(clean));
+  }
+}
+
 template <class Team, class D, class T>
 MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t steps,
                         const PullTiles<T>& tile, typename Team::Scalar acc_kl) {
@@ -81,17 +138,9 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
           D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
                         load(tile.acc + n * W), acc_kl));
   }
-  if (pr.grad_bias_rows) {
-    T* row = pr.grad_bias_rows + i * pr.classes;
-    add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(pr.head(s)));
-    add_to_row<Team>(row, pr.classes, tile.acc, steps, T(pr.clean_head(s)));
-  }
-  for (int m = 0; m < pr.modalities; ++m) {
-    const int route = pr.subsets[s] >> m & 1 ? 0 : pr.outsider, clean = pr.clean_route(s, m);
-    T* row = pr.grad_row(m, i);
-    if (route != 0) add_to_row<Team>(row, pr.classes, tile.u_sum, steps, T(route));
-    if (clean != 0) add_to_row<Team>(row, pr.classes, tile.acc, steps, T(clean));
-  }
+  route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
+    add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
+  });
 }
 
 // One pair: its divergence; with kGrad its gradients are added to the tiles and the pair's two
@@ -129,9 +178,11 @@ MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k
 }
 
 // Row i with its donors under the chunk's permutations; `memory` holds PullTiles<T>::kCount tiles.
-template <class Team, class D, bool kGrad, class T>
-MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memory) {
+template <class Team, class D, bool kGrad, class T, class Parts>
+MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memory,
+                     const Parts& parts) {
   constexpr int W = kWidth<T>;
+  const PartRange<Parts> range(pr, parts);
   const PullTiles<T> tile(memory, steps * W);
   const T fill = SameType<D, Jsd>::value ? T(-1e30) : T(0);  // the padding is no class
   MCR_UNROLL
@@ -142,7 +193,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
   }
   const auto lse = D::template prepare<Team>(steps, tile.clean);
-  if (kGrad) {
+  if (kGrad && parts.leads()) {
     const T* kept = D::clean_part(tile.clean);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
@@ -159,23 +210,32 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     typename Team::Scalar acc_kl = {};
     double value = 0;
     bool any = false;
-    for (int64_t k = pr.first; k < pr.last; ++k) {
+    for (int64_t k = range.first; parts.live && k < range.end(pr); ++k) {
       const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
-      if (weight == T(0)) continue;
+      if (weight == T(0) || pr.done(s, k, i)) continue;
       value +=
           double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, lse, weight, acc_kl));
       any = true;
     }
-    if (!any) continue;  // nothing is added, whatever the row holds
+    parts.add(any);
+    parts.add(value);
+    if (kGrad) {
+      parts.add(acc_kl);
+      parts.add_tile(tile.acc, steps);
+      parts.add_tile(tile.u_sum, steps);
+    }
+    if (!any || !parts.leads()) continue;  // nothing is added, whatever the row holds
     if (Team::leads()) pr.row_values[s * pr.rows + i] += value;
     if (kGrad) add_own_row<Team, D>(pr, s, i, steps, tile, acc_kl);
   }
 }
 
 // What row j gets for modality m from the rows that it gives to; `memory` holds 4 tiles.
-template <class Team, class D, class T>
-MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory) {
+template <class Team, class D, class T, class Parts>
+MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory,
+                           const Parts& parts) {
   constexpr int W = kWidth<T>;
+  const PartRange<Parts> range(pr, parts);
   T *mine = memory, *sum = memory + steps * W, *delta = memory + 2 * steps * W;
   T* own = memory + 3 * steps * W;
   clear(mine, steps);
@@ -184,10 +244,10 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
   for (int s = 0; s < pr.num_subsets; ++s) {
     const uint32_t subset = pr.subsets[s];
     if (!(subset >> m & 1)) continue;
-    for (int64_t k = pr.first; k < pr.last; ++k) {
+    for (int64_t k = range.first; parts.live && k < range.end(pr); ++k) {
       const int64_t i = pr.receiver(m, k, j);
       const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
-      if (weight == T(0)) continue;
+      if (weight == T(0) || pr.done(s, k, i)) continue;
       clear(own, steps);
       clear(delta, steps);
       for (int o = 0; o < pr.modalities; ++o) {
@@ -213,7 +273,8 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
       }
     }
   }
-  add_to_row<Team>(pr.grad_row(m, j), pr.classes, sum, steps, T(1));
+  parts.add_tile(sum, steps);
+  if (parts.leads()) add_to_row<Team>(pr.grad_row(m, j), pr.classes, sum, steps, T(1));
 }
 
 }  // namespace MCR_ISA

@@ -60,14 +60,17 @@ def sample_permutations(
     ``"uniform"`` draws independent random permutations, in which a row can be its own donor.
     ``"cyclic"`` draws pi_k = sigma o shift_{s_k} o sigma^-1 with one random order sigma and
     distinct random shifts s_k in 1..N-1: no row is its own donor, no pair (row, donor) comes twice,
-    and every donor j != i is equally likely; K = N-1 covers all pairs.
+    and every donor j != i is equally likely; K = N-1 covers all pairs. The shifts are consecutive
+    from a random one on, so that rows next to each other in the order have all donors but one in
+    common and kernels find them in their caches. The order is random: a row's donors are any K
+    others, and a mean over the pairs has the variance that scattered shifts would give it.
 
     Args:
         num_permutations: K >= 1.
         batch_size: N >= 0.
         scheme: ``"cyclic"`` or ``"uniform"``.
         num_modalities: M, to give each modality its own donors; None for donors that all share.
-            Cyclic: one order sigma and M sets of K shifts, all different in every k.
+            Cyclic: one order sigma and M sets of K scattered shifts, all different in every k.
         generator: source of randomness; torch's default one if None.
         device: where the result goes; the generator's device if None, torch's default one without
             either.
@@ -127,15 +130,18 @@ def _draw_shifts(
     device: torch.device,
 ) -> Tensor:  # [K] or [M, K]
     available = max(batch_size - 1, 0)
-    shifts = torch.randperm(available, generator=generator, device=device) + 1
-    if num_modalities is None:
-        return shifts[:num_permutations]
     if available == 0:
-        return shifts.new_empty(num_modalities, 0)
+        own = () if num_modalities is None else (num_modalities,)
+        return torch.empty(*own, 0, dtype=torch.int64, device=device)
+    step = torch.arange(num_permutations, device=device)
+    if num_modalities is None:
+        first = torch.randint(available, (1,), generator=generator, device=device)
+        return (first + step) % available + 1
+    # Not consecutive: K rows would take their donors from the same rows, modality by modality.
+    shifts = torch.randperm(available, generator=generator, device=device) + 1
     # modality m reads the shuffled shifts from its own starting point: distinct along k because the
     # shifts are, distinct along m because the starting points are
     start = torch.randperm(available, generator=generator, device=device)[:num_modalities, None]
-    step = torch.arange(num_permutations, device=device)
     return shifts[(start + step) % available]
 
 

@@ -73,10 +73,17 @@ def permuted_divergence(
     lanes: int,
     chunk: int | None = None,
     spare_steps: int = 0,
+    parts: int = 1,
     want_grad: bool = True,
+    far: bool = False,
+    nothing_near: bool = False,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Values and, in the inputs' dtypes, the gradients to contributions and bias."""
+    """Values and, in the inputs' dtypes, the gradients to contributions and bias.
+
+    `parts`: teams that share a row's pairs. `far`: by permuted_divergence_far.h; with
+    `nothing_near` it may leave no pair to the others.
+    """
     options = options_of(x, **options)
     m, n, c = x.contributions.shape
     count = len(options["subsets"])
@@ -110,10 +117,15 @@ def permuted_divergence(
         "grad": torch.zeros(m, n, c),
         "grad_bias_rows": torch.zeros(n, c),
     }
+    stride = c
+    if far:
+        stride = lanes * (-(-c // lanes) + spare_steps)
+        tensors |= _far_rows(tensors["contributions"], bias, stride)
     numbers = {
         "modalities": m,
         "rows": n,
         "classes": c,
+        "row_stride": stride,
         "permutations": k,
         "own_donors": x.donors is not None and x.donors.shape[0] > 1,
         "num_subsets": count,
@@ -121,13 +133,33 @@ def permuted_divergence(
     }
     names = {key: options[key] for key in ("strategy", "clean_path", "divergence", "exclude")}
     addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
-    module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps)
+    if far:
+        module().pull_far(lanes, addresses | numbers | names, chunk or max(k, 1), parts)
+        assert not nothing_near or tensors["nothing_near"].item() == 1
+    else:
+        module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps, parts)
     grad_bias = None if x.bias is None else tensors["grad_bias_rows"].sum(0).to(x.bias.dtype)
     return (
         tensors["row_values"].sum(1).float(),
         tensors["grad"].to(x.contributions.dtype),
         grad_bias,
     )
+
+
+def _far_rows(rows: Tensor, bias: Tensor, stride: int) -> dict[str, Tensor]:
+    """Rows, bias and their powers as permuted_divergence_far.h reads them."""
+    shifted = rows - rows.amax(-1, keepdim=True) + 0 * rows
+    spare = (0, stride - rows.shape[-1])
+    pad = torch.nn.functional.pad
+    powers = torch.exp2(shifted).clamp(min=torch.finfo(torch.float32).tiny)
+    low = bias - bias.max() + 0 * bias
+    return {
+        "contributions": pad(shifted, spare).contiguous(),
+        "powers": pad(powers, spare, value=1.0).contiguous(),
+        "bias": low,
+        "bias_powers": pad(torch.exp2(low), spare).contiguous(),
+        "nothing_near": torch.ones(1, dtype=torch.int32),
+    }
 
 
 def row_divergence(

@@ -23,7 +23,7 @@ TOOLS = ("nvcc", "cmake", "ninja")
 
 REGISTERS = 65536  # of a multiprocessor
 # that they keep on one
-THREADS = 512  # the kernels over the pairs: permuted_divergence.cu
+THREADS = 512  # the kernels over the pairs: teams.h
 # The contrastive kernels wait for memory: 32 loads of a warp in flight hide its latency.
 STREAMING_THREADS = 1024
 # reconstruction_loss.cu
@@ -95,14 +95,26 @@ def over_pairs(kernel: Kernel) -> bool:
     return "DeviceTeam" in kernel.name and not over_similarities(kernel)
 
 
+def over_far_pairs(kernel: Kernel) -> bool:
+    return "pull_far" in kernel.name
+
+
 def steps(kernel: Kernel) -> int:
-    return int(re.search(r"DeviceTeamILi\d+ELi(\d+)E", kernel.name).group(1))
+    return int(re.search(r"(?:Device|Padded)TeamILi\d+ELi(\d+)E", kernel.name).group(1))
+
+
+def threads_by_design(kernel: Kernel) -> int:
+    """Threads on a multiprocessor: csrc/cuda/far_teams.h."""
+    if "PaddedTeam" not in kernel.name:
+        return 640
+    return 256 if steps(kernel) > 16 else 384 if steps(kernel) > 8 else 512
 
 
 def test_every_architecture_has_every_kernel(kernels):
     found = {a: {k.name for k in kernels if k.architecture == a} for a in ARCHITECTURES}
     assert found["80"] == found["90"]
     assert len([k for k in kernels if over_pairs(k)]) > 50
+    assert len([k for k in kernels if over_far_pairs(k)]) > 50
 
 
 def test_hot_kernels_stay_in_registers(kernels):
@@ -116,6 +128,8 @@ def test_hot_kernels_stay_in_registers(kernels):
 def test_registers_leave_the_occupancy_of_the_design(kernels):
     for kernel in filter(over_pairs, kernels):
         assert kernel.registers * THREADS <= REGISTERS, kernel
+    for kernel in filter(over_far_pairs, kernels):
+        assert kernel.registers * threads_by_design(kernel) <= REGISTERS, kernel
 
 
 @pytest.mark.parametrize("name", SQUARES)

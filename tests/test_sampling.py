@@ -38,6 +38,33 @@ def test_cyclic_is_the_order_shifted():
             assert table[k, sample.order[a]] == sample.order[(a + shift) % 8]
 
 
+def test_shifts_are_consecutive_from_any_one_on():
+    n, count, firsts = 7, 3, set()
+    for seed in range(60):
+        shifts = sample_permutations(count, n, generator=generator(seed)).shifts
+        assert ((shifts - shifts[0]) % (n - 1)).tolist() == list(range(count))
+        firsts.add(int(shifts[0]))
+    assert firsts == set(range(1, n))
+
+
+def test_variance_of_a_mean_is_that_of_scattered_shifts():
+    # of 1 / (K N) sum f(i, pi_k(i)) for any f: what the docstring promises
+    n, count, draws, g = 12, 5, 4000, generator(6)
+    f = torch.randn(n, n, generator=g, dtype=torch.float64)
+    f += torch.randn(n, 1, generator=g, dtype=torch.float64)  # rows and donors with an effect
+    f += torch.randn(n, generator=g, dtype=torch.float64)
+    rows = torch.arange(n).expand(count, n)
+    means = torch.empty(2, draws, dtype=torch.float64)
+    for draw in range(draws):
+        sample = sample_permutations(count, n, generator=g)
+        scattered = CyclicPermutations(sample.order, torch.randperm(n - 1, generator=g)[:count] + 1)
+        for scheme, donors in enumerate((sample.index(), scattered.index())):
+            means[scheme, draw] = f[rows, donors].mean()
+    assert (means.mean(1) - f[~torch.eye(n, dtype=torch.bool)].mean()).abs().max() < 0.01
+    ratio = means.var(1)[0] / means.var(1)[1]
+    assert abs(ratio - 1) < 5 * math.sqrt(4 / draws)
+
+
 def test_all_shifts_are_every_ordered_pair():
     table = sample_permutations(8, 9, generator=generator(3)).index()
     assert torch.equal(

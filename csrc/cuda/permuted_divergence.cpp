@@ -16,20 +16,33 @@ struct Results {
   Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
 };
 
+// One chunk of permutations: first the pairs that are far, where those go first.
+void pull_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
+  PullProblem<float> rest = pr;
+  if (pr.after_far) {
+    pull_far_rows(pr, stream);
+    rest.skip = pr.nothing_near;
+  }
+  pull_rows(rest, stream);
+  if (!pr.want_grad) return;
+  if (pr.after_far) pull_far_donations(pr, stream);
+  pull_donations(rest, stream);
+}
+
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
 Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
             const int32_t* skip, bool want_grad, cudaStream_t stream) {
   const Tensor& x = arguments.contributions;
   PermutedDivergenceInputs in(arguments, want_grad, stream);
-  PullProblem<float>& pr = in.pr;
+  FarProblem<float>& pr = in.pr;
   const int64_t S = pr.num_subsets, M = pr.modalities, N = pr.rows, C = pr.classes;
   const int64_t g = want_grad ? 1 : 0;
   const Results out = {empty_beside(x, {S}, ScalarType::Float),
                        empty_beside(x, {g * M, g * N, g * C}, ScalarType::Float),
                        empty_beside(x, {g * C}, ScalarType::Float)};
-  clear(out.grad, stream);
   if (in.empty() || S == 0) {
     clear(out.values, stream);
+    clear(out.grad, stream);
     clear(out.grad_bias, stream);
     return out;
   }
@@ -43,36 +56,49 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.skip = skip;
   float* factors = in.take<float>(S, ScalarType::Float);
   uint32_t* device_masks = in.take<uint32_t>(S, ScalarType::Int);
-  double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
-  weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+  const bool sums = pr.masked || arguments.sample_weight;
+  pr.row_values = in.take<double>(S * N, ScalarType::Double);
+  if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C, ScalarType::Float);
+  LayOut& layout = in.layout;
+  layout.cleared[0] = {static_cast<float*>(out.grad.mutable_data_ptr()), out.grad.numel()};
+  layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
+  layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
+  layout.cleared[3] = {static_cast<float*>(out.grad_bias.mutable_data_ptr()),
+                       bias_grad ? 0 : g * C};
+  layout.subsets = in.subsets();
+  layout.num_subsets = int(S);
+  layout.pairs = double(N) * double(pr.permutations) *
+                 (pr.divergence == DivergenceKind::kJsd ? 1.0 : double(C));
+  layout.upstream = upstream;
+  layout.factors_to = sums ? nullptr : factors;
+  layout.masks_to = device_masks;
+  lay_out(layout, stream);
+  if (sums) {
+    double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
+    weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+  }
   pr.factors = factors;
   pr.subsets = device_masks;
-  const Tensor row_values = empty_beside(x, {S * N}, ScalarType::Double);
-  clear(row_values, stream);
-  pr.row_values = static_cast<double*>(row_values.mutable_data_ptr());
-  const Tensor bias_rows = empty_beside(x, {bias_grad ? N * C : 0}, ScalarType::Float);
-  clear(bias_rows, stream);
-  if (bias_grad) pr.grad_bias_rows = static_cast<float*>(bias_rows.mutable_data_ptr());
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
 
-  const int64_t pair_bytes = S * N * 2 * int64_t(sizeof(float));
-  const int64_t chunk = want_grad
-                            ? std::clamp<int64_t>(kMaxPairBytes / pair_bytes, 1, pr.permutations)
-                            : pr.permutations;
-  pr.pairs = in.take<float>(g * S * N * 2 * chunk, ScalarType::Float);
+  pr.pair_size = in.far() ? kFarRecord : 2;
+  const int64_t pairs = S * N * pr.pair_size;
+  const bool keeps_pairs = want_grad || in.far();
+  const int64_t most = kMaxPairBytes / (pairs * int64_t(sizeof(float)));
+  const int64_t chunk =
+      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
+  pr.pairs = in.take<float>(keeps_pairs ? pairs * chunk : 0, ScalarType::Float) + in.far();
+  pr.after_far = in.far();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = std::min(pr.first + chunk, pr.permutations);
-    pull_rows(pr, stream);
-    if (want_grad) pull_donations(pr, stream);
+    pull_pairs(pr, stream);
   }
   sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream);
   if (bias_grad) {
     float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
     sum_bias(pr.grad_bias_rows, N, C, partial,
              static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream);
-  } else {
-    clear(out.grad_bias, stream);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;

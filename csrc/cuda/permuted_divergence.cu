@@ -1,4 +1,5 @@
 // The kernels over the pairs of permuted_divergence.
+#include "cuda/parts.h"
 #include "cuda/permuted_divergence_kernels.h"
 #include "cuda/teams.h"
 #include "permuted_divergence_pull.h"
@@ -7,46 +8,84 @@ namespace mcr {
 namespace cuda {
 namespace {
 
+// Larger teams are whole blocks; longer tiles leave no register for it.
+template <class Team>
+constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
+template <class Team>
+constexpr int kTeams = kThreads<Team> / Team::kLanes;
+
+// Calls f with this thread's row and its part of the row's pairs.
+template <class Team, class F>
+__device__ __forceinline__ void with_row_and_part(const PullProblem<float>& problem, int parts,
+                                                  const F& f) {
+  if (problem.skip && *problem.skip) return;
+  if constexpr (kSplits<Team>) {
+    const int64_t row =
+        int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
+    const bool live = row < problem.rows;
+    if (parts == 1 && !live) return;
+    f(live ? row : problem.rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
+  } else {
+    const int64_t row = team_number<Team>();
+    if (row < problem.rows) f(row, Whole());
+  }
+}
+
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
-    pull_rows_kernel(const __grid_constant__ PullProblem<float> problem) {
-  const int64_t row = team_number<Team>();
-  if (row >= problem.rows || (problem.skip && *problem.skip)) return;
-  float memory[PullTiles<float>::kCount * Team::kSteps];
-  pull_row<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory);
+    pull_rows_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
+  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+    float memory[PullTiles<float>::kCount * Team::kSteps];
+    pull_row<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory, part);
+  });
 }
 
 template <class Team, class D>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
-    pull_donations_kernel(const __grid_constant__ PullProblem<float> problem) {
-  const int64_t row = team_number<Team>();
-  if (row >= problem.rows || (problem.skip && *problem.skip)) return;
-  float memory[4 * Team::kSteps];
-  pull_donations<Team, D>(problem, int(blockIdx.y), row, steps_of<Team>(problem.steps), memory);
+    pull_donations_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
+  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+    float memory[4 * Team::kSteps];
+    pull_donations<Team, D>(problem, int(blockIdx.y), row, steps_of<Team>(problem.steps), memory,
+                            part);
+  });
+}
+
+// Parts of a row's pairs, and the blocks that they take, where `rows` have work at once.
+template <class Team>
+int parts_for(const PullProblem<float>& problem, int64_t rows) {
+  return kSplits<Team> ? parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>)
+                       : 1;
+}
+template <class Team>
+unsigned blocks_for(const PullProblem<float>& problem, int parts) {
+  return unsigned((problem.rows * parts + kTeams<Team> - 1) / kTeams<Team>);
 }
 
 }  // namespace
 
 void pull_rows(const PullProblem<float>& pulled, cudaStream_t stream) {
   launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned blocks, unsigned threads) {
+         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
            using D = decltype(divergence);
            using Team = decltype(team);
+           const int parts = parts_for<Team>(problem, problem.rows);
+           const unsigned blocks = blocks_for<Team>(problem, parts);
            if (problem.want_grad) {
-             pull_rows_kernel<Team, D, true><<<blocks, threads, 0, stream>>>(problem);
+             pull_rows_kernel<Team, D, true><<<blocks, threads, 0, stream>>>(problem, parts);
            } else {
-             pull_rows_kernel<Team, D, false><<<blocks, threads, 0, stream>>>(problem);
+             pull_rows_kernel<Team, D, false><<<blocks, threads, 0, stream>>>(problem, parts);
            }
          });
 }
 
 void pull_donations(const PullProblem<float>& pulled, cudaStream_t stream) {
   launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned blocks, unsigned threads) {
+         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
            using D = decltype(divergence);
            using Team = decltype(team);
-           const dim3 grid(blocks, unsigned(problem.modalities));
-           pull_donations_kernel<Team, D><<<grid, threads, 0, stream>>>(problem);
+           const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
+           const dim3 grid(blocks_for<Team>(problem, parts), unsigned(problem.modalities));
+           pull_donations_kernel<Team, D><<<grid, threads, 0, stream>>>(problem, parts);
          });
 }
 

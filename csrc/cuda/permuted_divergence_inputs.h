@@ -41,15 +41,19 @@ class PermutedDivergenceInputs {
     STD_TORCH_CHECK(pr.classes <= kMaxClasses, "the CUDA kernel of permuted_divergence takes ",
                     kMaxClasses, " classes at most, got ", pr.classes);
     read_options(arguments);
-    LayOut in = {};
+    pr.permutations =
+        arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
+    far_ = takes_far(arguments);
+    LayOut& in = layout;
     in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
     read_rows(arguments, in);
     read_donors(arguments, in);
-    if (!empty()) lay_out(in, stream_);
   }
 
   bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
   const Subsets& subsets() const { return subsets_; }
+  // Whether the passes of permuted_divergence_far.h go first.
+  bool far() const { return far_; }
 
   // Memory that lives as long as this.
   template <class T>
@@ -58,7 +62,8 @@ class PermutedDivergenceInputs {
     return static_cast<T*>(kept_alive_.back().mutable_data_ptr());
   }
 
-  PullProblem<float> pr = {};
+  FarProblem<float> pr = {};
+  LayOut layout = {};  // to be run by the caller, once it has its own wishes in it
 
  private:
   template <class T>
@@ -77,6 +82,22 @@ class PermutedDivergenceInputs {
     for (int s = 0; s < pr.num_subsets; ++s) subsets_.masks[s] = uint8_t(arguments.subsets[s]);
   }
 
+  // They have more launches: a small problem is done before they have paid.
+  bool takes_far(const PermutedDivergenceArguments& arguments) {
+    constexpr int64_t kLeastElements = int64_t{1} << 20;
+    pr.subset_of[0] = pr.subset_of[1] = -1;
+    if (pr.divergence != DivergenceKind::kJsd || pr.modalities != 2 || pr.num_subsets > 2 ||
+        pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {
+      return false;
+    }
+    for (int s = 0; s < pr.num_subsets; ++s) {
+      const int mask = subsets_.masks[s];
+      if ((mask != 1 && mask != 2) || pr.subset_of[mask >> 1] >= 0) return false;
+      pr.subset_of[mask >> 1] = s;
+    }
+    return pr.num_subsets * pr.rows * pr.permutations * pr.classes >= kLeastElements;
+  }
+
   void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {
     const Tensor& x = arguments.contributions;
     in.modalities = pr.modalities;
@@ -84,7 +105,14 @@ class PermutedDivergenceInputs {
     in.classes = pr.classes;
     in.storage = storage_of(x);
     in.contributions = hold<void>(x, x.scalar_type());
-    pr.contributions = in.contributions_to = take<float>(x.numel(), ScalarType::Float);
+    pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.rows, pr.classes) : pr.classes;
+    const int64_t size = x.size(0) * x.size(1) * pr.row_stride;
+    pr.contributions = in.contributions_to = take<float>(size, ScalarType::Float);
+    if (far_) {
+      pr.powers = in.powers_to = take<float>(size, ScalarType::Float);
+      pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride, ScalarType::Float);
+      pr.nothing_near = in.nothing_near = take<int32_t>(1, ScalarType::Int);
+    }
     if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
     pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);
     if (pr.exclude == Exclude::kSameLabel) {
@@ -103,12 +131,10 @@ class PermutedDivergenceInputs {
   }
 
   void read_donors(const PermutedDivergenceArguments& arguments, LayOut& in) {
-    pr.permutations = std::max<int64_t>(pr.rows - 1, 0);
     if (!arguments.donors) return;
     const Tensor& donors = *arguments.donors;
     const int64_t* from = hold<int64_t>(donors, ScalarType::Long);
     pr.own_donors = donors.size(0) > 1;
-    pr.permutations = donors.size(1);
     if (arguments.order) {
       pr.order = in.order = hold<int64_t>(*arguments.order, ScalarType::Long);
       pr.shifts = from;
@@ -128,6 +154,7 @@ class PermutedDivergenceInputs {
   const Tensor& like_;
   cudaStream_t stream_;
   Subsets subsets_ = {};
+  bool far_ = false;
   std::vector<Tensor> kept_alive_;
 };
 

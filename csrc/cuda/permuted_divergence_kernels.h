@@ -3,13 +3,17 @@
 #pragma once
 
 #include "cuda/sums.h"
-#include "permuted_divergence_pull_problem.h"
+#include "permuted_divergence_far_problem.h"
 
 namespace mcr {
 namespace cuda {
 
 constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
 constexpr int kBiasRows = 256;    // rows that one partial sum of the bias' gradient takes
+
+struct Subsets {
+  uint8_t masks[kMaxSubsets];
+};
 
 // The inputs as torch holds them, and where they go: in the order of positions, float, in log2
 // units.
@@ -24,18 +28,31 @@ struct LayOut {
   const int64_t* donors;       // [tables, N], or null
   int64_t modalities, rows, classes, tables;
   float scale;
-  float* contributions_to;  // [M, N, C]
+  float* contributions_to;  // [M, N, row_stride]
   float* bias_to;           // [C]
+  // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
+  float *powers_to, *bias_powers_to;
+  int32_t* nothing_near;
+  int64_t row_stride;
   int64_t* labels_to;
   uint32_t* present_to;
   float* weight_to;
   int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
+  // Set to 0 on the way; null where there is nothing.
+  struct Cleared {
+    float* to;
+    int64_t count;
+  } cleared[4];
+  // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
+  Subsets subsets;
+  int num_subsets;
+  double pairs;           // times the terms of a mean over the classes
+  const float* upstream;  // [S], or null: 1
+  float* factors_to;      // [S]
+  uint32_t* masks_to;     // [S]
 };
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
-struct Subsets {
-  uint8_t masks[kMaxSubsets];
-};
 // masks -> problem.subsets, upstream (null: 1) over the sums of the weights -> problem.factors.
 void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const float* upstream,
                    double* row_sums,  // [S, N], used where pairs may be dropped
@@ -43,6 +60,12 @@ void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, co
 
 void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
 void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
+
+// The pairs that are far (permuted_divergence_far.h); the two above then do the rest.
+constexpr int64_t kMaxFarClasses = 1024;
+int64_t far_row_stride(int64_t rows, int64_t classes);
+void pull_far_rows(const FarProblem<float>& problem, cudaStream_t stream);
+void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C].
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,

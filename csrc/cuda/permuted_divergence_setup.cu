@@ -10,6 +10,31 @@ namespace mcr {
 namespace cuda {
 namespace {
 
+// What is no row of classes, by thread `first` of `step` threads.
+__device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
+  for (int64_t a = first; a < in.rows || (a < in.classes && !in.powers_to); a += step) {
+    if (a < in.classes && !in.powers_to) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
+    if (a >= in.rows) continue;
+    const int64_t row = in.order ? in.order[a] : a;
+    if (in.labels) in.labels_to[a] = in.labels[row];
+    if (in.sample_weight) in.weight_to[a] = in.sample_weight[row];
+    if (in.present) {
+      uint32_t bits = 0;
+      for (int64_t m = 0; m < in.modalities; ++m) {
+        bits |= uint32_t(in.present[row * in.modalities + m]) << m;
+      }
+      in.present_to[a] = bits;
+    }
+  }
+  for (const LayOut::Cleared& range : in.cleared) {
+    for (int64_t n = first; n < range.count; n += step) range.to[n] = 0.0f;
+  }
+  if (first < in.num_subsets && in.factors_to) {
+    in.factors_to[first] = float((in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs);
+    in.masks_to[first] = in.subsets.masks[first];
+  }
+}
+
 template <class In>
 __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
   const In* from = static_cast<const In*>(in.contributions);
@@ -23,23 +48,48 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
       in.contributions_to[r * C + c] = to_float(row[c]) * in.scale;
     }
   }
+  lay_out_rest(in, int64_t(blockIdx.x) * kBlockThreads + threadIdx.y * blockDim.x + threadIdx.x,
+               index_step());
 }
 
-__global__ void lay_out_rows_kernel(const __grid_constant__ LayOut in) {
-  for (int64_t a = first_index(); a < in.rows || a < in.classes; a += index_step()) {
-    if (a < in.classes) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
-    if (a >= in.rows) continue;
-    const int64_t row = in.order ? in.order[a] : a;
-    if (in.labels) in.labels_to[a] = in.labels[row];
-    if (in.sample_weight) in.weight_to[a] = in.sample_weight[row];
-    if (in.present) {
-      uint32_t bits = 0;
-      for (int64_t m = 0; m < in.modalities; ++m) {
-        bits |= uint32_t(in.present[row * in.modalities + m]) << m;
-      }
-      in.present_to[a] = bits;
+// A row less its largest, and its powers, by a warp; NaN where a number is not finite.
+template <class In>
+__device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int64_t size_to,
+                                float* powers_to, float power_past_end) {
+  const int lane = int(threadIdx.x) % 32;
+  float top = row ? -INFINITY : 0.0f;
+  for (int64_t c = lane; row && c < in.classes; c += 32) top = fmaxf(to_float(row[c]), top);
+  for (int d = 16; d > 0; d /= 2) top = fmaxf(__shfl_xor_sync(0xffffffffu, top, d), top);
+  for (int64_t c = lane; c < in.row_stride; c += 32) {
+    float a = 0.0f, power = power_past_end;
+    if (c < in.classes) {
+      const float x = row ? to_float(row[c]) : 0.0f;
+      a = (x - top) * in.scale + 0.0f * x;
+      power = exp2f(a);
+      if (power < float(kLeastPower)) power = float(kLeastPower);
     }
+    if (c < size_to) to[c] = a;
+    powers_to[c] = power;
   }
+}
+
+// A warp has a row, the one behind the last is the bias.
+template <class In>
+__global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
+  const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
+  for (int64_t r = first_index() / 32; r <= rows; r += warps) {
+    if (r == rows) {
+      lay_out_far_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
+      if (threadIdx.x % 32 == 0) *in.nothing_near = 1;
+      continue;
+    }
+    const int64_t m = r / in.rows, a = r % in.rows;
+    const In* from = static_cast<const In*>(in.contributions);
+    lay_out_far_row(from + (m * in.rows + (in.order ? in.order[a] : a)) * in.classes, in,
+                    in.contributions_to + r * in.row_stride, in.row_stride,
+                    in.powers_to + r * in.row_stride, 1.0f);
+  }
+  lay_out_rest(in, first_index(), index_step());
 }
 
 __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
@@ -51,14 +101,18 @@ __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
   }
 }
 
+// A warp has a row; permutations are below 2^31.
 __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
                                    double* row_sums) {
   const uint32_t subset = subsets.masks[blockIdx.y];
-  for (int64_t a = first_index(); a < pr.rows; a += index_step()) {
-    int64_t kept = 0;
-    for (int64_t k = 0; k < pr.permutations; ++k) kept += pr.keeps(subset, k, a);
+  for (int64_t a = first_index() / 32; a < pr.rows; a += index_step() / 32) {
+    int kept = 0;
+    for (int64_t k = threadIdx.x % 32; k < pr.permutations; k += 32) kept += pr.keeps(subset, k, a);
+    for (int d = 16; d > 0; d /= 2) kept += __shfl_xor_sync(0xffffffffu, kept, d);
     const double weight = pr.row_weight ? double(pr.row_weight[a]) : 1.0;
-    row_sums[blockIdx.y * pr.rows + a] = kept == 0 ? 0.0 : double(kept) * weight;
+    if (threadIdx.x % 32 == 0) {
+      row_sums[blockIdx.y * pr.rows + a] = kept == 0 ? 0.0 : double(kept) * weight;
+    }
   }
 }
 
@@ -106,10 +160,14 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
   const dim3 threads(wide, kBlockThreads / wide);
   const unsigned blocks = blocks_for(in.modalities * in.rows * wide);
   with_storage(in.storage, [&](auto zero) {
-    lay_out_contributions_kernel<decltype(zero)><<<blocks, threads, 0, stream>>>(in);
+    using In = decltype(zero);
+    if (in.powers_to) {
+      const unsigned warps = blocks_for((in.modalities * in.rows + 1) * 32);
+      lay_out_far_kernel<In><<<warps, kBlockThreads, 0, stream>>>(in);
+    } else {
+      lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
+    }
   });
-  const int64_t longest = in.rows > in.classes ? in.rows : in.classes;
-  lay_out_rows_kernel<<<blocks_for(longest), kBlockThreads, 0, stream>>>(in);
   if (in.donors) {
     lay_out_table_kernel<<<blocks_for(in.tables * in.rows), kBlockThreads, 0, stream>>>(in);
   }
@@ -119,7 +177,7 @@ void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const f
                    double* row_sums, float* factors, uint32_t* masks, cudaStream_t stream) {
   const unsigned count = unsigned(pr.num_subsets);
   if (pr.masked) {
-    const dim3 grid(blocks_for(pr.rows), count);
+    const dim3 grid(blocks_for(pr.rows * 32), count);
     count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
   weigh_subsets_kernel<<<count, kBlockThreads, 0, stream>>>(pr, subsets, upstream, row_sums,

@@ -39,6 +39,7 @@ template <class D, class F>
 void with_team(int64_t classes, const F& f) {
   if constexpr (SameType<D, Jsd>::value) {
     if (classes <= 8) return f(DeviceTeam<4, 2>());
+    if (classes <= 32) return f(DeviceTeam<8, 4>());
     if (classes > 32 && classes <= 64) return f(DeviceTeam<8, 8>());
     if (classes > 64 && classes <= 128) return f(DeviceTeam<32, 4>());
     if (classes > 128 && classes <= 192) return f(DeviceTeam<32, 6>());

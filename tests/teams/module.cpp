@@ -18,15 +18,16 @@ T* address(const py::dict& from, const char* name) {
   return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<uintptr_t>());
 }
 
-mcr::PullProblem<float> problem_of(const py::dict& from) {
+// Into one whose other members are 0.
+void read_problem(const py::dict& from, mcr::PullProblem<float>& pr) {
   const auto number = [&](const char* name) { return from[name].cast<int64_t>(); };
   const auto text = [&](const char* name) { return from[name].cast<std::string>(); };
-  mcr::PullProblem<float> pr = {};
   pr.contributions = address<float>(from, "contributions");
   pr.bias = address<float>(from, "bias");
   pr.modalities = int(number("modalities"));
   pr.rows = number("rows");
   pr.classes = number("classes");
+  pr.row_stride = number("row_stride");
   pr.permutations = number("permutations");
   pr.table = address<int32_t>(from, "table");
   pr.table_stride = pr.rows;
@@ -49,14 +50,27 @@ mcr::PullProblem<float> problem_of(const py::dict& from) {
   pr.row_values = address<double>(from, "row_values");
   pr.grad = address<float>(from, "grad");
   pr.grad_bias_rows = address<float>(from, "grad_bias_rows");
-  return pr;
 }
 
-void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps) {
+void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps, int parts) {
   const auto run = lanes == 4   ? mcr::lanes4::pull
                    : lanes == 8 ? mcr::lanes8::pull
                                 : mcr::lanes32::pull;
-  run(problem_of(from), chunk, spare_steps);
+  mcr::PullProblem<float> pr = {};
+  read_problem(from, pr);
+  run(pr, chunk, spare_steps, parts);
+}
+
+void pull_far(int lanes, const py::dict& from, int64_t chunk, int parts) {
+  mcr::FarProblem<float> pr = {};
+  read_problem(from, pr);
+  pr.powers = address<float>(from, "powers");
+  pr.bias_powers = address<float>(from, "bias_powers");
+  pr.nothing_near = address<int32_t>(from, "nothing_near");
+  const auto run = lanes == 4   ? mcr::lanes4::pull_far
+                   : lanes == 8 ? mcr::lanes8::pull_far
+                                : mcr::lanes32::pull_far;
+  run(pr, chunk, parts);
 }
 
 void hold(int lanes, const py::dict& from, int64_t spare_steps) {
@@ -101,6 +115,7 @@ double reconstruct(const py::dict& from) {
 
 PYBIND11_MODULE(mcr_teams, m) {
   m.def("pull", &pull);
+  m.def("pull_far", &pull_far);
   m.def("hold", &hold);
   m.def("reconstruct", &reconstruct);
   add_similarities(m);

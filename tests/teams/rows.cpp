@@ -3,7 +3,7 @@
 // team, with MCR_VEC_BYTES for its lanes.
 #include <vector>
 
-#include "permuted_divergence_pull.h"
+#include "permuted_divergence_far.h"
 #include "row_divergence_pull.h"
 #include "teams.h"
 
@@ -14,40 +14,136 @@ namespace {
 // As DeviceTeam: the far terms are for the CPU.
 struct Team : RowTeam<float> {
   static constexpr bool kFarTerms = false;
+
+  static void load_padded(const float* row, int64_t steps, float* tile) {
+    constexpr int W = kWidth<float>;
+    for (int64_t n = 0; n < steps; ++n) store(tile + n * W, load(row + n * W));
+  }
+  static const float* stage(const float* tile, int64_t) { return tile; }
+  static void add_staged(float* row, int64_t classes, const float* tile, int64_t steps,
+                         float factor) {
+    add_to_row<RowTeam<float>>(row, classes, tile, steps, factor);
+  }
+  static void store_record(float* to, float a, float b, float c) {
+    to[0] = a;
+    to[1] = b;
+    to[2] = c;
+  }
+  static void load_record(const float* from, float& a, float& b, float& c) {
+    a = from[0];
+    b = from[1];
+    c = from[2];
+  }
+  static bool all(bool x) { return x; }
+  static int64_t opaque(int64_t x) { return x; }
+  template <class X>
+  static X reciprocal(X x) {
+    return 1.0f / x;
+  }
+  static float quick_log2(float x) { return scalar_log2(x); }
+  static Vec<float> quick_log2(Vec<float> x) { return log2(x); }
 };
+
+// The parts of a row's pairs one after the other, the first one last.
+struct Parts {
+  std::vector<std::vector<float>>& left;  // by the other parts, in the order of the calls
+  size_t& call;
+  int part, parts;
+  bool live;
+
+  bool leads() const { return part == 0 && live; }
+  void add_tile(float* tile, int64_t steps) const { add_all(tile, steps * kWidth<float>); }
+  void add(float& x) const { add_all(&x, 1); }
+  void add(bool& x) const {
+    float y = x;
+    add_all(&y, 1);
+    x = y != 0;
+  }
+  void add(double& x) const {
+    float y = 0;
+    if (part > 0) y = float(x);
+    add_all(&y, 1);
+    if (part == 0) x += y;
+  }
+
+ private:
+  void add_all(float* x, int64_t count) const {
+    for (int64_t n = 0; n < count; ++n, ++call) {
+      if (part > 0) left[part].push_back(x[n]);
+      for (int p = 1; part == 0 && p < parts; ++p) x[n] += left[p][call];
+    }
+  }
+};
+
+// Calls f with each part of a row's pairs.
+template <class F>
+void in_parts(int parts, bool live, const F& f) {
+  std::vector<std::vector<float>> left(parts);
+  for (int part = parts - 1; part >= 0; --part) {
+    size_t call = 0;
+    f(Parts{left, call, part, parts, live});
+  }
+}
 
 // Tiles full of NaN: what a row does not write itself must not show.
 std::vector<float> dirty(int64_t count) { return std::vector<float>(count, NAN); }
 
 template <class D, bool kGrad>
-void run(const PullProblem<float>& pr) {
+void run(const PullProblem<float>& pr, int count) {
   constexpr int W = kWidth<float>;
-  for (int64_t i = 0; i < pr.rows; ++i) {
-    std::vector<float> memory = dirty(PullTiles<float>::kCount * pr.steps * W);
-    pull_row<Team, D, kGrad>(pr, i, pr.steps, memory.data());
-  }
-  for (int64_t mj = 0; kGrad && mj < pr.modalities * pr.rows; ++mj) {
-    std::vector<float> memory = dirty(4 * pr.steps * W);
-    pull_donations<Team, D>(pr, int(mj / pr.rows), mj % pr.rows, pr.steps, memory.data());
+  for (int64_t r = 0; r <= pr.rows; ++r) {  // a team beyond the last row runs along
+    const int64_t i = r < pr.rows ? r : 0;
+    in_parts(count, r < pr.rows, [&](const Parts& parts) {
+      std::vector<float> memory = dirty(PullTiles<float>::kCount * pr.steps * W);
+      pull_row<Team, D, kGrad>(pr, i, pr.steps, memory.data(), parts);
+    });
+    for (int m = 0; kGrad && m < pr.modalities && r == pr.rows; ++m) {
+      for (int64_t j = 0; j < pr.rows; ++j) {
+        in_parts(count, true, [&](const Parts& parts) {
+          std::vector<float> memory = dirty(4 * pr.steps * W);
+          pull_donations<Team, D>(pr, m, j, pr.steps, memory.data(), parts);
+        });
+      }
+    }
   }
 }
 
 template <class D>
-void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps) {
+void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps, int parts) {
   constexpr int W = kWidth<float>;
   pr.steps = (pr.classes + W - 1) / W + spare_steps;
   std::vector<float> pairs = dirty(2 * pr.num_subsets * pr.rows * chunk);
   std::vector<float> clean = dirty(pr.rows * pr.classes);
   pr.pairs = pairs.data();
+  pr.pair_size = 2;
   pr.clean = clean.data();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
     if (pr.want_grad) {
-      run<D, true>(pr);
+      run<D, true>(pr, parts);
     } else {
-      run<D, false>(pr);
+      run<D, false>(pr, parts);
     }
   }
+}
+
+template <bool kGrad, bool kTable>
+void run_far(const FarProblem<float>& pr, int count) {
+  constexpr int W = kWidth<float>;
+  for (int64_t r = 0; r <= pr.rows; ++r) {
+    const int64_t i = r < pr.rows ? r : 0;
+    in_parts(count, r < pr.rows, [&](const Parts& parts) {
+      std::vector<float> memory = dirty(FarTiles<float>::kCount * pr.steps * W);
+      pull_far_row<Team, kGrad, kTable>(pr, i, pr.steps, memory.data(), parts);
+    });
+  }
+  for (int64_t j = 0; kGrad && j < pr.rows; ++j) {
+    in_parts(count, true, [&](const Parts& parts) {
+      std::vector<float> memory = dirty(6 * pr.steps * W);
+      pull_far_donations<Team, kTable>(pr, j, pr.steps, memory.data(), parts);
+    });
+  }
+  if (!*pr.nothing_near) run<Jsd, kGrad>(pr, count);
 }
 
 template <class D>
@@ -77,14 +173,34 @@ void hold(const RowDivergenceProblem<float>& pr, int64_t rows, int64_t spare_ste
   }
 }
 
-void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps) {
+void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps, int parts) {
   switch (pr.divergence) {
     case DivergenceKind::kJsd:
-      return run_chunks<Jsd>(pr, chunk, spare_steps);
+      return run_chunks<Jsd>(pr, chunk, spare_steps, parts);
     case DivergenceKind::kBinaryJsd:
-      return run_chunks<BinaryJsd>(pr, chunk, spare_steps);
+      return run_chunks<BinaryJsd>(pr, chunk, spare_steps, parts);
     case DivergenceKind::kSquaredError:
-      return run_chunks<SquaredError>(pr, chunk, spare_steps);
+      return run_chunks<SquaredError>(pr, chunk, spare_steps, parts);
+  }
+}
+
+void pull_far(FarProblem<float> pr, int64_t chunk, int parts) {
+  constexpr int W = kWidth<float>;
+  pr.steps = pr.row_stride / W;
+  std::vector<float> records = dirty(kFarRecord * pr.num_subsets * pr.rows * chunk);
+  std::vector<float> clean = dirty(pr.rows * pr.classes);
+  pr.pairs = records.data() + 1;
+  pr.pair_size = kFarRecord;
+  pr.after_far = true;
+  pr.clean = clean.data();
+  for (int m = 0; m < 2; ++m) pr.subset_of[m] = -1;
+  for (int s = 0; s < pr.num_subsets; ++s) pr.subset_of[pr.taken(s)] = s;
+  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
+    pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
+    *pr.nothing_near = 1;
+    const auto f = pr.want_grad ? (pr.table ? run_far<true, true> : run_far<true, false>)
+                                : (pr.table ? run_far<false, true> : run_far<false, false>);
+    f(pr, parts);
   }
 }
 
