@@ -1,7 +1,7 @@
 """Compiles the CUDA library's own sources for the host, against emulator.h.
 
-What a host compiler cannot read is put into its words: launches, one instruction of inline PTX, and
-the dispatch key, which becomes the CPU's. Everything else is compiled as it stands.
+What a host compiler cannot read is put into its words: launches, inline PTX, and the dispatch key,
+which becomes the CPU's. Everything else is compiled as it stands.
 """
 
 import hashlib
@@ -15,7 +15,17 @@ from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-EX2 = 'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));'
+# inline PTX, and a size below which a faster path is not taken: small problems are to show it too
+REPLACED = {
+    'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::exp2f(x);",
+    'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
+    'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
+    'asm volatile("" : "+l"(x));': "",
+    "constexpr int64_t kLeastElements = int64_t{1} << 20;": (
+        'const int64_t kLeastElements = std::getenv("MCR_EMULATED_FAR") ? 0 : int64_t{1} << 20;'
+    ),
+    "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
+}
 RENAMED = {
     "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",
     "aoti_torch_create_device_guard": "emulated_create_device_guard",
@@ -77,11 +87,10 @@ def translate_launches(text: str) -> str:
 
 def translate(path: Path) -> str:
     text = translate_launches(path.read_text(encoding="utf-8"))
-    text = text.replace(
-        "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)",
-        "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
-    )
-    return text.replace(EX2, "y = ::exp2f(x);")
+    for words, host_words in REPLACED.items():
+        text = text.replace(words, host_words)
+    assert not re.search(r"\basm\b", text), f"{path} holds inline PTX that is not known here"
+    return text
 
 
 def sources() -> list[Path]:

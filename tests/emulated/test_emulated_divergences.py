@@ -47,6 +47,47 @@ def test_every_team(divergence, classes):
     check(make_rows(5, 3, classes), -2.5, divergence=divergence)
 
 
+@pytest.fixture(params=["near", "far"])
+def far(request, monkeypatch):
+    """Small problems too take the path for pairs that are far apart."""
+    if request.param == "far":
+        monkeypatch.setenv("MCR_EMULATED_FAR", "1")
+    return request.param
+
+
+# of every team for far pairs: csrc/cuda/permuted_divergence_far.cu
+@pytest.mark.parametrize("classes", [6, 20, 50, 101, 174, 250, 300, 500, 700, 1000])
+@pytest.mark.parametrize("scheme", ["table", "cyclic", "exhaustive"])
+def test_far_pairs(scheme, classes, far):
+    for scale in (0.01, 1.5, 30.0):
+        x = make_batch(2, 7, classes, scheme, count=5, scale=scale)
+        check(x, case=far)
+        x = make_batch(2, 7, classes, scheme, count=5, scale=scale, present=True, weighted=True)
+        check(x, unequal(x), case=far, exclude="same_label", clean_path="routed")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_far_pairs_of_many_rows(dtype, far):
+    for scheme in ("table", "cyclic"):
+        check(make_batch(2, 90, 11, scheme, count=32, dtype=dtype), case=far)
+        check(make_batch(2, 33, 40, scheme, count=20, dtype=dtype, scale=8), case=far)
+
+
+def test_far_pairs_keep_bits_and_nan(far):
+    x = make_batch(2, 12, 40, "table", count=9)
+    expected = run(x)
+    for dirty in with_dirty_memory(functools.partial(run, x)):
+        assert_same_bits(dirty, expected, far)
+    x.contributions[0, 3, 5] = torch.nan
+    value, grad, _ = run(x)
+    assert value.isnan().all()
+    assert grad.isnan().any()
+
+
+def test_a_large_problem_takes_the_far_path_by_itself():
+    check(make_batch(2, 64, 520, "cyclic", count=16))
+
+
 def test_more_classes_than_registers():
     check(make_batch(2, 2, 4100, "cyclic", count=1))
     check(make_rows(2, 2, 4100))
