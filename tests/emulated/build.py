@@ -41,6 +41,7 @@ FLAGS = (
     "-fno-strict-aliasing",
     "-U_FORTIFY_SOURCE",
 )
+TORCH = (f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu")
 SANITIZE = ("-fsanitize=address", "-g1")
 QUIET = ("-Wno-unknown-pragmas", "-Wno-attributes")
 
@@ -67,21 +68,30 @@ def split_arguments(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def statement(text: str, at: int) -> int:
+    """Where the statement begins, past comments and conditions in front of it."""
+    while True:
+        at = re.compile(r"(?:\s|//[^\n]*\n|else\b)*").match(text, at).end()
+        condition = re.compile(r"if\s*(?:constexpr\s*)?(?=\()").match(text, at)
+        if not condition:
+            return at
+        at = closing(text, condition.end()) + 1
+
+
 def translate_launches(text: str) -> str:
     """`kernel<<<blocks, threads, 0, stream>>>(arguments)` as a call of the emulator."""
     while "<<<" in text:
         at = text.index("<<<")
         start = max(text.rfind(mark, 0, at) for mark in (";", "{", "}")) + 1
-        kernel = text[start:at]
-        skipped = re.match(r"\s*(?://[^\n]*\n\s*)*", kernel).end()
+        start = statement(text, start)
         end = text.index(">>>", at)
         blocks, threads, shared, _stream = split_arguments(text[at + 3 : end])
         assert shared == "0", "dynamic shared memory is not emulated"
         opening = text.index("(", end)
         close = closing(text, opening)
-        call = f"{kernel[skipped:].strip()}{text[opening : close + 1]}"
+        call = f"{text[start:at].strip()}{text[opening : close + 1]}"
         launch = f"emulator::launch({blocks}, {threads}, [&] {{ {call}; }})"
-        text = text[: start + skipped] + launch + text[close + 1 :]
+        text = text[:start] + launch + text[close + 1 :]
     return text
 
 
@@ -130,8 +140,7 @@ def compile_all(folder: Path, library: Path, extra: tuple[str, ...]) -> None:
     wait(running)
     partial = library.with_suffix(".partial")
     objects = [f"{folder / unit.name}.o" for unit in units]
-    torch_cpu = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-    subprocess.run(["c++", "-shared", *extra, *objects, *torch_cpu, "-o", str(partial)], check=True)
+    subprocess.run(["c++", "-shared", *extra, *objects, *TORCH, "-o", str(partial)], check=True)
     partial.replace(library)
 
 
