@@ -24,16 +24,14 @@ MCR_INLINE PairTerm<T> pair_term(Vec<T> x) {
 
 // x of (a, b), from log N_a and d_ab.
 template <class T>
-MCR_INLINE PairTerm<T> pair_term(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
-                                 int64_t a, Vec<T> d) {
-  return pair_term<T>((rows.max[a] - d) * stripe.scale + rows.log2_sum[a]);
+MCR_INLINE PairTerm<T> pair_term(const RowWeight<T>& row, Vec<T> d) {
+  return pair_term<T>((row.max - d) * row.scale + row.log2_sum);
 }
 
 // x of (b, a) for the rows b ..
 template <class T>
-MCR_INLINE PairTerm<T> pair_terms(const SimilarityStripe<T>& stripe, const RowWeights<T>& rows,
-                                  int64_t b, Vec<T> d) {
-  return pair_term<T>((load(rows.max + b) - d) * stripe.scale + load(rows.log2_sum + b));
+MCR_INLINE PairTerm<T> pair_terms(const RowWeights<T>& rows, T scale, int64_t b, Vec<T> d) {
+  return pair_term<T>((load(rows.max + b) - d) * scale + load(rows.log2_sum + b));
 }
 
 // Row r of whole rows: its loss over its positives, c_a, and what H takes of it.
@@ -42,10 +40,10 @@ MCR_FN void nt_xent_row(const ScaledStripe<T>& stripe, int64_t r, const RowResul
   const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
   const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
   const auto log2_sum = Team::scalar_log2(negatives.sum);
+  const auto row = row_of(stripe, r);
   Vec<T> losses = {}, sigmas = {};
   const auto add = [&](int64_t j, auto lanes) {
-    const Vec<T> d = similarity(stripe, r, j);
-    const auto term = pair_term<T>((negatives.max - d) * stripe.scale + log2_sum);
+    const auto term = pair_term<T>((negatives.max - row.at(j)) * stripe.scale + log2_sum);
     losses += lanes.keep(term.loss);
     sigmas += lanes.keep(term.sigma);
   };
@@ -60,27 +58,32 @@ MCR_FN void nt_xent_row(const ScaledStripe<T>& stripe, int64_t r, const RowResul
   to.log2_sum[a] = log2_sum;
 }
 
-// sink(j, h): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
-template <class Team, bool kRunningMax, class Stripe, class T, class Sink>
+// sink(j, finish(j, h)): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+template <class Team, bool kRunningMax, class Stripe, class T, class Finish, class Sink>
 MCR_INLINE void nt_xent_weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
-                                const RowWeights<T>& rows, const Sink& sink) {
-  constexpr int W = kWidth<T>;
-  const int64_t a = stripe.first + r, diagonal = a - stripe.first_column;
-  const int64_t low = stripe.class_begin[a] - stripe.first_column;
-  const int64_t high = stripe.class_end[a] - stripe.first_column;
-  Team::for_columns(begin, end, [&](int64_t j, auto) {
-    const Vec<T> d = similarity(stripe, r, j);
-    const int64_t b = stripe.first_column + j;
+                                const RowWeights<T>& rows, const Finish& finish, const Sink& sink) {
+  const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
+  const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
+  const auto row = row_of(stripe, r);
+  const RowWeight<T> own(rows, a, stripe.scale);
+  const auto negatives = [&](int64_t j) {
+    return finish(j, weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j)));
+  };
+  const auto positives = [&](int64_t j) {
+    const Vec<T> d = row.at(j);
     Vec<T> h = {};
-    if (j < low || j + W > high) h = weighted_exponentials<kRunningMax, T>(stripe, rows, a, b, d);
-    if (j < high && j + W > low) {
-      const Vec<T> positive =
-          pair_term<T>(stripe, rows, a, d).sigma + pair_terms<T>(stripe, rows, b, d).sigma;
-      h = SomeLanes<T>(low - j, high - j).select(-positive, h);
-      h = SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h);
+    if (j < low || j + kWidth<T> > high) {
+      h = weighted_exponentials<kRunningMax, T>(own, rows, first + j, d);
     }
-    sink(j, h);
-  });
+    const Vec<T> both =
+        pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, first + j, d).sigma;
+    h = SomeLanes<T>(low - j, high - j).select(-both, h);
+    return finish(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
+  };
+  split_columns<T>(
+      begin, end, low, high,
+      [&](int64_t from, int64_t to) { Team::map_columns(from, to, negatives, sink); },
+      [&](int64_t from, int64_t to) { Team::map_columns(from, to, positives, sink); });
 }
 
 }  // namespace MCR_ISA

@@ -15,10 +15,9 @@ template <class Team, bool kRunningMax, class T>
 MCR_FN void sup_con_row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
   const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
   const auto others = exp_sum_outside<Team, kRunningMax>(stripe, r, a, a + 1);
+  const auto row = row_of(stripe, r);
   Vec<T> positives = {};
-  const auto add = [&](int64_t j, auto lanes) {
-    positives += lanes.keep(similarity(stripe, r, j));
-  };
+  const auto add = [&](int64_t j, auto lanes) { positives += lanes.keep(row.at(j)); };
   Team::for_columns(low, a, add);
   Team::for_columns(a + 1, high, add);
   const auto sum = Team::reduce_sum(positives);
@@ -37,24 +36,28 @@ MCR_FN void sup_con_row(const ScaledStripe<T>& stripe, int64_t r, const RowResul
   to.log2_sum[a] = log2_sum;
 }
 
-// sink(j, h): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
-template <class Team, bool kRunningMax, class Stripe, class T, class Sink>
+// sink(j, finish(j, h)): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+template <class Team, bool kRunningMax, class Stripe, class T, class Finish, class Sink>
 MCR_INLINE void sup_con_weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
-                                const RowWeights<T>& rows, const Sink& sink) {
-  constexpr int W = kWidth<T>;
-  const int64_t a = stripe.first + r, diagonal = a - stripe.first_column;
-  const int64_t low = stripe.class_begin[a] - stripe.first_column;
-  const int64_t high = stripe.class_end[a] - stripe.first_column;
+                                const RowWeights<T>& rows, const Finish& finish, const Sink& sink) {
+  const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
+  const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
   const T both = high - low > 1 ? T(2) / T(high - low - 1) : T(0);
-  Team::for_columns(begin, end, [&](int64_t j, auto) {
-    const Vec<T> d = similarity(stripe, r, j);
-    Vec<T> h = weighted_exponentials<kRunningMax, T>(stripe, rows, a, stripe.first_column + j, d);
-    if (j < high && j + W > low) {
-      h = SomeLanes<T>(low - j, high - j).select(h - both, h);
-      h = SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h);
-    }
-    sink(j, h);
-  });
+  const auto row = row_of(stripe, r);
+  const RowWeight<T> own(rows, a, stripe.scale);
+  const auto exponentials = [&](int64_t j) {
+    return weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j));
+  };
+  const auto negatives = [&](int64_t j) { return finish(j, exponentials(j)); };
+  const auto positives = [&](int64_t j) {
+    Vec<T> h = exponentials(j);
+    h = SomeLanes<T>(low - j, high - j).select(h - both, h);
+    return finish(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
+  };
+  split_columns<T>(
+      begin, end, low, high,
+      [&](int64_t from, int64_t to) { Team::map_columns(from, to, negatives, sink); },
+      [&](int64_t from, int64_t to) { Team::map_columns(from, to, positives, sink); });
 }
 
 }  // namespace MCR_ISA

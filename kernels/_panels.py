@@ -110,7 +110,7 @@ def panel_scale(batch: Batch, largest: Tensor) -> Tensor:  # [] -> [1]
     """
     if batch.rows.scaled.dtype != torch.float16:
         return torch.ones_like(batch.rows.inverse[:1])
-    exponent = torch.floor(24 - torch.log2(largest.clamp(min=2.0**-60)))
+    exponent = torch.floor(28 - torch.log2(largest.clamp(min=2.0**-60)))
     return torch.exp2(exponent).float().reshape(1)
 
 

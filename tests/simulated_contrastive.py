@@ -85,7 +85,7 @@ def contrastive(
         )
     h_scale = 1.0
     if x.dtype == torch.float16:
-        h_scale = 2.0 ** math.floor(24 - math.log2(max(float(c[:count].max()), 2.0**-60)))
+        h_scale = 2.0 ** math.floor(28 - math.log2(max(float(c[:count].max()), 2.0**-60)))
     for dots, stripe in stripes():
         first, size = stripe["first"], stripe["rows"]
         h = dots if x.dtype == torch.float32 else torch.full_like(dots, torch.nan)

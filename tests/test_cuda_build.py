@@ -24,7 +24,7 @@ TOOLS = ("nvcc", "cmake", "ninja")
 REGISTERS = 65536  # of a multiprocessor
 # that they keep on one
 THREADS = 512  # the kernels over the pairs: teams.h
-# The contrastive kernels wait for memory: 32 loads of a warp in flight hide its latency.
+# The contrastive kernels wait for memory: four reads a thread, 16 KB a multiprocessor under way.
 STREAMING_THREADS = 1024
 # reconstruction_loss.cu
 SQUARES = {"squared_error_kernel": 1024, "squared_error_grad_kernel": 1536}

@@ -17,11 +17,12 @@ double nt_xent_pairs(const SimilarityStripe<T>& stripe, int64_t begin, int64_t e
   double loss = 0;
   for (int64_t r = 0; r < stripe.rows; ++r) {
     const int64_t a = stripe.first + r, last = stripe.class_end[a] - stripe.first;
+    const auto row = row_of(stripe, r);
     Vec<T> row_loss = {}, row_sigma = {};
     const auto add = [&](int64_t j, auto lanes) {
-      const Vec<T> d = similarity(stripe, r, j);
-      const auto ap = pair_term<T>(stripe, rows, a, d);
-      const auto pa = pair_terms<T>(stripe, rows, stripe.first + j, d);
+      const Vec<T> d = row.at(j);
+      const auto ap = pair_term<T>((rows.max[a] - d) * stripe.scale + rows.log2_sum[a]);
+      const auto pa = pair_terms<T>(rows, stripe.scale, stripe.first + j, d);
       row_loss += lanes.keep(ap.loss + pa.loss);
       row_sigma += lanes.keep(ap.sigma);
       store(col_c + j - begin, load(col_c + j - begin) + lanes.keep(pa.sigma));
@@ -40,8 +41,9 @@ void nt_xent_panel(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end
                    const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
   for (int64_t r = begin; r < end; ++r) {
     Out* out = panel.weights + r * panel.stride - panel.begin;
-    nt_xent_weights<RowTeam<T>, kRunningMax>(stripe, r, panel.begin, panel.end, rows,
-                                             [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
+    nt_xent_weights<RowTeam<T>, kRunningMax>(
+        stripe, r, panel.begin, panel.end, rows, [](int64_t, Vec<T> h) { return h; },
+        [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
   }
 }
 

@@ -10,16 +10,15 @@ namespace {
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr int64_t kGrain = 1 << 15;  // numbers a thread should get to itself when it only copies
 
-// All the memory of a call, as far as the batch allows. It holds the whole triangle up to about
-// 5,000 rows; beyond, a part of it, and the rest is computed again in each sweep.
+// All the memory of a call, as far as the batch allows: the whole triangle up to about 5,000 rows;
+// beyond, a part of it. The rest is computed again in each sweep.
 constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 
 // Below, products in bfloat16 save nothing, and they cost digits.
 constexpr int64_t kMinBfloat16Rows = 512;
 
 // Columns of H that are made and multiplied at once, while they are in cache. And torch's bfloat16
-// products keep a compiled kernel of half a megabyte for every shape and stride they meet: panels
-// let them meet few.
+// products keep a compiled kernel of half a megabyte for every shape and stride: panels have few.
 constexpr int64_t kPanelRows = 1024;
 
 // Strides of the similarities are whole vectors of any instruction set and number type.

@@ -18,7 +18,7 @@ inline void raise_maxima(const SimilarityStripe<T>& stripe, int64_t begin, int64
     Vec<T> top = splat(kNoMax<T>);
     const int64_t low = sums.enter[stripe.first + r] - stripe.first;
     RowTeam<T>::for_columns(low > begin ? low : begin, end, [&](int64_t j, auto lanes) {
-      const Vec<T> d = lanes.select(similarity(stripe, r, j), splat(kNoMax<T>));
+      const Vec<T> d = lanes.select(row_of(stripe, r).at(j), splat(kNoMax<T>));
       top = vmax(d, top);
       store(col_max + j - begin, vmax(d, load(col_max + j - begin)));
     });
@@ -46,7 +46,7 @@ void exp_sums(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
     const T max = kRunningMax ? sums.row_max[r] : T(1);
     const int64_t low = sums.enter[stripe.first + r] - stripe.first;
     RowTeam<T>::for_columns(low > begin ? low : begin, end, [&](int64_t j, auto lanes) {
-      const Vec<T> d = similarity(stripe, r, j);
+      const Vec<T> d = row_of(stripe, r).at(j);
       const Vec<T> for_row = lanes.keep(exp2((d - max) * stripe.scale));
       Vec<T> for_col = for_row;
       if (kRunningMax) {

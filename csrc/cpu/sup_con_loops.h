@@ -15,11 +15,11 @@ double sup_con_positives(const SimilarityStripe<T>& stripe, int64_t begin, int64
   for (int64_t r = 0; r < stripe.rows; ++r) {
     const int64_t a = stripe.first + r, last = stripe.class_end[a] - stripe.first;
     const int64_t positives = stripe.class_end[a] - stripe.class_begin[a] - 1;
-    Vec<T> row = {};
-    RowTeam<T>::for_columns(
-        r + 1 > begin ? r + 1 : begin, last < end ? last : end,
-        [&](int64_t j, auto lanes) { row += lanes.keep(similarity(stripe, r, j)); });
-    if (positives > 0) total += double(sum(row)) * 2 / double(positives);
+    const auto row = row_of(stripe, r);
+    Vec<T> sum_of_row = {};
+    RowTeam<T>::for_columns(r + 1 > begin ? r + 1 : begin, last < end ? last : end,
+                            [&](int64_t j, auto lanes) { sum_of_row += lanes.keep(row.at(j)); });
+    if (positives > 0) total += double(sum(sum_of_row)) * 2 / double(positives);
   }
   return total;
 }
@@ -30,8 +30,9 @@ void sup_con_panel(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end
                    const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
   for (int64_t r = begin; r < end; ++r) {
     Out* out = panel.weights + r * panel.stride - panel.begin;
-    sup_con_weights<RowTeam<T>, kRunningMax>(stripe, r, panel.begin, panel.end, rows,
-                                             [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
+    sup_con_weights<RowTeam<T>, kRunningMax>(
+        stripe, r, panel.begin, panel.end, rows, [](int64_t, Vec<T> h) { return h; },
+        [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
   }
 }
 

@@ -42,15 +42,23 @@ void with_storage(Storage storage, const F& f) {
   }
 }
 
-// The sum of one number a thread, known to thread 0.
-__device__ inline double block_sum(double x) {
-  __shared__ double sums[kBlockThreads];
-  sums[threadIdx.x] = x;
+// One number a thread put together by op(a, b), known to thread 0; 0 to the others.
+template <class T, class Op>
+__device__ T block_reduce(T x, const Op& op) {
+  __shared__ T values[kBlockThreads];
+  __syncthreads();  // the reduction before this one has been read
+  values[threadIdx.x] = x;
   for (int n = kBlockThreads / 2; n > 0; n /= 2) {
     __syncthreads();
-    if (threadIdx.x < n) sums[threadIdx.x] += sums[threadIdx.x + n];
+    if (threadIdx.x < n) values[threadIdx.x] = op(values[threadIdx.x], values[threadIdx.x + n]);
   }
-  return threadIdx.x == 0 ? sums[0] : 0;
+  return threadIdx.x == 0 ? values[0] : T(0);
+}
+__device__ inline double block_sum(double x) {
+  return block_reduce(x, [](double a, double b) { return a + b; });
+}
+__device__ inline float block_max(float x) {
+  return block_reduce(x, [](float a, float b) { return fmaxf(a, b); });
 }
 
 }  // namespace cuda

@@ -97,6 +97,23 @@ struct DeviceTeam {
     for (int j = int(low) + lane(); j < int(high); j += kLanes) f(int64_t(j), AllLanes());
   }
 
+  // sink(column, f(column)) for the same columns, four at a time: f's reads do not wait for the
+  // stores, which might change what they read.
+  template <class F, class Sink>
+  MCR_FN static void map_columns(int64_t low, int64_t high, const F& f, const Sink& sink) {
+    constexpr int kAtOnce = 4;
+    int j = int(low) + lane();
+    for (; j + (kAtOnce - 1) * kLanes < int(high); j += kAtOnce * kLanes) {
+      float values[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) values[n] = f(int64_t(j + n * kLanes));
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) sink(int64_t(j + n * kLanes), values[n]);
+    }
+#pragma unroll 1
+    for (; j < int(high); j += kLanes) sink(int64_t(j), f(int64_t(j)));
+  }
+
   struct Sum {
     MCR_FN static float of(float a, float b) { return a + b; }
   };

@@ -1,6 +1,7 @@
 // A contrastive batch in stripes of whole rows. Two sweeps: rows by themselves, which gives the
-// loss and what the gradient needs of every row, and the gradient H Z. A batch whose similarities
-// are one stripe keeps them; beyond, the second sweep multiplies again, and memory is O(L D).
+// loss and what the gradient needs of every row, and the gradient H Z in panels of stripes. Up to
+// 4096 rows all similarities are kept; beyond, the second sweep makes them again, and memory is
+// O(L D).
 // Nothing here waits for the device: the number of rows that are present stays there.
 #include "cuda/similarities.h"
 
@@ -13,9 +14,18 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-// Similarities of a stripe; at least so many rows, or the product would not fill the machine.
-constexpr int64_t kStripeBytes = int64_t{64} << 20;
-constexpr int64_t kMinStripeRows = 256;
+// Similarities of a stripe: half of the L2 cache of a large GPU, from which the next kernel reads
+// them; at least so many rows, or the product would not fill the machine.
+constexpr int64_t kStripeBytes = int64_t{32} << 20;
+constexpr int64_t kMinStripeRows = 128;
+
+// All similarities, if they are kept for the gradient.
+constexpr int64_t kKeptBytes = int64_t{64} << 20;
+
+// Rows of H that are multiplied at once: their product is as narrow as the embeddings, so it takes
+// many to fill the machine.
+constexpr int64_t kPanelBytes = int64_t{64} << 20;
+constexpr int64_t kMinPanelRows = 1024, kMaxPanelRows = 4096;
 
 // Rows of matrices start at a multiple of so many elements.
 constexpr int64_t kAlignedRows = 32, kAlignedWidth = 8;
@@ -39,8 +49,10 @@ class Batch {
 
  private:
   void sort(const Tensor& labels, const OptionalTensor& present);
+  bool keeps() const { return padded_rows_ * padded_rows_ * int64_t(sizeof(float)) <= kKeptBytes; }
   int64_t stripe_rows() const;
-  // f(stripe, its products) for every stripe in order.
+  int64_t panel_rows() const;
+  // f(stripe) for every stripe in order.
   template <class F>
   void for_each_stripe(bool known, const F& f);
 
@@ -73,7 +85,8 @@ Batch::Batch(const Tensor& embeddings, const Tensor& labels, const OptionalTenso
       floats_(empty_beside(x_, {6, padded_rows_}, ScalarType::Float)),
       losses_(empty_beside(x_, {padded_rows_}, ScalarType::Double)),
       totals_(empty_beside(x_, {2}, ScalarType::Float)),
-      dots_(empty_beside(x_, {stripe_rows(), padded_rows_}, ScalarType::Float)) {
+      dots_(empty_beside(x_, {keeps() ? padded_rows_ : stripe_rows(), padded_rows_},
+                         ScalarType::Float)) {
   // 2^(-2 scale), the least exponential there is, and its inverse times a number of rows must be
   // numbers of float32.
   const double scale = std::log2(std::exp(1.0)) / temperature;
@@ -110,15 +123,22 @@ void Batch::sort(const Tensor& labels, const OptionalTensor& present) {
 
 int64_t Batch::stripe_rows() const {
   const int64_t fitting = kStripeBytes / (padded_rows_ * int64_t(sizeof(float)));
-  return std::min(padded_rows_, std::max(fitting / kAlignedRows * kAlignedRows, kMinStripeRows));
+  const int64_t rows = std::max(fitting / kMinStripeRows * kMinStripeRows, kMinStripeRows);
+  return std::min(padded_rows_, rows);
+}
+
+// Whole stripes.
+int64_t Batch::panel_rows() const {
+  if (keeps()) return padded_rows_;
+  const int64_t fitting = kPanelBytes / (padded_rows_ * int64_t(x_.element_size()));
+  return padded(std::clamp(fitting, kMinPanelRows, kMaxPanelRows), stripe_rows());
 }
 
 template <class F>
 void Batch::for_each_stripe(bool known, const F& f) {
-  const int64_t step = dots_.size(0);
+  const int64_t step = stripe_rows();
   const Tensor columns = transposed(scaled_);
   ScaledStripe<float> stripe = {};
-  stripe.dots = data<float>(dots_);
   stripe.stride = padded_rows_;
   stripe.scale = float(std::log2(std::exp(1.0)) / temperature_);
   stripe.class_begin = rows_.class_begin;
@@ -127,16 +147,19 @@ void Batch::for_each_stripe(bool known, const F& f) {
   for (int64_t first = 0; first < padded_rows_; first += step) {
     stripe.first = first;
     stripe.rows = std::min(step, padded_rows_ - first);
-    const Tensor dots = rows_of(dots_, 0, stripe.rows);
-    if (!known) multiply(rows_of(scaled_, first, stripe.rows), columns, dots);
-    f(stripe, dots);
+    const int64_t at = keeps() ? first : 0;
+    stripe.dots = data<float>(dots_) + at * padded_rows_;
+    if (!known) {
+      multiply(rows_of(scaled_, first, stripe.rows), columns, rows_of(dots_, at, stripe.rows));
+    }
+    f(stripe);
   }
 }
 
 Tensor Batch::forward(const ContrastiveKernels& kernels) {
   const Tensor value = empty_beside(x_, {}, ScalarType::Float);
   sums_.value = data<float>(value);
-  for_each_stripe(false, [&](const ScaledStripe<float>& stripe, const Tensor&) {
+  for_each_stripe(false, [&](const ScaledStripe<float>& stripe) {
     kernels.rows(stripe, rows_.num_present, running_max_, results_, stream_);
   });
   add_rows(results_, rows_, kernels.over_pairs, temperature_, storage_, sums_, stream_);
@@ -145,17 +168,19 @@ Tensor Batch::forward(const ContrastiveKernels& kernels) {
 
 Tensor Batch::gradient(const ContrastiveKernels& kernels) {
   const Tensor grad = empty_beside(x_, {x_.size(0), x_.size(1)}, ScalarType::Float);
-  const int64_t step = dots_.size(0);
-  const Tensor g = empty_beside(x_, {step, scaled_.size(1)}, ScalarType::Float);
-  // float32 entries of H take the place of the products that they come from
-  const bool in_place = storage_ == Storage::kFloat;
-  const Tensor memory = in_place ? dots_ : empty_beside(x_, {step, padded_rows_}, x_.scalar_type());
+  const int64_t rows = std::min(panel_rows(), padded_rows_);
+  const Tensor g = empty_beside(x_, {rows, scaled_.size(1)}, ScalarType::Float);
+  // float32 entries of H take the place of similarities that are kept
+  const bool in_place = keeps() && storage_ == Storage::kFloat;
+  const Tensor panel = in_place ? dots_ : empty_beside(x_, {rows, padded_rows_}, x_.scalar_type());
   const RowWeights<float> weights = {results_.weight, results_.max, results_.log2_sum};
-  for_each_stripe(step == padded_rows_, [&](const ScaledStripe<float>& stripe, const Tensor&) {
+  for_each_stripe(keeps(), [&](const ScaledStripe<float>& stripe) {
+    const int64_t at = stripe.first % rows, filled = at + stripe.rows;
     kernels.weights(stripe, rows_.num_present, running_max_, weights, sums_.h_scale, storage_,
-                    memory.mutable_data_ptr(), stream_);
-    multiply(rows_of(memory, 0, stripe.rows), scaled_, rows_of(g, 0, stripe.rows));
-    project_rows(data<float>(g), stripe.first, stripe.rows, batch_, rows_, sums_.factor,
+                    rows_of(panel, at, stripe.rows).mutable_data_ptr(), stream_);
+    if (filled < rows && stripe.first + stripe.rows < padded_rows_) return;
+    multiply(rows_of(panel, 0, filled), scaled_, rows_of(g, 0, filled));
+    project_rows(data<float>(g), stripe.first - at, filled, batch_, rows_, sums_.factor,
                  data<float>(grad), stream_);
   });
   return grad;
@@ -169,8 +194,8 @@ std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings, const Tenso
   const OnDeviceOf device(embeddings);
   const cudaStream_t stream = device.stream();
   const int64_t L = embeddings.size(0), D = embeddings.size(1);
-  STD_TORCH_CHECK(L < (int64_t{1} << 31) - kAlignedRows,
-                  "the CUDA kernels of the contrastive losses take fewer than 2^31 rows, got ", L);
+  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
+                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
   storage_of(embeddings);  // refuses float64
   if (L == 0) {
     const Tensor value = empty_beside(embeddings, {}, ScalarType::Float);

@@ -102,16 +102,13 @@ __global__ void __launch_bounds__(kBlockThreads)
     terms += over_pairs ? double(others) : others > 0 ? 1 : 0;
     largest = fmaxf(largest, from.c[a]);
   }
-  __shared__ float block_largest[kBlockThreads];
-  block_largest[threadIdx.x] = largest;
-  loss = block_sum(loss);  // its barriers are passed by all, and block_largest is written before
-  __syncthreads();
+  loss = block_sum(loss);
   terms = block_sum(terms);
+  largest = block_max(largest);
   if (threadIdx.x != 0) return;
-  for (int t = 1; t < kBlockThreads; ++t) largest = fmaxf(largest, block_largest[t]);
-  // float16 has few exponents: 2 c, the bound of an entry of H, goes to their upper end. The other
-  // 2^14 is that of the scaled rows. A power of two rounds nothing.
-  const float h_scale = half ? exp2f(floorf(24 - log2f(fmaxf(largest, 0x1p-60f)))) : 1.0f;
+  // float16 has few exponents, so H's entries, 2 c at most and divided by 2^14 with the scaled
+  // rows, are brought to 2^15 at most. A power of two rounds nothing.
+  const float h_scale = half ? exp2f(floorf(28 - log2f(fmaxf(largest, 0x1p-60f)))) : 1.0f;
   constexpr double kLn2 = 0.69314718055994530942;
   *to.value = terms > 0 ? float(loss * kLn2 / terms) : 0.0f;
   *to.factor = terms > 0 ? float(1 / (terms * temperature * h_scale)) : 0.0f;

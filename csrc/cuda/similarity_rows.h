@@ -30,20 +30,22 @@ __global__ void __launch_bounds__(kThreads<Team>)
 }
 
 template <class Loss, bool kRunningMax, class H>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 4)
     similarity_weights_kernel(const __grid_constant__ ScaledStripe<float> given,
                               const int64_t* num_present,
                               const __grid_constant__ RowWeights<float> rows, const float* h_scale,
                               H* h) {
-  ScaledStripe<float> stripe = given;
-  const int64_t r = blockIdx.x, present = *num_present, stride = stripe.stride;
-  stripe.columns = stripe.first + r < present ? present : 0;
-  const float scale = *h_scale;
+  const int64_t r = blockIdx.x, present = *num_present, stride = given.stride;
+  const int64_t columns = given.first + r < present ? present : 0;
   H* out = h + r * stride;  // may be the row of products itself: every lane reads what it writes
-  Loss::template weights<BlockRow, kRunningMax>(
-      stripe, r, 0, stripe.columns, rows,
-      [&](int64_t j, float x) { assign(out + j, x * stripe.inverse[j] * scale); });
-  BlockRow::for_columns(stripe.columns, stride, [&](int64_t j, auto) { assign(out + j, 0.0f); });
+  if (columns > 0) {
+    const float scale = *h_scale;
+    Loss::template weights<BlockRow, kRunningMax>(
+        given, r, 0, columns, rows,
+        [&](int64_t j, float x) { return x * given.inverse[given.first_column + j] * scale; },
+        [&](int64_t j, float x) { assign(out + j, x); });
+  }
+  BlockRow::for_columns(columns, stride, [&](int64_t j, auto) { assign(out + j, 0.0f); });
 }
 
 template <class Loss>

@@ -13,10 +13,11 @@ struct SupCon {
                              const RowResults<float>& to) {
     MCR_ISA::sup_con_row<Team, kRunningMax>(stripe, r, to);
   }
-  template <class Team, bool kRunningMax, class Sink>
+  template <class Team, bool kRunningMax, class Finish, class Sink>
   __device__ static void weights(const ScaledStripe<float>& stripe, int64_t r, int64_t begin,
-                                 int64_t end, const RowWeights<float>& rows, const Sink& sink) {
-    MCR_ISA::sup_con_weights<Team, kRunningMax>(stripe, r, begin, end, rows, sink);
+                                 int64_t end, const RowWeights<float>& rows, const Finish& finish,
+                                 const Sink& sink) {
+    MCR_ISA::sup_con_weights<Team, kRunningMax>(stripe, r, begin, end, rows, finish, sink);
   }
 };
 

@@ -30,13 +30,12 @@ void weights(const ScaledStripe<float>& stripe, bool nt_xent, const RowWeights<f
              float* h) {
   for (int64_t r = 0; r < stripe.rows; ++r) {
     if (stripe.first + r >= stripe.columns) continue;
-    const auto sink = [&](int64_t j, Vec<float> x) {
-      store(h + r * stripe.stride + j, x * load(stripe.inverse + j));
-    };
+    const auto finish = [&](int64_t j, Vec<float> x) { return x * load(stripe.inverse + j); };
+    const auto sink = [&](int64_t j, Vec<float> x) { store(h + r * stripe.stride + j, x); };
     if (nt_xent) {
-      nt_xent_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, sink);
+      nt_xent_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
     } else {
-      sup_con_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, sink);
+      sup_con_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
     }
   }
 }
