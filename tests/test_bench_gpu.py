@@ -212,7 +212,7 @@ def test_command_writes_everything(card, tmp_path, capsys):
     assert "verified: " in text
     assert "copy 4.00 TB/s" in text
     assert (
-        "\n| nt_xent | L64_C28_D512_M2_bfloat16 | 0.01 | 0.04 | 0.01 | 0.01 | cuda | cuda |" in text
+        "\n| nt_xent | L64_C28_D512_M2_float32 | 0.01 | 0.04 | 0.01 | 0.01 | cuda | cuda |" in text
     )
     assert '    "nt_xent": ((None, ("cuda", "triton")),),' in text
     assert text in capsys.readouterr().out
@@ -227,8 +227,30 @@ def test_command_fails_on_one_wrong_result(card, tmp_path):
     card.wrong = {"sup_con/L0"}
     assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
     text = (tmp_path / "summary.txt").read_text()
-    assert "FAILED: 27 cases right, 1 wrong" in text
+    assert "FAILED: 32 cases right, 1 wrong" in text
     assert "WRONG: 2\nsup_con/L0 (triton): off by 1\nsup_con/L0 (cuda): off by 1" in text
+
+
+def test_a_case_for_one_backend_is_checked_there(card, tmp_path):
+    arguments = ["gpu", "--out", str(tmp_path), "--only", "check", "--op", "permuted_divergence"]
+    assert main(arguments) == 0
+    rows = results.read(tmp_path / "correctness.csv")
+    far = [row for row in rows if row["case"].startswith("far_")]
+    assert {row["backend"] for row in far} == {"cuda"}
+    assert {row["backend"] for row in rows} == {"cuda", "triton"}
+
+
+def test_sizes_that_do_not_agree_stand_in_the_summary(tmp_path):
+    rows = [row for row in SIZE_ROWS if row.case.C == 1000 and row.case.op == OPS[0]][:2]
+    lines = [
+        timed(row, provider, milliseconds)
+        for row, times in zip(rows, ((1, 2), (3, 2)), strict=True)
+        for provider, milliseconds in zip(("ours_cuda", "ours_triton"), times, strict=True)
+    ]
+    text = timing.compare(tmp_path, rows, lines, STAMP)
+    assert "do not agree, the faster one by how much:\npermuted_divergence C=1000" in text
+    assert f"{rows[1].case.name} triton 1.50x" in text
+    assert "agree" not in timing.compare(tmp_path, rows[:1], lines, STAMP)
 
 
 @pytest.mark.parametrize("how", ["skipped", "problem"])
@@ -248,17 +270,17 @@ def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
 @pytest.mark.parametrize(
     ("how", "fastest"),
     [
-        ("ended with -11", ["cuda", "not run", "cuda", "cuda"]),  # costs itself
-        ("stopped after 9 s", ["cuda", "not run", "not run", "not run"]),  # the others' turn
+        ("ended with -11", ["cuda", "not run", *["cuda"] * 6]),  # costs itself
+        ("stopped after 9 s", ["cuda", *["not run"] * 7]),  # the others' turn
     ],
 )
 def test_a_size_that_does_not_come_back(card, tmp_path, how, fastest):
-    card.dies_at, card.how = "sup_con L=512", how
+    card.dies_at, card.how = "sup_con L=512 float32", how
     arguments = ["gpu", "--out", str(tmp_path), "--only", "sizes", "--op", "sup_con"]
     assert main(arguments) == 1
     text = (tmp_path / "summary.txt").read_text()
     assert text.count(how) == fastest.count("not run")
-    assert f"sup_con L=512: {how}" in text
+    assert f"sup_con L=512 float32: {how}" in text
     found = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
     assert found == fastest
 

@@ -1,5 +1,6 @@
 """The checks of `python -m bench gpu`: they find what is wrong, and a crash costs one case."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench.gpu import subjects
 from bench.gpu.cases import check_cases
 from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of, run_only, verify
 from bench.gpu.processes import run_checks
+from bench.gpu.shared import divergences
 from mcr_fast.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +40,82 @@ def test_cases_can_be_made():
             assert subject.upstream().dtype == torch.float32
             finite = all(t.isfinite().all() for t in subject.tensors() if t.is_floating_point())
             assert finite is not case.poisoned
+
+
+# of csrc/cuda/permuted_divergence_far.cu, with_far_team: the most classes of each team
+FAR_TEAMS = (8, 32, 64, 112, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def far_cases():
+    """name -> (subject, subsets * N * K * C)"""
+    for case in check_cases().values():
+        if case.op == "permuted_divergence" and case.name.startswith("far_"):
+            subject = case.make()
+            x = subject.inputs
+            _, n, c = x.contributions.shape
+            permutations = n - 1 if x.donors is None else x.donors.shape[1]
+            yield case, subject, 2 * n * permutations * c
+
+
+def test_far_pairs_are_large_enough_and_of_every_team():
+    found = {True: set(), False: set()}
+    for case, subject, elements in far_cases():
+        x = subject.inputs
+        rows, classes = x.contributions.shape[1:]
+        assert len(divergences.options_of(x, **subject.options)["subsets"]) == 2
+        assert x.donors is None or len(x.donors) == 1
+        assert elements >= 2**20
+        assert elements < 1.1 * 2**20 or rows > 3000 or "exhaustive" in case.name
+        assert case.backends == ("cuda",)
+        teams = [most for most in FAR_TEAMS if classes <= most]
+        if classes <= 112 and rows <= 8192:
+            teams = [most for most in teams if most != 112]
+        if case.name.startswith("far_N"):
+            found[x.order is None].add(teams[0])
+    assert found == {True: set(FAR_TEAMS), False: set(FAR_TEAMS)}  # tables, and shifts
+
+
+def test_far_pairs_are_of_every_dtype_and_kind():
+    names = [case.name for case, _, _ in far_cases()]
+    for word in ("float32", "bfloat16", "float16", "near", "mixed", "masked", "exhaustive"):
+        for scheme in ("table", "cyclic") if word != "exhaustive" else ("",):
+            assert any(f"_{word}" in name and scheme in name for name in names), (word, scheme)
+
+
+def test_stripes_of_rows():
+    # csrc/cuda/similarities.cpp: float32 similarities of a stripe take 64 MiB
+    for op in ("nt_xent", "sup_con"):
+        for dtype in ("float32", "bfloat16", "float16", "tf32"):
+            rows = len(check_cases()[f"{op}/stripes_{dtype}"].make().x)
+            assert rows > 2**26 / (4 * rows)
+
+
+@pytest.mark.parametrize("op", ["nt_xent", "sup_con"])
+def test_products_in_tf32_are_held_to_those_of_torch(op, monkeypatch):
+    seen = []
+
+    def loss(*arguments, backend, **options):
+        seen.append((backend, torch.get_float32_matmul_precision()))
+        # as tf32 would: operands with 10 bits behind the point, in ours and in plain torch alike
+        x, *rest = arguments
+        if x.dtype == torch.float32 and (backend == "tf32" or seen[-1][1] == "high"):
+            x = x + (x.half() - x).detach()
+        if backend == "wrong":
+            x = x + (x.bfloat16() - x).detach()
+        return right(x, *rest, backend="reference", **options)
+
+    right = subjects.CONTRASTIVE[op]
+    monkeypatch.setitem(subjects.CONTRASTIVE, op, loss)
+    subject = check_cases()[f"{op}/tf32"].make()
+    subject.check("tf32")
+    assert {precision for _, precision in seen} == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(AssertionError):
+        subject.check("wrong")
+    # a backend that rounds so is wrong where nobody asked for it
+    monkeypatch.setattr(subjects, "product_precision", lambda _: contextlib.nullcontext())
+    with pytest.raises(AssertionError):
+        subject.check("tf32")
 
 
 def test_a_gpu_gets_all_checks():

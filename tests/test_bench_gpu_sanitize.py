@@ -1,5 +1,6 @@
 """compute-sanitizer in `python -m bench gpu`: what it runs, how its reports are read; no GPU."""
 
+import itertools
 import os
 import stat
 import subprocess
@@ -111,12 +112,15 @@ def test_every_tensor_is_its_own_allocation_where_that_matters():
 
 
 def test_small_inputs_of_every_op():
-    for op in (*OPS, "gather_add"):
-        cases = cases_of(op)
+    for op, backend in itertools.product((*OPS, "gather_add"), sanitize.TOOLS):
+        cases = cases_of(op, backend)
         assert 2 <= len(cases) <= 14
         assert not any(case.poisoned or "production" in case.name for case in cases)
         assert {case.key for case in cases} <= set(check_cases())
-    assert any("C1025" in case.name for case in cases_of("row_divergence"))
+    assert any("C1025" in case.name for case in cases_of("row_divergence", "cuda"))
+    far = [case.name for case in cases_of("permuted_divergence", "cuda") if "far" in case.name]
+    assert far == ["far_N701_K15_C50_cyclic_float16", "far_N75_K7_C1000_table_bfloat16"]
+    assert not any("far" in case.name for case in cases_of("permuted_divergence", "triton"))
 
 
 def test_plan():

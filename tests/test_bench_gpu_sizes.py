@@ -1,12 +1,24 @@
 """The table of sizes of `python -m bench gpu`, and the choice of backend it gives; no GPU."""
 
+import itertools
+
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from bench.gpu.measure import verdicts
 from bench.gpu.rows import TIMED_ROWS
-from bench.gpu.sizes import COLUMNS, SIZE_ROWS, choice, markdown, size_providers, table
+from bench.gpu.sizes import (
+    COLUMNS,
+    SIZE_ROWS,
+    choice,
+    disagreements,
+    markdown,
+    size_of,
+    size_providers,
+    table,
+)
 from mcr_fast.ops import OPS, _backend
 
 MIPD = [row for row in SIZE_ROWS if row.case.op == "permuted_divergence"]
@@ -27,7 +39,9 @@ def test_sizes_cover_every_op():
     assert {row.case.op for row in SIZE_ROWS} == set(OPS)
     assert len({(row.case.op, row.case.name) for row in SIZE_ROWS}) == len(SIZE_ROWS)
     assert {row.case.C for row in MIPD} == {6, 28, 101, 174, 1000}
-    assert {row.case.L for row in SIZE_ROWS if row.case.op == "sup_con"} >= {64, 32768}
+    for op, dtype in itertools.product(("nt_xent", "sup_con"), ("float32", "bfloat16")):
+        found = [row.case for row in SIZE_ROWS if (row.case.op, row.case.dtype) == (op, dtype)]
+        assert [case.L for case in found] == [64, 512, 4096, 32768]
     assert all(row.modes == ("full",) for row in SIZE_ROWS)
     for op in OPS:
         assert any(row.quick for row in SIZE_ROWS if row.case.op == op)
@@ -86,6 +100,64 @@ def test_choice_is_what_the_backends_read(monkeypatch):
     assert _backend.preferred("permuted_divergence", 101) == ("cuda", "triton")
     assert _backend.preferred("permuted_divergence", 102) == ("triton", "cuda")
     assert choice(SIZE_ROWS, table(SIZE_ROWS, [])) == ""
+
+
+def by_size(ratio_of):
+    """The table of all sizes where Triton takes so many times as long as CUDA C++."""
+    times = {}
+    for row in SIZE_ROWS:
+        times |= {(row, "ours_cuda"): 1, (row, "ours_triton"): ratio_of(row.case)}
+    return table(SIZE_ROWS, lines_of(times))
+
+
+def test_choice_by_rows_and_dtype(monkeypatch):
+    def ratio(case):
+        if case.op == "nt_xent" and case.dtype == "float32":
+            return 2 if case.L <= 512 else 0.5
+        if case.op == "reconstruction_loss":
+            return 2 if case.N <= 32 else 0.5
+        return 0.5
+
+    found = by_size(ratio)
+    chosen = eval(choice(SIZE_ROWS, found).removeprefix("CHOICE = "))
+    small, large = ("cuda", "triton"), ("triton", "cuda")
+    assert chosen["nt_xent"] == ((512, small), (None, large))
+    assert chosen["nt_xent 16-bit"] == chosen["sup_con"] == ((None, large),)
+    assert "sup_con 16-bit" not in chosen  # no other than in float32
+    assert chosen["reconstruction_loss"] == ((32 * 2 * 512, small), (None, large))
+    assert disagreements(SIZE_ROWS, found) == ""
+
+    monkeypatch.setattr(_backend, "CHOICE", chosen)
+    monkeypatch.setattr(_backend, "_UNAVAILABLE", {op: {} for op in OPS})
+
+    def taken(op, dtype, size):
+        return _backend.resolve(op, None, torch.device("cuda"), dtype, size=size)
+
+    assert [taken("nt_xent", torch.float32, size) for size in (512, 513)] == ["cuda", "triton"]
+    assert taken("nt_xent", torch.float32, None) == "cuda"
+    assert {taken("nt_xent", dtype, 512) for dtype in (torch.bfloat16, torch.float16)} == {"triton"}
+    assert taken("sup_con", torch.float16, 512) == "triton"
+    # a number of rows is no number of classes, of which there is a most
+    assert taken("nt_xent", torch.float32, 10**6) == "triton"
+    assert taken("nt_xent", torch.float64, 512) == "reference"
+
+
+def test_sizes_that_do_not_agree_are_printed():
+    found = by_size(lambda case: 0.5 if case.donors == "cyclic" and case.C == 28 else 1.25)
+    (line,) = disagreements(SIZE_ROWS, found).splitlines()
+    names = [row.case.name for row in MIPD if row.case.C == 28]
+    assert line == (
+        f"permuted_divergence C=28, triton in CHOICE: {names[0]} cuda 1.25x, "
+        f"{names[1]} triton 2.00x, {names[2]} cuda 1.25x"
+    )
+    assert disagreements(SIZE_ROWS, table(SIZE_ROWS, [])) == ""
+
+
+def test_what_is_counted():
+    counted = {row.case.op: size_of(row.case) for row in SIZE_ROWS}
+    assert counted["nt_xent"] == ("L", 32768)
+    assert counted["row_divergence"] == ("C", 1000)
+    assert counted["reconstruction_loss"] == ("elements", 32768 * 2 * 512)
 
 
 def test_few_classes_are_held_against_triton():

@@ -35,6 +35,7 @@ class CheckCase:
     make: Callable[[], Subject]
     quick: bool = False
     poisoned: bool = False  # holds NaN or infinity: the results must be NaN
+    backends: tuple[str, ...] = ("triton", "cuda")  # those it is for
 
     @property
     def key(self) -> str:
@@ -104,6 +105,46 @@ def _permuted_divergence() -> Iterator[CheckCase]:
     yield _pairs("production_uniform", 2, 2048, 1000, scheme="table", count=4)
     yield _pairs("production_cyclic", 2, 2048, 1000, count=4)
     yield _pairs("production_bfloat16", 2, 4096, 174, count=8, dtype=torch.bfloat16)
+    yield from _far_pairs()
+
+
+# N, K, C with just the 2^20 elements in both subsets from which the CUDA C++ kernels take pairs
+# that are far by themselves (docs/math/permuted_divergence.md): one for each of their teams, by C
+# and from 8192 rows on, and the last one they take
+FAR_SHAPES = [
+    *((4096, 22, 6), (1311, 20, 20), (701, 15, 50), (350, 15, 100), (8200, 2, 100)),
+    *((257, 16, 128), (300, 11, 174), (129, 16, 256), (100, 14, 384), (64, 16, 512)),
+    *((99, 7, 768), (75, 7, 1000), (64, 8, 1024)),
+]
+
+
+def _far_pairs() -> Iterator[CheckCase]:
+    def case(name: str, n: int, k: int, c: int, *, options=None, **made) -> CheckCase:
+        found = _pairs(f"far_{name}", 2, n, c, count=k, options=options, **made)
+        return replace(found, backends=("cuda",))
+
+    dtypes = itertools.cycle((torch.float32, *HALVES))
+    for (n, k, c), scheme in itertools.product(FAR_SHAPES, ("table", "cyclic")):
+        dtype = next(dtypes)
+        name = f"N{n}_K{k}_C{c}_{scheme}_{str(dtype)[6:]}"
+        yield case(name, n, k, c, scheme=scheme, dtype=dtype)
+    # all pairs are left to the exact kernels, or some in most rows
+    schemes = itertools.cycle(("cyclic", "table", "table", "cyclic"))
+    for (n, k, c), (name, scale) in itertools.product(
+        (FAR_SHAPES[1], FAR_SHAPES[6], FAR_SHAPES[11]), (("near", 0.01), ("mixed", 0.17))
+    ):
+        dtype, scheme = next(dtypes), next(schemes)
+        name = f"{name}_N{n}_C{c}_{scheme}_{str(dtype)[6:]}"
+        yield case(name, n, k, c, scheme=scheme, scale=scale, dtype=dtype)
+    yield case("logits_60", 350, 15, 100, scheme="table", scale=60.0)  # powers underflow
+    # more than one run of permutations, and more than one chunk of them
+    yield case("exhaustive_N128_C33", 128, 0, 33, scheme="exhaustive")
+    yield case("exhaustive_N3072_C2", 3072, 0, 2, scheme="exhaustive")
+    masked = {"present": True, "weighted": True}
+    options = {"exclude": "same_label", "strategy": "collaborative", "unequal": True}
+    yield case("masked_table", 300, 11, 174, options=options, scheme="table", **masked)
+    options = {"exclude": "self", "clean_path": "routed"}
+    yield case("masked_cyclic", 701, 15, 50, options=options, scale=0.17, **masked)
 
 
 def _row_divergence() -> Iterator[CheckCase]:
@@ -162,6 +203,13 @@ def _contrastive(op: str) -> Iterator[CheckCase]:
         yield case(f"L{rows}", rows, 5, 2, quick=rows == 0)
     yield case("production", 4096, 512, 174)
     yield case("production_bfloat16", 4096, 512, 174, dtype=torch.bfloat16)
+    # more than one stripe of rows in the CUDA C++ kernels, the last one short
+    for dtype in (torch.float32, *HALVES):
+        masked = dtype == torch.bfloat16
+        yield case(f"stripes_{str(dtype)[6:]}", 6000, 64, 11, dtype=dtype, masked=masked)
+    # products of float32 rows in tf32: held to what torch's own lose with that setting
+    for name, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
+        yield case(name, *shape, precision="high")
 
 
 def _reconstruction_loss() -> Iterator[CheckCase]:

@@ -111,7 +111,8 @@ def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str
         backend: [
             key
             for key, case in check_cases().items()
-            if backend in serving(case.op)
+            if backend in case.backends
+            and backend in serving(case.op)
             and (not options.op or case.op in options.op)
             and (case.quick or not options.quick)
         ]

@@ -30,9 +30,11 @@ PRINTED = "mcr::cuda"
 NAME = "compute-sanitizer"
 NOT_INSTALLED = f"{NAME} is not installed"
 
-# beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once
+# beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, pairs
+# that are far
 MORE = re.compile(
     r"permuted_divergence/M\d+_N12_C1025_\w+|row_divergence/R9_N4_C1025"
+    r"|permuted_divergence/far_N(75_K7_C1000_table|701_K15_C50_cyclic)_[\w.]+"
     r"|reconstruction_loss/N(8_D16_16|70_D37_41)_\w+|(nt_xent|sup_con)/L128_D64_C6"
 )
 ERROR_CODE = 97
@@ -50,10 +52,14 @@ def find() -> Path | None:
     return Path(found) if found else None
 
 
-def cases_of(op: str) -> list[CheckCase]:
-    """The small inputs of an op."""
-    found = (case for case in check_cases().values() if case.op == op and not case.poisoned)
-    return [case for case in found if case.quick or MORE.fullmatch(case.key)]
+def cases_of(op: str, backend: str) -> list[CheckCase]:
+    """The small inputs of an op on a backend."""
+    return [
+        case
+        for case in check_cases().values()
+        if case.op == op and backend in case.backends and not case.poisoned
+        if case.quick or MORE.fullmatch(case.key)
+    ]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Run:
     @property
     def key(self) -> str:
         """What names its row among the checks."""
-        return f"{self.op}/{NAME} {self.tool}, {len(cases_of(self.op))} inputs"
+        return f"{self.op}/{NAME} {self.tool}, {len(cases_of(self.op, self.backend))} inputs"
 
     def command(self, tool: Path, usage: str, results: Path) -> list[str]:
         """What to start; `usage` is what the tool's --help says."""
@@ -81,7 +87,7 @@ class Run:
         if self.backend == "cuda" and self.tool != "initcheck":
             name = "--kernel-name" if "--kernel-name " in usage else "--kernel-regex"
             options += [name, f"kns={MANGLED}"]
-        cases = [case.key for case in cases_of(self.op)]
+        cases = [case.key for case in cases_of(self.op, self.backend)]
         arguments = ("--backend", self.backend, "--run-only", "--cases", *cases)
         return [str(tool), *options, *python("bench.gpu.check", results, *arguments)]
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 
 from bench.gpu.rows import MIPD, Goal, TimedRow, serving
 from bench.registry import Case, Provider, benchmarks
 from bench.results import Row, number, significant
+from mcr_fast.ops._backend import DIVERGENCES
 
 BACKENDS = ("cuda", "triton")
 COLUMNS = ("cuda", "triton", "compile", "eager")  # of the table, in milliseconds
 HEADER = ("op", "size", *(f"{name}_ms" for name in COLUMNS), "fastest", "of ours")
 CLASSES = (6, 28, 101, 174, 1000)
-DIVERGENCES = ("permuted_divergence", "row_divergence")
+CONTRASTIVE = ("nt_xent", "sup_con")
 
 
 def _rows() -> Iterator[TimedRow]:
@@ -32,9 +33,10 @@ def _rows() -> Iterator[TimedRow]:
         case = Case("row_divergence", N=n, C=c, K=32, M=0)
         quick = n == 128 and c == 174
         yield TimedRow(f"row_divergence N={n} C={c}", case, quick=quick, step_only=True)
-    for op, rows in product(("nt_xent", "sup_con"), (64, 512, 4096, 32768)):
-        case = Case(op, N=rows // 2, D=512, C=28, dtype="bfloat16")
-        yield TimedRow(f"{op} L={rows}", case, quick=rows == 64, step_only=True)
+    # in float32 other products are made on either side, so that the other one may be the faster
+    for op, dtype, rows in product(CONTRASTIVE, ("float32", "bfloat16"), (64, 512, 4096, 32768)):
+        case = Case(op, N=rows // 2, D=512, C=28, dtype=dtype)
+        yield TimedRow(f"{op} L={rows} {dtype}", case, quick=rows == 64, step_only=True)
     for n in (32, 512, 4096, 32768):
         case = Case("reconstruction_loss", N=n, D=512)
         yield TimedRow(f"reconstruction_loss N={n}", case, quick=n == 32, step_only=True)
@@ -89,31 +91,84 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def choice(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:
-    """`CHOICE` of mcr_fast/ops/_backend.py as these times have it; empty if none was compared.
+def size_of(case: Case) -> tuple[str, int]:
+    """What `CHOICE` counts of a case, in letters and how many."""
+    if case.op in DIVERGENCES:
+        return "C", case.C
+    if case.op in CONTRASTIVE:
+        return "L", case.L
+    return "elements", case.L * case.D
 
-    For each number of classes the backend that is faster on the geometric mean over the sizes with
-    it; ops without classes have one choice for all their sizes.
-    """
-    gains: dict[str, dict[int | None, list[float]]] = {}
+
+@dataclass(frozen=True)
+class SizeClass:
+    """The sizes that `CHOICE` cannot tell apart."""
+
+    key: str  # of CHOICE
+    letters: str  # what is counted
+    size: int
+    ratios: dict[str, float]  # name of a case -> time of Triton's step over that of CUDA C++
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """The backends, the one first that is faster on the geometric mean."""
+        cuda_first = sum(map(math.log, self.ratios.values())) > 0
+        return ("cuda", "triton") if cuda_first else ("triton", "cuda")
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the other backend is the faster at some of them."""
+        return min(self.ratios.values()) < 1 < max(self.ratios.values())
+
+
+def classes_of(rows: Sequence[TimedRow], found: Sequence[Row]) -> list[SizeClass]:
+    """What both of ours were timed for, smallest first within a key of `CHOICE`."""
+    classes: dict[tuple[str, str, int], dict[str, float]] = {}
+    keys: dict[str, None] = {}  # in order
     for row, line in zip(rows, found, strict=True):
         cuda, triton = number(line, "cuda_ms"), number(line, "triton_ms")
         if cuda and triton:
-            classes = row.case.C if row.case.op in DIVERGENCES else None
-            gains.setdefault(row.case.op, {}).setdefault(classes, []).append(
-                math.log(triton / cuda)
-            )
-    lines = []
-    for op, by_classes in gains.items():
-        faster = [
-            (classes, ("cuda", "triton") if sum(by_classes[classes]) > 0 else ("triton", "cuda"))
-            for classes in sorted(by_classes, key=lambda c: c or 0)
-        ]
+            sixteen_bit = row.case.torch_dtype.itemsize == 2
+            key = f"{row.case.op} 16-bit" if sixteen_bit else row.case.op
+            keys[key] = None
+            ratios = classes.setdefault((key, *size_of(row.case)), {})
+            ratios[row.case.name] = triton / cuda
+    made = [SizeClass(*identity, ratios) for identity, ratios in classes.items()]
+    return [each for key in keys for each in sorted(made, key=lambda c: c.size) if each.key == key]
+
+
+def choice(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:
+    """`CHOICE` of mcr_fast/ops/_backend.py as these times have it; empty if none was compared.
+
+    For each size class the backend that is faster on the geometric mean over the sizes in it.
+    """
+    orders: dict[str, tuple] = {}
+    for key, group in groupby(classes_of(rows, found), key=lambda each: each.key):
+        each = list(group)
         # up to the last size of those that agree, and beyond the largest as there
         ends = [
-            (classes, order)
-            for (classes, order), (_, after) in zip(faster, faster[1:], strict=False)
-            if order != after
+            (this.size, this.order)
+            for this, after in zip(each, each[1:], strict=False)
+            if this.order != after.order
         ]
-        lines.append(f'    "{op}": {(*ends, (None, faster[-1][1]))!r},'.replace("'", '"'))
+        orders[key] = (*ends, (None, each[-1].order))
+    lines = [
+        f'    "{key}": {order!r},'.replace("'", '"')
+        for key, order in orders.items()
+        # 16 bits have a row where they choose otherwise
+        if key == (op := key.removesuffix(" 16-bit")) or order != orders.get(op)
+    ]
     return "\n".join(["CHOICE = {", *lines, "}"]) if lines else ""
+
+
+def disagreements(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:
+    """Each size of the classes in which not all have the same winner; empty if there is none."""
+    return "\n".join(
+        f"{each.key} {each.letters}={each.size}, {each.order[0]} in CHOICE: "
+        + ", ".join(
+            f"{name} {'cuda' if ratio > 1 else 'triton'} {max(ratio, 1 / ratio):.2f}x"
+            for name, ratio in each.ratios.items()
+        )
+        for each in classes_of(rows, found)
+        if each.disagrees
+    )

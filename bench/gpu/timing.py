@@ -11,7 +11,7 @@ from bench import results
 from bench.gpu.measure import ALL_ROWS, TIMES, with_ratios
 from bench.gpu.processes import python, run_for
 from bench.gpu.rows import TimedRow
-from bench.gpu.sizes import HEADER, choice, markdown, size_providers, table
+from bench.gpu.sizes import HEADER, choice, disagreements, markdown, size_providers, table
 from bench.results import Row
 
 SIZES = "sizes.csv"
@@ -104,7 +104,9 @@ def compare(out: Path, rows: list[TimedRow], lines: list[Row], stamp: Row) -> st
     results.write(out / SIZES, [{**stamp, **row} for row in found], (*HEADER, *results.ENVIRONMENT))
     chosen = choice(rows, found)
     advice = f"mcr_fast/ops/_backend.py, by these times:\n{chosen}" if chosen else ""
-    return "\n\n".join(filter(None, [markdown(found), advice]))
+    open_ = disagreements(rows, found)
+    doubt = f"sizes of one class that do not agree, the faster one by how much:\n{open_}"
+    return "\n\n".join(filter(None, [markdown(found), advice, doubt if open_ else ""]))
 
 
 def _forget(path: Path, rows: Rows) -> None:

@@ -11,9 +11,12 @@ from mcr_fast.ops import OPS, TRITON_OPS
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # Classes that the divergences' kernels take: they keep whole rows in registers.
+DIVERGENCES = ("permuted_divergence", "row_divergence")
 MAX_CLASSES = {"triton": 4096, "cuda": 65536}
-# What CUDA tensors take when no backend is asked for, best first: for each op, up to how many
-# classes (None: any number, and ops without classes), in which order. NOT MEASURED yet: the kernels
+# What CUDA tensors take when no backend is asked for, best first: for each op, up to which size
+# (None: any), in which order. The size is the number of classes of the divergences, of rows of the
+# contrastive losses, of elements of the reconstruction. A row "nt_xent 16-bit" beside that of
+# "nt_xent" is for bfloat16 and float16, where they choose otherwise. NOT MEASURED yet: the kernels
 # that need no compiler come first everywhere. `python -m bench gpu` prints what it would choose.
 CHOICE: dict[str, tuple[tuple[int | None, tuple[str, ...]], ...]] = {
     "permuted_divergence": ((None, ("triton", "cuda")),),
@@ -24,10 +27,16 @@ CHOICE: dict[str, tuple[tuple[int | None, tuple[str, ...]], ...]] = {
 }
 
 
-def preferred(op: str, num_classes: int | None = None) -> tuple[str, ...]:
-    """The backends of CUDA tensors, best first, whether they are here or not."""
-    for most, order in CHOICE[op]:
-        if most is None or num_classes is None or num_classes <= most:
+def preferred(op: str, size: int | None = None, *, sixteen_bit: bool = False) -> tuple[str, ...]:
+    """The backends of CUDA tensors, best first, whether they are here or not.
+
+    Without a size, those of the smallest.
+    """
+    rows = CHOICE[op]
+    if sixteen_bit:
+        rows = CHOICE.get(f"{op} 16-bit", rows)
+    for most, order in rows:
+        if most is None or size is None or size <= most:
             return order
     return ()
 
@@ -61,10 +70,16 @@ env.load_libraries()
 _UNAVAILABLE = {op: _why_unavailable(op) for op in OPS}
 
 
-def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
+def resolve(
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    *dtypes: torch.dtype,
+    size: int | None = None,
+) -> str:
     """The backend to run ``op`` with, for tensors of these dtypes on ``device``.
 
-    ``None`` takes the best one for them.
+    ``None`` takes the best one for them, and for a ``size`` as `CHOICE` has it.
 
     Raises:
         ValueError: for a name that is not a backend.
@@ -72,7 +87,7 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
     """
     missing = _UNAVAILABLE[op]
     if backend is None:
-        return _best(op, device, dtypes)
+        return _best(op, device, dtypes, size)
     if backend not in BACKENDS:
         known = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
@@ -94,16 +109,15 @@ def resolve(op: str, backend: str | None, device: torch.device, *dtypes: torch.d
     return backend
 
 
-def _best(
-    op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], num_classes: int | None = None
-) -> str:
+def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], size: int | None) -> str:
     missing = _UNAVAILABLE[op]
     if device.type == "cpu":
         return "reference" if "cpu" in missing else "cpu"
     # they compute in float32
     if device.type == "cuda" and torch.float64 not in dtypes:
-        for name in preferred(op, num_classes):
-            fits = num_classes is None or num_classes <= MAX_CLASSES[name]
+        sixteen_bit = any(dtype.itemsize == 2 for dtype in dtypes)
+        for name in preferred(op, size, sixteen_bit=sixteen_bit):
+            fits = op not in DIVERGENCES or size is None or size <= MAX_CLASSES[name]
             # interpreted kernels are for tests that ask for them
             interpreted = name == "triton" and env.triton_interpreted()
             if name not in missing and fits and not interpreted:
