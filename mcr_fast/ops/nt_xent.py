@@ -20,7 +20,9 @@ def nt_xent(
     backend: str | None,
 ) -> Tensor:  # []
     """Mean over positive pairs of log(1 + sum over negatives n of e^(s_an - s_ap))."""
-    chosen = resolve("nt_xent", backend, embeddings.device, embeddings.dtype)
+    chosen = resolve(
+        "nt_xent", backend, embeddings.device, embeddings.dtype, size=embeddings.shape[0]
+    )
     if chosen == "reference":
         return nt_xent_reference(embeddings, labels, present, temperature)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad

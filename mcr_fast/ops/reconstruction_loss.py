@@ -23,7 +23,8 @@ def reconstruction_loss(
 ) -> Tensor:  # []
     """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
     dtypes = (reconstruction.dtype, *(z.dtype for z in latents))
-    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes)
+    elements = reconstruction.numel()
+    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes, size=elements)
     if chosen == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
     if not torch.compiler.is_compiling():

@@ -20,7 +20,9 @@ def sup_con(
     backend: str | None,
 ) -> Tensor:  # []
     """Mean over anchors of the mean over positives of log(sum over j != a of e^(s_aj - s_ap))."""
-    chosen = resolve("sup_con", backend, embeddings.device, embeddings.dtype)
+    chosen = resolve(
+        "sup_con", backend, embeddings.device, embeddings.dtype, size=embeddings.shape[0]
+    )
     if chosen == "reference":
         return sup_con_reference(embeddings, labels, present, temperature)
     want_grad = torch.is_grad_enabled() and embeddings.requires_grad
