@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import own_process
 import pytest
 import torch
 
@@ -8,6 +9,20 @@ def pytest_addoption(parser):
     parser.addoption(
         "--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one"
     )
+
+
+def pytest_collection_finish(session):
+    if session.config.option.collectonly or hasattr(session.config, "workerinput"):  # pytest-xdist
+        return
+    for item in session.items:
+        skipped = any(all(mark.args) for mark in item.iter_markers("skipif"))
+        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+            if isinstance(value, own_process.OwnProcess) and not skipped:
+                value.start()
+
+
+def pytest_sessionfinish():
+    own_process.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,13 @@
-"""Runs tests/emulated in a process of its own, where a host compiler stands in for the GPU."""
+"""Runs tests/emulated in processes of their own, where a host compiler stands in for the GPU."""
 
-import os
 import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import OwnProcess
 
-HERE = Path(__file__).resolve().parent
-FILES = sorted((HERE / "emulated").glob("test_*.py"))
+FILES = sorted(Path(__file__).with_name("emulated").glob("test_*.py"))
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
@@ -18,14 +15,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_emulated(path):
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)],
-        cwd=HERE.parent,
-        env=os.environ | {"MCR_FAST_EMULATED": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize(
+    "file", [OwnProcess(path, MCR_FAST_EMULATED="1") for path in FILES], ids=lambda f: f.path.stem
+)
+def test_emulated(file):
+    file.check()

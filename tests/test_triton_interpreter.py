@@ -1,26 +1,17 @@
-"""Runs tests/interpreted in a process of its own, where Triton interprets its kernels."""
+"""Runs tests/interpreted in processes of their own, where Triton interprets its kernels."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import OwnProcess
 
-HERE = Path(__file__).resolve().parent
-FILES = sorted((HERE / "interpreted").glob("test_*.py"))
+FILES = sorted(Path(__file__).with_name("interpreted").glob("test_*.py"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_interpreted(path):
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)],
-        cwd=HERE.parent,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize(
+    "file", [OwnProcess(path, TRITON_INTERPRET="1") for path in FILES], ids=lambda f: f.path.stem
+)
+def test_interpreted(file):
+    file.check()
