@@ -11,7 +11,9 @@ namespace mcr {
 namespace cuda {
 
 constexpr int kBlockThreads = 256;
-constexpr int64_t kMaxGrid = 1 << 16;  // further elements come in the same threads' next round
+// Further elements come in the same threads' next round: a grid that has nothing to do is soon
+// over.
+constexpr int64_t kMaxGrid = 1 << 12;
 
 inline unsigned blocks_for(int64_t count) {
   const int64_t blocks = (count + kBlockThreads - 1) / kBlockThreads;
@@ -22,6 +24,9 @@ __device__ inline int64_t first_index() {
   return int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
 }
 __device__ inline int64_t index_step() { return int64_t(gridDim.x) * kBlockThreads; }
+
+// Whether a kernel is to return at once; `skip` is null where nobody asks for that.
+__device__ inline bool is_set(const int32_t* skip) { return skip && *skip; }
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

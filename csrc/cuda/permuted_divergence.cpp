@@ -118,8 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cuda(
 }
 
 // Equal upstream gradients scale what the forward left. Whether they are equal is known here where
-// they are one number expanded, as sum() leaves them; otherwise the device decides: the gradient is
-// computed again by kernels that return at once if it need not be.
+// they are one number expanded, as sum() leaves them; otherwise, as after mean(), the device
+// decides: the gradient is computed again, by kernels that are launched in any case and return at
+// once if it need not be. The memory for that is taken in any case too.
 std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
     const Tensor& grad,            // [S]
     const Tensor& unit_grad,       // [M, N, C] float32
@@ -140,7 +141,7 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
   if (!equal) {
     compare_upstream(g, upstream.numel(), skips, device.stream());
     again = run({contributions, bias, order, donors, labels, present, sample_weight, subsets,
-                 strategy, clean_path, divergence, exclude},
+                 strategy, clean_path, divergence, exclude, skips},
                 g, skips, true, device.stream());
   }
   const Tensor to_contributions = scaled(unit_grad, upstream, contributions.scalar_type(),

@@ -18,6 +18,7 @@ struct Subsets {
 // The inputs as torch holds them, and where they go: in the order of positions, float, in log2
 // units.
 struct LayOut {
+  const int32_t* skip;        // where it holds 1 there is nothing to do; or null
   const void* contributions;  // [M, N, C]
   Storage storage;
   const float* bias;           // [C] or null
@@ -38,11 +39,13 @@ struct LayOut {
   uint32_t* present_to;
   float* weight_to;
   int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
-  // Set to 0 on the way; null where there is nothing.
+  // Set to 0 on the way, before the table; null where there is nothing. The last one is for the
+  // receivers.
+  static constexpr int kReceivers = 4;
   struct Cleared {
     float* to;
     int64_t count;
-  } cleared[4];
+  } cleared[kReceivers + 1];
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;
@@ -71,7 +74,7 @@ void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
               cudaStream_t stream);
 
-// skip = whether all of upstream [S] are equal.
+// *skip = whether all of upstream [S] are equal.
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);
 }  // namespace cuda
 }  // namespace mcr

@@ -37,6 +37,7 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
 
 template <class In>
 __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) return;
   const In* from = static_cast<const In*>(in.contributions);
   const int64_t C = in.classes, rows = in.modalities * in.rows;
   // A quarter of a warp's threads or more beside each other on one row; the rest take other rows.
@@ -76,6 +77,11 @@ __device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int6
 // A warp has a row, the one behind the last is the bias.
 template <class In>
 __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) {
+    // what the passes over the other pairs ask in the place of `skip`
+    if (first_index() == 0) *in.nothing_near = 1;
+    return;
+  }
   const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
   for (int64_t r = first_index() / 32; r <= rows; r += warps) {
     if (r == rows) {
@@ -93,6 +99,7 @@ __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
 }
 
 __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) return;
   for (int64_t t = first_index(); t < in.tables * in.rows; t += index_step()) {
     const int64_t donor = in.donors[t];
     assert(donor >= 0 && donor < in.rows);  // as torch's own indexing on a device
@@ -104,6 +111,7 @@ __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
 // A warp has a row; permutations are below 2^31.
 __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
                                    double* row_sums) {
+  if (is_set(pr.skip)) return;
   const uint32_t subset = subsets.masks[blockIdx.y];
   for (int64_t a = first_index() / 32; a < pr.rows; a += index_step() / 32) {
     int kept = 0;
@@ -119,6 +127,7 @@ __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr
 __global__ void weigh_subsets_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
                                      const float* upstream, const double* row_sums, float* factors,
                                      uint32_t* masks) {
+  if (is_set(pr.skip)) return;
   const int s = int(blockIdx.x);
   double sum = 0;
   for (int64_t a = threadIdx.x; a < pr.rows; a += kBlockThreads) {
@@ -146,9 +155,11 @@ __global__ void sum_rows_kernel(const float* from, int64_t rows, int64_t classes
 }
 
 __global__ void compare_upstream_kernel(const float* upstream, int64_t subsets, int32_t* skip) {
-  bool equal = true;
-  for (int64_t s = 0; s < subsets; ++s) equal = equal && upstream[s] == upstream[0];
-  *skip = equal;
+  int equal = 1;
+  for (int64_t s = threadIdx.x; s < subsets; s += kBlockThreads)
+    equal &= upstream[s] == upstream[0];
+  equal = block_reduce(equal, [](int a, int b) { return a & b; });
+  if (threadIdx.x == 0) *skip = equal;
 }
 
 }  // namespace
@@ -197,7 +208,7 @@ void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, 
 }
 
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream) {
-  compare_upstream_kernel<<<1, 1, 0, stream>>>(upstream, subsets, skip);
+  compare_upstream_kernel<<<1, kBlockThreads, 0, stream>>>(upstream, subsets, skip);
 }
 
 }  // namespace cuda

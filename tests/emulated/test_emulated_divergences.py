@@ -1,6 +1,7 @@
 """permuted_divergence and row_divergence: launchers and kernels of the CUDA library."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,24 @@ def test_routing(strategy, clean_path):
         x = make_batch(modalities, 6, 11)
         for upstream in (1.0, unequal(x)):
             check(x, upstream, strategy=strategy, clean_path=clean_path)
+
+
+@pytest.mark.parametrize(("scheme", "own"), SCHEMES)
+def test_upstream_gradients_that_only_look_unequal(scheme, own, far):
+    for present in (False, True):
+        x = make_batch(3 if own else 2, 6, 11, scheme, own=own, count=3, present=present)
+        count = len(unequal(x))
+        expected = run(x, upstream=0.3)
+        # what a second pull would leave is rounded elsewhere
+        again = functools.partial(run, x, upstream=torch.full((count,), 0.3))
+        for ours in (again(), *with_dirty_memory(again)):
+            assert_same_bits(ours, expected, far)
+        for reduce, factor in ((torch.mean, 1 / count), (lambda d: (-d).sum(), -1.0)):
+            leaves = [t.detach().requires_grad_() for t in (x.contributions, x.bias)]
+            value = call(replace(x, contributions=leaves[0], bias=leaves[1]))
+            grads = torch.autograd.grad(reduce(value), leaves)
+            assert_same_bits(grads, run(x, upstream=factor)[1:], far)
+        check(x, unequal(x), case=far)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
