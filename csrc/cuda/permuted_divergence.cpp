@@ -144,13 +144,14 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
                  strategy, clean_path, divergence, exclude, skips},
                 g, skips, true, device.stream());
   }
-  const Tensor to_contributions = scaled(unit_grad, upstream, contributions.scalar_type(),
-                                         device.stream(), again ? &again->grad : nullptr, skips);
-  const Tensor to_bias =
-      scaled(unit_grad_bias, upstream, (bias ? *bias : contributions).scalar_type(),
-             device.stream(), again ? &again->grad_bias : nullptr, skips);
+  // The bias' gradient comes along: a launch costs more than its few numbers, wanted or not.
+  const ScaledGrad to_contributions(unit_grad, contributions.scalar_type(),
+                                    again ? &again->grad : nullptr);
+  const ScaledGrad to_bias(unit_grad_bias, (bias ? *bias : contributions).scalar_type(),
+                           again ? &again->grad_bias : nullptr);
+  scale(to_contributions, to_bias, upstream, device.stream(), again ? skips : nullptr);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {to_contributions, to_bias};
+  return {to_contributions.result(), to_bias.result()};
 }
 
 }  // namespace

@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   const Tensor row_sums = empty_beside(clean, {2, N}, ScalarType::Double);
   double* values = static_cast<double*>(row_sums.mutable_data_ptr());
   hold_rows(pr, N, values, values + N, stream);
-  sum_values(values, 1, N, static_cast<float*>(total.mutable_data_ptr()), stream);
-  sum_values(values + N, 1, N, static_cast<float*>(weight.mutable_data_ptr()), stream);
+  sum_two_values(values, N, static_cast<float*>(total.mutable_data_ptr()),
+                 static_cast<float*>(weight.mutable_data_ptr()), stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {total, weight, grad_perturbed, grad_clean};
 }
@@ -74,11 +74,11 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], o
                                                    const Tensor& clean) {
   const OnDeviceOf device(perturbed);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
-  const Tensor to_perturbed =
-      scaled(unit_grad_perturbed, upstream, perturbed.scalar_type(), device.stream());
-  const Tensor to_clean = scaled(unit_grad_clean, upstream, clean.scalar_type(), device.stream());
+  const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
+  const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
+  scale(to_perturbed, to_clean, upstream, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {to_perturbed, to_clean};
+  return {to_perturbed.result(), to_clean.result()};
 }
 
 }  // namespace

@@ -135,6 +135,34 @@ def test_rows(rows):
     check(make_rows(2 * rows, max(rows, 1), 3))
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(64, 3), (65, 40), (700, 9)])
+def test_sums_of_the_bias(rows, classes):
+    x = make_batch(2, rows, classes, "table", count=1)
+    check(x, divergence="mse", strategy="collaborative")
+
+
+def test_sums_in_two_stages():
+    # csrc/cuda/sums.cu
+    check(make_rows(34000, 33000, 1), divergence="mse")
+    x = make_batch(2, 33000, 1, "cyclic", count=1, weighted=True)
+    check(x, divergence="mse", strategy="collaborative")
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES[:2], DTYPES[1:], DTYPES[::2]])
+def test_gradients_of_two_dtypes(dtypes):
+    x = make_batch(2, 6, 9)
+    leaves = [
+        t.to(dtype).requires_grad_()
+        for t, dtype in zip((x.contributions, x.bias), dtypes, strict=True)
+    ]
+    value = call(replace(x, contributions=leaves[0], bias=leaves[1]), strategy="collaborative")
+    grads = torch.autograd.grad(value.sum(), leaves)
+    assert [g.dtype for g in grads] == list(dtypes)
+    rounded = replace(x, contributions=leaves[0].detach().float(), bias=leaves[1].detach().float())
+    expected = run(rounded, strategy="collaborative")[1:]
+    assert_same_bits(grads, [g.to(dtype) for g, dtype in zip(expected, dtypes, strict=True)])
+
+
 def test_non_contiguous():
     x = make_batch(2, 6, 9)
     view = make_batch(2, 6, 9)
