@@ -128,6 +128,39 @@ def test_dtypes(dtype):
     check(make_rows(7, 4, 9, dtype=dtype, weighted=True))
 
 
+@pytest.mark.parametrize("perturbed", DTYPES)
+@pytest.mark.parametrize("clean", DTYPES)
+def test_row_divergence_reads_every_dtype(perturbed, clean):
+    for classes in (5, 37, 300, 1030, 4101)[: 5 if perturbed == clean else 2]:
+        x = make_rows(9, 4, classes, weighted=True)
+        x = replace(x, perturbed=x.perturbed.to(perturbed), clean=x.clean.to(clean))
+        for divergence in DIVERGENCES[: None if classes < 50 else 1]:
+            check(x, 0.7, divergence=divergence)
+        # the numbers are those of float32 rows, not rounded on the way
+        as_float = replace(x, perturbed=x.perturbed.float(), clean=x.clean.float())
+        expected = [t.to(u.dtype) for t, u in zip(run(as_float), run(x), strict=True)]
+        assert_same_bits(run(x), expected)
+
+
+# the same, by teams of which several share a clean row's perturbed ones
+@pytest.mark.parametrize("classes", [6, 20, 50, 101, 174, 250])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_members_of_a_row_in_parts(classes, divergence):
+    for dtype in DTYPES:
+        x = make_rows(140, 3, classes, weighted=True, dtype=dtype, seed=classes)
+        x.rows[x.rows == 1] = 2  # one without any
+        check(x, divergence=divergence)
+        for dirty in with_dirty_memory(functools.partial(run, x, divergence=divergence)):
+            assert_same_bits(dirty, run(x, divergence=divergence))
+    x.perturbed[:70] = torch.nan  # dropped, whatever it holds
+    x.row_weight[:70] = 0
+    x.row_weight[70:] = 1
+    value, grad, grad_clean = run(x, divergence=divergence)
+    assert value.isfinite()
+    assert not grad[:70].any()
+    assert grad_clean.isfinite().all()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 70, 300])
 def test_rows(rows):
     for scheme in ("table", "exhaustive") if rows < 100 else ("table",):
