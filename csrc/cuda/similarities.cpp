@@ -14,8 +14,8 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-// Similarities of a stripe: half of the L2 cache of a large GPU, from which the next kernel reads
-// them; at least so many rows, or the product would not fill the machine.
+// Similarities of a stripe: two thirds of an H200's L2 cache, from which the next kernel reads
+// them; at least so many rows, or the product would not fill the machine. To be tuned on a GPU.
 constexpr int64_t kStripeBytes = int64_t{32} << 20;
 constexpr int64_t kMinStripeRows = 128;
 
