@@ -148,9 +148,6 @@ class PermutedDivergenceInputs {
     pr.table = in.table_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
     if (!pr.want_grad) return;
     pr.receivers = in.receivers_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
-    // a table that is no permutation must not lead out of it
-    in.cleared[LayOut::kReceivers] = {reinterpret_cast<float*>(in.receivers_to),
-                                      in.tables * pr.rows};
   }
 
   const Tensor& like_;

@@ -39,13 +39,11 @@ struct LayOut {
   uint32_t* present_to;
   float* weight_to;
   int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
-  // Set to 0 on the way, before the table; null where there is nothing. The last one is for the
-  // receivers.
-  static constexpr int kReceivers = 4;
+  // Set to 0 on the way; null where there is nothing.
   struct Cleared {
     float* to;
     int64_t count;
-  } cleared[kReceivers + 1];
+  } cleared[4];
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;

@@ -29,6 +29,9 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
   for (const LayOut::Cleared& range : in.cleared) {
     for (int64_t n = first; n < range.count; n += step) range.to[n] = 0.0f;
   }
+  // A table that is no permutation must not lead out of the rows.
+  const int64_t receivers = in.receivers_to ? in.tables * in.rows : 0;
+  for (int64_t n = first; n < receivers; n += step) in.receivers_to[n] = 0;
   if (first < in.num_subsets && in.factors_to) {
     in.factors_to[first] = float((in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs);
     in.masks_to[first] = in.subsets.masks[first];

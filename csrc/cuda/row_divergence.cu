@@ -83,7 +83,7 @@ struct TeamsRows {
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32;
 template <class Team>
-constexpr int kTeams = kThreads<Team> / Team::kLanes;
+constexpr int kTeamsOfBlock = kThreads<Team> / Team::kLanes;
 // Whether there are registers for the next row.
 template <class Team>
 constexpr bool kAhead = kInRegisters<Team>;
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     row_weights[row] = weight;
   };
   if constexpr (kSplits<Team>) {
-    const int64_t row =
-        int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
+    const int64_t row = int64_t(blockIdx.x) * (kTeamsOfBlock<Team> / parts) +
+                        int(threadIdx.x) / Team::kLanes / parts;
     const bool live = row < rows;
     if (parts == 1 && !live) return;
     hold(live ? row : rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
@@ -143,8 +143,9 @@ void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturb
         using D = decltype(divergence);
         using Team = decltype(team);
         const int parts =
-            kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, kTeams<Team>) : 1;
-        const unsigned blocks = unsigned((rows * parts + kTeams<Team> - 1) / kTeams<Team>);
+            kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, kTeamsOfBlock<Team>) : 1;
+        const unsigned blocks =
+            unsigned((rows * parts + kTeamsOfBlock<Team> - 1) / kTeamsOfBlock<Team>);
         const auto kernel =
             problem.want_grad ? hold_rows_kernel<Team, D, true> : hold_rows_kernel<Team, D, false>;
         kernel<<<blocks, threads, 0, stream>>>(problem, perturbed, clean, rows, parts, row_values,
