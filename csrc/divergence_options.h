@@ -1,8 +1,6 @@
 // What the launchers of the two divergences share: the options by their names.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
 #include <string>
 
 #include "permuted_divergence_problem.h"
@@ -30,13 +28,6 @@ inline Exclude exclude(const std::string& name) {
   return name == "self"         ? Exclude::kSelf
          : name == "same_label" ? Exclude::kSameLabel
                                 : Exclude::kNone;
-}
-
-// How many rows go through the two passes together: their tiles, two a row, are to stay in L1.
-template <class T>
-int group_of_rows(int64_t tile) {
-  constexpr int64_t kGroupBytes = 1 << 14;
-  return int(std::clamp<int64_t>(kGroupBytes / (2 * tile * int64_t(sizeof(T))), 1, 8));
 }
 
 }  // namespace mcr

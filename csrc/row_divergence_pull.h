@@ -1,5 +1,9 @@
-// row_divergence where a team holds all perturbed rows of one clean row against it, one after the
-// other: what a team of a GPU runs. (The CPU takes them in groups: row_divergence.h.)
+// row_divergence where a team holds the perturbed rows of one clean row against it, one after the
+// other: what a team of a GPU runs. (The CPU takes them in groups: row_divergence.h.) Where there
+// are few clean rows several teams share those of one (`parts`), and the first one takes the sums.
+//
+// Between a perturbed row and its numbers lie three reads that wait for each other: which row it
+// is, its weight, the row. Each is made while the rows before it are worked on.
 #pragma once
 
 #include "divergence.h"
@@ -8,57 +12,91 @@
 namespace mcr {
 namespace MCR_ISA {
 
-// Tiles of a clean row, each of steps * kWidth<T> numbers.
-template <class T>
+// Tiles of a clean row, each of steps * kWidth<T> numbers. With kAhead the next perturbed row has
+// one of its own, else it is read when its turn comes.
+template <class T, bool kAhead>
 struct HeldTiles {
-  static constexpr int kCount = 7;
+  static constexpr int kCount = 7 + kAhead;
   CleanRow<T> clean;
   T *acc, *logs;
   StoredRow<T> pair;
+  T* next;
 
   MCR_FN HeldTiles(T* base, int64_t size)
       : clean{base, base + size, base + 2 * size},
         acc(base + 3 * size),
         logs(base + 4 * size),
-        pair{base + 5 * size, base + 6 * size} {}
+        pair{base + 5 * size, base + 6 * size},
+        next(kAhead ? base + 7 * size : pair.delta) {}
+};
+
+// A part's rows held against clean row i, `first` to `last` of the members, in turn.
+template <class T>
+struct Members {
+  const RowDivergenceProblem<T>& pr;
+  int64_t first, last;
+
+  template <class Parts>
+  MCR_FN Members(const RowDivergenceProblem<T>& problem, int64_t i, const Parts& parts)
+      : pr(problem), first(pr.start[i]), last(pr.start[i + 1]) {
+    const int64_t each = (last - first + parts.parts - 1) / parts.parts;
+    first = first + parts.part * each;
+    last = !parts.live ? first : first + each < last ? first + each : last;
+  }
+  // -1 and 0 beyond the last one
+  MCR_FN int64_t row(int64_t at) const { return at < last ? pr.members[at] : -1; }
+  MCR_FN T weight(int64_t r) const {
+    return r < 0 ? T(0) : pr.row_weight ? pr.row_weight[r] : T(1);
+  }
 };
 
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
-// `value` and `weight`; `memory` holds HeldTiles<T>::kCount tiles.
-template <class Team, class D, bool kGrad, class T>
-MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, int64_t i, int64_t steps, T* memory,
-                      double& value, double& weights) {
+// `value` and `weights`, which are the sums where parts.leads(). rows.clean(i, ..) and
+// rows.perturbed(r, ..) fill a tile; `memory` holds HeldTiles<T, kAhead>::kCount tiles.
+template <class Team, class D, bool kGrad, bool kAhead, class T, class Rows, class Parts>
+MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64_t i, int64_t steps,
+                      T* memory, double& value, double& weights, const Parts& parts) {
   constexpr int W = kWidth<T>;
-  const HeldTiles<T> tile(memory, steps * W);
+  const HeldTiles<T, kAhead> tile(memory, steps * W);
   const int64_t C = pr.classes;
   const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
   const T fill = SameType<D, Jsd>::value ? T(-1e30) : T(0);  // the padding is no class
+  const Members<T> members(pr, i, parts);
+  rows.clean(i, steps, fill, tile.clean.logits);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
-    store(tile.clean.logits + n * W, Team::load_step(pr.clean + i * C, n, C, fill) * unit);
+    store(tile.clean.logits + n * W, load(tile.clean.logits + n * W) * unit);
     store(tile.acc + n * W, Vec<T>{});
   }
   const auto lse = D::template prepare<Team>(steps, tile.clean);
   typename Team::Scalar acc_kl = {};
-  [[maybe_unused]] bool any = false;
-  for (int64_t at = pr.start[i]; at < pr.start[i + 1]; ++at) {
-    const int64_t r = pr.members[at];
-    const T own_weight = pr.row_weight ? pr.row_weight[r] : T(1), weight = pr.factor * own_weight;
+  bool any = false;
+  int64_t next = -1, after = members.row(members.first);
+  T next_weight = T(0);
+  for (int64_t at = members.first - 1; at < members.last; ++at) {  // once before the first one
+    const int64_t r = next;
+    const T own_weight = next_weight, weight = pr.factor * own_weight;
+    if (own_weight != T(0)) {
+      if (!kAhead) rows.perturbed(r, steps, fill, tile.next);
+      MCR_UNROLL
+      for (int64_t n = 0; n < steps; ++n) {
+        // Where there is no class, both are the padding: the rows do not differ.
+        const Vec<T> z = load(tile.clean.logits + n * W);
+        store(tile.pair.delta + n * W, load(tile.next + n * W) * unit - z);
+      }
+    }
+    next = after;
+    next_weight = members.weight(next);
+    after = members.row(at + 2);
+    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, tile.next);
     weights += double(own_weight);
     T* grad = pr.grad_perturbed + r * C;
     if (own_weight == T(0)) {  // dropped, whatever it holds
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        if (kGrad) Team::store_step(grad, n, C, Vec<T>{});
+        if (kGrad && r >= 0) Team::store_step(grad, n, C, Vec<T>{});
       }
       continue;
-    }
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) {
-      // Where there is no class, both are the padding: the rows do not differ.
-      const Vec<T> w = Team::load_step(pr.perturbed + r * C, n, C, fill) * unit;
-      const Vec<T> z = load(tile.clean.logits + n * W);
-      store(tile.pair.delta + n * W, w - z);
     }
     typename Team::Scalar total = {}, mean_q = {};
     bool stored, near = false;
@@ -71,8 +109,13 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, int64_t i, int64_t step
                             {}, weight, tile.logs, tile.acc, acc_kl, mean_q, near, sink));
     any = true;
   }
+  parts.add(value);
+  parts.add(weights);
   if constexpr (kGrad) {
-    if (!any) return;  // its gradient is 0 already, whatever the row holds
+    parts.add(any);
+    parts.add(acc_kl);
+    parts.add_tile(tile.acc, steps);
+    if (!any || !parts.leads()) return;  // its gradient is 0 already, whatever the row holds
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> v = D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),

@@ -163,9 +163,18 @@ def _far_rows(rows: Tensor, bias: Tensor, stride: int) -> dict[str, Tensor]:
 
 
 def row_divergence(
-    x: Rows, *, lanes: int, spare_steps: int = 0, want_grad: bool = True, divergence: str = "jsd"
+    x: Rows,
+    *,
+    lanes: int,
+    spare_steps: int = 0,
+    parts: int = 1,
+    want_grad: bool = True,
+    divergence: str = "jsd",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted mean and, in the inputs' dtypes, the gradients to perturbed and clean rows."""
+    """The weighted mean and, in the inputs' dtypes, the gradients to perturbed and clean rows.
+
+    `parts`: teams that share a clean row's perturbed ones.
+    """
     n, c = x.clean.shape
     sorted_rows, members = x.rows.sort(stable=True)
     tensors = {
@@ -180,7 +189,7 @@ def row_divergence(
     }
     addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
     rest = {"classes": c, "rows": n, "divergence": divergence, "want_grad": want_grad}
-    module().hold(lanes, addresses | rest, spare_steps)
+    module().hold(lanes, addresses | rest, spare_steps, parts)
     total, weight = tensors["sums"]
     factor = 1 / weight if weight else weight
     return (

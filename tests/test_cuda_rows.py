@@ -217,12 +217,13 @@ def test_value_without_gradient_and_again():
     st.integers(0, 2**16),
     st.sampled_from(simulated.LANES),
     st.integers(0, 2),
+    st.sampled_from([1, 2, 4]),
     st.sampled_from(["jsd", "jsd", "binary_jsd", "mse"]),
 )
 def test_fuzz_row_divergence(
-    perturbed, clean, classes, scale, weighted, dtype, seed, lanes, spare_steps, divergence
+    perturbed, clean, classes, scale, weighted, dtype, seed, lanes, spare_steps, parts, divergence
 ):
     x = make_rows(perturbed, clean, classes, scale=scale, weighted=weighted, dtype=dtype, seed=seed)
-    how = {"lanes": lanes, "spare_steps": spare_steps}
+    how = {"lanes": lanes, "spare_steps": spare_steps, "parts": parts}
     ours = simulated.row_divergence(x, **how, divergence=divergence)
     check(x, case=how, ours=ours, divergence=divergence)

@@ -98,6 +98,14 @@ void for_each_range(int64_t count, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, count, grain, f);
 }
 
+// How many rows of a divergence go through its two passes together: their tiles, two a row, are to
+// stay in L1.
+template <class T>
+int group_of_rows(int64_t tile) {
+  constexpr int64_t kGroupBytes = 1 << 14;
+  return int(std::clamp<int64_t>(kGroupBytes / (2 * tile * int64_t(sizeof(T))), 1, 8));
+}
+
 // unit * factor, in `dtype`: the backward of an op whose forward took the gradient.
 template <class T>
 Tensor scaled(const Tensor& unit, T factor, ScalarType dtype) {

@@ -11,7 +11,9 @@ namespace mcr {
 namespace cuda {
 
 constexpr int kBlockThreads = 256;
-constexpr int64_t kMaxGrid = 1 << 16;  // further elements come in the same threads' next round
+// Further elements come in the same threads' next round: a grid that has nothing to do is soon
+// over.
+constexpr int64_t kMaxGrid = 1 << 12;
 
 inline unsigned blocks_for(int64_t count) {
   const int64_t blocks = (count + kBlockThreads - 1) / kBlockThreads;
@@ -22,6 +24,9 @@ __device__ inline int64_t first_index() {
   return int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
 }
 __device__ inline int64_t index_step() { return int64_t(gridDim.x) * kBlockThreads; }
+
+// Whether a kernel is to return at once; `skip` is null where nobody asks for that.
+__device__ inline bool is_set(const int32_t* skip) { return skip && *skip; }
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -43,22 +48,58 @@ void with_storage(Storage storage, const F& f) {
 }
 
 // One number a thread put together by op(a, b), known to thread 0; 0 to the others.
-template <class T, class Op>
+template <int kThreads = kBlockThreads, class T, class Op>
 __device__ T block_reduce(T x, const Op& op) {
-  __shared__ T values[kBlockThreads];
+  constexpr int kWarps = kThreads / 32;
+  __shared__ T warps[kWarps];
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, d));
   __syncthreads();  // the reduction before this one has been read
-  values[threadIdx.x] = x;
-  for (int n = kBlockThreads / 2; n > 0; n /= 2) {
-    __syncthreads();
-    if (threadIdx.x < n) values[threadIdx.x] = op(values[threadIdx.x], values[threadIdx.x + n]);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x >= 32) return T(0);
+  x = warps[threadIdx.x % kWarps];
+#pragma unroll
+  for (int d = kWarps / 2; d > 0; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, d));
+  return threadIdx.x == 0 ? x : T(0);
+}
+template <int kThreads = kBlockThreads>
+__device__ double block_sum(double x) {
+  return block_reduce<kThreads>(x, [](double a, double b) { return a + b; });
+}
+template <int kThreads = kBlockThreads>
+__device__ float block_max(float x) {
+  return block_reduce<kThreads>(x, [](float a, float b) { return fmaxf(a, b); });
+}
+
+// Where one block has all of a sum, it is as large as there are: the sum waits for memory.
+constexpr int kSumThreads = 1024;
+
+// f(k, n, counts) for this thread's n of 0 .. count - 1, kAtOnce of them side by side, k = 0 ..
+// kAtOnce - 1. Where each k has a sum of its own, and f reads before it asks whether n counts, what
+// they read is under way together; an n that does not count may be read.
+template <int kAtOnce, class F>
+__device__ void for_elements(int64_t count, const F& f) {
+  for (int64_t n = threadIdx.x; n < count; n += kAtOnce * kSumThreads) {
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const bool counts = n + k * kSumThreads < count;
+      f(k, counts ? n + k * kSumThreads : n, counts);
+    }
   }
-  return threadIdx.x == 0 ? values[0] : T(0);
 }
-__device__ inline double block_sum(double x) {
-  return block_reduce(x, [](double a, double b) { return a + b; });
-}
-__device__ inline float block_max(float x) {
-  return block_reduce(x, [](float a, float b) { return fmaxf(a, b); });
+
+// The sum of f(0) .. f(count - 1) by a block of kSumThreads, known to thread 0.
+template <int kAtOnce, class F>
+__device__ double sum_over(int64_t count, const F& f) {
+  double sums[kAtOnce] = {};
+  for_elements<kAtOnce>(count, [&](int k, int64_t n, bool counts) {
+    const double x = f(n);
+    sums[k] += counts ? x : 0.0;
+  });
+#pragma unroll
+  for (int k = 1; k < kAtOnce; ++k) sums[0] += sums[k];
+  return block_sum<kSumThreads>(sums[0]);
 }
 
 }  // namespace cuda

@@ -118,8 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cuda(
 }
 
 // Equal upstream gradients scale what the forward left. Whether they are equal is known here where
-// they are one number expanded, as sum() leaves them; otherwise the device decides: the gradient is
-// computed again by kernels that return at once if it need not be.
+// they are one number expanded, as sum() leaves them; otherwise, as after mean(), the device
+// decides: the gradient is computed again, by kernels that are launched in any case and return at
+// once if it need not be. The memory for that is taken in any case too.
 std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
     const Tensor& grad,            // [S]
     const Tensor& unit_grad,       // [M, N, C] float32
@@ -140,16 +141,17 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
   if (!equal) {
     compare_upstream(g, upstream.numel(), skips, device.stream());
     again = run({contributions, bias, order, donors, labels, present, sample_weight, subsets,
-                 strategy, clean_path, divergence, exclude},
+                 strategy, clean_path, divergence, exclude, skips},
                 g, skips, true, device.stream());
   }
-  const Tensor to_contributions = scaled(unit_grad, upstream, contributions.scalar_type(),
-                                         device.stream(), again ? &again->grad : nullptr, skips);
-  const Tensor to_bias =
-      scaled(unit_grad_bias, upstream, (bias ? *bias : contributions).scalar_type(),
-             device.stream(), again ? &again->grad_bias : nullptr, skips);
+  // The bias' gradient comes along: a launch costs more than its few numbers, wanted or not.
+  const ScaledGrad to_contributions(unit_grad, contributions.scalar_type(),
+                                    again ? &again->grad : nullptr);
+  const ScaledGrad to_bias(unit_grad_bias, (bias ? *bias : contributions).scalar_type(),
+                           again ? &again->grad_bias : nullptr);
+  scale(to_contributions, to_bias, upstream, device.stream(), again ? skips : nullptr);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {to_contributions, to_bias};
+  return {to_contributions.result(), to_bias.result()};
 }
 
 }  // namespace

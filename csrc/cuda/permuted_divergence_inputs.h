@@ -22,14 +22,15 @@ struct PermutedDivergenceArguments {
   const OptionalTensor& sample_weight;  // [N]
   const std::vector<int64_t>& subsets;
   const std::string &strategy, &clean_path, &divergence, &exclude;
+  const int32_t* skip = nullptr;  // on the device: where it holds 1 nothing is laid out
 };
 
 // The problem on the device, with the memory it points to.
 class PermutedDivergenceInputs {
  public:
   PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad,
-                           cudaStream_t stream)
-      : like_(arguments.contributions), stream_(stream) {
+                           cudaStream_t)
+      : like_(arguments.contributions) {
     const Tensor& x = arguments.contributions;
     pr.modalities = int(x.size(0));
     pr.rows = x.size(1);
@@ -45,6 +46,7 @@ class PermutedDivergenceInputs {
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     far_ = takes_far(arguments);
     LayOut& in = layout;
+    in.skip = arguments.skip;
     in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
     read_rows(arguments, in);
     read_donors(arguments, in);
@@ -145,14 +147,10 @@ class PermutedDivergenceInputs {
     pr.table_stride = pr.rows;
     pr.table = in.table_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
     if (!pr.want_grad) return;
-    const Tensor receivers = empty_beside(like_, {in.tables * pr.rows}, ScalarType::Int);
-    clear(receivers, stream_);  // a table that is no permutation must not lead out of it
-    kept_alive_.push_back(receivers);
-    pr.receivers = in.receivers_to = static_cast<int32_t*>(receivers.mutable_data_ptr());
+    pr.receivers = in.receivers_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
   }
 
   const Tensor& like_;
-  cudaStream_t stream_;
   Subsets subsets_ = {};
   bool far_ = false;
   std::vector<Tensor> kept_alive_;

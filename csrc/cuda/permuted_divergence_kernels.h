@@ -9,7 +9,7 @@ namespace mcr {
 namespace cuda {
 
 constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
-constexpr int kBiasRows = 256;    // rows that one partial sum of the bias' gradient takes
+constexpr int kBiasRows = 64;     // rows that one partial sum of the bias' gradient takes
 
 struct Subsets {
   uint8_t masks[kMaxSubsets];
@@ -18,6 +18,7 @@ struct Subsets {
 // The inputs as torch holds them, and where they go: in the order of positions, float, in log2
 // units.
 struct LayOut {
+  const int32_t* skip;        // where it holds 1 there is nothing to do; or null
   const void* contributions;  // [M, N, C]
   Storage storage;
   const float* bias;           // [C] or null
@@ -67,11 +68,12 @@ int64_t far_row_stride(int64_t rows, int64_t classes);
 void pull_far_rows(const FarProblem<float>& problem, cudaStream_t stream);
 void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 
-// to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C].
+// to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C]. Nothing where *skip is
+// 1.
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
-              cudaStream_t stream);
+              cudaStream_t stream, const int32_t* skip = nullptr);
 
-// skip = whether all of upstream [S] are equal.
+// *skip = whether all of upstream [S] are equal.
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);
 }  // namespace cuda
 }  // namespace mcr

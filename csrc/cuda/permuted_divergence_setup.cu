@@ -29,6 +29,9 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
   for (const LayOut::Cleared& range : in.cleared) {
     for (int64_t n = first; n < range.count; n += step) range.to[n] = 0.0f;
   }
+  // A table that is no permutation must not lead out of the rows.
+  const int64_t receivers = in.receivers_to ? in.tables * in.rows : 0;
+  for (int64_t n = first; n < receivers; n += step) in.receivers_to[n] = 0;
   if (first < in.num_subsets && in.factors_to) {
     in.factors_to[first] = float((in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs);
     in.masks_to[first] = in.subsets.masks[first];
@@ -37,6 +40,7 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
 
 template <class In>
 __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) return;
   const In* from = static_cast<const In*>(in.contributions);
   const int64_t C = in.classes, rows = in.modalities * in.rows;
   // A quarter of a warp's threads or more beside each other on one row; the rest take other rows.
@@ -76,6 +80,11 @@ __device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int6
 // A warp has a row, the one behind the last is the bias.
 template <class In>
 __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) {
+    // what the passes over the other pairs ask in the place of `skip`
+    if (first_index() == 0) *in.nothing_near = 1;
+    return;
+  }
   const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
   for (int64_t r = first_index() / 32; r <= rows; r += warps) {
     if (r == rows) {
@@ -93,6 +102,7 @@ __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
 }
 
 __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
+  if (is_set(in.skip)) return;
   for (int64_t t = first_index(); t < in.tables * in.rows; t += index_step()) {
     const int64_t donor = in.donors[t];
     assert(donor >= 0 && donor < in.rows);  // as torch's own indexing on a device
@@ -104,6 +114,7 @@ __global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
 // A warp has a row; permutations are below 2^31.
 __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
                                    double* row_sums) {
+  if (is_set(pr.skip)) return;
   const uint32_t subset = subsets.masks[blockIdx.y];
   for (int64_t a = first_index() / 32; a < pr.rows; a += index_step() / 32) {
     int kept = 0;
@@ -116,17 +127,17 @@ __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr
   }
 }
 
-__global__ void weigh_subsets_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
-                                     const float* upstream, const double* row_sums, float* factors,
-                                     uint32_t* masks) {
+__global__ void __launch_bounds__(kSumThreads)
+    weigh_subsets_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
+                         const float* upstream, const double* row_sums, float* factors,
+                         uint32_t* masks) {
+  if (is_set(pr.skip)) return;
   const int s = int(blockIdx.x);
-  double sum = 0;
-  for (int64_t a = threadIdx.x; a < pr.rows; a += kBlockThreads) {
-    sum += pr.masked       ? row_sums[s * pr.rows + a]
-           : pr.row_weight ? double(pr.row_weight[a]) * double(pr.permutations)
-                           : double(pr.permutations);
-  }
-  sum = block_sum(sum);
+  const double* counted = row_sums + s * pr.rows;
+  const double sum = pr.masked ? sum_over<8>(pr.rows, [&](int64_t a) { return counted[a]; })
+                               : sum_over<8>(pr.rows, [&](int64_t a) {
+                                   return double(pr.row_weight[a]);
+                                 }) * double(pr.permutations);
   if (threadIdx.x != 0) return;
   const double classes = pr.divergence == DivergenceKind::kJsd ? 1.0 : double(pr.classes);
   const double g = upstream ? double(upstream[s]) : 1.0;
@@ -134,21 +145,56 @@ __global__ void weigh_subsets_kernel(const __grid_constant__ PullProblem<float> 
   masks[s] = subsets.masks[s];
 }
 
-// Sums `count` rows of [rows, classes] from each multiple of it on.
-__global__ void sum_rows_kernel(const float* from, int64_t rows, int64_t classes, int64_t count,
-                                float* to) {
-  const int64_t c = first_index(), first = blockIdx.y * count;
-  if (c >= classes) return;
-  const int64_t last = first + count < rows ? first + count : rows;
-  float sum = 0;
-  for (int64_t a = first; a < last; ++a) sum += from[a * classes + c];
-  to[blockIdx.y * classes + c] = sum;
+// Sums `count` rows of [rows, classes] from each multiple of it on; threads [columns, rows], a
+// power of two of each.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(const float* from, int64_t rows, int64_t classes, int64_t count, float* to,
+                    const int32_t* skip) {
+  if (is_set(skip)) return;
+  constexpr int kAtOnce = 8;
+  __shared__ float others[kThreads];
+  const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, first = blockIdx.y * count;
+  const int64_t last = first + count < rows ? first + count : rows, tall = blockDim.y;
+  float sums[kAtOnce] = {};
+  for (int64_t a = first + threadIdx.y; c < classes && a < last; a += kAtOnce * tall) {
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const bool counts = a + k * tall < last;
+      const float x = from[(counts ? a + k * tall : a) * classes + c];
+      sums[k] += counts ? x : 0.0f;
+    }
+  }
+#pragma unroll
+  for (int n = kAtOnce / 2; n > 0; n /= 2) {
+#pragma unroll
+    for (int k = 0; k < n; ++k) sums[k] += sums[k + n];
+  }
+  float* mine = others + threadIdx.y * blockDim.x + threadIdx.x;
+  *mine = sums[0];
+  for (int n = int(tall) / 2; n > 0; n /= 2) {
+    __syncthreads();
+    if (int(threadIdx.y) < n) *mine += mine[n * blockDim.x];
+  }
+  if (threadIdx.y == 0 && c < classes) to[blockIdx.y * classes + c] = *mine;
+}
+
+template <int kThreads>
+void sum_rows(const float* from, int64_t rows, int64_t classes, int64_t count, float* to,
+              cudaStream_t stream, const int32_t* skip) {
+  unsigned wide = 8;
+  while (wide < 32 && int64_t(wide) < classes) wide *= 2;
+  const dim3 grid(unsigned((classes + wide - 1) / wide), unsigned((rows + count - 1) / count));
+  sum_rows_kernel<kThreads>
+      <<<grid, dim3(wide, kThreads / wide), 0, stream>>>(from, rows, classes, count, to, skip);
 }
 
 __global__ void compare_upstream_kernel(const float* upstream, int64_t subsets, int32_t* skip) {
-  bool equal = true;
-  for (int64_t s = 0; s < subsets; ++s) equal = equal && upstream[s] == upstream[0];
-  *skip = equal;
+  int equal = 1;
+  for (int64_t s = threadIdx.x; s < subsets; s += kBlockThreads)
+    equal &= upstream[s] == upstream[0];
+  equal = block_reduce(equal, [](int a, int b) { return a & b; });
+  if (threadIdx.x == 0) *skip = equal;
 }
 
 }  // namespace
@@ -180,24 +226,24 @@ void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const f
     const dim3 grid(blocks_for(pr.rows * 32), count);
     count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
-  weigh_subsets_kernel<<<count, kBlockThreads, 0, stream>>>(pr, subsets, upstream, row_sums,
-                                                            factors, masks);
+  weigh_subsets_kernel<<<count, kSumThreads, 0, stream>>>(pr, subsets, upstream, row_sums, factors,
+                                                          masks);
 }
 
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
-              cudaStream_t stream) {
-  // gridDim.y is 16 bits wide: more than 2^24 rows take more of them in one partial sum.
+              cudaStream_t stream, const int32_t* skip) {
+  // gridDim.y is 16 bits wide, and the second stage is one block a column of the grid: many rows
+  // take more of them in one partial sum.
+  constexpr int64_t kMaxPartialSums = 4096;
   int64_t count = kBiasRows;
-  while ((rows + count - 1) / count > 65535) count *= 2;
+  while ((rows + count - 1) / count > kMaxPartialSums) count *= 2;
   const int64_t parts = (rows + count - 1) / count;
-  const unsigned columns = unsigned((classes + kBlockThreads - 1) / kBlockThreads);
-  sum_rows_kernel<<<dim3(columns, unsigned(parts)), kBlockThreads, 0, stream>>>(from, rows, classes,
-                                                                                count, partial);
-  sum_rows_kernel<<<columns, kBlockThreads, 0, stream>>>(partial, parts, classes, parts, to);
+  sum_rows<kBlockThreads>(from, rows, classes, count, partial, stream, skip);
+  sum_rows<kSumThreads>(partial, parts, classes, parts, to, stream, skip);
 }
 
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream) {
-  compare_upstream_kernel<<<1, 1, 0, stream>>>(upstream, subsets, skip);
+  compare_upstream_kernel<<<1, kBlockThreads, 0, stream>>>(upstream, subsets, skip);
 }
 
 }  // namespace cuda

@@ -98,7 +98,7 @@ Tensor reconstruction_loss_fwd_cuda(const std::vector<Tensor>& latents,  // M of
     to += parts.count * blocks_of(parts);
   }
   const Tensor loss = empty_beside(reconstruction, {}, ScalarType::Float);
-  sum_values(static_cast<const double*>(partial.const_data_ptr()), 1, count,
+  sum_values(static_cast<double*>(partial.mutable_data_ptr()), 1, count,
              static_cast<float*>(loss.mutable_data_ptr()), device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return loss;

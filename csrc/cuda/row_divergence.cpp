@@ -11,6 +11,41 @@ namespace mcr {
 namespace cuda {
 namespace {
 
+// torch sorts so few by comparing them, more by their keys' bytes, one after the other.
+constexpr int64_t kSortedByComparing = 128;
+
+// The perturbed rows by clean row.
+struct Groups {
+  Tensor start;    // [N + 1] where in `members` the rows held against each clean row begin
+  Tensor members;  // [R]
+};
+
+template <class Key>
+Groups group_by(const Tensor& keys, int64_t rows, cudaStream_t stream) {
+  const auto [sorted, members] = stable_sort(keys);
+  const Tensor start = empty_beside(keys, {rows + 1}, ScalarType::Long);
+  find_starts(static_cast<const Key*>(sorted.const_data_ptr()), keys.numel(), rows,
+              static_cast<int64_t*>(start.mutable_data_ptr()), stream);
+  return {start, members};
+}
+
+template <class Key>
+Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, cudaStream_t stream) {
+  const Tensor keys = empty_beside(given, {given.numel()}, dtype);
+  narrow_rows(static_cast<const int64_t*>(given.const_data_ptr()), given.numel(), rows,
+              static_cast<Key*>(keys.mutable_data_ptr()), stream);
+  return group_by<Key>(keys, rows, stream);
+}
+
+Groups group(const Tensor& rows_in, int64_t rows, cudaStream_t stream) {
+  const Tensor given = contiguous_as(rows_in, ScalarType::Long);
+  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, stream);
+  if (rows <= int64_t{1} << 15) {
+    return group_narrowed<int16_t>(given, rows, ScalarType::Short, stream);
+  }
+  return group_narrowed<int32_t>(given, rows, ScalarType::Int, stream);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     const Tensor& perturbed_in,        // [R, C]
     const Tensor& clean_in,            // [N, C]
@@ -19,12 +54,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     const std::string& divergence, bool want_grad) {
   const OnDeviceOf device(perturbed_in);
   const cudaStream_t stream = device.stream();
-  storage_of(perturbed_in), storage_of(clean_in);  // refuses float64
-  const Tensor perturbed = contiguous_as(perturbed_in, ScalarType::Float);
-  const Tensor clean = contiguous_as(clean_in, ScalarType::Float);
+  const Tensor perturbed = contiguous_as(perturbed_in, perturbed_in.scalar_type());
+  const Tensor clean = contiguous_as(clean_in, clean_in.scalar_type());
+  const GivenRows perturbed_rows = {perturbed.const_data_ptr(), storage_of(perturbed)};
+  const GivenRows clean_rows = {clean.const_data_ptr(), storage_of(clean)};
   const int64_t R = perturbed.size(0), C = perturbed.size(1), N = clean.size(0);
   STD_TORCH_CHECK(C <= kMaxClasses, "the CUDA kernel of row_divergence takes ", kMaxClasses,
                   " classes at most, got ", C);
+  STD_TORCH_CHECK(N < (int64_t{1} << 31), "row_divergence: more than 2^31 clean rows");
   const int64_t g = want_grad ? 1 : 0;
   const Tensor total = empty_beside(clean, {}, ScalarType::Float);
   const Tensor weight = empty_beside(clean, {}, ScalarType::Float);
@@ -37,16 +74,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     return {total, weight, grad_perturbed, grad_clean};
   }
 
-  const auto [sorted, members] = stable_sort(contiguous_as(rows, ScalarType::Long));
-  const Tensor start = empty_beside(clean, {N + 1}, ScalarType::Long);
-  int64_t* starts = static_cast<int64_t*>(start.mutable_data_ptr());
-  find_starts(static_cast<const int64_t*>(sorted.const_data_ptr()), R, N, starts, stream);
-
+  const Groups groups = group(rows, N, stream);
   RowDivergenceProblem<float> pr = {};
-  pr.perturbed = static_cast<const float*>(perturbed.const_data_ptr());
-  pr.clean = static_cast<const float*>(clean.const_data_ptr());
-  pr.start = starts;
-  pr.members = static_cast<const int64_t*>(members.const_data_ptr());
+  pr.start = static_cast<const int64_t*>(groups.start.const_data_ptr());
+  pr.members = static_cast<const int64_t*>(groups.members.const_data_ptr());
   Tensor weights = clean;
   if (row_weight) {
     weights = contiguous_as(*row_weight, ScalarType::Float);
@@ -60,9 +91,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   pr.grad_clean = static_cast<float*>(grad_clean.mutable_data_ptr());
   const Tensor row_sums = empty_beside(clean, {2, N}, ScalarType::Double);
   double* values = static_cast<double*>(row_sums.mutable_data_ptr());
-  hold_rows(pr, N, values, values + N, stream);
-  sum_values(values, 1, N, static_cast<float*>(total.mutable_data_ptr()), stream);
-  sum_values(values + N, 1, N, static_cast<float*>(weight.mutable_data_ptr()), stream);
+  hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N, stream);
+  sum_two_values(values, N, static_cast<float*>(total.mutable_data_ptr()),
+                 static_cast<float*>(weight.mutable_data_ptr()), stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {total, weight, grad_perturbed, grad_clean};
 }
@@ -74,11 +105,11 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], o
                                                    const Tensor& clean) {
   const OnDeviceOf device(perturbed);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
-  const Tensor to_perturbed =
-      scaled(unit_grad_perturbed, upstream, perturbed.scalar_type(), device.stream());
-  const Tensor to_clean = scaled(unit_grad_clean, upstream, clean.scalar_type(), device.stream());
+  const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
+  const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
+  scale(to_perturbed, to_clean, upstream, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {to_perturbed, to_clean};
+  return {to_perturbed.result(), to_clean.result()};
 }
 
 }  // namespace

@@ -2,17 +2,26 @@
 #include <assert.h>
 
 #include "cuda/blocks.h"
+#include "cuda/parts.h"
 #include "cuda/row_divergence_kernels.h"
 #include "cuda/teams.h"
+#include "permuted_divergence_pull.h"
 #include "row_divergence_pull.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
 
+template <class Key>
+__global__ void narrow_rows_kernel(const int64_t* given, int64_t count, int64_t rows, Key* keys) {
+  for (int64_t r = first_index(); r < count; r += index_step()) {
+    keys[r] = given[r] >= 0 && given[r] < rows ? Key(given[r]) : Key(-1);
+  }
+}
+
 // Thread a finds the first of `sorted` that is not below a.
-__global__ void find_starts_kernel(const int64_t* sorted, int64_t count, int64_t rows,
-                                   int64_t* start) {
+template <class Key>
+__global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start) {
   for (int64_t a = first_index(); a <= rows; a += index_step()) {
     int64_t low = 0, high = count;
     while (low < high) {
@@ -28,43 +37,120 @@ __global__ void find_starts_kernel(const int64_t* sorted, int64_t count, int64_t
   }
 }
 
+template <class In>
+__device__ __forceinline__ const In* row_of(const GivenRows& rows, int64_t row, int64_t classes) {
+  return static_cast<const In*>(rows.data) + row * classes;
+}
+
+// Rows of any storage, for a team: which one it is, is asked once a row and not in the kernel's
+// type, for there are many kernels.
+template <class Team>
+struct TeamsRows {
+  const GivenRows &perturbed_rows, &clean_rows;
+  int64_t classes;
+
+  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill,
+                                            float* tile) const {
+    read(perturbed_rows, r, steps, fill, tile);
+  }
+  __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float* tile) const {
+    read(clean_rows, i, steps, fill, tile);
+  }
+
+ private:
+  __device__ __forceinline__ void read(const GivenRows& rows, int64_t row, int64_t steps,
+                                       float fill, float* tile) const {
+    if (rows.storage == Storage::kFloat) {
+      fill_tile(row_of<float>(rows, row, classes), steps, fill, tile);
+    } else if (rows.storage == Storage::kBfloat16) {
+      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, tile);
+    } else {
+      fill_tile(row_of<__half>(rows, row, classes), steps, fill, tile);
+    }
+  }
+  template <class In>
+  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill,
+                                            float* tile) const {
+#pragma unroll
+    for (int64_t n = 0; n < steps; ++n) {
+      const int c = int(n) * Team::kLanes + Team::lane();
+      tile[n] = c < classes ? to_float(row[c]) : fill;
+    }
+  }
+};
+
+// Larger teams are whole blocks.
+template <class Team>
+constexpr bool kSplits = Team::kLanes <= 32;
+template <class Team>
+constexpr int kTeamsOfBlock = kThreads<Team> / Team::kLanes;
+// Whether there are registers for the next row.
+template <class Team>
+constexpr bool kAhead = kInRegisters<Team>;
+
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
-    hold_rows_kernel(const __grid_constant__ RowDivergenceProblem<float> problem, int64_t rows,
+    hold_rows_kernel(const __grid_constant__ RowDivergenceProblem<float> problem,
+                     const __grid_constant__ GivenRows perturbed,
+                     const __grid_constant__ GivenRows clean, int64_t rows, int parts,
                      double* row_values, double* row_weights) {
-  const int64_t row = team_number<Team>();
-  if (row >= rows) return;
-  double value = 0, weight = 0;
-  float memory[HeldTiles<float>::kCount * Team::kSteps];
-  mcr::MCR_ISA::hold_rows<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory,
-                                          value, weight);
-  if (!Team::leads()) return;
-  row_values[row] = value;
-  row_weights[row] = weight;
+  const auto hold = [&](int64_t row, const auto& part) {
+    double value = 0, weight = 0;
+    float memory[HeldTiles<float, kAhead<Team>>::kCount * Team::kSteps];
+    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team>>(
+        problem, TeamsRows<Team>{perturbed, clean, problem.classes}, row,
+        steps_of<Team>(problem.steps), memory, value, weight, part);
+    if (!Team::leads() || !part.leads()) return;
+    row_values[row] = value;
+    row_weights[row] = weight;
+  };
+  if constexpr (kSplits<Team>) {
+    const int64_t row = int64_t(blockIdx.x) * (kTeamsOfBlock<Team> / parts) +
+                        int(threadIdx.x) / Team::kLanes / parts;
+    const bool live = row < rows;
+    if (parts == 1 && !live) return;
+    hold(live ? row : rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
+  } else {
+    hold(int64_t(blockIdx.x), Whole());
+  }
 }
 
 }  // namespace
 
-void find_starts(const int64_t* sorted, int64_t count, int64_t rows, int64_t* start,
+template <class Key>
+void narrow_rows(const int64_t* given, int64_t count, int64_t rows, Key* keys,
+                 cudaStream_t stream) {
+  narrow_rows_kernel<<<blocks_for(count), kBlockThreads, 0, stream>>>(given, count, rows, keys);
+}
+template void narrow_rows(const int64_t*, int64_t, int64_t, int16_t*, cudaStream_t);
+template void narrow_rows(const int64_t*, int64_t, int64_t, int32_t*, cudaStream_t);
+
+template <class Key>
+void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
                  cudaStream_t stream) {
   find_starts_kernel<<<blocks_for(rows + 1), kBlockThreads, 0, stream>>>(sorted, count, rows,
                                                                          start);
 }
+template void find_starts(const int16_t*, int64_t, int64_t, int64_t*, cudaStream_t);
+template void find_starts(const int32_t*, int64_t, int64_t, int64_t*, cudaStream_t);
+template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, cudaStream_t);
 
-void hold_rows(const RowDivergenceProblem<float>& held, int64_t rows, double* row_values,
+void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturbed,
+               const GivenRows& clean, int64_t rows, int64_t members, double* row_values,
                double* row_weights, cudaStream_t stream) {
-  launch(held, rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned blocks, unsigned threads) {
-           using D = decltype(divergence);
-           using Team = decltype(team);
-           if (problem.want_grad) {
-             hold_rows_kernel<Team, D, true>
-                 <<<blocks, threads, 0, stream>>>(problem, rows, row_values, row_weights);
-           } else {
-             hold_rows_kernel<Team, D, false>
-                 <<<blocks, threads, 0, stream>>>(problem, rows, row_values, row_weights);
-           }
-         });
+  launch(
+      held, rows, [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
+        using D = decltype(divergence);
+        using Team = decltype(team);
+        const int parts =
+            kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, kTeamsOfBlock<Team>) : 1;
+        const unsigned blocks =
+            unsigned((rows * parts + kTeamsOfBlock<Team> - 1) / kTeamsOfBlock<Team>);
+        const auto kernel =
+            problem.want_grad ? hold_rows_kernel<Team, D, true> : hold_rows_kernel<Team, D, false>;
+        kernel<<<blocks, threads, 0, stream>>>(problem, perturbed, clean, rows, parts, row_values,
+                                               row_weights);
+      });
 }
 
 }  // namespace cuda

@@ -7,13 +7,26 @@
 namespace mcr {
 namespace cuda {
 
+// keys [R] = given [R], and -1 for a row that is none of 0..N-1; int16_t or int32_t.
+template <class Key>
+void narrow_rows(const int64_t* given, int64_t count, int64_t rows, Key* keys, cudaStream_t stream);
 // sorted [R] ascending -> start [N + 1], where the rows held against each clean row begin. Stops
-// the kernel at a row that is none of 0..N-1.
-void find_starts(const int64_t* sorted, int64_t count, int64_t rows, int64_t* start,
+// the kernel at a row that is none of 0..N-1. int16_t, int32_t or int64_t.
+template <class Key>
+void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
                  cudaStream_t stream);
 
-// row_values [N], row_weights [N]: the sums over the rows held against each clean row.
-void hold_rows(const RowDivergenceProblem<float>& problem, int64_t rows, double* row_values,
+// As torch holds them, [.., C].
+struct GivenRows {
+  const void* data;
+  Storage storage;
+};
+
+// row_values [N], row_weights [N]: the sums over the rows held against each clean row, of which
+// there are `members` in all. The rows are read from `perturbed` [R, C] and `clean` [N, C], not
+// from the problem.
+void hold_rows(const RowDivergenceProblem<float>& problem, const GivenRows& perturbed,
+               const GivenRows& clean, int64_t rows, int64_t members, double* row_values,
                double* row_weights, cudaStream_t stream);
 
 }  // namespace cuda

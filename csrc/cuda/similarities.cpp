@@ -14,8 +14,8 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-// Similarities of a stripe: half of the L2 cache of a large GPU, from which the next kernel reads
-// them; at least so many rows, or the product would not fill the machine.
+// Similarities of a stripe: two thirds of an H200's L2 cache, from which the next kernel reads
+// them; at least so many rows, or the product would not fill the machine. To be tuned on a GPU.
 constexpr int64_t kStripeBytes = int64_t{32} << 20;
 constexpr int64_t kMinStripeRows = 128;
 
@@ -213,9 +213,11 @@ std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings, const Tenso
 Tensor contrastive_bwd(const Tensor& grad, const Tensor& unit_grad, ScalarType dtype) {
   const OnDeviceOf device(unit_grad);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
-  const Tensor to = scaled(unit_grad, upstream, dtype, device.stream());
+  const ScaledGrad to(unit_grad, dtype);
+  scale_grads(to.plan(), {}, static_cast<const float*>(upstream.const_data_ptr()), nullptr,
+              device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return to;
+  return to.result();
 }
 
 }  // namespace cuda

@@ -90,28 +90,37 @@ __global__ void __launch_bounds__(kThreads<WarpRow>)
 }
 
 // One block: the rows' losses and terms in a fixed order.
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kSumThreads)
     add_rows_kernel(const RowResults<float> from, const SortedRows rows, bool over_pairs,
                     double temperature, bool half, const Totals to) {
-  const int64_t present = *rows.num_present;
-  double loss = 0, terms = 0;
-  float largest = 0;
-  for (int64_t a = threadIdx.x; a < present; a += kBlockThreads) {
+  constexpr int kAtOnce = 4;
+  double losses[kAtOnce] = {};
+  int64_t terms[kAtOnce] = {};
+  float largest[kAtOnce] = {};
+  for_elements<kAtOnce>(*rows.num_present, [&](int k, int64_t a, bool counts) {
     const int64_t others = rows.class_end[a] - rows.class_begin[a] - 1;
-    loss += from.loss[a];
-    terms += over_pairs ? double(others) : others > 0 ? 1 : 0;
-    largest = fmaxf(largest, from.c[a]);
+    const double loss = from.loss[a];
+    const float c = from.c[a];
+    losses[k] += counts ? loss : 0.0;
+    terms[k] += !counts ? 0 : over_pairs ? others : others > 0;
+    largest[k] = fmaxf(largest[k], c);
+  });
+#pragma unroll
+  for (int k = 1; k < kAtOnce; ++k) {
+    losses[0] += losses[k];
+    terms[0] += terms[k];
+    largest[0] = fmaxf(largest[0], largest[k]);
   }
-  loss = block_sum(loss);
-  terms = block_sum(terms);
-  largest = block_max(largest);
+  const double loss = block_sum<kSumThreads>(losses[0]);
+  const double count = block_sum<kSumThreads>(double(terms[0]));
+  const float most = block_max<kSumThreads>(largest[0]);
   if (threadIdx.x != 0) return;
   // float16 has few exponents, so H's entries, 2 c at most and divided by 2^14 with the scaled
   // rows, are brought to 2^15 at most. A power of two rounds nothing.
-  const float h_scale = half ? exp2f(floorf(28 - log2f(fmaxf(largest, 0x1p-60f)))) : 1.0f;
+  const float h_scale = half ? exp2f(floorf(28 - log2f(fmaxf(most, 0x1p-60f)))) : 1.0f;
   constexpr double kLn2 = 0.69314718055994530942;
-  *to.value = terms > 0 ? float(loss * kLn2 / terms) : 0.0f;
-  *to.factor = terms > 0 ? float(1 / (terms * temperature * h_scale)) : 0.0f;
+  *to.value = count > 0 ? float(loss * kLn2 / count) : 0.0f;
+  *to.factor = count > 0 ? float(1 / (count * temperature * h_scale)) : 0.0f;
   *to.h_scale = h_scale;
 }
 
@@ -146,8 +155,8 @@ void scale_rows(const Embeddings& batch, const SortedRows& rows, cudaStream_t st
 
 void add_rows(const RowResults<float>& from, const SortedRows& rows, bool over_pairs,
               double temperature, Storage storage, const Totals& to, cudaStream_t stream) {
-  add_rows_kernel<<<1, kBlockThreads, 0, stream>>>(from, rows, over_pairs, temperature,
-                                                   storage == Storage::kHalf, to);
+  add_rows_kernel<<<1, kSumThreads, 0, stream>>>(from, rows, over_pairs, temperature,
+                                                 storage == Storage::kHalf, to);
 }
 
 void project_rows(const float* g, int64_t first, int64_t rows, const Embeddings& batch,

@@ -4,38 +4,84 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-__global__ void sum_values_kernel(const double* row_values, int64_t rows, float* values) {
-  double sum = 0;
-  for (int64_t a = threadIdx.x; a < rows; a += kBlockThreads)
-    sum += row_values[blockIdx.x * rows + a];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) values[blockIdx.x] = float(sum);
+constexpr int kAtOnce = 8;  // reads of a thread under way
+// Rows that one block adds up; more than a few times as many take several, and a second stage.
+constexpr int64_t kPiece = kAtOnce * kSumThreads;
+constexpr int64_t kMaxPieces = 4;
+
+// The sum of a piece takes the place of its first number.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_pieces_kernel(double* row_values, int64_t rows, const int32_t* skip) {
+  if (is_set(skip)) return;
+  const int64_t first = blockIdx.x * kPiece, left = rows - first;
+  double* piece = row_values + blockIdx.y * rows + first;
+  const double sum =
+      sum_over<kAtOnce>(left < kPiece ? left : kPiece, [&](int64_t n) { return piece[n]; });
+  if (threadIdx.x == 0) *piece = sum;
+}
+
+// A block has a subset: `count` numbers, `step` apart.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_values_kernel(const double* row_values, int64_t rows, int64_t count, int64_t step,
+                      float* first, float* others, const int32_t* skip) {
+  if (is_set(skip)) return;
+  const double* mine = row_values + blockIdx.x * rows;
+  const double sum = sum_over<kAtOnce>(count, [&](int64_t n) { return mine[n * step]; });
+  if (threadIdx.x != 0) return;
+  *(blockIdx.x == 0 ? first : others + (blockIdx.x - 1)) = float(sum);
+}
+
+// first[0] and others[0], others[1] ..
+void sum_values_to(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
+                   cudaStream_t stream, const int32_t* skip) {
+  int64_t count = rows, step = 1;
+  if (rows > kMaxPieces * kPiece) {
+    step = kPiece;
+    count = (rows + kPiece - 1) / kPiece;
+    const dim3 grid{unsigned(count), unsigned(subsets)};
+    sum_pieces_kernel<<<grid, kSumThreads, 0, stream>>>(row_values, rows, skip);
+  }
+  sum_values_kernel<<<unsigned(subsets), kSumThreads, 0, stream>>>(row_values, rows, count, step,
+                                                                   first, others, skip);
 }
 
 template <class Out>
-__global__ void scale_grad_kernel(const float* unit, const float* upstream, const float* again,
-                                  const int32_t* skip, int64_t count, Out* to) {
-  const float factor = upstream[0];
-  const bool recomputed = again != nullptr && *skip == 0;
-  for (int64_t i = first_index(); i < count; i += index_step()) {
-    assign(to + i, recomputed ? again[i] : unit[i] * factor);
+__device__ void scale(const UnitGrad& grad, float factor, bool recomputed) {
+  Out* to = static_cast<Out*>(grad.to);
+  for (int64_t i = first_index(); i < grad.count; i += index_step()) {
+    assign(to + i, recomputed ? grad.again[i] : grad.unit[i] * factor);
   }
+}
+
+template <class First, class Second>
+__global__ void scale_grads_kernel(const UnitGrad first, const UnitGrad second,
+                                   const float* upstream, const int32_t* skip) {
+  const bool recomputed = skip != nullptr && *skip == 0;
+  scale<First>(first, upstream[0], recomputed);
+  scale<Second>(second, upstream[0], recomputed);
 }
 
 }  // namespace
 
-void sum_values(const double* row_values, int64_t subsets, int64_t rows, float* values,
-                cudaStream_t stream) {
-  sum_values_kernel<<<unsigned(subsets), kBlockThreads, 0, stream>>>(row_values, rows, values);
+void sum_values(double* row_values, int64_t subsets, int64_t rows, float* values,
+                cudaStream_t stream, const int32_t* skip) {
+  sum_values_to(row_values, subsets, rows, values, values + 1, stream, skip);
 }
 
-void scale_grad(const float* unit, const float* upstream, const float* again, const int32_t* skip,
-                int64_t count, Storage storage, void* to, cudaStream_t stream) {
+void sum_two_values(double* row_values, int64_t rows, float* first, float* second,
+                    cudaStream_t stream) {
+  sum_values_to(row_values, 2, rows, first, second, stream, nullptr);
+}
+
+void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,
+                 const int32_t* skip, cudaStream_t stream) {
+  const int64_t count = first.count > second.count ? first.count : second.count;
   if (count == 0) return;
-  with_storage(storage, [&](auto zero) {
-    using Out = decltype(zero);
-    scale_grad_kernel<Out><<<blocks_for(count), kBlockThreads, 0, stream>>>(
-        unit, upstream, again, skip, count, static_cast<Out*>(to));
+  with_storage(first.storage, [&](auto a) {
+    with_storage(second.storage, [&](auto b) {
+      scale_grads_kernel<decltype(a), decltype(b)>
+          <<<blocks_for(count), kBlockThreads, 0, stream>>>(first, second, upstream, skip);
+    });
   });
 }
 

@@ -12,12 +12,24 @@ constexpr int64_t kMaxClasses = 65536;
 
 enum class Storage { kFloat, kBfloat16, kHalf };
 
-// values [S] = the sums over the rows.
-void sum_values(const double* row_values, int64_t subsets, int64_t rows, float* values,
-                cudaStream_t stream);
-// to = upstream[0] * unit, or `again` where that is given and *skip is 0.
-void scale_grad(const float* unit, const float* upstream, const float* again, const int32_t* skip,
-                int64_t count, Storage storage, void* to, cudaStream_t stream);
+// values [S] = the sums over the rows of row_values [S, rows], which are lost; nothing where *skip
+// is 1.
+void sum_values(double* row_values, int64_t subsets, int64_t rows, float* values,
+                cudaStream_t stream, const int32_t* skip = nullptr);
+// The same of two, to places of their own.
+void sum_two_values(double* row_values, int64_t rows, float* first, float* second,
+                    cudaStream_t stream);
+
+// What a forward left for an upstream gradient of 1, and what is to come of it.
+struct UnitGrad {
+  const float *unit, *again;  // `again`: computed for the upstream gradients there are
+  int64_t count;
+  void* to;
+  Storage storage;  // of `to`
+};
+// to = upstream[0] * unit, of both; or `again` where skip is given and *skip is 0.
+void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,
+                 const int32_t* skip, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace mcr

@@ -83,22 +83,38 @@ inline void clear(const Tensor& x, cudaStream_t stream) {
       cudaMemsetAsync(x.mutable_data_ptr(), 0, size_t(x.numel()) * x.element_size(), stream));
 }
 
-// upstream * unit in `dtype`, or `again` where that is given and *skip is 0: the backward of an op
-// whose forward took the gradient.
-inline Tensor scaled(const Tensor& unit,      // float32
-                     const Tensor& upstream,  // float32, the first of it counts
-                     ScalarType dtype, cudaStream_t stream, const Tensor* again = nullptr,
-                     const int32_t* skip = nullptr) {
-  const Tensor units = contiguous_as(unit, ScalarType::Float);
-  const Tensor to = unit.dim() == 1 ? empty_beside(unit, {unit.size(0)}, dtype)
-                    : unit.dim() == 2
-                        ? empty_beside(unit, {unit.size(0), unit.size(1)}, dtype)
-                        : empty_beside(unit, {unit.size(0), unit.size(1), unit.size(2)}, dtype);
-  scale_grad(static_cast<const float*>(units.const_data_ptr()),
-             static_cast<const float*>(upstream.const_data_ptr()),
-             again ? static_cast<const float*>(again->const_data_ptr()) : nullptr, skip,
-             units.numel(), storage_of(to), to.mutable_data_ptr(), stream);
-  return to;
+// The backward of an op whose forward took the gradient: memory for one of its gradients, and what
+// scale_grads is to write there.
+class ScaledGrad {
+ public:
+  // unit float32; `again` as UnitGrad has it
+  ScaledGrad(const Tensor& unit, ScalarType dtype, const Tensor* again = nullptr)
+      : unit_(contiguous_as(unit, ScalarType::Float)), to_(empty_as(unit, dtype)) {
+    plan_.unit = static_cast<const float*>(unit_.const_data_ptr());
+    if (again) plan_.again = static_cast<const float*>(again->const_data_ptr());
+    plan_.count = unit_.numel();
+    plan_.to = to_.mutable_data_ptr();
+    plan_.storage = storage_of(to_);
+  }
+  const UnitGrad& plan() const { return plan_; }
+  const Tensor& result() const { return to_; }
+
+ private:
+  static Tensor empty_as(const Tensor& x, ScalarType dtype) {
+    if (x.dim() == 1) return empty_beside(x, {x.size(0)}, dtype);
+    if (x.dim() == 2) return empty_beside(x, {x.size(0), x.size(1)}, dtype);
+    return empty_beside(x, {x.size(0), x.size(1), x.size(2)}, dtype);
+  }
+
+  Tensor unit_, to_;
+  UnitGrad plan_ = {};
+};
+
+// upstream float32, the first of it counts
+inline void scale(const ScaledGrad& first, const ScaledGrad& second, const Tensor& upstream,
+                  cudaStream_t stream, const int32_t* skip = nullptr) {
+  scale_grads(first.plan(), second.plan(), static_cast<const float*>(upstream.const_data_ptr()),
+              skip, stream);
 }
 
 }  // namespace cuda

@@ -1,6 +1,7 @@
 """permuted_divergence and row_divergence: launchers and kernels of the CUDA library."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,24 @@ def test_routing(strategy, clean_path):
             check(x, upstream, strategy=strategy, clean_path=clean_path)
 
 
+@pytest.mark.parametrize(("scheme", "own"), SCHEMES)
+def test_upstream_gradients_that_only_look_unequal(scheme, own, far):
+    for present in (False, True):
+        x = make_batch(3 if own else 2, 6, 11, scheme, own=own, count=3, present=present)
+        count = len(unequal(x))
+        expected = run(x, upstream=0.3)
+        # what a second pull would leave is rounded elsewhere
+        again = functools.partial(run, x, upstream=torch.full((count,), 0.3))
+        for ours in (again(), *with_dirty_memory(again)):
+            assert_same_bits(ours, expected, far)
+        for reduce, factor in ((torch.mean, 1 / count), (lambda d: (-d).sum(), -1.0)):
+            leaves = [t.detach().requires_grad_() for t in (x.contributions, x.bias)]
+            value = call(replace(x, contributions=leaves[0], bias=leaves[1]))
+            grads = torch.autograd.grad(reduce(value), leaves)
+            assert_same_bits(grads, run(x, upstream=factor)[1:], far)
+        check(x, unequal(x), case=far)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
     for scheme in ("table", "cyclic", "exhaustive"):
@@ -109,11 +128,72 @@ def test_dtypes(dtype):
     check(make_rows(7, 4, 9, dtype=dtype, weighted=True))
 
 
+@pytest.mark.parametrize("perturbed", DTYPES)
+@pytest.mark.parametrize("clean", DTYPES)
+def test_row_divergence_reads_every_dtype(perturbed, clean):
+    for classes in (5, 37, 300, 1030, 4101)[: 5 if perturbed == clean else 2]:
+        x = make_rows(9, 4, classes, weighted=True)
+        x = replace(x, perturbed=x.perturbed.to(perturbed), clean=x.clean.to(clean))
+        for divergence in DIVERGENCES[: None if classes < 50 else 1]:
+            check(x, 0.7, divergence=divergence)
+        # the numbers are those of float32 rows, not rounded on the way
+        as_float = replace(x, perturbed=x.perturbed.float(), clean=x.clean.float())
+        expected = [t.to(u.dtype) for t, u in zip(run(as_float), run(x), strict=True)]
+        assert_same_bits(run(x), expected)
+
+
+# the same, by teams of which several share a clean row's perturbed ones
+@pytest.mark.parametrize("classes", [6, 20, 50, 101, 174, 250])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_members_of_a_row_in_parts(classes, divergence):
+    for dtype in DTYPES:
+        x = make_rows(140, 3, classes, weighted=True, dtype=dtype, seed=classes)
+        x.rows[x.rows == 1] = 2  # one without any
+        check(x, divergence=divergence)
+        for dirty in with_dirty_memory(functools.partial(run, x, divergence=divergence)):
+            assert_same_bits(dirty, run(x, divergence=divergence))
+    x.perturbed[:70] = torch.nan  # dropped, whatever it holds
+    x.row_weight[:70] = 0
+    x.row_weight[70:] = 1
+    value, grad, grad_clean = run(x, divergence=divergence)
+    assert value.isfinite()
+    assert not grad[:70].any()
+    assert grad_clean.isfinite().all()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 70, 300])
 def test_rows(rows):
     for scheme in ("table", "exhaustive") if rows < 100 else ("table",):
         check(make_batch(2, rows, 3, scheme, count=2))
     check(make_rows(2 * rows, max(rows, 1), 3))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(64, 3), (65, 40), (700, 9)])
+def test_sums_of_the_bias(rows, classes):
+    x = make_batch(2, rows, classes, "table", count=1)
+    check(x, divergence="mse", strategy="collaborative")
+
+
+def test_sums_in_two_stages():
+    # csrc/cuda/sums.cu
+    check(make_rows(34000, 33000, 1), divergence="mse")
+    x = make_batch(2, 33000, 1, "cyclic", count=1, weighted=True)
+    check(x, divergence="mse", strategy="collaborative")
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES[:2], DTYPES[1:], DTYPES[::2]])
+def test_gradients_of_two_dtypes(dtypes):
+    x = make_batch(2, 6, 9)
+    leaves = [
+        t.to(dtype).requires_grad_()
+        for t, dtype in zip((x.contributions, x.bias), dtypes, strict=True)
+    ]
+    value = call(replace(x, contributions=leaves[0], bias=leaves[1]), strategy="collaborative")
+    grads = torch.autograd.grad(value.sum(), leaves)
+    assert [g.dtype for g in grads] == list(dtypes)
+    rounded = replace(x, contributions=leaves[0].detach().float(), bias=leaves[1].detach().float())
+    expected = run(rounded, strategy="collaborative")[1:]
+    assert_same_bits(grads, [g.to(dtype) for g, dtype in zip(expected, dtypes, strict=True)])
 
 
 def test_non_contiguous():

@@ -73,7 +73,7 @@ void pull_far(int lanes, const py::dict& from, int64_t chunk, int parts) {
   run(pr, chunk, parts);
 }
 
-void hold(int lanes, const py::dict& from, int64_t spare_steps) {
+void hold(int lanes, const py::dict& from, int64_t spare_steps, int parts) {
   mcr::RowDivergenceProblem<float> pr = {};
   pr.perturbed = address<float>(from, "perturbed");
   pr.clean = address<float>(from, "clean");
@@ -89,7 +89,7 @@ void hold(int lanes, const py::dict& from, int64_t spare_steps) {
   const auto run = lanes == 4   ? mcr::lanes4::hold
                    : lanes == 8 ? mcr::lanes8::hold
                                 : mcr::lanes32::hold;
-  run(pr, from["rows"].cast<int64_t>(), spare_steps, address<double>(from, "sums"));
+  run(pr, from["rows"].cast<int64_t>(), spare_steps, parts, address<double>(from, "sums"));
 }
 
 double reconstruct(const py::dict& from) {

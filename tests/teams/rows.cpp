@@ -146,30 +146,62 @@ void run_far(const FarProblem<float>& pr, int count) {
   if (!*pr.nothing_near) run<Jsd, kGrad>(pr, count);
 }
 
-template <class D>
-void run_held(RowDivergenceProblem<float> pr, int64_t rows, int64_t spare_steps, double* sums) {
-  constexpr int W = kWidth<float>;
-  pr.steps = (pr.classes + W - 1) / W + spare_steps;
-  for (int64_t i = 0; i < rows; ++i) {
-    std::vector<float> memory = dirty(HeldTiles<float>::kCount * pr.steps * W);
-    if (pr.want_grad) {
-      hold_rows<Team, D, true>(pr, i, pr.steps, memory.data(), sums[0], sums[1]);
-    } else {
-      hold_rows<Team, D, false>(pr, i, pr.steps, memory.data(), sums[0], sums[1]);
+struct FloatRows {
+  const RowDivergenceProblem<float>& pr;
+
+  void perturbed(int64_t r, int64_t steps, float fill, float* tile) const {
+    read(pr.perturbed + r * pr.classes, steps, fill, tile);
+  }
+  void clean(int64_t i, int64_t steps, float fill, float* tile) const {
+    read(pr.clean + i * pr.classes, steps, fill, tile);
+  }
+
+ private:
+  void read(const float* row, int64_t steps, float fill, float* tile) const {
+    constexpr int W = kWidth<float>;
+    for (int64_t n = 0; n < steps; ++n) {
+      store(tile + n * W, Team::load_step(row, n, pr.classes, fill));
     }
   }
+};
+
+template <class D, bool kGrad, bool kAhead>
+void run_held(const RowDivergenceProblem<float>& pr, int64_t rows, int count, double* sums) {
+  constexpr int W = kWidth<float>;
+  for (int64_t r = 0; r <= rows; ++r) {  // a team beyond the last row runs along
+    in_parts(count, r < rows, [&](const Parts& parts) {
+      std::vector<float> memory = dirty(HeldTiles<float, kAhead>::kCount * pr.steps * W);
+      double value = 0, weight = 0;
+      hold_rows<Team, D, kGrad, kAhead>(pr, FloatRows{pr}, r < rows ? r : 0, pr.steps,
+                                        memory.data(), value, weight, parts);
+      if (!parts.leads()) return;
+      sums[0] += value;
+      sums[1] += weight;
+    });
+  }
+}
+
+// In several parts with the next row read ahead, else without.
+template <class D>
+void run_held(RowDivergenceProblem<float> pr, int64_t rows, int64_t spare_steps, int parts,
+              double* sums) {
+  pr.steps = (pr.classes + kWidth<float> - 1) / kWidth<float> + spare_steps;
+  const auto f = parts > 1 ? (pr.want_grad ? run_held<D, true, true> : run_held<D, false, true>)
+                           : (pr.want_grad ? run_held<D, true, false> : run_held<D, false, false>);
+  f(pr, rows, parts, sums);
 }
 
 }  // namespace
 
-void hold(const RowDivergenceProblem<float>& pr, int64_t rows, int64_t spare_steps, double* sums) {
+void hold(const RowDivergenceProblem<float>& pr, int64_t rows, int64_t spare_steps, int parts,
+          double* sums) {
   switch (pr.divergence) {
     case DivergenceKind::kJsd:
-      return run_held<Jsd>(pr, rows, spare_steps, sums);
+      return run_held<Jsd>(pr, rows, spare_steps, parts, sums);
     case DivergenceKind::kBinaryJsd:
-      return run_held<BinaryJsd>(pr, rows, spare_steps, sums);
+      return run_held<BinaryJsd>(pr, rows, spare_steps, parts, sums);
     case DivergenceKind::kSquaredError:
-      return run_held<SquaredError>(pr, rows, spare_steps, sums);
+      return run_held<SquaredError>(pr, rows, spare_steps, parts, sums);
   }
 }
 

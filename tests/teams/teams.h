@@ -10,7 +10,7 @@
   void pull(const PullProblem<float>& problem, int64_t chunk, int64_t spare_steps, int parts); \
   void pull_far(FarProblem<float> problem, int64_t chunk, int parts);                          \
   void hold(const RowDivergenceProblem<float>& problem, int64_t rows, int64_t spare_steps,     \
-            double* sums);                                                                     \
+            int parts, double* sums);                                                          \
   }
 
 namespace mcr {
