@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/lane.h"
+#include "permuted_divergence_pull_problem.h"
 
 namespace mcr {
 namespace cuda {
@@ -22,14 +23,16 @@ struct FarTeam {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
   }
-  MCR_FN static void store_record(float* to, float a, float b, float c) {
-    *reinterpret_cast<float4*>(to) = make_float4(a, b, c, 0.0f);
+  // One access each.
+  MCR_FN static void store_record(FarRecord<float>* to, float ratio, float scale, float offset) {
+    *reinterpret_cast<float4*>(to) = make_float4(ratio, scale, offset, 0.0f);
   }
-  MCR_FN static void load_record(const float* from, float& a, float& b, float& c) {
+  MCR_FN static void load_record(const FarRecord<float>* from, float& ratio, float& scale,
+                                 float& offset) {
     const float4 x = *reinterpret_cast<const float4*>(from);
-    a = x.x;
-    b = x.y;
-    c = x.z;
+    ratio = x.x;
+    scale = x.y;
+    offset = x.z;
   }
   MCR_FN static void load_quad(const float* from, float* tile) {
     const float4 x = *reinterpret_cast<const float4*>(from);
@@ -93,8 +96,8 @@ struct PaddedTeam : FarTeam {
   }
   // x, but the compiler does not know: so that what is computed from it is not kept in registers
   // over the loop before it.
-  MCR_FN static int64_t opaque(int64_t x) {
-    asm volatile("" : "+l"(x));
+  MCR_FN static int32_t opaque(int32_t x) {
+    asm volatile("" : "+r"(x));
     return x;
   }
   MCR_FN static bool all(bool x) { return __all_sync(0xffffffffu, x); }

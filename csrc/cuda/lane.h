@@ -114,6 +114,19 @@ struct DeviceTeam {
     for (; j < int(high); j += kLanes) sink(int64_t(j), f(int64_t(j)));
   }
 
+  // The first n of first .. last - 1 that holds(n) is true of, or last. Each warp of a team asks
+  // for itself.
+  template <class F>
+  MCR_FN static int64_t first_of(int64_t first, int64_t last, const F& holds) {
+    for (; first < last; first += kInWarp) {
+      const int64_t n = first + lane() % kInWarp;
+      const uint32_t found = __ballot_sync(lanes(), n < last && holds(n)) & lanes();
+      if (found != 0)
+        return first + __ffs(int(found)) - 1 - int(threadIdx.x % 32) / kInWarp * kInWarp;
+    }
+    return last;
+  }
+
   struct Sum {
     MCR_FN static float of(float a, float b) { return a + b; }
   };
@@ -127,14 +140,17 @@ struct DeviceTeam {
   MCR_FN static float keep(Keep, float x) { return x; }
 
  private:
+  static constexpr int kInWarp = kLanes < 32 ? kLanes : 32;
+
+  // Of its warp, the team's lanes: the other teams may be elsewhere in the program.
+  MCR_FN static uint32_t lanes() {
+    if constexpr (kLanes >= 32) return 0xffffffffu;
+    return ((1u << (kLanes % 32)) - 1u) << (threadIdx.x % 32 / kLanes * kLanes);
+  }
   // By halving, as sum() of vec.h: every lane ends with the same bits.
   template <class Op>
   MCR_FN static float reduce(float x) {
-    constexpr int kInWarp = kLanes < 32 ? kLanes : 32;
-    // The other teams of the warp may be elsewhere in the program.
-    const uint32_t mask = kLanes >= 32 ? 0xffffffffu
-                                       : ((1u << (kLanes % 32)) - 1u)
-                                             << (threadIdx.x % 32 / kLanes * kLanes);
+    const uint32_t mask = lanes();
 #pragma unroll
     for (int d = kInWarp / 2; d > 0; d /= 2) x = Op::of(x, __shfl_xor_sync(mask, x, d));
     if constexpr (kLanes > 32) {

@@ -14,27 +14,28 @@ constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
 template <class Team>
 constexpr int kTeams = kThreads<Team> / Team::kLanes;
 
-// Calls f with this thread's row and its part of the row's pairs.
-template <class Team, class F>
+// Calls f with this thread's row, if has_pairs(row), and its part of the row's pairs.
+template <class Team, class Has, class F>
 __device__ __forceinline__ void with_row_and_part(const PullProblem<float>& problem, int parts,
-                                                  const F& f) {
+                                                  const Has& has_pairs, const F& f) {
   if (problem.skip && *problem.skip) return;
   if constexpr (kSplits<Team>) {
     const int64_t row =
         int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
-    const bool live = row < problem.rows;
-    if (parts == 1 && !live) return;
+    const bool live = row < problem.rows && has_pairs(row);
+    if (parts == 1 ? !live : !__syncthreads_or(live)) return;
     f(live ? row : problem.rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
   } else {
     const int64_t row = team_number<Team>();
-    if (row < problem.rows) f(row, Whole());
+    if (row < problem.rows && has_pairs(row)) f(row, Whole());
   }
 }
 
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_rows_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
-  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+  const auto has_pairs = [&](int64_t row) { return problem.row_has_pairs(row); };
+  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
     float memory[PullTiles<float>::kCount * Team::kSteps];
     pull_row<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory, part);
   });
@@ -43,10 +44,11 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
 template <class Team, class D>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_donations_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
-  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+  const int m = int(blockIdx.y);
+  const auto has_pairs = [&](int64_t row) { return problem.donor_has_pairs(m, row); };
+  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
     float memory[4 * Team::kSteps];
-    pull_donations<Team, D>(problem, int(blockIdx.y), row, steps_of<Team>(problem.steps), memory,
-                            part);
+    pull_donations<Team, D>(problem, m, row, steps_of<Team>(problem.steps), memory, part);
   });
 }
 

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(Team::kThreads, Team::kBlocks)
   const int team = int(threadIdx.x) / Team::kLanes;
   const int64_t row = int64_t(blockIdx.x) * (kTeams / parts) + team / parts;
   const bool live = row < problem.rows;
+  if (Team::kLanes == 32 && !Team::kSplits && !live) return;  // nobody has to keep step with it
   const Parts<PartsInTurn<Team, Team::kThreads>> part(Team::kSplits ? parts : 1, live);
   float memory[FarTiles<float>::kCount * Team::kSteps];
   pull_far_row<Team, kGrad, kTable>(problem, live ? row : problem.rows - 1, int64_t(Team::kSteps),

@@ -111,7 +111,9 @@ class PermutedDivergenceInputs {
     if (far_) {
       pr.powers = in.powers_to = take<float>(size, ScalarType::Float);
       pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride, ScalarType::Float);
-      pr.nothing_near = in.nothing_near = take<int32_t>(1, ScalarType::Int);
+      const int64_t marks = 2 * pr.num_subsets * pr.rows;
+      pr.left = take<int32_t>(marks, ScalarType::Int);
+      in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
     }
     if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
     pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);

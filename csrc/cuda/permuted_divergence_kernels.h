@@ -32,7 +32,6 @@ struct LayOut {
   float* bias_to;           // [C]
   // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
   float *powers_to, *bias_powers_to;
-  int32_t* nothing_near;
   int64_t row_stride;
   int64_t* labels_to;
   uint32_t* present_to;
@@ -42,7 +41,7 @@ struct LayOut {
   struct Cleared {
     float* to;
     int64_t count;
-  } cleared[4];
+  } cleared[5];
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;

@@ -20,7 +20,7 @@ REPLACED = {
     'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::exp2f(x);",
     'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
     'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
-    'asm volatile("" : "+l"(x));': "",
+    'asm volatile("" : "+r"(x));': "",
     "constexpr int64_t kLeastElements = int64_t{1} << 20;": (
         'const int64_t kLeastElements = std::getenv("MCR_EMULATED_FAR") ? 0 : int64_t{1} << 20;'
     ),

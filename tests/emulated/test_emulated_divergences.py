@@ -73,6 +73,21 @@ def test_far_pairs_of_many_rows(dtype, far):
         check(make_batch(2, 33, 40, scheme, count=20, dtype=dtype, scale=8), case=far)
 
 
+@pytest.mark.parametrize("classes", [6, 101, 500])
+def test_rows_that_are_their_own_donors(classes, far):
+    x = make_batch(2, 9, classes, "table", count=6, scale=2.0)
+    x.donors[0, 0] = x.donors[0, 3] = torch.arange(9)
+    check(x, case=far)
+    x.contributions[:, 7] = x.contributions[:, 2]  # near each other, all others far
+    check(x, unequal(x), case=far)
+    x.contributions[0, 3, 5] = torch.nan
+    x.donors[:] = torch.arange(9)
+    value, grad, _ = run(x)
+    assert value.isnan().all()
+    assert grad[:, 3].isnan().any()
+    assert grad[:, :3].abs().max() < 1e-12
+
+
 def test_far_pairs_keep_bits_and_nan(far):
     x = make_batch(2, 12, 40, "table", count=9)
     expected = run(x)
