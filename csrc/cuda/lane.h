@@ -39,11 +39,14 @@ MCR_INLINE float exp2(float x) {
 // Of one number a row, so the exact one: it is an offset of all the classes' logarithms.
 MCR_INLINE float log2(float x) { return ::log2f(x); }
 
-// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
+// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN. Near 0
+// the one is the other: what cancels between them later is not to see the error of two
+// approximations.
 MCR_INLINE float exp2_and_m1(float x, float& tm1) {
   const float t = exp2(x);
-  tm1 = x > -0.5f ? x * exp2m1_over(x) : t - 1.0f;
-  return t;
+  const bool near = x > -0.5f;
+  tm1 = near ? x * exp2m1_over(x) : t - 1.0f;
+  return near ? 1.0f + tm1 : t;
 }
 
 // log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1.
