@@ -10,8 +10,6 @@ namespace cuda {
 
 // What both teams have in common.
 struct FarTeam {
-  using Scalar = float;
-
   // One instruction of the special-function unit each.
   MCR_FN static float quick_log2(float x) {
     float y;
@@ -49,8 +47,9 @@ template <int kLanesOfTeam, int kStepsOfTeam>
 struct PaddedTeam : FarTeam {
   static constexpr int kLanes = kLanesOfTeam, kSteps = kStepsOfTeam;
   static constexpr int kWide = kSteps % 4 == 0 ? 4 : 2;
-  // Threads of a block, and blocks on a multiprocessor: registers for six tiles and what goes with
-  // them. Rows next to each other have donors in common, so long ones share a large block.
+  // Threads of a block at most, and blocks on a multiprocessor: registers for six tiles and what
+  // goes with them. Rows next to each other have donors in common, so long ones share a large
+  // block.
   static constexpr int kThreads = kSteps > 16 ? 256 : 128;
   static constexpr int kBlocks = kSteps > 16 ? 1 : kSteps > 8 ? 3 : 4;
   static constexpr bool kSplits = kSteps <= 16;  // whether several may share a row's pairs
@@ -58,14 +57,6 @@ struct PaddedTeam : FarTeam {
   MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
   MCR_FN static bool leads() { return lane() == 0; }
   MCR_FN static int class_of(int n) { return (n / kWide * kLanes + lane()) * kWide + n % kWide; }
-  MCR_FN static float load_step(const float* row, int64_t n, int64_t size, float fill) {
-    const int c = class_of(int(n));
-    return c < size ? row[c] : fill;
-  }
-  MCR_FN static void store_step(float* row, int64_t n, int64_t size, float x) {
-    const int c = class_of(int(n));
-    if (c < size) row[c] = x;
-  }
   MCR_FN static void load_padded(const float* row, int64_t, float* tile) {
     const float* mine = row + lane() * kWide;
 #pragma unroll

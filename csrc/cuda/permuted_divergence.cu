@@ -11,8 +11,6 @@ namespace {
 // Larger teams are whole blocks; longer tiles leave no register for it.
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
-template <class Team>
-constexpr int kTeams = kThreads<Team> / Team::kLanes;
 
 // Calls f with this thread's row, if has_pairs(row), and its part of the row's pairs.
 template <class Team, class Has, class F>
@@ -52,43 +50,58 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
   });
 }
 
-// Parts of a row's pairs, and the blocks that they take, where `rows` have work at once.
+// Calls f with the divergence, the team, and the problem with its steps. Few rows take teams that
+// can share a row's pairs, up to kMaxSharedClasses.
+template <class F>
+void with_pull_team(PullProblem<float> problem, const F& f) {
+  const int64_t few = kBusyThreads / 16, classes = problem.classes;
+  with_divergence(problem.divergence, [&](auto divergence) {
+    const auto call = [&](auto team) {
+      problem.steps = steps_for<decltype(team)>(classes);
+      f(divergence, team, problem);
+    };
+    if (problem.rows <= few) {
+      if (classes <= 8) return call(DeviceTeam<4, 2>());
+      if (classes <= 32) return call(DeviceTeam<8, 4>());
+      if (classes <= 64) return call(DeviceTeam<16, 4>());
+      if (classes <= 128) return call(DeviceTeam<32, 4>());
+      if (classes <= kMaxSharedClasses) return call(DeviceTeam<32, 6>());
+    }
+    with_team<decltype(divergence)>(classes, call);
+  });
+}
+
+// Parts of a row's pairs, where `rows` have work at once.
 template <class Team>
 int parts_for(const PullProblem<float>& problem, int64_t rows) {
-  return kSplits<Team> ? parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>)
-                       : 1;
-}
-template <class Team>
-unsigned blocks_for(const PullProblem<float>& problem, int parts) {
-  return unsigned((problem.rows * parts + kTeams<Team> - 1) / kTeams<Team>);
+  if (!kSplits<Team>) return 1;
+  return parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>);
 }
 
 }  // namespace
 
 void pull_rows(const PullProblem<float>& pulled, cudaStream_t stream) {
-  launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
-           using D = decltype(divergence);
-           using Team = decltype(team);
-           const int parts = parts_for<Team>(problem, problem.rows);
-           const unsigned blocks = blocks_for<Team>(problem, parts);
-           if (problem.want_grad) {
-             pull_rows_kernel<Team, D, true><<<blocks, threads, 0, stream>>>(problem, parts);
-           } else {
-             pull_rows_kernel<Team, D, false><<<blocks, threads, 0, stream>>>(problem, parts);
-           }
-         });
+  with_pull_team(pulled, [&](auto divergence, auto team, const auto& problem) {
+    using D = decltype(divergence);
+    using Team = decltype(team);
+    const int parts = parts_for<Team>(problem, problem.rows);
+    const unsigned blocks = blocks_of(problem.rows, parts, kTeams<Team>);
+    if (problem.want_grad) {
+      pull_rows_kernel<Team, D, true><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
+    } else {
+      pull_rows_kernel<Team, D, false><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
+    }
+  });
 }
 
 void pull_donations(const PullProblem<float>& pulled, cudaStream_t stream) {
-  launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
-           using D = decltype(divergence);
-           using Team = decltype(team);
-           const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
-           const dim3 grid(blocks_for<Team>(problem, parts), unsigned(problem.modalities));
-           pull_donations_kernel<Team, D><<<grid, threads, 0, stream>>>(problem, parts);
-         });
+  with_pull_team(pulled, [&](auto divergence, auto team, const auto& problem) {
+    using D = decltype(divergence);
+    using Team = decltype(team);
+    const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
+    const dim3 grid(blocks_of(problem.rows, parts, kTeams<Team>), unsigned(problem.modalities));
+    pull_donations_kernel<Team, D><<<grid, kThreads<Team>, 0, stream>>>(problem, parts);
+  });
 }
 
 }  // namespace cuda

@@ -57,6 +57,9 @@ void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, co
                    double* row_sums,  // [S, N], used where pairs may be dropped
                    float* factors, uint32_t* masks, cudaStream_t stream);
 
+// Few rows of as many classes share their pairs among teams; more classes do not, and then so many
+// rows are under way at once.
+constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
 void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
 void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
 
