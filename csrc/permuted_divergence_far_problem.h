@@ -21,7 +21,9 @@ struct FarProblem : PullProblem<T> {
     return powers + (m * this->rows + i) * this->row_stride;
   }
   // From one permutation's record to the next one's.
-  MCR_ALWAYS_INLINE int64_t record_step() const { return this->rows * this->num_subsets; }
+  MCR_ALWAYS_INLINE int64_t record_step() const {
+    return int64_t(uint64_t(uint32_t(this->rows)) * uint32_t(this->num_subsets));
+  }
   // The pair of a row and a donor is left to the other passes. Who else says so writes the same 1.
   MCR_ALWAYS_INLINE void leave(int s, int64_t i, int64_t j) const {
     this->left[s * this->rows + i] = 1;

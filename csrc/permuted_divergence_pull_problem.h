@@ -52,18 +52,21 @@ struct PullProblem : PermutedDivergenceProblem<T> {
   MCR_ALWAYS_INLINE PairNumbers<T>& numbers(int s, int64_t k, int64_t i) const {
     return records ? records[pair(s, k, i)].numbers : pairs[pair(s, k, i)];
   }
-  // Whether a row, or a donor of modality m, has pairs to go through.
+  // Whether a row, or a donor of modality m, has pairs to go through. The marks are read at once.
   MCR_ALWAYS_INLINE bool row_has_pairs(int64_t i) const {
+    uint32_t any = !records;
     for (int s = 0; records && s < this->num_subsets; ++s) {
-      if (left[s * this->rows + i]) return true;
+      any |= uint32_t(left[s * this->rows + i]);
     }
-    return !records;
+    return any != 0;
   }
   MCR_ALWAYS_INLINE bool donor_has_pairs(int m, int64_t j) const {
+    uint32_t any = !records;
     for (int s = 0; records && s < this->num_subsets; ++s) {
-      if (this->subsets[s] >> m & 1 && left[(this->num_subsets + s) * this->rows + j]) return true;
+      const uint32_t mark = uint32_t(left[(this->num_subsets + s) * this->rows + j]);
+      any |= mark & this->subsets[s] >> m;
     }
-    return !records;
+    return any != 0;
   }
   // The row that takes modality m from row j under permutation k.
   MCR_ALWAYS_INLINE int64_t receiver(int m, int64_t k, int64_t j) const {
