@@ -26,6 +26,8 @@ namespace MCR_ISA {
 constexpr double kLeast = 1e-6;
 // The clean path adds up log2 T: not so many of them that its rounding shows.
 constexpr int64_t kFarRun = 64;
+// Rows that begin near as many donors go on like that, at the start of a training run.
+constexpr int kTrial = 2;
 
 // Tiles of one row, each of steps * kWidth<T> numbers.
 template <class T>
@@ -66,10 +68,12 @@ MCR_FN void powers_of(int64_t steps, const T* from, T* tile) {
 // One row under one subset, as it goes through its pairs.
 template <class T>
 struct FarRow {
-  int64_t i;
-  int64_t donors;       // where the modality that is taken begins
-  T* record;            // of the next pair
-  T clean_sum, weight;  // S
+  int32_t i;
+  int s;
+  int32_t end;           // its permutations are below: none is where there is no such row
+  uint32_t donors;       // the first row of the modality that is taken
+  FarRecord<T>* record;  // of the next pair
+  T clean_sum, weight;   // S
   T kept, kl_q;  // pairs that were far, and the sum of their KL(q | mean) over ln2: of this run
 };
 
@@ -79,7 +83,7 @@ template <class Team, bool kGrad, bool kTable, class T>
 MCR_FN bool add_far_pair(const FarProblem<T>& pr, int32_t j, int64_t steps, const FarTiles<T>& tile,
                          bool keep, FarRow<T>& row) {
   constexpr int W = kWidth<T>;
-  const int64_t at = row.donors + pr.offset_of(j);
+  const int64_t at = pr.offset_of(row.donors + j);
   Team::load_padded(pr.contributions + at, steps, tile.donor);
   if (kTable) {  // computed, for rows from all over the batch cost more to read
     powers_of(steps, tile.donor, tile.donor_powers);
@@ -143,7 +147,7 @@ template <class Team, bool kGrad, class T>
 MCR_FN double end_far_run(const FarProblem<T>& pr, int s, int64_t steps, const FarTiles<T>& tile,
                           const FarRow<T>& row) {
   constexpr int W = kWidth<T>;
-  const int64_t i = Team::opaque(row.i);
+  const int32_t i = Team::opaque(row.i);
   Team::load_padded(pr.row(pr.taken(s), i), steps, tile.donor);
   const T inverse = T(1) / row.clean_sum;
   Vec<T> sum = {};
@@ -171,64 +175,107 @@ MCR_FN double end_far_run(const FarProblem<T>& pr, int s, int64_t steps, const F
   return double(factor * (row.kl_q + kl_p));
 }
 
+// Row i under subset s, with E_m[i] and G in their tiles; k is the first permutation.
+template <class Team, class T>
+MCR_FN FarRow<T> begin_far_row(const FarProblem<T>& pr, int s, int64_t i, int64_t k, bool live,
+                               int64_t steps, const FarTiles<T>& tile) {
+  constexpr int W = kWidth<T>;
+  const int m = pr.taken(s);
+  Team::load_padded(pr.power_row(m, i), steps, tile.own);
+  Team::load_padded(pr.power_row(1 - m, i), steps, tile.others);
+  Team::load_padded(pr.bias_powers, steps, tile.donor);
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    store(tile.others + n * W, load(tile.others + n * W) * load(tile.donor + n * W));
+  }
+  FarRow<T> row = {int32_t(i), s, int32_t(live ? pr.last : pr.first),
+                   uint32_t(m) * uint32_t(pr.rows), pr.records + pr.pair(s, k, i)};
+  row.clean_sum = Team::reduce_sum(sum_of_products(steps, tile.own, tile.others));
+  row.weight = live ? pr.factors[s] : T(0);
+  if (live && pr.row_weight) row.weight *= pr.row_weight[i];
+  return row;
+}
+
+// Whether the pair with donor j has something to add. A row that is its own donor has not, if its
+// numbers are finite and in range: S is NaN where they are not.
+template <bool kTable, class T>
+MCR_FN bool has_something(const FarProblem<T>& pr, const FarRow<T>& row, int32_t j) {
+  if (row.weight == T(0) || (pr.masked && !pr.far_keeps(pr.taken(row.s), row.i, j))) return false;
+  return !kTable || j != row.i || !(row.clean_sum > T(kLeast));
+}
+
+// The record of pair k, which is not far: left to the other passes, or nothing at all.
+template <class Team, bool kTable, class T>
+MCR_FN void set_aside(const FarProblem<T>& pr, const FarRow<T>& row, int64_t k) {
+  if (!Team::leads()) return;
+  const int32_t j = pr.template far_donor<kTable>(k, row.i);
+  const bool left = has_something<kTable>(pr, row, j);
+  row.record->ratio = T(left ? kLeft : kNothing);
+  if (left) pr.leave(row.s, row.i, j);
+}
+
+// Whether the first kTrial pairs, those before k, were all near: in this row or another one of the
+// teams that stay together, and not far in any.
+template <class Team, class T>
+MCR_FN bool gives_up(const FarProblem<T>& pr, int64_t k, const FarRow<T>& row) {
+  bool near = k <= row.end && Team::leads();  // who wrote the records
+  for (int n = 1; near && n <= kTrial; ++n) {
+    near = row.record[-n * pr.record_step()].ratio == T(kLeft);
+  }
+  return Team::all(row.kept == T(0)) && !Team::all(!near);
+}
+
+// A run of the pairs k .. last - 1. Returns the one that it stopped before, at `trial` or the end.
+template <class Team, bool kGrad, bool kTable, class T>
+MCR_FN int64_t run_far_pairs(const FarProblem<T>& pr, int64_t k, int64_t last, int64_t trial,
+                             int64_t steps, const FarTiles<T>& tile, FarRow<T>& row) {
+  row.kept = row.kl_q = 0;
+  clear(tile.acc, steps);
+  clear(tile.u_sum, steps);
+  for (; k < last; ++k, row.record += pr.record_step()) {
+    if (k == trial && gives_up<Team>(pr, k, row)) break;
+    const bool mine = k < row.end;
+    const int32_t j = pr.template far_donor<kTable>(mine ? k : pr.first, row.i);
+    const bool tries = mine && has_something<kTable>(pr, row, j);
+    const bool keep = tries && row.clean_sum > T(kLeast);
+    const bool far = add_far_pair<Team, kGrad, kTable>(pr, j, steps, tile, keep, row);
+    if (!far && mine) set_aside<Team, kTable>(pr, row, k);
+  }
+  return k;
+}
+
+// The pairs k .. last - 1 go to the other passes.
+template <class Team, bool kTable, class T>
+MCR_FN void leave_pairs(const FarProblem<T>& pr, int64_t k, int64_t last, FarRow<T>& row) {
+  for (; k < last && k < row.end; ++k, row.record += pr.record_step()) {
+    set_aside<Team, kTable>(pr, row, k);
+  }
+}
+
 // Row i with its donors, those that are far; the others are left to pull_row. The lanes of several
 // teams stay together: one without a row or a permutation of its own goes through the motions. More
 // than one part: kFarRun permutations in each at most. `memory` holds FarTiles<T>::kCount tiles.
 template <class Team, bool kGrad, bool kTable, class T, class Parts>
 MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, int64_t steps, T* memory,
                          const Parts& parts) {
-  constexpr int W = kWidth<T>;
   const PartRange<Parts> range(pr, parts);
-  const FarTiles<T> tile(memory, steps * W);
+  const FarTiles<T> tile(memory, steps * kWidth<T>);
   for (int s = 0; s < pr.num_subsets; ++s) {
-    const int m = pr.taken(s);
-    Team::load_padded(pr.power_row(m, i), steps, tile.own);
-    Team::load_padded(pr.power_row(1 - m, i), steps, tile.others);
-    Team::load_padded(pr.bias_powers, steps, tile.donor);
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) {
-      store(tile.others + n * W, load(tile.others + n * W) * load(tile.donor + n * W));
-    }
-    const T clean_sum = Team::reduce_sum(sum_of_products(steps, tile.own, tile.others));
-    const bool records = parts.live && Team::leads();
-    FarRow<T> row = {i, m * pr.rows * pr.row_stride, pr.record(s, range.first, i), clean_sum,
-                     parts.live ? pr.factors[s] : T(0)};
-    if (parts.live && pr.row_weight) row.weight *= pr.row_weight[i];
-    int64_t k = range.first;
-    do {
-      const int64_t last = k + kFarRun < range.last ? k + kFarRun : range.last;
-      row.kept = row.kl_q = 0;
-      clear(tile.acc, steps);
-      clear(tile.u_sum, steps);
-      for (; k < last; ++k) {
-        // Rows that begin near all their donors go on like that, at the start of a training run.
-        if (k == range.first + 2 && Team::all(row.kept == T(0))) break;
-        const bool mine = k < pr.last;
-        const int32_t j = pr.template far_donor<kTable>(mine ? k : pr.first, int32_t(i));
-        const bool keep =
-            mine && row.weight != T(0) && (!pr.masked || pr.far_keeps(m, int32_t(i), j));
-        const bool far = add_far_pair<Team, kGrad, kTable>(pr, j, steps, tile,
-                                                           keep && clean_sum > T(kLeast), row);
-        if (!far && records && mine) {
-          *row.record = T(0);
-          if (keep) *pr.nothing_near = 0;
-        }
-        row.record += pr.record_step();
-      }
+    FarRow<T> row = begin_far_row<Team>(pr, s, i, range.first, parts.live, steps, tile);
+    const int64_t trial = range.first + kTrial;
+    int64_t last = range.first, stop = last;
+    while (stop == last && last < range.last) {
+      last = last + kFarRun < range.last ? last + kFarRun : range.last;
+      stop = run_far_pairs<Team, kGrad, kTable>(pr, stop, last, trial, steps, tile, row);
       parts.add(row.kept);
       parts.add(row.kl_q);
       parts.add_tile(tile.acc, steps);
       if (kGrad) parts.add_tile(tile.u_sum, steps);
       if (!parts.leads()) row.kept = 0;
       const double value = end_far_run<Team, kGrad>(pr, s, steps, tile, row);
-      if (records && parts.leads()) pr.row_values[s * pr.rows + i] += value;
-      if (k == last) continue;
-      for (; records && k < range.end(pr); ++k, row.record += pr.record_step()) {
-        *row.record = T(0);
-        if (row.weight != T(0)) *pr.nothing_near = 0;
-      }
-      break;
-    } while (k < range.last);
+      if (parts.leads() && Team::leads()) pr.row_values[s * pr.rows + i] += value;
+    }
+    if (stop < last) leave_pairs<Team, kTable>(pr, stop, range.last, row);
   }
 }
 
@@ -254,19 +301,18 @@ MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps
     }
   }
   const T* rows[2] = {pr.power_row(0, 0), pr.power_row(1, 0)};
-  const T* records = pr.record(0, range.first, 0);
+  const FarRecord<T>* records = pr.records + pr.pair(0, range.first, 0);
   const int64_t record_step = pr.record_step();
-  const uint32_t record_size = uint32_t(kFarRecord * pr.num_subsets);
   T taken[2] = {};
   const int64_t last = range.end(pr);
   for (int64_t k = range.first; parts.live && k < last; ++k, records += record_step) {
     const int32_t i = pr.template far_receiver<kTable>(k, int32_t(j));
-    const T* record = records + uint64_t(uint32_t(i)) * record_size;
+    const FarRecord<T>* record = records + uint64_t(uint32_t(i)) * uint32_t(pr.num_subsets);
     T ratio[2], scale[2], offset[2];
     MCR_UNROLL
     for (int m = 0; m < 2; ++m) {
       const int s = pr.subset_of[m];  // where none takes m, another's record, to be passed over
-      Team::load_record(record + (s < 0 ? 0 : kFarRecord * s), ratio[m], scale[m], offset[m]);
+      Team::load_record(record + (s < 0 ? 0 : s), ratio[m], scale[m], offset[m]);
       if (s < 0) ratio[m] = T(0);
     }
     if (!(ratio[0] > T(0)) && !(ratio[1] > T(0))) continue;

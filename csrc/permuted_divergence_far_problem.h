@@ -7,28 +7,27 @@ namespace mcr {
 
 // No power is smaller: its inverse and its logarithm stay finite.
 constexpr double kLeastPower = 1.17549435e-38;
-// Numbers kept of a pair: pair_size of the other kernels.
-constexpr int kFarRecord = 4;
 
 // Two modalities, the JSD, donors that both share. Rows [2, N, row_stride] in units of log2, less
 // the row's largest, and 0 past their end.
 template <class T>
 struct FarProblem : PullProblem<T> {
-  const T* powers;        // the same layout: 2^row, 1 past the end
-  const T* bias_powers;   // [row_stride] 2^(bias - its largest), 0 past the end
-  int subset_of[2];       // the subset that takes modality m, or -1
-  int32_t* nothing_near;  // 1 until a pair is left to the other kernels
+  const T* powers;       // the same layout: 2^row, 1 past the end
+  const T* bias_powers;  // [row_stride] 2^(bias - its largest), 0 past the end
+  int subset_of[2];      // the subset that takes modality m, or -1
 
   MCR_ALWAYS_INLINE int taken(int s) const { return int(this->subsets[s] >> 1); }
   MCR_ALWAYS_INLINE const T* power_row(int m, int64_t i) const {
     return powers + (m * this->rows + i) * this->row_stride;
   }
-  // [4]: S / Z, 0 if the pair is not far; of the gradient to w the factor and the offset of its
-  // logarithm (permuted_divergence_far.h). The other kernels keep their two numbers behind a 0.
-  MCR_ALWAYS_INLINE T* record(int s, int64_t k, int64_t i) const { return this->pair(s, k, i) - 1; }
   // From one permutation's record to the next one's.
   MCR_ALWAYS_INLINE int64_t record_step() const {
-    return kFarRecord * this->rows * this->num_subsets;
+    return int64_t(uint64_t(uint32_t(this->rows)) * uint32_t(this->num_subsets));
+  }
+  // The pair of a row and a donor is left to the other passes. Who else says so writes the same 1.
+  MCR_ALWAYS_INLINE void leave(int s, int64_t i, int64_t j) const {
+    this->left[s * this->rows + i] = 1;
+    this->left[(this->num_subsets + s) * this->rows + j] = 1;
   }
   // Row i's donor, row j's receiver, and where a row begins: with 32 bits where they are enough,
   // for every lane does this for every pair.
@@ -51,8 +50,8 @@ struct FarProblem : PullProblem<T> {
     if (this->exclude == Exclude::kSelf) return j != i;
     return this->exclude == Exclude::kNone || this->labels[j] != this->labels[i];
   }
-  MCR_ALWAYS_INLINE int64_t offset_of(int32_t row) const {
-    return int64_t(uint64_t(uint32_t(row)) * uint32_t(this->row_stride));
+  MCR_ALWAYS_INLINE int64_t offset_of(uint32_t row) const {
+    return int64_t(uint64_t(row) * uint32_t(this->row_stride));
   }
 };
 

@@ -170,11 +170,20 @@ MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k
                                                              log2_total, {}, weight, tile.logs,
                                                              tile.acc, acc_kl, mean_q, near, sink);
   if (kGrad && D::kReadsPowers && Team::leads()) {
-    T* kept = pr.pair(s, k, i);
-    kept[0] = log2_total;
-    kept[1] = mean_q;
+    pr.numbers(s, k, i) = {log2_total, mean_q};
   }
   return value;
+}
+
+// The first of the permutations k .. last - 1 whose pair is to be gone through, or `last`;
+// receiver(k) is its row. The lanes of a team look at several at once.
+template <class Team, class T, class F>
+MCR_FN int64_t next_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t last,
+                         const F& receiver) {
+  if (!pr.records) return k;
+  return Team::first_of(k, last, [&](int64_t at) {
+    return pr.records[pr.pair(s, at, receiver(at))].ratio == T(kLeft);
+  });
 }
 
 // Row i with its donors under the chunk's permutations; `memory` holds PullTiles<T>::kCount tiles.
@@ -210,9 +219,11 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     typename Team::Scalar acc_kl = {};
     double value = 0;
     bool any = false;
-    for (int64_t k = range.first; parts.live && k < range.end(pr); ++k) {
+    const int64_t last = parts.live ? range.end(pr) : range.first;
+    const auto row = [&](int64_t) { return i; };
+    for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, row)) < last; ++k) {
       const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
-      if (weight == T(0) || pr.done(s, k, i)) continue;
+      if (weight == T(0)) continue;
       value +=
           double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, lse, weight, acc_kl));
       any = true;
@@ -244,10 +255,12 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
   for (int s = 0; s < pr.num_subsets; ++s) {
     const uint32_t subset = pr.subsets[s];
     if (!(subset >> m & 1)) continue;
-    for (int64_t k = range.first; parts.live && k < range.end(pr); ++k) {
-      const int64_t i = pr.receiver(m, k, j);
+    const int64_t last = parts.live ? range.end(pr) : range.first;
+    const auto receiver = [&](int64_t k) { return pr.receiver(m, k, j); };
+    for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, receiver)) < last; ++k) {
+      const int64_t i = receiver(k);
       const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
-      if (weight == T(0) || pr.done(s, k, i)) continue;
+      if (weight == T(0)) continue;
       clear(own, steps);
       clear(delta, steps);
       for (int o = 0; o < pr.modalities; ++o) {
@@ -262,8 +275,8 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
       add_tile(delta, steps, own, T(-1));
       T log2_total = 0, mean_q = 0;
       if (D::kReadsPowers) {
-        log2_total = pr.pair(s, k, i)[0];
-        mean_q = pr.pair(s, k, i)[1];
+        log2_total = pr.numbers(s, k, i).log2_mass;
+        mean_q = pr.numbers(s, k, i).kl_q;
       }
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {

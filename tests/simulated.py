@@ -76,13 +76,13 @@ def permuted_divergence(
     parts: int = 1,
     want_grad: bool = True,
     far: bool = False,
-    nothing_near: bool = False,
+    left: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and, in the inputs' dtypes, the gradients to contributions and bias.
 
-    `parts`: teams that share a row's pairs. `far`: by permuted_divergence_far.h; with
-    `nothing_near` it may leave no pair to the others.
+    `parts`: teams that share a row's pairs. `far`: by permuted_divergence_far.h; `left` [2, S, N]
+    int32 of 0 then holds 1 for the rows, and the donors, of pairs that were left to the others.
     """
     options = options_of(x, **options)
     m, n, c = x.contributions.shape
@@ -121,6 +121,7 @@ def permuted_divergence(
     if far:
         stride = lanes * (-(-c // lanes) + spare_steps)
         tensors |= _far_rows(tensors["contributions"], bias, stride)
+        tensors["left"] = torch.zeros(2, count, n, dtype=torch.int32) if left is None else left
     numbers = {
         "modalities": m,
         "rows": n,
@@ -135,7 +136,6 @@ def permuted_divergence(
     addresses = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
     if far:
         module().pull_far(lanes, addresses | numbers | names, chunk or max(k, 1), parts)
-        assert not nothing_near or tensors["nothing_near"].item() == 1
     else:
         module().pull(lanes, addresses | numbers | names, chunk or max(k, 1), spare_steps, parts)
     grad_bias = None if x.bias is None else tensors["grad_bias_rows"].sum(0).to(x.bias.dtype)
@@ -158,7 +158,6 @@ def _far_rows(rows: Tensor, bias: Tensor, stride: int) -> dict[str, Tensor]:
         "powers": pad(powers, spare, value=1.0).contiguous(),
         "bias": low,
         "bias_powers": pad(torch.exp2(low), spare).contiguous(),
-        "nothing_near": torch.ones(1, dtype=torch.int32),
     }
 
 

@@ -138,11 +138,59 @@ def test_far_passes(lanes, scheme):
     assert torch.equal(alone, simulated.permuted_divergence(x, lanes=lanes, far=True)[0])
 
 
+def left_of(x: Batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and donors [S, N] of pairs that the far passes left; the results are checked."""
+    left = torch.zeros(2, 2, x.contributions.shape[1], dtype=torch.int32)
+    ours = simulated.permuted_divergence(x, lanes=8, far=True, left=left, **options)
+    check(x, ours=ours, **options)
+    return left[0], left[1]
+
+
 @pytest.mark.parametrize("scheme", ["cyclic", "exhaustive"])
 def test_far_passes_leave_no_pair_that_is_far(scheme):
-    x = make_batch(2, 9, 37, scheme, scale=2.0)
-    ours = simulated.permuted_divergence(x, lanes=8, far=True, nothing_near=True)
-    check(x, ours=ours)
+    for marks in left_of(make_batch(2, 9, 37, scheme, scale=2.0)):
+        assert not marks.any()
+
+
+def test_far_passes_take_rows_that_are_their_own_donors():
+    x = make_batch(2, 9, 37, "table", count=5, scale=2.0)
+    x.donors[0, :2] = torch.arange(9)
+    rows, donors = left_of(x)
+    assert not rows.any()
+    assert not donors.any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_bad_rows_that_are_their_own_donors_come_out_as_nan(bad):
+    x = make_batch(2, 6, 19, "table", count=2, scale=2.0)
+    x.donors[:] = torch.arange(6)
+    for tensor in (x.contributions[0, 2], x.contributions[1, 4], x.bias):
+        tensor[7] = bad
+        value, grad, _ = simulated.permuted_divergence(x, lanes=8, far=True)
+        assert value.isnan().all()
+        assert grad[:, 2].isnan().any()
+
+
+def test_only_near_pairs_are_left():
+    x = make_batch(2, 9, 37, "exhaustive", scale=2.0)
+    x.contributions[:, 7] = x.contributions[:, 2]
+    for marks in left_of(x):
+        assert marks.nonzero()[:, 1].tolist() == [2, 7, 2, 7]
+
+
+def test_dropped_pairs_are_not_left():
+    # the first two donors of the rows 1 to 4 are dropped, and all of rows 3 and 6
+    x = make_batch(2, 9, 37, "exhaustive", present=True)
+    x.present[:] = True
+    x.present[[3, 6]] = False
+    x.labels = torch.tensor([0, 1, 1, 1, 1, 1, 1, 2, 3])
+    x.contributions *= 2.0
+    rows, donors = left_of(x, exclude="same_label")
+    assert not rows.any()
+    assert not donors.any()
+    x.contributions *= 1e-3
+    for marks in left_of(x, exclude="same_label"):
+        assert marks.tolist() == [[1, 1, 1, 0, 1, 1, 0, 1, 1]] * 2
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.1, 0.15, 0.2])

@@ -3,14 +3,13 @@
 #pragma once
 
 #include "cuda/lane.h"
+#include "permuted_divergence_pull_problem.h"
 
 namespace mcr {
 namespace cuda {
 
 // What both teams have in common.
 struct FarTeam {
-  using Scalar = float;
-
   // One instruction of the special-function unit each.
   MCR_FN static float quick_log2(float x) {
     float y;
@@ -22,14 +21,16 @@ struct FarTeam {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
   }
-  MCR_FN static void store_record(float* to, float a, float b, float c) {
-    *reinterpret_cast<float4*>(to) = make_float4(a, b, c, 0.0f);
+  // One access each.
+  MCR_FN static void store_record(FarRecord<float>* to, float ratio, float scale, float offset) {
+    *reinterpret_cast<float4*>(to) = make_float4(ratio, scale, offset, 0.0f);
   }
-  MCR_FN static void load_record(const float* from, float& a, float& b, float& c) {
+  MCR_FN static void load_record(const FarRecord<float>* from, float& ratio, float& scale,
+                                 float& offset) {
     const float4 x = *reinterpret_cast<const float4*>(from);
-    a = x.x;
-    b = x.y;
-    c = x.z;
+    ratio = x.x;
+    scale = x.y;
+    offset = x.z;
   }
   MCR_FN static void load_quad(const float* from, float* tile) {
     const float4 x = *reinterpret_cast<const float4*>(from);
@@ -46,8 +47,9 @@ template <int kLanesOfTeam, int kStepsOfTeam>
 struct PaddedTeam : FarTeam {
   static constexpr int kLanes = kLanesOfTeam, kSteps = kStepsOfTeam;
   static constexpr int kWide = kSteps % 4 == 0 ? 4 : 2;
-  // Threads of a block, and blocks on a multiprocessor: registers for six tiles and what goes with
-  // them. Rows next to each other have donors in common, so long ones share a large block.
+  // Threads of a block at most, and blocks on a multiprocessor: registers for six tiles and what
+  // goes with them. Rows next to each other have donors in common, so long ones share a large
+  // block.
   static constexpr int kThreads = kSteps > 16 ? 256 : 128;
   static constexpr int kBlocks = kSteps > 16 ? 1 : kSteps > 8 ? 3 : 4;
   static constexpr bool kSplits = kSteps <= 16;  // whether several may share a row's pairs
@@ -55,14 +57,6 @@ struct PaddedTeam : FarTeam {
   MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
   MCR_FN static bool leads() { return lane() == 0; }
   MCR_FN static int class_of(int n) { return (n / kWide * kLanes + lane()) * kWide + n % kWide; }
-  MCR_FN static float load_step(const float* row, int64_t n, int64_t size, float fill) {
-    const int c = class_of(int(n));
-    return c < size ? row[c] : fill;
-  }
-  MCR_FN static void store_step(float* row, int64_t n, int64_t size, float x) {
-    const int c = class_of(int(n));
-    if (c < size) row[c] = x;
-  }
   MCR_FN static void load_padded(const float* row, int64_t, float* tile) {
     const float* mine = row + lane() * kWide;
 #pragma unroll
@@ -93,8 +87,8 @@ struct PaddedTeam : FarTeam {
   }
   // x, but the compiler does not know: so that what is computed from it is not kept in registers
   // over the loop before it.
-  MCR_FN static int64_t opaque(int64_t x) {
-    asm volatile("" : "+l"(x));
+  MCR_FN static int32_t opaque(int32_t x) {
+    asm volatile("" : "+r"(x));
     return x;
   }
   MCR_FN static bool all(bool x) { return __all_sync(0xffffffffu, x); }

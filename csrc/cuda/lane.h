@@ -39,11 +39,14 @@ MCR_INLINE float exp2(float x) {
 // Of one number a row, so the exact one: it is an offset of all the classes' logarithms.
 MCR_INLINE float log2(float x) { return ::log2f(x); }
 
-// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN.
+// t = 2^x and, with a small RELATIVE error also near 0, t - 1; for x <= 0. NaN stays NaN. Near 0
+// the one is the other: what cancels between them later is not to see the error of two
+// approximations.
 MCR_INLINE float exp2_and_m1(float x, float& tm1) {
   const float t = exp2(x);
-  tm1 = x > -0.5f ? x * exp2m1_over(x) : t - 1.0f;
-  return t;
+  const bool near = x > -0.5f;
+  tm1 = near ? x * exp2m1_over(x) : t - 1.0f;
+  return near ? 1.0f + tm1 : t;
 }
 
 // log2((1 + t) / 2) from y = t - 1 in [-1, 0], with a small relative error also as t -> 1.
@@ -114,6 +117,19 @@ struct DeviceTeam {
     for (; j < int(high); j += kLanes) sink(int64_t(j), f(int64_t(j)));
   }
 
+  // The first n of first .. last - 1 that holds(n) is true of, or last. Each warp of a team asks
+  // for itself.
+  template <class F>
+  MCR_FN static int64_t first_of(int64_t first, int64_t last, const F& holds) {
+    for (; first < last; first += kInWarp) {
+      const int64_t n = first + lane() % kInWarp;
+      const uint32_t found = __ballot_sync(lanes(), n < last && holds(n)) & lanes();
+      if (found != 0)
+        return first + __ffs(int(found)) - 1 - int(threadIdx.x % 32) / kInWarp * kInWarp;
+    }
+    return last;
+  }
+
   struct Sum {
     MCR_FN static float of(float a, float b) { return a + b; }
   };
@@ -127,14 +143,17 @@ struct DeviceTeam {
   MCR_FN static float keep(Keep, float x) { return x; }
 
  private:
+  static constexpr int kInWarp = kLanes < 32 ? kLanes : 32;
+
+  // Of its warp, the team's lanes: the other teams may be elsewhere in the program.
+  MCR_FN static uint32_t lanes() {
+    if constexpr (kLanes >= 32) return 0xffffffffu;
+    return ((1u << (kLanes % 32)) - 1u) << (threadIdx.x % 32 / kLanes * kLanes);
+  }
   // By halving, as sum() of vec.h: every lane ends with the same bits.
   template <class Op>
   MCR_FN static float reduce(float x) {
-    constexpr int kInWarp = kLanes < 32 ? kLanes : 32;
-    // The other teams of the warp may be elsewhere in the program.
-    const uint32_t mask = kLanes >= 32 ? 0xffffffffu
-                                       : ((1u << (kLanes % 32)) - 1u)
-                                             << (threadIdx.x % 32 / kLanes * kLanes);
+    const uint32_t mask = lanes();
 #pragma unroll
     for (int d = kInWarp / 2; d > 0; d /= 2) x = Op::of(x, __shfl_xor_sync(mask, x, d));
     if constexpr (kLanes > 32) {

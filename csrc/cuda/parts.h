@@ -20,6 +20,11 @@ inline int parts_of(int64_t rows, int64_t lanes, int64_t pairs, int most) {
   return parts;
 }
 
+// Blocks of `teams` for rows of so many parts.
+inline unsigned blocks_of(int64_t rows, int parts, int teams) {
+  return unsigned((rows * parts + teams - 1) / teams);
+}
+
 // Blocks of kThreads in a row; the teams of one row beside each other.
 template <class Team, int kThreadsOfBlock>
 struct PartsInTurn {
@@ -29,7 +34,7 @@ struct PartsInTurn {
   MCR_FN static int apart() { return kLanes; }
 };
 
-// Blocks of kThreads at most, [a row, rows, parts].
+// Blocks of kThreads at most, [columns, rows, parts].
 template <class Team>
 struct PartsInLayers {
   static constexpr int kThreads = Team::kThreads, kSteps = Team::kSteps;

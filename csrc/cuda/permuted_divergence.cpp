@@ -18,15 +18,11 @@ struct Results {
 
 // One chunk of permutations: first the pairs that are far, where those go first.
 void pull_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
-  PullProblem<float> rest = pr;
-  if (pr.after_far) {
-    pull_far_rows(pr, stream);
-    rest.skip = pr.nothing_near;
-  }
-  pull_rows(rest, stream);
+  if (pr.records) pull_far_rows(pr, stream);
+  pull_rows(pr, stream);
   if (!pr.want_grad) return;
-  if (pr.after_far) pull_far_donations(pr, stream);
-  pull_donations(rest, stream);
+  if (pr.records) pull_far_donations(pr, stream);
+  pull_donations(pr, stream);
 }
 
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
@@ -82,14 +78,14 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
 
-  pr.pair_size = in.far() ? kFarRecord : 2;
-  const int64_t pairs = S * N * pr.pair_size;
   const bool keeps_pairs = want_grad || in.far();
-  const int64_t most = kMaxPairBytes / (pairs * int64_t(sizeof(float)));
+  const int64_t size = in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>);
+  const int64_t most = kMaxPairBytes / (S * N * size);
   const int64_t chunk =
       keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
-  pr.pairs = in.take<float>(keeps_pairs ? pairs * chunk : 0, ScalarType::Float) + in.far();
-  pr.after_far = in.far();
+  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? S * N * size * chunk : 0, ScalarType::Byte);
+  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
+  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = std::min(pr.first + chunk, pr.permutations);
     pull_pairs(pr, stream);

@@ -11,30 +11,29 @@ namespace {
 // Larger teams are whole blocks; longer tiles leave no register for it.
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
-template <class Team>
-constexpr int kTeams = kThreads<Team> / Team::kLanes;
 
-// Calls f with this thread's row and its part of the row's pairs.
-template <class Team, class F>
+// Calls f with this thread's row, if has_pairs(row), and its part of the row's pairs.
+template <class Team, class Has, class F>
 __device__ __forceinline__ void with_row_and_part(const PullProblem<float>& problem, int parts,
-                                                  const F& f) {
+                                                  const Has& has_pairs, const F& f) {
   if (problem.skip && *problem.skip) return;
   if constexpr (kSplits<Team>) {
     const int64_t row =
         int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
-    const bool live = row < problem.rows;
-    if (parts == 1 && !live) return;
+    const bool live = row < problem.rows && has_pairs(row);
+    if (parts == 1 ? !live : !__syncthreads_or(live)) return;
     f(live ? row : problem.rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
   } else {
     const int64_t row = team_number<Team>();
-    if (row < problem.rows) f(row, Whole());
+    if (row < problem.rows && has_pairs(row)) f(row, Whole());
   }
 }
 
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_rows_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
-  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+  const auto has_pairs = [&](int64_t row) { return problem.row_has_pairs(row); };
+  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
     float memory[PullTiles<float>::kCount * Team::kSteps];
     pull_row<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory, part);
   });
@@ -43,50 +42,66 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
 template <class Team, class D>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_donations_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
-  with_row_and_part<Team>(problem, parts, [&](int64_t row, const auto& part) {
+  const int m = int(blockIdx.y);
+  const auto has_pairs = [&](int64_t row) { return problem.donor_has_pairs(m, row); };
+  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
     float memory[4 * Team::kSteps];
-    pull_donations<Team, D>(problem, int(blockIdx.y), row, steps_of<Team>(problem.steps), memory,
-                            part);
+    pull_donations<Team, D>(problem, m, row, steps_of<Team>(problem.steps), memory, part);
   });
 }
 
-// Parts of a row's pairs, and the blocks that they take, where `rows` have work at once.
+// Calls f with the divergence, the team, and the problem with its steps. Few rows take teams that
+// can share a row's pairs, up to kMaxSharedClasses.
+template <class F>
+void with_pull_team(PullProblem<float> problem, const F& f) {
+  const int64_t few = kBusyThreads / 16, classes = problem.classes;
+  with_divergence(problem.divergence, [&](auto divergence) {
+    const auto call = [&](auto team) {
+      problem.steps = steps_for<decltype(team)>(classes);
+      f(divergence, team, problem);
+    };
+    if (problem.rows <= few) {
+      if (classes <= 8) return call(DeviceTeam<4, 2>());
+      if (classes <= 32) return call(DeviceTeam<8, 4>());
+      if (classes <= 64) return call(DeviceTeam<16, 4>());
+      if (classes <= 128) return call(DeviceTeam<32, 4>());
+      if (classes <= kMaxSharedClasses) return call(DeviceTeam<32, 6>());
+    }
+    with_team<decltype(divergence)>(classes, call);
+  });
+}
+
+// Parts of a row's pairs, where `rows` have work at once.
 template <class Team>
 int parts_for(const PullProblem<float>& problem, int64_t rows) {
-  return kSplits<Team> ? parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>)
-                       : 1;
-}
-template <class Team>
-unsigned blocks_for(const PullProblem<float>& problem, int parts) {
-  return unsigned((problem.rows * parts + kTeams<Team> - 1) / kTeams<Team>);
+  if (!kSplits<Team>) return 1;
+  return parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>);
 }
 
 }  // namespace
 
 void pull_rows(const PullProblem<float>& pulled, cudaStream_t stream) {
-  launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
-           using D = decltype(divergence);
-           using Team = decltype(team);
-           const int parts = parts_for<Team>(problem, problem.rows);
-           const unsigned blocks = blocks_for<Team>(problem, parts);
-           if (problem.want_grad) {
-             pull_rows_kernel<Team, D, true><<<blocks, threads, 0, stream>>>(problem, parts);
-           } else {
-             pull_rows_kernel<Team, D, false><<<blocks, threads, 0, stream>>>(problem, parts);
-           }
-         });
+  with_pull_team(pulled, [&](auto divergence, auto team, const auto& problem) {
+    using D = decltype(divergence);
+    using Team = decltype(team);
+    const int parts = parts_for<Team>(problem, problem.rows);
+    const unsigned blocks = blocks_of(problem.rows, parts, kTeams<Team>);
+    if (problem.want_grad) {
+      pull_rows_kernel<Team, D, true><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
+    } else {
+      pull_rows_kernel<Team, D, false><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
+    }
+  });
 }
 
 void pull_donations(const PullProblem<float>& pulled, cudaStream_t stream) {
-  launch(pulled, pulled.rows,
-         [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
-           using D = decltype(divergence);
-           using Team = decltype(team);
-           const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
-           const dim3 grid(blocks_for<Team>(problem, parts), unsigned(problem.modalities));
-           pull_donations_kernel<Team, D><<<grid, threads, 0, stream>>>(problem, parts);
-         });
+  with_pull_team(pulled, [&](auto divergence, auto team, const auto& problem) {
+    using D = decltype(divergence);
+    using Team = decltype(team);
+    const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
+    const dim3 grid(blocks_of(problem.rows, parts, kTeams<Team>), unsigned(problem.modalities));
+    pull_donations_kernel<Team, D><<<grid, kThreads<Team>, 0, stream>>>(problem, parts);
+  });
 }
 
 }  // namespace cuda

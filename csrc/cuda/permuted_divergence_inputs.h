@@ -84,9 +84,11 @@ class PermutedDivergenceInputs {
     for (int s = 0; s < pr.num_subsets; ++s) subsets_.masks[s] = uint8_t(arguments.subsets[s]);
   }
 
-  // They have more launches: a small problem is done before they have paid.
+  // They have more launches: a small problem is done before they have paid. Without them rows of
+  // many classes do not share their pairs, and a few of these rows take as long as more.
   bool takes_far(const PermutedDivergenceArguments& arguments) {
     constexpr int64_t kLeastElements = int64_t{1} << 20;
+    const int64_t rows = pr.classes > kMaxSharedClasses ? std::max(pr.rows, kRowsAtOnce) : pr.rows;
     pr.subset_of[0] = pr.subset_of[1] = -1;
     if (pr.divergence != DivergenceKind::kJsd || pr.modalities != 2 || pr.num_subsets > 2 ||
         pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {
@@ -97,7 +99,7 @@ class PermutedDivergenceInputs {
       if ((mask != 1 && mask != 2) || pr.subset_of[mask >> 1] >= 0) return false;
       pr.subset_of[mask >> 1] = s;
     }
-    return pr.num_subsets * pr.rows * pr.permutations * pr.classes >= kLeastElements;
+    return pr.num_subsets * rows * pr.permutations * pr.classes >= kLeastElements;
   }
 
   void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {
@@ -113,7 +115,9 @@ class PermutedDivergenceInputs {
     if (far_) {
       pr.powers = in.powers_to = take<float>(size, ScalarType::Float);
       pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride, ScalarType::Float);
-      pr.nothing_near = in.nothing_near = take<int32_t>(1, ScalarType::Int);
+      const int64_t marks = 2 * pr.num_subsets * pr.rows;
+      pr.left = take<int32_t>(marks, ScalarType::Int);
+      in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
     }
     if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
     pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);

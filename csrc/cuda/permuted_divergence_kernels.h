@@ -33,7 +33,6 @@ struct LayOut {
   float* bias_to;           // [C]
   // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
   float *powers_to, *bias_powers_to;
-  int32_t* nothing_near;
   int64_t row_stride;
   int64_t* labels_to;
   uint32_t* present_to;
@@ -43,7 +42,7 @@ struct LayOut {
   struct Cleared {
     float* to;
     int64_t count;
-  } cleared[4];
+  } cleared[5];
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;
@@ -59,6 +58,9 @@ void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, co
                    double* row_sums,  // [S, N], used where pairs may be dropped
                    float* factors, uint32_t* masks, cudaStream_t stream);
 
+// Few rows of as many classes share their pairs among teams; more classes do not, and then so many
+// rows are under way at once.
+constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
 void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
 void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
 

@@ -89,7 +89,6 @@ __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
   for (int64_t r = first_index() / 32; r <= rows; r += warps) {
     if (r == rows) {
       lay_out_far_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
-      if (threadIdx.x % 32 == 0) *in.nothing_near = 1;
       continue;
     }
     const int64_t m = r / in.rows, a = r % in.rows;

@@ -5,6 +5,7 @@
 // the tiles are local memory.
 #pragma once
 
+#include "cuda/parts.h"
 #include "cuda/sums.h"
 #include "divergence.h"
 #include "divergence_kind.h"
@@ -21,10 +22,13 @@ constexpr int kBlocks = 512 / kThreads<Team>;  // on a multiprocessor: 512 threa
 template <class Team>
 constexpr bool kInRegisters = Team::kSteps <= 8;
 
+template <class Team>
+constexpr int kTeams = kThreads<Team> / Team::kLanes;  // of a block
+
 // This thread's team, counted over the grid.
 template <class Team>
 __device__ __forceinline__ int64_t team_number() {
-  return int64_t(blockIdx.x) * (kThreads<Team> / Team::kLanes) + threadIdx.x / Team::kLanes;
+  return int64_t(blockIdx.x) * kTeams<Team> + threadIdx.x / Team::kLanes;
 }
 
 // Steps of a row: a constant where the tiles are registers.
@@ -64,17 +68,20 @@ void with_divergence(DivergenceKind kind, const F& f) {
   }
 }
 
-// Calls f with the divergence, the team, the grid and the threads of a block.
+template <class Team>
+int64_t steps_for(int64_t classes) {
+  return (classes + Team::kLanes - 1) / Team::kLanes;
+}
+
+// Calls f with the divergence, the team, the problem with its steps, and its blocks and threads.
 template <class Problem, class F>
 void launch(Problem problem, int64_t rows, const F& f) {
   with_divergence(problem.divergence, [&](auto divergence) {
     using D = decltype(divergence);
     with_team<D>(problem.classes, [&](auto team) {
       using Team = decltype(team);
-      constexpr int kTeams = kThreads<Team> / Team::kLanes;
-      problem.steps = (problem.classes + Team::kLanes - 1) / Team::kLanes;
-      f(divergence, team, problem, unsigned((rows + kTeams - 1) / kTeams),
-        unsigned(kThreads<Team>));
+      problem.steps = steps_for<Team>(problem.classes);
+      f(divergence, team, problem, blocks_of(rows, 1, kTeams<Team>), unsigned(kThreads<Team>));
     });
   });
 }

@@ -15,14 +15,19 @@ from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# inline PTX, and a size below which a faster path is not taken: small problems are to show it too
+# inline PTX, and the sizes from which on paths are taken: small problems are to show them too
 REPLACED = {
     'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::exp2f(x);",
     'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
     'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
-    'asm volatile("" : "+l"(x));': "",
+    'asm volatile("" : "+r"(x));': "",
     "constexpr int64_t kLeastElements = int64_t{1} << 20;": (
         'const int64_t kLeastElements = std::getenv("MCR_EMULATED_FAR") ? 0 : int64_t{1} << 20;'
+    ),
+    "constexpr int64_t kBusyThreads = int64_t{1} << 16;": (
+        "inline int64_t busy_threads() {"
+        ' return std::getenv("MCR_EMULATED_BUSY") ? 1 : int64_t{1} << 16; }\n'
+        "#define kBusyThreads busy_threads()"
     ),
     "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
 }

@@ -69,6 +69,16 @@ T value_of(uint64_t bits) {
 inline void __syncthreads() { emulator::wait_for_block(); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulator::wait_for_lanes(mask); }
 
+inline int __syncthreads_or(int predicate) {
+  static int any;
+  __syncthreads();  // the one before this has been read
+  any = 0;
+  __syncthreads();
+  any |= predicate != 0;
+  __syncthreads();
+  return any;
+}
+
 template <class T>
 T emulated_shuffle(uint32_t mask, T x, int from) {
   if (!(mask >> emulator::lane() & 1) || !(mask >> from & 1)) {
@@ -109,6 +119,7 @@ inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask,
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __int_as_float(int x) { return emulator::value_of<float>(uint32_t(x)); }
 inline int __float_as_int(float x) { return int(uint32_t(emulator::bits_of(x))); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 template <class T>
 T __ldg(const T* p) {

@@ -40,7 +40,8 @@ def test_donors(scheme, own, divergence):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_every_team(divergence, classes):
+def test_every_team(divergence, classes, monkeypatch):
+    monkeypatch.setenv("MCR_EMULATED_BUSY", "1")  # as though the rows filled a GPU
     for scheme in ("table", "cyclic"):
         x = make_batch(2, 3, classes, scheme, count=2)
         check(x, divergence=divergence)
@@ -48,11 +49,21 @@ def test_every_team(divergence, classes):
     check(make_rows(5, 3, classes), -2.5, divergence=divergence)
 
 
-@pytest.fixture(params=["near", "far"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("classes", [6, 29, 50, 101, 174])
+def test_few_rows_share_their_pairs(divergence, classes):
+    x = make_batch(2, 9, classes, "table", count=16, present=True)
+    check(x, divergence=divergence)
+    check(x, unequal(x), divergence=divergence, exclude="self")
+
+
+@pytest.fixture(params=["near", "far", "busy"])
 def far(request, monkeypatch):
-    """Small problems too take the path for pairs that are far apart."""
-    if request.param == "far":
+    """Small problems too take the path for pairs that are far apart; busy: as large ones do."""
+    if request.param != "near":
         monkeypatch.setenv("MCR_EMULATED_FAR", "1")
+    if request.param == "busy":
+        monkeypatch.setenv("MCR_EMULATED_BUSY", "1")
     return request.param
 
 
@@ -72,6 +83,22 @@ def test_far_pairs_of_many_rows(dtype, far):
     for scheme in ("table", "cyclic"):
         check(make_batch(2, 90, 11, scheme, count=32, dtype=dtype), case=far)
         check(make_batch(2, 33, 40, scheme, count=20, dtype=dtype, scale=8), case=far)
+        check(make_batch(2, 17, 174, scheme, count=16, dtype=dtype), case=far)
+
+
+@pytest.mark.parametrize("classes", [6, 101, 500])
+def test_rows_that_are_their_own_donors(classes, far):
+    x = make_batch(2, 9, classes, "table", count=6, scale=2.0)
+    x.donors[0, 0] = x.donors[0, 3] = torch.arange(9)
+    check(x, case=far)
+    x.contributions[:, 7] = x.contributions[:, 2]  # near each other, all others far
+    check(x, unequal(x), case=far)
+    x.contributions[0, 3, 5] = torch.nan
+    x.donors[:] = torch.arange(9)
+    value, grad, _ = run(x)
+    assert value.isnan().all()
+    assert grad[:, 3].isnan().any()
+    assert grad[:, :3].abs().max() < 1e-12
 
 
 def test_far_pairs_keep_bits_and_nan(far):
@@ -85,8 +112,9 @@ def test_far_pairs_keep_bits_and_nan(far):
     assert grad.isnan().any()
 
 
-def test_a_large_problem_takes_the_far_path_by_itself():
+def test_large_problems_and_long_rows_take_the_far_path_by_themselves():
     check(make_batch(2, 64, 520, "cyclic", count=16))
+    check(make_batch(2, 12, 390, "cyclic", count=9))
 
 
 def test_more_classes_than_registers():

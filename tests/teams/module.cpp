@@ -66,7 +66,7 @@ void pull_far(int lanes, const py::dict& from, int64_t chunk, int parts) {
   read_problem(from, pr);
   pr.powers = address<float>(from, "powers");
   pr.bias_powers = address<float>(from, "bias_powers");
-  pr.nothing_near = address<int32_t>(from, "nothing_near");
+  pr.left = address<int32_t>(from, "left");
   const auto run = lanes == 4   ? mcr::lanes4::pull_far
                    : lanes == 8 ? mcr::lanes8::pull_far
                                 : mcr::lanes32::pull_far;

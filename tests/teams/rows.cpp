@@ -24,18 +24,23 @@ struct Team : RowTeam<float> {
                          float factor) {
     add_to_row<RowTeam<float>>(row, classes, tile, steps, factor);
   }
-  static void store_record(float* to, float a, float b, float c) {
-    to[0] = a;
-    to[1] = b;
-    to[2] = c;
+  static void store_record(FarRecord<float>* to, float ratio, float scale, float offset) {
+    to->ratio = ratio;
+    to->gradient[0] = scale;
+    to->gradient[1] = offset;
   }
-  static void load_record(const float* from, float& a, float& b, float& c) {
-    a = from[0];
-    b = from[1];
-    c = from[2];
+  static void load_record(const FarRecord<float>* from, float& ratio, float& scale, float& offset) {
+    ratio = from->ratio;
+    scale = from->gradient[0];
+    offset = from->gradient[1];
+  }
+  template <class F>
+  static int64_t first_of(int64_t first, int64_t last, const F& holds) {
+    while (first < last && !holds(first)) ++first;
+    return first < last ? first : last;
   }
   static bool all(bool x) { return x; }
-  static int64_t opaque(int64_t x) { return x; }
+  static int32_t opaque(int32_t x) { return x; }
   template <class X>
   static X reciprocal(X x) {
     return 1.0f / x;
@@ -93,13 +98,13 @@ void run(const PullProblem<float>& pr, int count) {
   constexpr int W = kWidth<float>;
   for (int64_t r = 0; r <= pr.rows; ++r) {  // a team beyond the last row runs along
     const int64_t i = r < pr.rows ? r : 0;
-    in_parts(count, r < pr.rows, [&](const Parts& parts) {
+    in_parts(count, r < pr.rows && pr.row_has_pairs(r), [&](const Parts& parts) {
       std::vector<float> memory = dirty(PullTiles<float>::kCount * pr.steps * W);
       pull_row<Team, D, kGrad>(pr, i, pr.steps, memory.data(), parts);
     });
     for (int m = 0; kGrad && m < pr.modalities && r == pr.rows; ++m) {
       for (int64_t j = 0; j < pr.rows; ++j) {
-        in_parts(count, true, [&](const Parts& parts) {
+        in_parts(count, pr.donor_has_pairs(m, j), [&](const Parts& parts) {
           std::vector<float> memory = dirty(4 * pr.steps * W);
           pull_donations<Team, D>(pr, m, j, pr.steps, memory.data(), parts);
         });
@@ -112,10 +117,9 @@ template <class D>
 void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps, int parts) {
   constexpr int W = kWidth<float>;
   pr.steps = (pr.classes + W - 1) / W + spare_steps;
-  std::vector<float> pairs = dirty(2 * pr.num_subsets * pr.rows * chunk);
+  std::vector<PairNumbers<float>> pairs(pr.num_subsets * pr.rows * chunk, {NAN, NAN});
   std::vector<float> clean = dirty(pr.rows * pr.classes);
   pr.pairs = pairs.data();
-  pr.pair_size = 2;
   pr.clean = clean.data();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
@@ -143,7 +147,7 @@ void run_far(const FarProblem<float>& pr, int count) {
       pull_far_donations<Team, kTable>(pr, j, pr.steps, memory.data(), parts);
     });
   }
-  if (!*pr.nothing_near) run<Jsd, kGrad>(pr, count);
+  run<Jsd, kGrad>(pr, count);
 }
 
 struct FloatRows {
@@ -219,17 +223,14 @@ void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps, int 
 void pull_far(FarProblem<float> pr, int64_t chunk, int parts) {
   constexpr int W = kWidth<float>;
   pr.steps = pr.row_stride / W;
-  std::vector<float> records = dirty(kFarRecord * pr.num_subsets * pr.rows * chunk);
+  std::vector<FarRecord<float>> records(pr.num_subsets * pr.rows * chunk, {NAN, {{NAN, NAN}}, NAN});
   std::vector<float> clean = dirty(pr.rows * pr.classes);
-  pr.pairs = records.data() + 1;
-  pr.pair_size = kFarRecord;
-  pr.after_far = true;
+  pr.records = records.data();
   pr.clean = clean.data();
   for (int m = 0; m < 2; ++m) pr.subset_of[m] = -1;
   for (int s = 0; s < pr.num_subsets; ++s) pr.subset_of[pr.taken(s)] = s;
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
-    *pr.nothing_near = 1;
     const auto f = pr.want_grad ? (pr.table ? run_far<true, true> : run_far<true, false>)
                                 : (pr.table ? run_far<false, true> : run_far<false, false>);
     f(pr, parts);
