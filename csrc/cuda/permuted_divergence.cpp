@@ -29,7 +29,7 @@ void pull_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
 Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
             const int32_t* skip, bool want_grad, cudaStream_t stream) {
   const Tensor& x = arguments.contributions;
-  PermutedDivergenceInputs in(arguments, want_grad, stream);
+  PermutedDivergenceInputs in(arguments, want_grad);
   FarProblem<float>& pr = in.pr;
   const int64_t S = pr.num_subsets, M = pr.modalities, N = pr.rows, C = pr.classes;
   const int64_t g = want_grad ? 1 : 0;
@@ -56,6 +56,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.row_values = in.take<double>(S * N, ScalarType::Double);
   if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C, ScalarType::Float);
   LayOut& layout = in.layout;
+  layout.skip = skip;
   layout.cleared[0] = {static_cast<float*>(out.grad.mutable_data_ptr()), out.grad.numel()};
   layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
   layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
@@ -90,11 +91,11 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
     pr.last = std::min(pr.first + chunk, pr.permutations);
     pull_pairs(pr, stream);
   }
-  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream);
+  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream, skip);
   if (bias_grad) {
     float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
     sum_bias(pr.grad_bias_rows, N, C, partial,
-             static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream);
+             static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream, skip);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
@@ -137,7 +138,7 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
   if (!equal) {
     compare_upstream(g, upstream.numel(), skips, device.stream());
     again = run({contributions, bias, order, donors, labels, present, sample_weight, subsets,
-                 strategy, clean_path, divergence, exclude, skips},
+                 strategy, clean_path, divergence, exclude},
                 g, skips, true, device.stream());
   }
   // The bias' gradient comes along: a launch costs more than its few numbers, wanted or not.

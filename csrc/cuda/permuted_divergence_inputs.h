@@ -22,14 +22,12 @@ struct PermutedDivergenceArguments {
   const OptionalTensor& sample_weight;  // [N]
   const std::vector<int64_t>& subsets;
   const std::string &strategy, &clean_path, &divergence, &exclude;
-  const int32_t* skip = nullptr;  // on the device: where it holds 1 nothing is laid out
 };
 
 // The problem on the device, with the memory it points to.
 class PermutedDivergenceInputs {
  public:
-  PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad,
-                           cudaStream_t)
+  PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad)
       : like_(arguments.contributions) {
     const Tensor& x = arguments.contributions;
     pr.modalities = int(x.size(0));
@@ -46,7 +44,6 @@ class PermutedDivergenceInputs {
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     far_ = takes_far(arguments);
     LayOut& in = layout;
-    in.skip = arguments.skip;
     in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
     read_rows(arguments, in);
     read_donors(arguments, in);

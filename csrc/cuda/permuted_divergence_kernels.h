@@ -73,7 +73,7 @@ void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C]. Nothing where *skip is
 // 1.
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
-              cudaStream_t stream, const int32_t* skip = nullptr);
+              cudaStream_t stream, const int32_t* skip);
 
 // *skip = whether all of upstream [S] are equal.
 void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);

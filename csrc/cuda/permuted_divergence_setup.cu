@@ -80,11 +80,7 @@ __device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int6
 // A warp has a row, the one behind the last is the bias.
 template <class In>
 __global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
-  if (is_set(in.skip)) {
-    // what the passes over the other pairs ask in the place of `skip`
-    if (first_index() == 0) *in.nothing_near = 1;
-    return;
-  }
+  if (is_set(in.skip)) return;
   const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
   for (int64_t r = first_index() / 32; r <= rows; r += warps) {
     if (r == rows) {
