@@ -6,9 +6,10 @@
 // modality taken from donor j and o the other one, all of it [C] and in units of log2:
 //
 //     G = E_o[i] B,   S = sum G E_m[i],   Z = sum G E_m[j],   r = S / Z
-//     p = G E_m[i] / S,   q = G E_m[j] / Z,   (p + q) / 2 = G T / (2 S)   with T = E_m[i] + r
-//     E_m[j] log2(p / mean) = A'_m[i] + 1 - log2 T,   log2(q / mean) = A'_m[j] - log2 T + 1 + log2
-//     r
+//     T = E_m[i] + r E_m[j]
+//     p = G E_m[i] / S,   q = G E_m[j] / Z,   mean = (p + q) / 2 = G T / (2 S)
+//     log2(p / mean) = A'_m[i] + 1 - log2 T
+//     log2(q / mean) = A'_m[j] + 1 - log2 T + log2 r
 //
 // so that a class costs one logarithm and, where E is read and not computed, no exponential. The
 // donor's side takes log2(T / E_m[j]) = log2(r + E_m[i] / E_m[j]); what depends on the donor alone

@@ -14,22 +14,10 @@
 
 #include "divergence.h"
 #include "permuted_divergence_pull_problem.h"
+#include "whole.h"
 
 namespace mcr {
 namespace MCR_ISA {
-
-// The parts of a row's pairs where there is one.
-struct Whole {
-  static constexpr int part = 0, parts = 1;
-  static constexpr bool live = true;  // there is such a row
-
-  MCR_FN static bool leads() { return true; }
-  // Adds what the other parts have; to be called by all of them, for the same things in turn.
-  template <class X>
-  MCR_FN static void add(X&) {}
-  template <class T>
-  MCR_FN static void add_tile(T*, int64_t) {}
-};
 
 // The permutations of a part: as many for each, so that the last ones may end beyond the chunk.
 template <class Parts>

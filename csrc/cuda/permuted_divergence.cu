@@ -1,5 +1,4 @@
 // The kernels over the pairs of permuted_divergence.
-#include "cuda/parts.h"
 #include "cuda/permuted_divergence_kernels.h"
 #include "cuda/teams.h"
 #include "permuted_divergence_pull.h"
@@ -12,42 +11,29 @@ namespace {
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
 
-// Calls f with this thread's row, if has_pairs(row), and its part of the row's pairs.
-template <class Team, class Has, class F>
-__device__ __forceinline__ void with_row_and_part(const PullProblem<float>& problem, int parts,
-                                                  const Has& has_pairs, const F& f) {
-  if (problem.skip && *problem.skip) return;
-  if constexpr (kSplits<Team>) {
-    const int64_t row =
-        int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
-    const bool live = row < problem.rows && has_pairs(row);
-    if (parts == 1 ? !live : !__syncthreads_or(live)) return;
-    f(live ? row : problem.rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
-  } else {
-    const int64_t row = team_number<Team>();
-    if (row < problem.rows && has_pairs(row)) f(row, Whole());
-  }
-}
-
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_rows_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
+  if (problem.skip && *problem.skip) return;
   const auto has_pairs = [&](int64_t row) { return problem.row_has_pairs(row); };
-  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
+  const auto pull = [&](int64_t row, const auto& part) {
     float memory[PullTiles<float>::kCount * Team::kSteps];
     pull_row<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory, part);
-  });
+  };
+  with_row_and_part<Team, kSplits<Team>>(problem.rows, parts, has_pairs, pull);
 }
 
 template <class Team, class D>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     pull_donations_kernel(const __grid_constant__ PullProblem<float> problem, int parts) {
+  if (problem.skip && *problem.skip) return;
   const int m = int(blockIdx.y);
   const auto has_pairs = [&](int64_t row) { return problem.donor_has_pairs(m, row); };
-  with_row_and_part<Team>(problem, parts, has_pairs, [&](int64_t row, const auto& part) {
+  const auto pull = [&](int64_t row, const auto& part) {
     float memory[4 * Team::kSteps];
     pull_donations<Team, D>(problem, m, row, steps_of<Team>(problem.steps), memory, part);
-  });
+  };
+  with_row_and_part<Team, kSplits<Team>>(problem.rows, parts, has_pairs, pull);
 }
 
 // Calls f with the divergence, the team, and the problem with its steps. Few rows take teams that

@@ -2,10 +2,8 @@
 #include <assert.h>
 
 #include "cuda/blocks.h"
-#include "cuda/parts.h"
 #include "cuda/row_divergence_kernels.h"
 #include "cuda/teams.h"
-#include "permuted_divergence_pull.h"
 #include "row_divergence_pull.h"
 
 namespace mcr {
@@ -82,8 +80,6 @@ struct TeamsRows {
 // Larger teams are whole blocks.
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32;
-template <class Team>
-constexpr int kTeamsOfBlock = kThreads<Team> / Team::kLanes;
 // Whether there are registers for the next row.
 template <class Team>
 constexpr bool kAhead = kInRegisters<Team>;
@@ -104,15 +100,8 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     row_values[row] = value;
     row_weights[row] = weight;
   };
-  if constexpr (kSplits<Team>) {
-    const int64_t row = int64_t(blockIdx.x) * (kTeamsOfBlock<Team> / parts) +
-                        int(threadIdx.x) / Team::kLanes / parts;
-    const bool live = row < rows;
-    if (parts == 1 && !live) return;
-    hold(live ? row : rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
-  } else {
-    hold(int64_t(blockIdx.x), Whole());
-  }
+  const auto always = [](int64_t) { return true; };
+  with_row_and_part<Team, kSplits<Team>>(rows, parts, always, hold);
 }
 
 }  // namespace
@@ -138,19 +127,20 @@ template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, cudaStream
 void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturbed,
                const GivenRows& clean, int64_t rows, int64_t members, double* row_values,
                double* row_weights, cudaStream_t stream) {
-  launch(
-      held, rows, [&](auto divergence, auto team, const auto& problem, unsigned, unsigned threads) {
-        using D = decltype(divergence);
-        using Team = decltype(team);
-        const int parts =
-            kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, kTeamsOfBlock<Team>) : 1;
-        const unsigned blocks =
-            unsigned((rows * parts + kTeamsOfBlock<Team> - 1) / kTeamsOfBlock<Team>);
-        const auto kernel =
-            problem.want_grad ? hold_rows_kernel<Team, D, true> : hold_rows_kernel<Team, D, false>;
-        kernel<<<blocks, threads, 0, stream>>>(problem, perturbed, clean, rows, parts, row_values,
-                                               row_weights);
-      });
+  with_divergence(held.divergence, [&](auto divergence) {
+    using D = decltype(divergence);
+    with_team<D>(held.classes, [&](auto team) {
+      using Team = decltype(team);
+      RowDivergenceProblem<float> problem = held;
+      problem.steps = steps_for<Team>(held.classes);
+      const int teams = kTeams<Team>;
+      const int parts = kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, teams) : 1;
+      const auto kernel =
+          held.want_grad ? hold_rows_kernel<Team, D, true> : hold_rows_kernel<Team, D, false>;
+      kernel<<<blocks_of(rows, parts, teams), kThreads<Team>, 0, stream>>>(
+          problem, perturbed, clean, rows, parts, row_values, row_weights);
+    });
+  });
 }
 
 }  // namespace cuda

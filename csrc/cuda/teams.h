@@ -9,6 +9,7 @@
 #include "cuda/sums.h"
 #include "divergence.h"
 #include "divergence_kind.h"
+#include "whole.h"
 
 namespace mcr {
 namespace cuda {
@@ -73,17 +74,21 @@ int64_t steps_for(int64_t classes) {
   return (classes + Team::kLanes - 1) / Team::kLanes;
 }
 
-// Calls f with the divergence, the team, the problem with its steps, and its blocks and threads.
-template <class Problem, class F>
-void launch(Problem problem, int64_t rows, const F& f) {
-  with_divergence(problem.divergence, [&](auto divergence) {
-    using D = decltype(divergence);
-    with_team<D>(problem.classes, [&](auto team) {
-      using Team = decltype(team);
-      problem.steps = steps_for<Team>(problem.classes);
-      f(divergence, team, problem, blocks_of(rows, 1, kTeams<Team>), unsigned(kThreads<Team>));
-    });
-  });
+// Calls f with this thread's row of `rows`, if has_work(row), and its part of the row's pairs: one
+// of `parts` with kShares, which takes teams of a warp at most.
+template <class Team, bool kShares, class Has, class F>
+__device__ __forceinline__ void with_row_and_part(int64_t rows, int parts, const Has& has_work,
+                                                  const F& f) {
+  if constexpr (kShares) {
+    const int64_t row =
+        int64_t(blockIdx.x) * (kTeams<Team> / parts) + int(threadIdx.x) / Team::kLanes / parts;
+    const bool live = row < rows && has_work(row);
+    if (parts == 1 ? !live : !__syncthreads_or(live)) return;
+    f(live ? row : rows - 1, Parts<PartsInTurn<Team, kThreads<Team>>>(parts, live));
+  } else {
+    const int64_t row = team_number<Team>();
+    if (row < rows && has_work(row)) f(row, Whole());
+  }
 }
 
 }  // namespace cuda
