@@ -7,7 +7,8 @@
 //     dJSD / dw    = q / 2 * (log(q / m) - KL(q | m)),  dJSD / dz likewise with p.
 // Every term of the sum is positive, and d comes from the difference of the logits and not from two
 // rounded logs: nearby rows lose eps over their distance, where the plain formula loses eps over
-// its square.
+// its square. q comes from w itself and not from z and the difference, which tells nothing of w
+// where z is a mask.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -25,12 +26,18 @@ constexpr double kHalfLn2 = 0.34657359027997265471;
 // From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms): 0.0035 nats.
 constexpr double kFar = 0.01;
 
+// No logit is taken to be further from 0: a mask as large as the largest number there is stays a
+// number in units of log2, in sums of contributions and in sums over rows. What the padding holds
+// is further out, so that it is no class even of a row that is masked altogether.
+constexpr double kFarthest = 1e20;
+constexpr double kNoClass = -1e30;
+
 // What a clean row is to all the rows held against it.
 template <class T>
 struct CleanRow {
-  T* logits;  // [steps] of vectors, in units of log2 (mse: as they are)
-  T* log2p;   // [steps]
-  T* p;       // [steps]
+  T* logits;  // [steps] of vectors, in the units of the input
+  T* log2p;   // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
+  T* p;       // [steps] (binary: the logits in units of log2)
 };
 
 // A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
@@ -62,6 +69,13 @@ MCR_INLINE V poison(V x) {
   return x * V{};
 }
 
+// x within +-limit; NaN where it is not finite.
+template <class V>
+MCR_INLINE V saturated(V x, double limit) {
+  using T = typename ElementOf<V>::type;
+  return vmax(V{} - T(limit), vmin(V{} + T(limit), x)) + poison(x);
+}
+
 // One class: d = log2(q / p), t = 2^-|d| and t - 1.
 template <class V>
 struct Ratio {
@@ -90,9 +104,11 @@ MCR_INLINE V not_negative(V x) {
 struct Jsd {
   static constexpr bool kReadsPowers = true;
 
-  // Returns log2 sum_c 2^logits_c.
+  // Returns log2 sum_c 2^(logits_c - top) in units of log2, where one of the input is `unit`, and
+  // `top`, the largest logit: a common offset of all of them is gone before it could cost digits.
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean, T unit,
+                                              typename Team::Scalar& max) {
     constexpr int W = kWidth<T>;
     Vec<T> top = load(clean.logits), not_finite = {};
     MCR_UNROLL
@@ -101,15 +117,14 @@ struct Jsd {
       top = vmax(z, top);
       not_finite += poison(z);
     }
-    const auto max = Team::reduce_max(top);
+    max = Team::reduce_max(top);
     Vec<T> total = {};
     MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) total += exp2(load(clean.logits + n * W) - max);
-    const auto lse =
-        max + Team::scalar_log2(Team::reduce_sum(total)) + Team::reduce_sum(not_finite);
+    for (int64_t n = 0; n < steps; ++n) total += exp2((load(clean.logits + n * W) - max) * unit);
+    const auto lse = Team::scalar_log2(Team::reduce_sum(total)) + Team::reduce_sum(not_finite);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> log2p = load(clean.logits + n * W) - lse;
+      const Vec<T> log2p = (load(clean.logits + n * W) - max) * unit - lse;
       store(clean.log2p + n * W, log2p);
       store(clean.p + n * W, exp2(log2p));
     }
@@ -133,56 +148,59 @@ struct Jsd {
 
   // First pass: the mass sum_c p 2^delta with delta = w - z, up to the power of two whose log2 is
   // returned. Rows go through the two passes in groups, so that the sum and logarithm between them
-  // are not waited for. `row` reads the perturbed row: difference(n) is delta and, if it has them
-  // as products of stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those
-  // again in the second pass costs less than to keep them. Otherwise, and where the powers leave
-  // their range, the tiles keep delta and p 2^delta: `stored`.
+  // are not waited for. `row` reads the perturbed row: difference(n) is delta, logit(n) is w less
+  // the clean row's normaliser, so that p 2^delta is 2^logit; and, if it has them as products of
+  // stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those again in the
+  // second pass costs less than to keep them. Otherwise, and where the powers leave their range,
+  // the tiles keep delta and p 2^delta: `stored`.
   template <class Team, class T, class Row>
-  MCR_FN static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                                 typename Team::Scalar lse, const Row& row,
-                                                 StoredRow<T> tiles, typename Team::Scalar& total,
-                                                 bool& stored) {
+  MCR_FN static typename Team::Scalar first_pass(int64_t steps, const Row& row, StoredRow<T> tiles,
+                                                 typename Team::Scalar& total, bool& stored) {
     constexpr int W = kWidth<T>;
     Vec<T> mass = {};
     stored = !Row::kHasPowers;
     if constexpr (Row::kHasPowers) {
       mass = sum_powers<T>(steps, row);
     } else {
+      Vec<T> squares = {};
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> d = row.difference(n), e = exp2(load(clean.log2p + n * W) + d);
+        const Vec<T> d = row.difference(n), e = exp2(row.logit(n));
         store(tiles.delta + n * W, d);
         store(tiles.q + n * W, e);
         mass += e;
+        if constexpr (Row::kMayOverflow) squares += d * d;
       }
+      if constexpr (Row::kMayOverflow) mass += poison(squares);
     }
     total = Team::reduce_sum(mass);
     if (__builtin_expect(Team::all_between(total, T(1e-18), T(1e18)), 1)) {
-      if constexpr (Row::kHasPowers) return row.log2_factor() - lse;
+      if constexpr (Row::kHasPowers) return row.log2_factor();
       return typename Team::Scalar{};
     }
     stored = true;
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) store(tiles.delta + n * W, row.difference(n));
-    return rescale<Team>(steps, clean, tiles, total);
+    return rescale<Team, T>(steps, row.settled(steps), tiles, total);
   }
 
   // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
-  // range.
-  template <class Team, class T>
-  MCR_FN static typename Team::Scalar rescale(int64_t steps, CleanRow<T> clean, StoredRow<T> tiles,
+  // range. settled() is the row again, as it reads where that is so.
+  template <class Team, class T, class Row>
+  MCR_FN static typename Team::Scalar rescale(int64_t steps, const Row& row, StoredRow<T> tiles,
                                               typename Team::Scalar& total) {
     constexpr int W = kWidth<T>;
-    Vec<T> top = load(clean.log2p) + tiles.difference(0);
+    Vec<T> top = row.logit(0);
     MCR_UNROLL
-    for (int64_t n = 1; n < steps; ++n) {
-      top = vmax(load(clean.log2p + n * W) + tiles.difference(n), top);
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> logit = row.logit(n);
+      store(tiles.delta + n * W, row.difference(n));
+      store(tiles.q + n * W, logit);
+      top = vmax(logit, top);
     }
     const auto max = Team::reduce_max(top);
     Vec<T> mass = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> e = exp2(load(clean.log2p + n * W) + tiles.difference(n) - max);
+      const Vec<T> e = exp2(load(tiles.q + n * W) - max);
       store(tiles.q + n * W, e);
       mass += e;
     }
@@ -283,13 +301,14 @@ struct Jsd {
     return not_negative(value) * T(kHalfLn2);
   }
 
-  // dD/dw again, from what the two passes left: log2 p of the class, w - z, the log2 of the mass.
+  // dD/dw again, from what the two passes left: log2 p of the class, w less the clean row's
+  // normaliser, w - z, the log2 of the mass.
   template <class V, class S>
-  MCR_FN static V perturbed_grad(V log2p, V difference, S log2_total, S mean_q) {
+  MCR_FN static V perturbed_grad(V, V logit, V difference, S log2_total, S mean_q) {
     using T = typename ElementOf<V>::type;
     const Ratio<V> ratio(difference - log2_total);
     const V qm = vmin(ratio.d, V{}) - log2_half1p(ratio.tm1);
-    return exp2(log2p + ratio.d) * (qm - mean_q) * T(kHalfLn2);
+    return exp2(logit - log2_total) * (qm - mean_q) * T(kHalfLn2);
   }
   // What it takes of a clean row.
   template <class T>
@@ -298,7 +317,7 @@ struct Jsd {
   }
 
   template <class V, class S>
-  MCR_FN static V clean_grad(V, V p, V acc, S acc_kl) {
+  MCR_FN static V clean_grad(V p, V acc, S acc_kl) {
     using T = typename ElementOf<V>::type;
     return p * (acc - acc_kl) * T(kHalfLn2);
   }

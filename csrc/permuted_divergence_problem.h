@@ -31,11 +31,10 @@ template <class T>
 struct PermutedDivergenceProblem {
   const T* contributions;  // rows in whole vectors [M, N, row_stride]; kLanesShifted [M, C,
                            // step_stride], rows repeated; kLanesGathered [M, N, row_stride], in
-                           // whole quads
-  const T* powers;         // the same layout: 2^(contribution - the row's largest); jsd only
-  const T* row_max;        // [M, max_stride] the rows' largest; jsd only
-  int64_t max_stride;
-  const T* bias;  // row team [steps * W]; lane teams [C]
+                           // whole quads. In units of log2 (mse: as given; jsd: less the largest
+                           // of the row)
+  const T* powers;         // the same layout: 2^contribution; jsd only
+  const T* bias;           // in the same units; row team [steps * W]; lane teams [C]
   int64_t modality_stride, row_stride, step_stride;
   int modalities;
   int64_t rows, permutations, steps;
@@ -108,7 +107,7 @@ template <class T>
 struct PermutedDivergencePart {
   T* grad;         // as contributions, or null
   T* grad_bias;    // [steps * W], or null
-  T* scratch;      // [9 + 2 group, steps * W]
+  T* scratch;      // [10 + 2 group, steps * W]
   double* values;  // [S]
 };
 

@@ -12,28 +12,65 @@
 namespace mcr {
 namespace MCR_ISA {
 
-template <class T>
+// A perturbed row as it is given. With kSettled nothing is too far from 0 for the units, and a
+// common offset of its logits is gone before it could cost the digits of a difference.
+template <class T, bool kSettled>
 struct GivenRow {
-  static constexpr bool kHasPowers = false;
+  static constexpr bool kHasPowers = false, kMayOverflow = !kSettled;
   const T* perturbed;
   const T* logits;  // the clean row's tile
   int64_t classes;
-  T unit;
+  T unit, top, lse;  // of the clean row
+  T offset;          // of the perturbed row's logits from the clean row's
 
+  // f(w, z) of step n, `otherwise` where there is no class
+  template <class F>
+  Vec<T> map(int64_t n, T otherwise, const F& f) const {
+    constexpr int W = kWidth<T>;
+    const auto read = [&](Vec<T> w) { return kSettled ? saturated(w, kFarthest) - offset : w; };
+    const Vec<T> z = load(logits + n * W);
+    if ((n + 1) * W <= classes) return f(read(load(perturbed + n * W)), z);
+    Vec<T> x = f(read(load_step(perturbed, n, classes, T(0))), z);
+    for (int l = 0; l < W; ++l) x[l] = n * W + l < classes ? x[l] : otherwise;
+    return x;
+  }
   Vec<T> difference(int64_t n) const {
-    const Vec<T> z = load(logits + n * kWidth<T>);
-    if ((n + 1) * kWidth<T> <= classes) return load(perturbed + n * kWidth<T>) * unit - z;
-    Vec<T> d = load_step(perturbed, n, classes, T(0)) * unit - z;
-    for (int l = 0; l < kWidth<T>; ++l) d[l] = n * kWidth<T> + l < classes ? d[l] : T(0);
-    return d;
+    return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return (w - z) * unit; });
+  }
+  Vec<T> logit(int64_t n) const {
+    return map(n, T(kNoClass), [&](Vec<T> w, Vec<T>) { return (w - top) * unit - lse; });
+  }
+  GivenRow<T, true> settled(int64_t) const {
+    T largest = -INFINITY;
+    for (int64_t c = 0; c < classes; ++c) {
+      largest = perturbed[c] > largest ? perturbed[c] : largest;
+    }
+    const T at = largest > T(kFarthest) ? T(kFarthest) : largest;
+    const T offset_now = at < -T(kFarthest) ? -T(kFarthest) - top : at - top;
+    return {perturbed, logits, classes, unit, top, lse, offset_now};
   }
 };
+
+// The clean row's tile; the padding is no class of the softmax.
+template <class T, class D>
+void load_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* tile) {
+  constexpr int W = kWidth<T>;
+  constexpr bool kSoftmax = SameType<D, Jsd>::value;
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    Vec<T> z = load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
+    if constexpr (!SameType<D, SquaredError>::value) z = saturated(z, kFarthest);
+    for (int l = 0; kSoftmax && (n + 1) * W > pr.classes && l < W; ++l) {
+      z[l] = n * W + l < pr.classes ? z[l] : T(kNoClass);
+    }
+    store(tile + n * W, z);
+  }
+}
 
 template <class T, class D, bool kGrad>
 void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, double& value) {
   constexpr int W = kWidth<T>;
   using Team = RowTeam<T>;
-  constexpr bool kSoftmax = SameType<D, Jsd>::value;
+  constexpr bool kSettled = SameType<D, BinaryJsd>::value;  // the softmax looks for what needs it
   const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
   const int64_t tile = pr.steps * W;
   const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile};
@@ -43,15 +80,14 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
     T* base = scratch + (5 + 2 * g) * tile;
     return StoredRow<T>{base, base + tile};
   };
+  T top, lse;
   const auto row_of = [&](int64_t r) {
-    return GivenRow<T>{pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit};
+    return GivenRow<T, kSettled>{
+        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, T(0)};
   };
-  for (int64_t n = 0; n < pr.steps; ++n) {
-    const T fill = kSoftmax ? T(-1e30) : T(0);  // the padding is no class of the softmax
-    store(clean.logits + n * W, load_step(pr.clean + i * pr.classes, n, pr.classes, fill) * unit);
-    store(acc + n * W, Vec<T>{});
-  }
-  const T lse = D::template prepare<Team>(pr.steps, clean);
+  load_clean_row<T, D>(pr, i, clean.logits);
+  for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});
+  lse = D::template prepare<Team>(pr.steps, clean, unit, top);
   T acc_kl = 0, mean_q = 0;
   bool any = false, near = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
@@ -68,7 +104,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
         }
         continue;
       }
-      shift[group] = D::template first_pass<Team, T>(pr.steps, clean, lse, row_of(r), tiles(group),
+      shift[group] = D::template first_pass<Team, T>(pr.steps, row_of(r), tiles(group),
                                                      total[group], stored[group]);
       rows[group] = r;
       weights[group++] = weight;
@@ -88,8 +124,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
   // Without a row held against it, its gradient is 0 already, whatever it holds.
   for (int64_t n = 0; kGrad && any && n < pr.steps; ++n) {
-    const Vec<T> v =
-        D::clean_grad(load(clean.logits + n * W), load(clean.p + n * W), load(acc + n * W), acc_kl);
+    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), acc_kl);
     store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
   }
 }
