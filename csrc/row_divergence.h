@@ -22,6 +22,7 @@ struct GivenRow {
   int64_t classes;
   T unit, top, lse;  // of the clean row
   T offset;          // of the perturbed row's logits from the clean row's
+  T past_end;        // the logits where there is no class
 
   // f(w, z) of step n, `otherwise` where there is no class
   template <class F>
@@ -38,7 +39,7 @@ struct GivenRow {
     return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return (w - z) * unit; });
   }
   Vec<T> logit(int64_t n) const {
-    return map(n, T(kNoClass), [&](Vec<T> w, Vec<T>) { return (w - top) * unit - lse; });
+    return map(n, past_end, [&](Vec<T> w, Vec<T>) { return (w - top) * unit - lse; });
   }
   GivenRow<T, true> settled(int64_t) const {
     T largest = -INFINITY;
@@ -47,20 +48,19 @@ struct GivenRow {
     }
     const T at = largest > T(kFarthest) ? T(kFarthest) : largest;
     const T offset_now = at < -T(kFarthest) ? -T(kFarthest) - top : at - top;
-    return {perturbed, logits, classes, unit, top, lse, offset_now};
+    return {perturbed, logits, classes, unit, top, lse, offset_now, past_end};
   }
 };
 
 // The clean row's tile; the padding is no class of the softmax.
 template <class T, class D>
-void load_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* tile) {
+void load_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T past_end, T* tile) {
   constexpr int W = kWidth<T>;
-  constexpr bool kSoftmax = SameType<D, Jsd>::value;
   for (int64_t n = 0; n < pr.steps; ++n) {
     Vec<T> z = load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
     if constexpr (!SameType<D, SquaredError>::value) z = saturated(z, kFarthest);
-    for (int l = 0; kSoftmax && (n + 1) * W > pr.classes && l < W; ++l) {
-      z[l] = n * W + l < pr.classes ? z[l] : T(kNoClass);
+    for (int l = 0; (n + 1) * W > pr.classes && l < W; ++l) {
+      z[l] = n * W + l < pr.classes ? z[l] : past_end;
     }
     store(tile + n * W, z);
   }
@@ -72,6 +72,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   using Team = RowTeam<T>;
   constexpr bool kSettled = SameType<D, BinaryJsd>::value;  // the softmax looks for what needs it
   const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
+  const T past_end = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
   const int64_t tile = pr.steps * W;
   const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile};
   T* acc = scratch + 3 * tile;
@@ -83,9 +84,9 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   T top, lse;
   const auto row_of = [&](int64_t r) {
     return GivenRow<T, kSettled>{
-        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, T(0)};
+        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, T(0), past_end};
   };
-  load_clean_row<T, D>(pr, i, clean.logits);
+  load_clean_row<T, D>(pr, i, past_end, clean.logits);
   for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});
   lse = D::template prepare<Team>(pr.steps, clean, unit, top);
   T acc_kl = 0, mean_q = 0;

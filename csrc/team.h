@@ -82,7 +82,6 @@ struct RowTeam {
   }
   static Scalar reduce_sum(V v) { return sum(v); }
   static double total(Scalar x) { return x; }
-  static Scalar load_scalar(const T* p) { return *p; }
   static Scalar reduce_max(V v) {
     T m = v[0];
     for (int l = 1; l < kWidth<T>; ++l) m = v[l] > m ? v[l] : m;
@@ -116,7 +115,6 @@ struct LaneTeam {
   static constexpr int kRows = kWidth<T>;
   static constexpr bool kFarTerms = RowTeam<T>::kFarTerms;
   static Scalar reduce_sum(V v) { return v; }
-  static Scalar load_scalar(const T* p) { return load(p); }
   static double total(Scalar x) {
     double y = 0;
     for (int l = 0; l < kWidth<T>; ++l) y += x[l];
