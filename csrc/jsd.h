@@ -76,12 +76,20 @@ MCR_INLINE V saturated(V x, double limit) {
   return vmax(V{} - T(limit), vmin(V{} + T(limit), x)) + poison(x);
 }
 
-// One class: d = log2(q / p), t = 2^-|d| and t - 1.
+// d = log2(q / p), but no less than what leaves q nothing beside p: log2(p / m) comes from it by
+// adding log2(q / m), which would lose its digits to the d of a mask.
+template <class V>
+MCR_INLINE V within_sight(V log2_ratio) {
+  using T = typename ElementOf<V>::type;
+  return vmax(V{} - T(sizeof(T) == sizeof(float) ? 32 : 64), log2_ratio);
+}
+
+// One class: d, t = 2^-|d| and t - 1.
 template <class V>
 struct Ratio {
   V d, t, tm1;
   MCR_INLINE explicit Ratio(V log2_ratio)
-      : d(log2_ratio), t(exp2_and_m1(minus_abs(log2_ratio), tm1)) {}
+      : d(within_sight(log2_ratio)), t(exp2_and_m1(minus_abs(d), tm1)) {}
 };
 
 // max(p, q) b(|d|); with kLogs also log2(q / m) and log2(p / m).
@@ -248,7 +256,7 @@ struct Jsd {
     Vec<T> kl_p = {}, kl_q = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> d = row.difference(n) - log2_total;
+      const Vec<T> d = within_sight(row.difference(n) - log2_total);
       const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
       const Vec<T> low = vmin(p, q), h = log2_mean_over_max(low, vmax(p, q));
       const Vec<T> qm = vmin(d, Vec<T>{}) - h;
@@ -293,7 +301,8 @@ struct Jsd {
       const auto q_scale = weight * T(kHalfLn2) * scale;
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> qm = load(log2_qm + n * W), pm = qm - (row.difference(n) - log2_total);
+        const Vec<T> qm = load(log2_qm + n * W);
+        const Vec<T> pm = qm - within_sight(row.difference(n) - log2_total);
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
         sink(n, Team::keep(kept, q_scale * row.power(n) * (qm - mean_q)));
       }

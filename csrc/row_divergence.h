@@ -12,23 +12,22 @@
 namespace mcr {
 namespace MCR_ISA {
 
-// A perturbed row as it is given. With kSettled nothing is too far from 0 for the units, and a
-// common offset of its logits is gone before it could cost the digits of a difference.
+// A perturbed row as it is given. With kSettled nothing is too far from 0 for the units.
 template <class T, bool kSettled>
 struct GivenRow {
   static constexpr bool kHasPowers = false, kMayOverflow = !kSettled;
   const T* perturbed;
   const T* logits;  // the clean row's tile
   int64_t classes;
-  T unit, top, lse;  // of the clean row
-  T offset;          // of the perturbed row's logits from the clean row's
-  T past_end;        // the logits where there is no class
+  T unit, top, lse;         // of the clean row
+  T past_end;               // the logits where there is no class
+  T own_base, clean_base;   // taken off the rows before their difference
 
   // f(w, z) of step n, `otherwise` where there is no class
   template <class F>
   Vec<T> map(int64_t n, T otherwise, const F& f) const {
     constexpr int W = kWidth<T>;
-    const auto read = [&](Vec<T> w) { return kSettled ? saturated(w, kFarthest) - offset : w; };
+    const auto read = [&](Vec<T> w) { return kSettled ? saturated(w, kFarthest) - own_base : w; };
     const Vec<T> z = load(logits + n * W);
     if ((n + 1) * W <= classes) return f(read(load(perturbed + n * W)), z);
     Vec<T> x = f(read(load_step(perturbed, n, classes, T(0))), z);
@@ -36,19 +35,22 @@ struct GivenRow {
     return x;
   }
   Vec<T> difference(int64_t n) const {
-    return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return (w - z) * unit; });
+    return map(n, T(0), [&](Vec<T> w, Vec<T> z) {
+      return (w - (kSettled ? z - clean_base : z)) * unit;
+    });
   }
   Vec<T> logit(int64_t n) const {
-    return map(n, past_end, [&](Vec<T> w, Vec<T>) { return (w - top) * unit - lse; });
+    return map(n, past_end, [&](Vec<T> w, Vec<T>) {
+      return (kSettled ? w : w - top) * unit - lse;
+    });
   }
+  // Each row less its largest: they are so far apart that their common offsets, if they have any,
+  // cost more digits than this does.
   GivenRow<T, true> settled(int64_t) const {
-    T largest = -INFINITY;
-    for (int64_t c = 0; c < classes; ++c) {
-      largest = perturbed[c] > largest ? perturbed[c] : largest;
-    }
-    const T at = largest > T(kFarthest) ? T(kFarthest) : largest;
-    const T offset_now = at < -T(kFarthest) ? -T(kFarthest) - top : at - top;
-    return {perturbed, logits, classes, unit, top, lse, offset_now, past_end};
+    T most = T(-kFarthest);
+    for (int64_t c = 0; c < classes; ++c) most = perturbed[c] > most ? perturbed[c] : most;
+    most = most > T(kFarthest) ? T(kFarthest) : most;
+    return {perturbed, logits, classes, unit, top, lse, past_end, most, top};
   }
 };
 
@@ -84,7 +86,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   T top, lse;
   const auto row_of = [&](int64_t r) {
     return GivenRow<T, kSettled>{
-        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, T(0), past_end};
+        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, past_end, T(0), T(0)};
   };
   load_clean_row<T, D>(pr, i, past_end, clean.logits);
   for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});

@@ -7,6 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# No logit of a sum is taken to be further from 0: masks as large as the largest number there is can
+# be added up.
+_FARTHEST = 1e20
+
+
+def saturated(x: Tensor) -> Tensor:
+    """x within +-1e20, with the gradient that it had without; NaN where it is not finite."""
+    return torch.where(x.abs() <= _FARTHEST, x, x.sign() * _FARTHEST + (x - x.detach()))
+
+
 def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p log(p/m) / 2 + q log(q/m) / 2 elementwise; 0, not NaN, where both underflow."""
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)

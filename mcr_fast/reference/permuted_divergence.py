@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._divergence import mean_or_zero, weighted_sum
+from mcr_fast.reference._divergence import mean_or_zero, saturated, weighted_sum
 from mcr_fast.reference._game import (
     donor_table,
     head_factor,
@@ -38,6 +38,8 @@ def permuted_divergence_reference(
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
+    if divergence != "mse":
+        x, b = saturated(x), saturated(b)
     table = donor_table(order, donors, num_rows, x.device)
     tables = table.expand(num_modalities, -1, -1)  # [M, K, N]
 
