@@ -70,8 +70,10 @@ struct BinaryJsd {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.p + n * W), half = load(clean.log2p + n * W);
-      Vec<T> term, pm, u;
-      term = outcomes<kGrad>(z, row.logit(n), row.difference(n), half, pm, u);
+      Vec<T> on, off, pm, u;
+      logistic(z, on, off);
+      const Vec<T> term =
+          outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
       value += term;
       if (kGrad) {
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
@@ -81,13 +83,14 @@ struct BinaryJsd {
     return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
   }
 
-  // The terms of both outcomes of w and of z, which w - z = `step` is known of with its own digits;
-  // with kGrad also the gradients, over ln2 / 2: to z over p (1 - p), and to w.
+  // The terms of both outcomes of w and of z, what logistic() says of z and w - z = `step`, which
+  // has digits of its own; with kGrad also the gradients, over ln2 / 2: to z over p (1 - p), and to
+  // w.
   template <bool kGrad, class V>
-  MCR_INLINE static V outcomes(V z, V w, V step, V half, V& to_clean, V& to_perturbed) {
+  MCR_INLINE static V outcomes(V z, V p_on, V p_off, V half, V w, V step, V& to_clean,
+                               V& to_perturbed) {
     const V zero = {};
-    V p_on, p_off, q_on, q_off, qm_on, pm_on, qm_off, pm_off;
-    logistic(z, p_on, p_off);
+    V q_on, q_off, qm_on, pm_on, qm_off, pm_off;
     const V change = logistic(w, q_on, q_off) - half;
     // Between logits of one sign the log of the rarer outcome changes by the step, that of the
     // other one by nothing: neither comes from the other, which would be a difference of masks.
@@ -108,7 +111,7 @@ struct BinaryJsd {
     using T = typename ElementOf<V>::type;
     V on, off, to_clean, to_perturbed;
     const V half = logistic(z, on, off) + poison(z);
-    outcomes<true>(z, w, difference, half, to_clean, to_perturbed);
+    outcomes<true>(z, on, off, half, w, difference, to_clean, to_perturbed);
     return to_perturbed * T(kHalfLn2);
   }
   template <class T>

@@ -223,7 +223,7 @@ struct Jsd {
   };
 
   // One exponential and one logarithm a class: exact for rows however near.
-  template <bool kGrad, class T, class Row, class Scalar>
+  template <bool kGrad, bool kBothLogs, class T, class Row, class Scalar>
   MCR_NOINLINE static Terms<T> near_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
                                           Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
@@ -242,6 +242,7 @@ struct Jsd {
         kl_q += q * qm;
         kl_p += p * pm;
         store(log2_qm + n * W, qm);
+        if (kBothLogs) store(log2_qm + (steps + n) * W, pm);
       }
     }
     return {value, kl_p, kl_q};
@@ -249,20 +250,21 @@ struct Jsd {
 
   // Without the exponential: t as a quotient of p and q. That is off by a rounding where d is not,
   // and the term notices in first order: only for rows that are some way apart.
-  template <bool kGrad, class T, class Row, class Scalar>
+  template <bool kGrad, bool kBothLogs, class T, class Row, class Scalar>
   MCR_NOINLINE static Terms<T> far_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
                                          Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
     Vec<T> kl_p = {}, kl_q = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> d = within_sight(row.difference(n) - log2_total);
+      const Vec<T> d = row.difference(n) - log2_total;
       const Vec<T> q = row.power(n) * scale, p = load(clean.p + n * W);
       const Vec<T> low = vmin(p, q), h = log2_mean_over_max(low, vmax(p, q));
-      const Vec<T> qm = vmin(d, Vec<T>{}) - h;
+      const Vec<T> qm = vmin(d, Vec<T>{}) - h, pm = -vmax(d, Vec<T>{}) - h;
       kl_q += q * qm;
-      kl_p += p * (qm - d);
+      kl_p += p * pm;
       if (kGrad) store(log2_qm + n * W, qm);
+      if (kGrad && kBothLogs) store(log2_qm + (steps + n) * W, pm);
     }
     return {kl_p + kl_q, kl_p, kl_q};
   }
@@ -270,20 +272,22 @@ struct Jsd {
   // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc and acc_kl
   // collect what clean_grad needs; all carry the weight. `row`: the first pass's or, where that
   // filled the tiles, those. `mean_q`: KL(q | m) over ln2. `near`: how the pair before came out,
-  // from false; a guess that costs time where it is wrong.
+  // from false; a guess that costs time where it is wrong. `logs`: a tile, or where the team keeps
+  // both logarithms and does not make the other one again, two of them.
   template <class Team, bool kGrad, class T, class Row, class Sink>
   MCR_FN static typename Team::Scalar second_pass(
       int64_t steps, CleanRow<T> clean, const Row& row, typename Team::Scalar total,
       typename Team::Scalar log2_total, typename Team::Keep kept, typename Team::Scalar weight,
-      T* log2_qm, T* acc, typename Team::Scalar& acc_kl, typename Team::Scalar& mean_q, bool& near,
+      T* logs, T* acc, typename Team::Scalar& acc_kl, typename Team::Scalar& mean_q, bool& near,
       Sink sink) {
     constexpr int W = kWidth<T>;
+    constexpr bool kBoth = Team::kKeepsBothLogs;
     const auto scale = T(1) / total;
     Terms<T> sum = {};
     typename Team::Scalar value = {};
     if constexpr (Team::kFarTerms) {
       if (!near) {
-        sum = far_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+        sum = far_terms<kGrad, kBoth>(steps, clean, row, scale, log2_total, logs);
         value = Team::reduce_sum(sum.value);
         near = Team::any_below(kept, value, T(kFar));
       }
@@ -291,7 +295,7 @@ struct Jsd {
       near = true;
     }
     if (near) {
-      sum = near_terms<kGrad>(steps, clean, row, scale, log2_total, log2_qm);
+      sum = near_terms<kGrad, kBoth>(steps, clean, row, scale, log2_total, logs);
       value = Team::reduce_sum(sum.value);
       if constexpr (Team::kFarTerms) near = Team::any_below(kept, value, T(kFar));
     }
@@ -301,8 +305,13 @@ struct Jsd {
       const auto q_scale = weight * T(kHalfLn2) * scale;
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> qm = load(log2_qm + n * W);
-        const Vec<T> pm = qm - within_sight(row.difference(n) - log2_total);
+        const Vec<T> qm = load(logs + n * W);
+        Vec<T> pm;
+        if constexpr (kBoth) {
+          pm = load(logs + (steps + n) * W);
+        } else {
+          pm = qm - within_sight(row.difference(n) - log2_total);
+        }
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
         sink(n, Team::keep(kept, q_scale * row.power(n) * (qm - mean_q)));
       }

@@ -35,8 +35,8 @@ struct Scratch {
         acc(base + 6 * size),
         u_sum(base + 7 * size),
         logs(base + 8 * size),
-        donors(base + 9 * size),
-        group(base + 10 * size),
+        donors(base + 10 * size),
+        group(base + 11 * size),
         tile(size) {}
   StoredRow<T> stored(int g) const { return {group + 2 * g * tile, group + (2 * g + 1) * tile}; }
 };

@@ -107,7 +107,7 @@ template <class T>
 struct PermutedDivergencePart {
   T* grad;         // as contributions, or null
   T* grad_bias;    // [steps * W], or null
-  T* scratch;      // [10 + 2 group, steps * W]
+  T* scratch;      // [11 + 2 group, steps * W]
   double* values;  // [S]
 };
 

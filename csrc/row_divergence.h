@@ -80,7 +80,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   T* acc = scratch + 3 * tile;
   T* logs = scratch + 4 * tile;
   const auto tiles = [&](int g) {
-    T* base = scratch + (5 + 2 * g) * tile;
+    T* base = scratch + (6 + 2 * g) * tile;
     return StoredRow<T>{base, base + tile};
   };
   T top, lse;
@@ -132,7 +132,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   }
 }
 
-// Clean rows [begin, end) of the problem; scratch: [5 + 2 group, steps * W].
+// Clean rows [begin, end) of the problem; scratch: [6 + 2 group, steps * W].
 template <class T, class D>
 double run_rows(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
   double value = 0;

@@ -11,9 +11,9 @@ namespace mcr {
 namespace MCR_ISA {
 namespace {
 
-// As DeviceTeam: the far terms are for the CPU.
+// As DeviceTeam: the far terms and the second tile of logarithms are for the CPU.
 struct Team : RowTeam<float> {
-  static constexpr bool kFarTerms = false;
+  static constexpr bool kFarTerms = false, kKeepsBothLogs = false;
 
   static void load_padded(const float* row, int64_t steps, float* tile) {
     constexpr int W = kWidth<float>;
