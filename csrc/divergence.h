@@ -45,6 +45,10 @@ struct BinaryJsd {
       Vec<T> on, off;
       store(clean.log2p + n * W, logistic(z, on, off) + poison(z));
       store(clean.p + n * W, z);
+      if constexpr (Team::kTilesAreMemory) {
+        store(clean.outcomes + n * W, on);
+        store(clean.outcomes + (steps + n) * W, off);
+      }
     }
     return typename Team::Scalar{};
   }
@@ -63,15 +67,19 @@ struct BinaryJsd {
                                                   typename Team::Scalar, typename Team::Scalar,
                                                   typename Team::Keep kept,
                                                   typename Team::Scalar weight, T*, T* acc,
-                                                  typename Team::Scalar&, typename Team::Scalar&,
-                                                  bool&, Sink sink) {
+                                                  typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> z = load(clean.p + n * W), half = load(clean.log2p + n * W);
       Vec<T> on, off, pm, u;
-      logistic(z, on, off);
+      if constexpr (Team::kTilesAreMemory) {
+        on = load(clean.outcomes + n * W);
+        off = load(clean.outcomes + (steps + n) * W);
+      } else {
+        logistic(z, on, off);
+      }
       const Vec<T> term =
           outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
       value += term;
@@ -119,6 +127,10 @@ struct BinaryJsd {
     return clean.p;
   }
 
+  template <class Team, class T>
+  MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
+    return typename Team::Scalar{};
+  }
   template <class V, class S>
   MCR_FN static V clean_grad(V z, V acc, S) {
     using T = typename ElementOf<V>::type;
@@ -155,8 +167,7 @@ struct SquaredError {
                                                   typename Team::Scalar, typename Team::Scalar,
                                                   typename Team::Keep kept,
                                                   typename Team::Scalar weight, T*, T* acc,
-                                                  typename Team::Scalar&, typename Team::Scalar&,
-                                                  bool&, Sink sink) {
+                                                  typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     MCR_UNROLL
@@ -183,6 +194,10 @@ struct SquaredError {
     return clean.logits;
   }
 
+  template <class Team, class T>
+  MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
+    return typename Team::Scalar{};
+  }
   template <class V, class S>
   MCR_FN static V clean_grad(V, V acc, S) {
     return acc;

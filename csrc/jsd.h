@@ -38,6 +38,7 @@ struct CleanRow {
   T* logits;  // [steps] of vectors, in the units of the input
   T* log2p;   // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
   T* p;       // [steps] (binary: the logits in units of log2)
+  T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
 };
 
 // A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
@@ -219,7 +220,7 @@ struct Jsd {
   // The sum of the terms, over ln2 / 2, and where wanted log2(q / m) and the two KL sums.
   template <class T>
   struct Terms {
-    Vec<T> value, kl_p, kl_q;
+    Vec<T> value, kl_q;
   };
 
   // One exponential and one logarithm a class: exact for rows however near.
@@ -227,7 +228,7 @@ struct Jsd {
   MCR_NOINLINE static Terms<T> near_terms(int64_t steps, CleanRow<T> clean, Row row, Scalar scale,
                                           Scalar log2_total, T* log2_qm) {
     constexpr int W = kWidth<T>;
-    Vec<T> value = {}, kl_p = {}, kl_q = {};
+    Vec<T> value = {}, kl_q = {};
     // The exponential of the next step runs beside the logarithm of this one: the chain of both is
     // longer than what a core keeps in flight.
     Ratio<Vec<T>> next(row.difference(0) - log2_total);
@@ -240,12 +241,11 @@ struct Jsd {
       value += jsd_term<kGrad>(ratio, p, q, qm, pm);
       if (kGrad) {
         kl_q += q * qm;
-        kl_p += p * pm;
         store(log2_qm + n * W, qm);
         if (kBothLogs) store(log2_qm + (steps + n) * W, pm);
       }
     }
-    return {value, kl_p, kl_q};
+    return {value, kl_q};
   }
 
   // Without the exponential: t as a quotient of p and q. That is off by a rounding where d is not,
@@ -266,11 +266,11 @@ struct Jsd {
       if (kGrad) store(log2_qm + n * W, qm);
       if (kGrad && kBothLogs) store(log2_qm + (steps + n) * W, pm);
     }
-    return {kl_p + kl_q, kl_p, kl_q};
+    return {kl_p + kl_q, kl_q};
   }
 
-  // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc and acc_kl
-  // collect what clean_grad needs; all carry the weight. `row`: the first pass's or, where that
+  // Second pass: the value. With kGrad, sink(n, u) takes the gradient to w, and acc collects what
+  // clean_grad needs; both carry the weight. `row`: the first pass's or, where that
   // filled the tiles, those. `mean_q`: KL(q | m) over ln2. `near`: how the pair before came out,
   // from false; a guess that costs time where it is wrong. `logs`: a tile, or where the team keeps
   // both logarithms and does not make the other one again, two of them.
@@ -278,10 +278,9 @@ struct Jsd {
   MCR_FN static typename Team::Scalar second_pass(
       int64_t steps, CleanRow<T> clean, const Row& row, typename Team::Scalar total,
       typename Team::Scalar log2_total, typename Team::Keep kept, typename Team::Scalar weight,
-      T* logs, T* acc, typename Team::Scalar& acc_kl, typename Team::Scalar& mean_q, bool& near,
-      Sink sink) {
+      T* logs, T* acc, typename Team::Scalar& mean_q, bool& near, Sink sink) {
     constexpr int W = kWidth<T>;
-    constexpr bool kBoth = Team::kKeepsBothLogs;
+    constexpr bool kBoth = Team::kTilesAreMemory;
     const auto scale = T(1) / total;
     Terms<T> sum = {};
     typename Team::Scalar value = {};
@@ -301,7 +300,6 @@ struct Jsd {
     }
     if (kGrad) {
       mean_q = Team::reduce_sum(sum.kl_q);
-      acc_kl += Team::keep(kept, weight * Team::reduce_sum(sum.kl_p));
       const auto q_scale = weight * T(kHalfLn2) * scale;
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
@@ -334,10 +332,19 @@ struct Jsd {
     return clean.log2p;
   }
 
+  // The weighted KL(p | m) over ln2 of all pairs, which clean_grad takes.
+  template <class Team, class T>
+  MCR_FN static typename Team::Scalar clean_kl(int64_t steps, CleanRow<T> clean, const T* acc) {
+    constexpr int W = kWidth<T>;
+    Vec<T> sum = {};
+    MCR_UNROLL
+    for (int64_t n = 0; n < steps; ++n) sum += load(clean.p + n * W) * load(acc + n * W);
+    return Team::reduce_sum(sum);
+  }
   template <class V, class S>
-  MCR_FN static V clean_grad(V p, V acc, S acc_kl) {
+  MCR_FN static V clean_grad(V p, V acc, S clean_kl) {
     using T = typename ElementOf<V>::type;
-    return p * (acc - acc_kl) * T(kHalfLn2);
+    return p * (acc - clean_kl) * T(kHalfLn2);
   }
 };
 

@@ -28,13 +28,13 @@ struct Scratch {
   int64_t tile;
 
   Scratch(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size},
+      : clean{base, base + size, base + 2 * size, base + 8 * size},
         own(base + 3 * size),
         rest(base + 4 * size),
         rest_powers(base + 5 * size),
         acc(base + 6 * size),
         u_sum(base + 7 * size),
-        logs(base + 8 * size),
+        logs(base + 8 * size),  // of the softmax, which has no outcomes
         donors(base + 10 * size),
         group(base + 11 * size),
         tile(size) {}
@@ -45,13 +45,13 @@ struct Scratch {
 // A row whose pairs are all dropped gets nothing, whatever it holds.
 template <class T, class Team, bool kGather, class D>
 void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block,
-                  int s, const Scratch<T>& tile, typename Team::Keep seen,
-                  typename Team::Scalar acc_kl, T* grad_bias) {
+                  int s, const Scratch<T>& tile, typename Team::Keep seen, T* grad_bias) {
   constexpr int W = kWidth<T>;
+  const auto clean_kl = D::template clean_kl<Team>(pr.steps, tile.clean, tile.acc);
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
     const Vec<T> v =
-        Team::keep(seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), acc_kl));
+        Team::keep(seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), clean_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);
@@ -142,7 +142,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
   constexpr int W = kWidth<T>;
   using Scalar = typename Team::Scalar;
   Pairs<T, Team, kGather> pairs[kGroup];
-  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {}, mean_q = {};
+  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], mean_q = {};
   bool stored[kGroup], near = false;
   typename Team::Keep seen = {};
   bool any = false;
@@ -172,19 +172,19 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
       const Pairs<T, Team, kGather>& now = pairs[g];
       const auto sink = [&](int64_t n, Vec<T> u) {
         store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
-        if (kGather) return store(tile.logs + n * W, u);
+        if (kGather) return store(tile.donors + n * W, u);  // whose step n has been read
         now.donors[0].add(n, u);
         for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
       };
       const auto second_pass = [&](const auto& row) {
         return D::template second_pass<Team, kGrad, T>(
             pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
-            tile.logs, tile.acc, acc_kl, mean_q, near, sink);
+            tile.logs, tile.acc, mean_q, near, sink);
       };
       if (kGather && !D::kReadsPowers) gather_donors(now);
       const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
       for (int i = 0; kGather && kGrad && i < now.members; ++i) {
-        now.donors[i].add_tile(tile.logs, pr.steps);
+        now.donors[i].add_tile(tile.donors, pr.steps);
       }
       value += Team::keep(now.kept, now.weight * row);
       Team::note(seen, now.kept);
@@ -193,7 +193,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
     part.values[s] += Team::total(value);
   }
   if (kGrad && any) {
-    add_own_rows<T, Team, kGather, D>(pr, block, s, tile, seen, acc_kl, part.grad_bias);
+    add_own_rows<T, Team, kGather, D>(pr, block, s, tile, seen, part.grad_bias);
   }
 }
 

@@ -76,9 +76,9 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
   const T past_end = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
   const int64_t tile = pr.steps * W;
-  const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile};
+  const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile, scratch + 4 * tile};
   T* acc = scratch + 3 * tile;
-  T* logs = scratch + 4 * tile;
+  T* logs = scratch + 4 * tile;  // of the softmax, which has no outcomes
   const auto tiles = [&](int g) {
     T* base = scratch + (6 + 2 * g) * tile;
     return StoredRow<T>{base, base + tile};
@@ -91,7 +91,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   load_clean_row<T, D>(pr, i, past_end, clean.logits);
   for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});
   lse = D::template prepare<Team>(pr.steps, clean, unit, top);
-  T acc_kl = 0, mean_q = 0;
+  T mean_q = 0;
   bool any = false, near = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
     int64_t rows[kGroup];
@@ -120,14 +120,16 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
       const auto second_pass = [&](const auto& row) {
         return D::template second_pass<Team, kGrad, T>(pr.steps, clean, row, total[g],
                                                        shift[g] + log2_total[g], {}, weights[g],
-                                                       logs, acc, acc_kl, mean_q, near, sink);
+                                                       logs, acc, mean_q, near, sink);
       };
       value += weights[g] * with_row<D>(row_of(rows[g]), tiles(g), stored[g], second_pass);
     }
   }
   // Without a row held against it, its gradient is 0 already, whatever it holds.
-  for (int64_t n = 0; kGrad && any && n < pr.steps; ++n) {
-    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), acc_kl);
+  if (!kGrad || !any) return;
+  const T clean_kl = D::template clean_kl<Team>(pr.steps, clean, acc);
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), clean_kl);
     store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
   }
 }

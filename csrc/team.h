@@ -55,7 +55,7 @@ struct RowTeam {
   struct Keep {};
   static constexpr int kRows = 1;
   static constexpr bool kFarTerms = sizeof(T) == sizeof(float);  // Jsd::far_terms pays
-  static constexpr bool kKeepsBothLogs = true;  // to read them again costs less than to make them
+  static constexpr bool kTilesAreMemory = true;  // reading costs less than to make a number again
   static bool leads() { return true; }  // one lane of a team writes what is one number a row
   static V load_step(const T* row, int64_t n, int64_t size, T fill) {
     return MCR_ISA::load_step(row, n, size, fill);
@@ -114,7 +114,7 @@ struct LaneTeam {
   using Scalar = Vec<T>;
   using Keep = Mask<T>;
   static constexpr int kRows = kWidth<T>;
-  static constexpr bool kFarTerms = RowTeam<T>::kFarTerms, kKeepsBothLogs = true;
+  static constexpr bool kFarTerms = RowTeam<T>::kFarTerms, kTilesAreMemory = true;
   static Scalar reduce_sum(V v) { return v; }
   static double total(Scalar x) {
     double y = 0;

@@ -81,8 +81,8 @@ struct DeviceTeam {
   static constexpr int kRows = 1;
   // The special-function unit gives the exponential that they save beside the other arithmetic.
   static constexpr bool kFarTerms = false;
-  // A tile of registers costs more than the subtraction that it spares.
-  static constexpr bool kKeepsBothLogs = false;
+  // Another tile of registers costs more than the arithmetic that it spares.
+  static constexpr bool kTilesAreMemory = false;
 
   MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
   MCR_FN static bool leads() { return lane() == 0; }

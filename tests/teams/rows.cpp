@@ -13,7 +13,7 @@ namespace {
 
 // As DeviceTeam: the far terms and the second tile of logarithms are for the CPU.
 struct Team : RowTeam<float> {
-  static constexpr bool kFarTerms = false, kKeepsBothLogs = false;
+  static constexpr bool kFarTerms = false, kTilesAreMemory = false;
 
   static void load_padded(const float* row, int64_t steps, float* tile) {
     constexpr int W = kWidth<float>;
