@@ -41,14 +41,32 @@ struct CleanRow {
   T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
 };
 
-// A perturbed row kept in tiles: its difference from the clean row and, up to a factor, 2^w.
+// A perturbed row kept in tiles: its difference from the clean row, in the units of the input, and
+// up to a factor 2^w.
 template <class T>
 struct StoredRow {
   static constexpr bool kHasPowers = false;
   T *delta, *q;
+  T unit = T(1);
 
-  MCR_FN Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>); }
+  MCR_FN Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>) * unit; }
   MCR_FN Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
+};
+
+// The same before the first pass, with the logits in the place of the powers; `settle` fills the
+// tiles again where that is needed (Jsd::rescale).
+template <class T, class Settle>
+struct FilledRow : StoredRow<T> {
+  static constexpr bool kMayOverflow = false;
+  const Settle& settle;
+
+  MCR_FN FilledRow(const StoredRow<T>& pair, const Settle& f) : StoredRow<T>(pair), settle(f) {}
+  MCR_FN Vec<T> raw_difference(int64_t n) const { return load(this->delta + n * kWidth<T>); }
+  MCR_FN Vec<T> logit(int64_t n) const { return load(this->q + n * kWidth<T>); }
+  MCR_FN const FilledRow& settled(int64_t) const {
+    settle();
+    return *this;
+  }
 };
 
 // Calls `second_pass` with what the first pass left: the row itself, or the tiles.
@@ -157,11 +175,12 @@ struct Jsd {
 
   // First pass: the mass sum_c p 2^delta with delta = w - z, up to the power of two whose log2 is
   // returned. Rows go through the two passes in groups, so that the sum and logarithm between them
-  // are not waited for. `row` reads the perturbed row: difference(n) is delta, logit(n) is w less
-  // the clean row's normaliser, so that p 2^delta is 2^logit; and, if it has them as products of
-  // stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those again in the
-  // second pass costs less than to keep them. Otherwise, and where the powers leave their range,
-  // the tiles keep delta and p 2^delta: `stored`.
+  // are not waited for. `row` reads the perturbed row: difference(n) is delta, raw_difference(n)
+  // the same in the units of the input, logit(n) is w less the clean row's normaliser, so that
+  // p 2^delta is 2^logit; and, if it has them as products of stored powers, power(n) is 2^w up to
+  // the factor 2^log2_factor(). To read those again in the second pass costs less than to keep
+  // them. Otherwise, and where the powers leave their range, the tiles keep delta and p 2^delta:
+  // `stored`.
   template <class Team, class T, class Row>
   MCR_FN static typename Team::Scalar first_pass(int64_t steps, const Row& row, StoredRow<T> tiles,
                                                  typename Team::Scalar& total, bool& stored) {
@@ -174,7 +193,7 @@ struct Jsd {
       Vec<T> squares = {};
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> d = row.difference(n), e = exp2(row.logit(n));
+        const Vec<T> d = row.raw_difference(n), e = exp2(row.logit(n));
         store(tiles.delta + n * W, d);
         store(tiles.q + n * W, e);
         mass += e;
@@ -201,7 +220,7 @@ struct Jsd {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> logit = row.logit(n);
-      store(tiles.delta + n * W, row.difference(n));
+      store(tiles.delta + n * W, row.raw_difference(n));
       store(tiles.q + n * W, logit);
       top = vmax(logit, top);
     }

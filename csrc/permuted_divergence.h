@@ -125,6 +125,7 @@ struct PerturbedRow {
     return sum;
   }
   Vec<T> difference(int64_t n) const { return from_donors(n) - load(own + n * kWidth<T>); }
+  Vec<T> raw_difference(int64_t n) const { return difference(n); }
   Vec<T> logit(int64_t n) const { return from_donors(n) + load(rest + n * kWidth<T>); }
   Vec<T> power(int64_t n) const {
     Vec<T> product = load(rest_powers + n * kWidth<T>) * first.power(n);

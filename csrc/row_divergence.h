@@ -34,11 +34,10 @@ struct GivenRow {
     for (int l = 0; l < W; ++l) x[l] = n * W + l < classes ? x[l] : otherwise;
     return x;
   }
-  Vec<T> difference(int64_t n) const {
-    return map(n, T(0), [&](Vec<T> w, Vec<T> z) {
-      return (w - (kSettled ? z - clean_base : z)) * unit;
-    });
+  Vec<T> raw_difference(int64_t n) const {
+    return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return w - (kSettled ? z - clean_base : z); });
   }
+  Vec<T> difference(int64_t n) const { return raw_difference(n) * unit; }
   Vec<T> logit(int64_t n) const {
     return map(n, past_end, [&](Vec<T> w, Vec<T>) {
       return (kSettled ? w : w - top) * unit - lse;
@@ -81,7 +80,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   T* logs = scratch + 4 * tile;  // of the softmax, which has no outcomes
   const auto tiles = [&](int g) {
     T* base = scratch + (6 + 2 * g) * tile;
-    return StoredRow<T>{base, base + tile};
+    return StoredRow<T>{base, base + tile, unit};
   };
   T top, lse;
   const auto row_of = [&](int64_t r) {

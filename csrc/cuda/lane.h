@@ -56,6 +56,7 @@ MCR_INLINE float log2_half1p(float y) { return two_atanh_over_ln2(__fdividef(y, 
 MCR_INLINE float log2_1p(float t) { return two_atanh_over_ln2(__fdividef(t, t + 2.0f)); }
 
 MCR_INLINE float splat(float x) { return x; }
+MCR_INLINE bool any(bool x) { return x; }
 
 struct AllLanes {
   MCR_FN static float keep(float x) { return x; }
