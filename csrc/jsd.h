@@ -213,7 +213,7 @@ struct Jsd {
   // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
   // range. settled() is the row again, as it reads where that is so.
   template <class Team, class T, class Row>
-  MCR_FN static typename Team::Scalar rescale(int64_t steps, const Row& row, StoredRow<T> tiles,
+  MCR_NOINLINE static typename Team::Scalar rescale(int64_t steps, const Row& row, StoredRow<T> tiles,
                                               typename Team::Scalar& total) {
     constexpr int W = kWidth<T>;
     Vec<T> top = row.logit(0);

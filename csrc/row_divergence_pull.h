@@ -52,7 +52,7 @@ struct Members {
 
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
 // `value` and `weights`, which are the sums where parts.leads(). rows.clean(i, ..) and
-// rows.perturbed(r, ..) fill a tile, the former with numbers up to a limit; `memory` holds
+// rows.perturbed(r, ..) fill a tile with numbers up to a limit; `memory` holds
 // HeldTiles<T, kAhead>::kCount tiles.
 template <class Team, class D, bool kGrad, bool kAhead, class T, class Rows, class Parts>
 MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64_t i, int64_t steps,
@@ -64,19 +64,18 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
   const int64_t C = pr.classes;
   const T fill = SameType<D, Jsd>::value ? T(kNoClass) : T(0);  // the padding is no class
   const Members<T> members(pr, i, parts);
-  rows.clean(i, steps, fill, kSquares ? T(INFINITY) : T(kFarthest), tile.clean.logits);
+  const T limit = kSquares ? T(INFINITY) : T(kFarthest);
+  rows.clean(i, steps, fill, limit, tile.clean.logits);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) store(tile.acc + n * W, Vec<T>{});
   typename Team::Scalar top;
   const auto lse = D::template prepare<Team>(steps, tile.clean, unit, top);
-  // The padding stays as far out as it is.
-  const auto within = [&](Vec<T> w) { return kSquares ? w : saturated(w, -kNoClass); };
   // The row in `from`, less `base`, beside the clean row less `clean_base`. Where there is no
   // class, both are the padding: the rows do not differ.
   const auto fill_pair = [&](const T* from, auto base, auto clean_base) {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> w = within(load(from + n * W)) - base;
+      const Vec<T> w = load(from + n * W) - base;
       store(tile.pair.delta + n * W, w - (load(tile.clean.logits + n * W) - clean_base));
       if (!kSquares) store(tile.pair.q + n * W, (w - (top - clean_base)) * unit - lse);
     }
@@ -88,13 +87,13 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     const int64_t r = next;
     const T own_weight = next_weight, weight = pr.factor * own_weight;
     if (own_weight != T(0)) {
-      if (!kAhead) rows.perturbed(r, steps, fill, tile.next);
+      if (!kAhead) rows.perturbed(r, steps, fill, limit, tile.next);
       fill_pair(tile.next, T(0), T(0));
     }
     next = after;
     next_weight = members.weight(next);
     after = members.row(at + 2);
-    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, tile.next);
+    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, limit, tile.next);
     weights += double(own_weight);
     T* grad = pr.grad_perturbed + r * C;
     if (own_weight == T(0)) {  // dropped, whatever it holds
@@ -109,10 +108,10 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     // Each row less its largest: they are so far apart that their common offsets, if they have any,
     // cost more digits than this does.
     const auto settle = [&] {
-      rows.perturbed(r, steps, fill, tile.pair.q);
-      Vec<T> most = within(load(tile.pair.q));
+      rows.perturbed(r, steps, fill, limit, tile.pair.q);
+      Vec<T> most = load(tile.pair.q);
       MCR_UNROLL
-      for (int64_t n = 1; n < steps; ++n) most = vmax(within(load(tile.pair.q + n * W)), most);
+      for (int64_t n = 1; n < steps; ++n) most = vmax(load(tile.pair.q + n * W), most);
       fill_pair(tile.pair.q, Team::reduce_max(most), top);
     };
     const FilledRow<T, decltype(settle)> row(tile.pair, settle);

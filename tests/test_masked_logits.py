@@ -1,130 +1,79 @@
-"""Logits that are masked with large finite numbers, or far from 0 all together.
+"""Logits that are masked with large finite numbers, or far from 0 all together (masks.py)."""
 
-A mask is an ordinary number: rows that agree in a masked class add nothing to it, rows that do not
-are as far apart there as probabilities can be. So results are held to what they owe without the
-masks, not to eps of the masks' size.
-"""
-
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from divergences import Batch, Inputs, Rows, make_batch, make_rows, on_capability, run, unequal
-from tolerances import check_gradient, check_value
+from divergences import make_batch, make_rows, on_capability, run, unequal
+from masks import (
+    CARRIERS,
+    LAYOUTS,
+    MASKS,
+    OFFSETS,
+    ROW_SIDES,
+    SIZE,
+    batch_apart,
+    check,
+    masked_batch,
+    masked_rows,
+    rows_apart,
+)
+from tolerances import check_gradient
 from torch import Tensor
 
 from mcr_fast import functional
 
-MASKS = (
-    -1e4,
-    -1e6,
-    -1e9,
-    torch.finfo(torch.bfloat16).min,
-    torch.finfo(torch.float32).min,
-)
-OFFSETS = (1e3, 1e4, 1e6, -1e6)
 CAPABILITIES = ("avx512", "avx2", "portable")
 BACKENDS = (*CAPABILITIES, "reference")
-SIZE = 8.0  # of the logits without their masks
 DIVERGENCES = ("jsd", "binary_jsd")
 
 
-def results(x: Inputs, backend: str, upstream: Tensor | float = 1.0, **options):
+def on_backend(backend: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`run` of a backend, or of an instruction set of the CPU's."""
     if backend not in CAPABILITIES:
-        return run(x, backend, upstream, **options)
+        return functools.partial(run, backend=backend)
+
+    def ours(x, **options):
+        with on_capability(backend):
+            return run(x, "cpu", **options)
+
     try:
         with on_capability(backend):
-            return run(x, "cpu", upstream, **options)
+            return ours
     except RuntimeError as error:
         pytest.skip(f"no {backend} here: {error}")
-
-
-def check(
-    x: Inputs, backend: str, upstream: Tensor | float = 1.0, size: float = SIZE, **options
-) -> None:
-    """A backend against float64, with the digits that logits of that size have."""
-    name = "row_divergence" if isinstance(x, Rows) else "permuted_divergence"
-    ours = results(x, backend, upstream, **options)
-    truth = run(x.to(torch.float64), "reference", upstream, **options)
-    case = f"{backend} {options}"
-    check_value(name, ours[0], truth[0], truth[0].to(ours[0].dtype), growth=1 + size, case=case)
-    rows = len(x.rows) if isinstance(x, Rows) else x.contributions.shape[1]
-    for actual, expected in zip(ours[1:], truth[1:], strict=True):
-        plain = expected.to(actual.dtype)
-        check_gradient(name, actual, expected, plain, growth=2 * size, floor=1 / rows, case=case)
-
-
-def masked_rows(side: str, mask: float, num_classes: int, dtype: torch.dtype) -> Rows:
-    x = make_rows(11, 4, num_classes, seed=3, dtype=dtype)
-    sides = {"both": (x.perturbed, x.clean), "perturbed": (x.perturbed,), "clean": (x.clean,)}
-    for t in sides.get(side, ()):
-        t[:, 2] = mask
-    if side == "added":
-        x.perturbed[:, 2] += mask
-        x.clean[:, 2] += mask
-    if side == "rows":  # each its own class
-        x.perturbed[torch.arange(11), torch.arange(11) % num_classes] = mask
-        x.clean[torch.arange(4), torch.arange(4) % num_classes] = mask
-    if side == "whole rows":  # an even distribution, as any row without differences
-        x.perturbed[:3] = mask
-        x.clean[:2] = mask
-    return x
-
-
-ROW_SIDES = ("both", "added", "perturbed", "clean", "rows", "whole rows")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("side", ROW_SIDES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_masked_rows(divergence, side, backend):
+    ours = on_backend(backend)
     for mask, classes in itertools.product(MASKS, (5, 40)):
-        check(masked_rows(side, mask, classes, torch.float32), backend, divergence=divergence)
-    check(masked_rows(side, -1e9, 5, torch.float64), backend, divergence=divergence)
-    check(masked_rows(side, MASKS[3], 5, torch.bfloat16), backend, divergence=divergence)
-
-
-def masked_batch(carrier: str, mask: float, base: Batch) -> Batch:
-    """`base` with class 1 masked, in every row, in some, or by more than one summand."""
-    x = base.map(torch.clone)
-    a = x.contributions
-    if carrier == "bias":
-        x.bias[1] = mask
-    elif carrier == "first":
-        a[0, :, 1] = mask
-    elif carrier == "last, added":
-        a[-1, :, 1] += mask
-    elif carrier == "all":
-        a[:, :, 1] = mask
-        x.bias[1] = mask
-    elif carrier == "some rows":
-        a[0, ::2, 1] = mask
-        a[-1, 1::3, 3] = mask
-    elif carrier == "classes of its own":
-        a[0, torch.arange(a.shape[1]), torch.arange(a.shape[1]) % a.shape[2]] = mask
-    return x
-
-
-CARRIERS = ("bias", "first", "last, added", "all", "some rows", "classes of its own")
-# lanes of rows, gathered lanes, classes in vectors
-LAYOUTS = (("cyclic", 5), ("table", 6), ("cyclic", 50), ("table", 51))
+        check(masked_rows(side, mask, classes, torch.float32), ours, divergence=divergence)
+    check(masked_rows(side, -1e9, 5, torch.float64), ours, divergence=divergence)
+    bfloat16_min = torch.finfo(torch.bfloat16).min
+    check(masked_rows(side, bfloat16_min, 5, torch.bfloat16), ours, divergence=divergence)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_masked_contributions(divergence, carrier, backend):
+    ours = on_backend(backend)
     for (scheme, classes), mask in itertools.product(LAYOUTS, MASKS):
         base = make_batch(2, 19, classes, scheme, count=3, seed=5)
-        check(masked_batch(carrier, mask, base), backend, divergence=divergence)
+        check(masked_batch(carrier, mask, base), ours, divergence=divergence)
     for scheme, own in (("cyclic", False), ("table", True)):
         base = make_batch(3, 9, 5, scheme, own=own, count=3, seed=6)
         x = masked_batch(carrier, -1e9, base)
         options = {"divergence": divergence, "clean_path": "routed", "strategy": "collaborative"}
-        check(x, backend, unequal(x), **options)
+        check(x, ours, unequal(x), **options)
     base = make_batch(2, 9, 5, "cyclic", dtype=torch.float64)
-    check(masked_batch(carrier, -1e9, base), backend, divergence=divergence)
+    check(masked_batch(carrier, -1e9, base), ours, divergence=divergence)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -132,31 +81,15 @@ def test_masked_contributions(divergence, carrier, backend):
 def test_rows_with_a_common_offset(side, backend):
     """The softmax does not feel it, and neither do the digits."""
     for offset, scale in itertools.product(OFFSETS, (0.05, 1.0)):
-        x = make_rows(32, 8, 10, scale=scale, seed=1)
-        if side == "both":  # perturbed rows near their clean ones
-            x.perturbed = x.perturbed * 0.1 + x.clean[x.rows]
-        if side != "clean":
-            x.perturbed = x.perturbed + offset
-        if side != "perturbed":
-            x.clean = x.clean + offset
-        check(x, backend, size=4 * scale)
+        check(rows_apart(side, offset, scale), on_backend(backend), size=4 * scale)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("where", ["bias", "first", "all rows apart"])
+@pytest.mark.parametrize("backend", CAPABILITIES)  # the reference's sums keep the offset
+@pytest.mark.parametrize("where", ["bias", "first", "every row"])
 def test_contributions_with_a_common_offset(where, backend):
     for (scheme, classes), offset in itertools.product(LAYOUTS, OFFSETS):
         base = make_batch(2, 19, classes, scheme, count=3, seed=5)
-        x = base.map(torch.clone)
-        if where == "bias":
-            x.bias += offset
-        elif where == "first":
-            x.contributions[0] += offset
-        else:
-            x.contributions += offset * torch.arange(-9.0, 10)[:, None]
-        if backend == "reference":  # its sums keep the offset
-            continue
-        check(x, backend)
+        check(batch_apart(where, offset, base), on_backend(backend))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -189,8 +122,8 @@ def test_rows_that_agree_in_a_saturated_class_gain_nothing(divergence, backend):
             perturbed=torch.cat([x.perturbed, torch.full((8, 1), mask)], 1),
             clean=torch.cat([x.clean, torch.full((8, 1), mask)], 1),
         )
-        alone = results(x, backend, divergence=divergence)
-        joined = results(masked, backend, divergence=divergence)
+        alone = on_backend(backend)(x, divergence=divergence)
+        joined = on_backend(backend)(masked, divergence=divergence)
         share = 4 / 5 if divergence == "binary_jsd" else 1.0  # a mean over the classes
         torch.testing.assert_close(joined[0], share * alone[0], rtol=2e-6, atol=0)
         for with_mask, without in zip(joined[1:], alone[1:], strict=True):
@@ -206,12 +139,12 @@ def test_infinite_logits_give_nan(divergence, backend):
         x.clean[0, 1] = value
         if side == "both":
             x.perturbed[:, 1] = value
-        assert results(x, backend, divergence=divergence)[0].isnan()
+        assert on_backend(backend)(x, divergence=divergence)[0].isnan()
         y = make_batch(2, 6, 4, "cyclic")
         y.contributions[0, 0, 1] = value
         if side == "both":
             y.contributions[:, :, 1] = value
-        assert results(y, backend, divergence=divergence)[0].isnan().all()
+        assert on_backend(backend)(y, divergence=divergence)[0].isnan().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -220,7 +153,7 @@ def test_squared_error_of_huge_numbers(backend):
     for size in (1e4, 1e9, 1e15):
         x = make_rows(6, 3, 4, seed=2)
         x.perturbed[:, 1] = size
-        value, *grads = results(x, backend, divergence="mse")
+        value, *grads = on_backend(backend)(x, divergence="mse")
         truth, *expected = run(x.to(torch.float64), "reference", divergence="mse")
         torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
         for actual, grad in zip(grads, expected, strict=True):

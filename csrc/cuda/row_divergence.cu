@@ -47,35 +47,33 @@ struct TeamsRows {
   const GivenRows &perturbed_rows, &clean_rows;
   int64_t classes;
 
-  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill,
+  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill, float limit,
                                             float* tile) const {
-    read(perturbed_rows, r, steps, fill, [](float x) { return x; }, tile);
+    read(perturbed_rows, r, steps, fill, limit, tile);
   }
   __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float limit,
                                         float* tile) const {
-    read(
-        clean_rows, i, steps, fill, [=](float x) { return MCR_ISA::saturated(x, limit); }, tile);
+    read(clean_rows, i, steps, fill, limit, tile);
   }
 
  private:
-  template <class F>
   __device__ __forceinline__ void read(const GivenRows& rows, int64_t row, int64_t steps,
-                                       float fill, const F& f, float* tile) const {
+                                       float fill, float limit, float* tile) const {
     if (rows.storage == Storage::kFloat) {
-      fill_tile(row_of<float>(rows, row, classes), steps, fill, f, tile);
+      fill_tile(row_of<float>(rows, row, classes), steps, fill, limit, tile);
     } else if (rows.storage == Storage::kBfloat16) {
-      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, f, tile);
+      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, limit, tile);
     } else {
-      fill_tile(row_of<__half>(rows, row, classes), steps, fill, f, tile);
+      fill_tile(row_of<__half>(rows, row, classes), steps, fill, limit, tile);
     }
   }
-  template <class In, class F>
-  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill, const F& f,
+  template <class In>
+  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill, float limit,
                                             float* tile) const {
 #pragma unroll
     for (int64_t n = 0; n < steps; ++n) {
       const int c = int(n) * Team::kLanes + Team::lane();
-      tile[n] = c < classes ? f(to_float(row[c])) : fill;
+      tile[n] = c < classes ? MCR_ISA::saturated(to_float(row[c]), limit) : fill;
     }
   }
 };

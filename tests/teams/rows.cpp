@@ -155,21 +155,21 @@ void run_far(const FarProblem<float>& pr, int count) {
 struct FloatRows {
   const RowDivergenceProblem<float>& pr;
 
-  void perturbed(int64_t r, int64_t steps, float fill, float* tile) const {
-    read(pr.perturbed + r * pr.classes, steps, fill, tile);
+  void perturbed(int64_t r, int64_t steps, float fill, float limit, float* tile) const {
+    read(pr.perturbed + r * pr.classes, steps, fill, limit, tile);
   }
   void clean(int64_t i, int64_t steps, float fill, float limit, float* tile) const {
-    read(pr.clean + i * pr.classes, steps, fill, tile);
-    for (int64_t c = 0; c < pr.classes; ++c) {
-      tile[c] = std::min(std::max(tile[c], -limit), limit) + 0 * tile[c];
-    }
+    read(pr.clean + i * pr.classes, steps, fill, limit, tile);
   }
 
  private:
-  void read(const float* row, int64_t steps, float fill, float* tile) const {
+  void read(const float* row, int64_t steps, float fill, float limit, float* tile) const {
     constexpr int W = kWidth<float>;
     for (int64_t n = 0; n < steps; ++n) {
       store(tile + n * W, Team::load_step(row, n, pr.classes, fill));
+    }
+    for (int64_t c = 0; c < pr.classes; ++c) {
+      tile[c] = std::min(std::max(tile[c], -limit), limit) + 0 * tile[c];
     }
   }
 };
