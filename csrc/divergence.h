@@ -35,16 +35,15 @@ struct BinaryJsd {
   }
 
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean, T unit,
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean,
                                               typename Team::Scalar& top) {
     constexpr int W = kWidth<T>;
     top = typename Team::Scalar{};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = load(clean.logits + n * W) * unit;
+      const Vec<T> z = of_clean(clean, n);
       Vec<T> on, off;
       store(clean.log2p + n * W, logistic(z, on, off) + poison(z));
-      store(clean.p + n * W, z);
       if constexpr (Team::kTilesAreMemory) {
         store(clean.outcomes + n * W, on);
         store(clean.outcomes + (steps + n) * W, off);
@@ -72,7 +71,7 @@ struct BinaryJsd {
     Vec<T> value = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = load(clean.p + n * W), half = load(clean.log2p + n * W);
+      const Vec<T> z = of_clean(clean, n), half = load(clean.log2p + n * W);
       Vec<T> on, off, pm, u;
       if constexpr (Team::kTilesAreMemory) {
         on = load(clean.outcomes + n * W);
@@ -124,12 +123,16 @@ struct BinaryJsd {
   }
   template <class T>
   MCR_FN static const T* clean_part(CleanRow<T> clean) {
-    return clean.p;
+    return clean.logits;  // where rows are in units of log2 already
   }
 
   template <class Team, class T>
   MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
     return typename Team::Scalar{};
+  }
+  template <class T>
+  MCR_FN static Vec<T> of_clean(CleanRow<T> clean, int64_t n) {
+    return load(clean.logits + n * kWidth<T>) * clean.unit;
   }
   template <class V, class S>
   MCR_FN static V clean_grad(V z, V acc, S) {
@@ -145,7 +148,7 @@ struct SquaredError {
   static constexpr bool kReadsPowers = false;
 
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean, T,
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean,
                                               typename Team::Scalar& top) {
     constexpr int W = kWidth<T>;
     top = typename Team::Scalar{};
@@ -197,6 +200,10 @@ struct SquaredError {
   template <class Team, class T>
   MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
     return typename Team::Scalar{};
+  }
+  template <class T>
+  MCR_FN static Vec<T> of_clean(CleanRow<T> clean, int64_t n) {
+    return load(clean.logits + n * kWidth<T>);
   }
   template <class V, class S>
   MCR_FN static V clean_grad(V, V acc, S) {

@@ -37,7 +37,8 @@ template <class T>
 struct CleanRow {
   T* logits;  // [steps] of vectors, in the units of the input
   T* log2p;   // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
-  T* p;       // [steps] (binary: the logits in units of log2)
+  T* p;       // [steps] of the softmax
+  T unit;     // of the input, in units of log2
   T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
 };
 
@@ -131,12 +132,13 @@ MCR_INLINE V not_negative(V x) {
 struct Jsd {
   static constexpr bool kReadsPowers = true;
 
-  // Returns log2 sum_c 2^(logits_c - top) in units of log2, where one of the input is `unit`, and
-  // `top`, the largest logit: a common offset of all of them is gone before it could cost digits.
+  // Returns log2 sum_c 2^(logits_c - max) in units of log2, and `max`, the largest logit: a common
+  // offset of all of them is gone before it could cost digits.
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean, T unit,
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean,
                                               typename Team::Scalar& max) {
     constexpr int W = kWidth<T>;
+    const T unit = clean.unit;
     Vec<T> top = load(clean.logits), not_finite = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
@@ -359,6 +361,11 @@ struct Jsd {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) sum += load(clean.p + n * W) * load(acc + n * W);
     return Team::reduce_sum(sum);
+  }
+  // What clean_grad takes of a clean row's step.
+  template <class T>
+  MCR_FN static Vec<T> of_clean(CleanRow<T> clean, int64_t n) {
+    return load(clean.p + n * kWidth<T>);
   }
   template <class V, class S>
   MCR_FN static V clean_grad(V p, V acc, S clean_kl) {

@@ -28,7 +28,7 @@ struct Scratch {
   int64_t tile;
 
   Scratch(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size, base + 8 * size},
+      : clean{base, base + size, base + 2 * size, T(1), base + 8 * size},
         own(base + 3 * size),
         rest(base + 4 * size),
         rest_powers(base + 5 * size),
@@ -51,7 +51,7 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
     const Vec<T> v =
-        Team::keep(seen, D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), clean_kl));
+        Team::keep(seen, D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);
@@ -210,7 +210,7 @@ void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t e
       load_bias<T, Team, kGather>(pr, tile.clean.logits);
       for (int m = 0; m < pr.modalities; ++m) block.rows(m).add_to(tile.clean.logits, pr.steps);
       typename Team::Scalar top;
-      const auto lse = D::template prepare<Team>(pr.steps, tile.clean, T(1), top);
+      const auto lse = D::template prepare<Team>(pr.steps, tile.clean, top);
       if (__builtin_popcount(pr.subsets[s]) == 1) {
         run_subset<T, Team, kGather, D, kGrad, 1>(pr, block, s, tile, top + lse, part);
       } else {

@@ -72,13 +72,18 @@ struct PermutedDivergenceProblem {
     const int64_t j = row + shift(m, k);
     return j < rows ? j : j - rows;
   }
+  // NaN equals nothing, itself included: a row with that label has a code from here on.
+  MCR_ALWAYS_INLINE bool same_label(int64_t i, int64_t j) const {
+    constexpr uint64_t kNanCodes = 0x7ff8000000000001;
+    return labels[i] == labels[j] && uint64_t(labels[i]) - kNanCodes >= uint64_t{1} << 31;
+  }
   MCR_ALWAYS_INLINE bool keeps(uint32_t subset, int64_t k, int64_t row) const {
     for (int m = 0; m < modalities; ++m) {
       if (!(subset >> m & 1)) continue;
       const int64_t j = donor(m, k, row);
       if (present && !((present[row] & present[j]) >> m & 1)) return false;
       if (exclude == Exclude::kSelf && j == row) return false;
-      if (exclude == Exclude::kSameLabel && labels[j] == labels[row]) return false;
+      if (exclude == Exclude::kSameLabel && same_label(row, j)) return false;
     }
     return true;
   }

@@ -55,7 +55,7 @@ struct PullTiles {
   StoredRow<T> pair;
 
   MCR_FN PullTiles(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size},
+      : clean{base, base + size, base + 2 * size, T(1)},
         own(base + 3 * size),
         rest(base + 4 * size),
         acc(base + 5 * size),
@@ -135,7 +135,7 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
     T* acc = tile.acc + n * W;
-    store(acc, D::clean_grad(load(tile.clean.p + n * W), load(acc), clean_kl));
+    store(acc, D::clean_grad(D::of_clean(tile.clean, n), load(acc), clean_kl));
   }
   route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
     add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
@@ -209,7 +209,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
   }
   typename Team::Scalar normaliser;
-  const auto lse = D::template prepare<Team>(steps, tile.clean, T(1), normaliser);
+  const auto lse = D::template prepare<Team>(steps, tile.clean, normaliser);
   normaliser += lse;
   if (kGrad && parts.leads()) {
     if (Team::leads()) pr.clean_lse[i] = normaliser;

@@ -75,7 +75,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
   const T past_end = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
   const int64_t tile = pr.steps * W;
-  const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile, scratch + 4 * tile};
+  const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile, unit, scratch + 4 * tile};
   T* acc = scratch + 3 * tile;
   T* logs = scratch + 4 * tile;  // of the softmax, which has no outcomes
   const auto tiles = [&](int g) {
@@ -89,7 +89,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   };
   load_clean_row<T, D>(pr, i, past_end, clean.logits);
   for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});
-  lse = D::template prepare<Team>(pr.steps, clean, unit, top);
+  lse = D::template prepare<Team>(pr.steps, clean, top);
   T mean_q = 0;
   bool any = false, near = false;
   for (int64_t at = pr.start[i]; at < pr.start[i + 1];) {
@@ -128,7 +128,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   if (!kGrad || !any) return;
   const T clean_kl = D::template clean_kl<Team>(pr.steps, clean, acc);
   for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> v = D::clean_grad(load(clean.p + n * W), load(acc + n * W), clean_kl);
+    const Vec<T> v = D::clean_grad(D::of_clean(clean, n), load(acc + n * W), clean_kl);
     store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
   }
 }

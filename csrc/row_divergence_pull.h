@@ -23,7 +23,7 @@ struct HeldTiles {
   T* next;
 
   MCR_FN HeldTiles(T* base, int64_t size, T unit)
-      : clean{base, base + size, base + 2 * size},
+      : clean{base, base + size, base + 2 * size, unit},
         acc(base + 3 * size),
         logs(base + 4 * size),
         pair{base + 5 * size, base + 6 * size, unit},
@@ -69,7 +69,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) store(tile.acc + n * W, Vec<T>{});
   typename Team::Scalar top;
-  const auto lse = D::template prepare<Team>(steps, tile.clean, unit, top);
+  const auto lse = D::template prepare<Team>(steps, tile.clean, top);
   // The row in `from`, less `base`, beside the clean row less `clean_base`. Where there is no
   // class, both are the padding: the rows do not differ.
   const auto fill_pair = [&](const T* from, auto base, auto clean_base) {
@@ -133,7 +133,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> v =
-          D::clean_grad(load(tile.clean.p + n * W), load(tile.acc + n * W), clean_kl);
+          D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
       Team::store_step(pr.grad_clean + i * C, n, C, v);
     }
   }

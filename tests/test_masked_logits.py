@@ -158,3 +158,23 @@ def test_squared_error_of_huge_numbers(backend):
         torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
         for actual, grad in zip(grads, expected, strict=True):
             torch.testing.assert_close(actual.double(), grad, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf])
+def test_checks_name_infinite_logits(value, monkeypatch):
+    x = make_rows(4, 4, 3, seed=2)
+    x.clean[1, 1] = value
+    rows = (x.perturbed, x.clean, torch.arange(4))
+    contributions, bias = torch.zeros(2, 4, 3), torch.zeros(3)
+    assert functional.row_divergence(*rows).isnan()
+    monkeypatch.setenv("MCR_FAST_CHECK", "1")
+    with pytest.raises(ValueError, match="clean holds infinite logits.* -1e9"):
+        functional.row_divergence(*rows)
+    with pytest.raises(ValueError, match="perturbed holds infinite"):
+        functional.row_divergence(x.clean, x.perturbed, rows[2])
+    bias[0] = value
+    with pytest.raises(ValueError, match="bias holds infinite"):
+        functional.permuted_divergence(contributions, bias=bias)
+    contributions[0, 2, 1] = value
+    with pytest.raises(ValueError, match="contributions holds infinite"):
+        functional.permuted_divergence(contributions)

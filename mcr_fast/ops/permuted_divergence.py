@@ -10,6 +10,7 @@ from mcr_fast.ops._backend import resolve_divergence
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.reference._divergence import weights_in_range
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 
 MAX_MODALITIES = 8  # of the compiled kernels
@@ -112,6 +113,8 @@ def permuted_divergence(
             divergence=divergence,
             exclude=exclude,
         )
+    if sample_weight is not None:
+        sample_weight = weights_in_range(sample_weight)
     if too_many:
         raise ValueError(
             f"backend={backend!r} takes at most {MAX_MODALITIES} modalities, got "

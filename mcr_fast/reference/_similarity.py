@@ -1,13 +1,27 @@
 """What the two contrastive references share: the rows, and every pair's scaled similarity."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 if any input is float64, else float32: nothing is accumulated in 16 bits."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _normalized(x: Tensor) -> Tensor:  # [L, D]
+    """x / max(|x|, 1e-12), of rows whose squares leave the range of the dtype too.
+
+    A power of two makes the largest element about 1 first; rows far below 1e-12 are left alone.
+    """
+    if x.shape[1] == 0:
+        return x
+    exponent = x.detach().abs().amax(1, keepdim=True).frexp().exponent.clamp(-60, 1000)
+    half = torch.ldexp(torch.ones_like(x[:, :1]), -(exponent // 2))  # twice: one alone could underflow
+    rest = torch.ldexp(torch.ones_like(x[:, :1]), exponent // 2 - exponent)
+    scaled = x * half * rest
+    smallest = 1e-12 * half * rest
+    return scaled / torch.maximum(scaled.norm(dim=1, keepdim=True), smallest)
 
 
 def scaled_similarities(
@@ -24,7 +38,7 @@ def scaled_similarities(
     if present is not None:
         # where, not a product: whatever an absent row holds, NaN included, must not matter
         x = torch.where(present[:, None], x, x.new_zeros(()))
-    z = F.normalize(x, dim=1)
+    z = _normalized(x)
     with torch.autocast(x.device.type, enabled=False):  # logits are never rounded to 16 bits
         similarities = z @ z.T / temperature
     other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
