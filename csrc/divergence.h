@@ -79,8 +79,7 @@ struct BinaryJsd {
       } else {
         logistic(z, on, off);
       }
-      const Vec<T> term =
-          outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
+      const Vec<T> term = outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
       value += term;
       if (kGrad) {
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));

@@ -35,10 +35,10 @@ constexpr double kNoClass = -1e30;
 // What a clean row is to all the rows held against it.
 template <class T>
 struct CleanRow {
-  T* logits;  // [steps] of vectors, in the units of the input
-  T* log2p;   // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
-  T* p;       // [steps] of the softmax
-  T unit;     // of the input, in units of log2
+  T* logits;              // [steps] of vectors, in the units of the input
+  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
+  T* p;                   // [steps] of the softmax
+  T unit;                 // of the input, in units of log2
   T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
 };
 
@@ -209,15 +209,19 @@ struct Jsd {
       return typename Team::Scalar{};
     }
     stored = true;
-    return rescale<Team, T>(steps, row.settled(steps), tiles, total);
+    typename Team::Scalar sum;  // its address, and the row's, are not to be known in this loop
+    const auto shift = rescale<Team, T>(steps, row, tiles, sum);
+    total = sum;
+    return shift;
   }
 
   // Far logits only: neither the clean row's normaliser nor the stored powers keep 2^delta in
   // range. settled() is the row again, as it reads where that is so.
   template <class Team, class T, class Row>
-  MCR_NOINLINE static typename Team::Scalar rescale(int64_t steps, const Row& row, StoredRow<T> tiles,
-                                              typename Team::Scalar& total) {
+  MCR_NOINLINE static typename Team::Scalar rescale(int64_t steps, Row given, StoredRow<T> tiles,
+                                                    typename Team::Scalar& total) {
     constexpr int W = kWidth<T>;
+    const auto& row = given.settled(steps);
     Vec<T> top = row.logit(0);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {

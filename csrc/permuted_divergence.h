@@ -50,8 +50,8 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
   const auto clean_kl = D::template clean_kl<Team>(pr.steps, tile.clean, tile.acc);
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> v =
-        Team::keep(seen, D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl));
+    const Vec<T> v = Team::keep(
+        seen, D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);
@@ -77,8 +77,8 @@ void load_bias(const PermutedDivergenceProblem<T>& pr, T* tile) {
 }
 
 // own = sum over the members of A_m[i]; rest = what is not taken from donors, less the clean row's
-// normaliser: z less `own` would not tell it where a member holds a mask. rest_powers = 2^rest up to
-// the power of two that is returned. Clears what the pairs add to.
+// normaliser: z less `own` would not tell it where a member holds a mask. rest_powers = 2^rest up
+// to the power of two that is returned. Clears what the pairs add to.
 template <class T, class Team, bool kGather, class D>
 typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
                                    const Block<T, Team, kGather>& block, uint32_t subset,
@@ -162,9 +162,8 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
     for (; group < pr.group && k < pr.permutations; ++k) {
       if (!block.pair_up(pr.subsets[s], k, pr.factors[s], pairs[group])) continue;
       if (kGather) gather_donors(pairs[group]);
-      shift[group] =
-          D::template first_pass<Team, T>(pr.steps, row_of(pairs[group]), tile.stored(group),
-                                          total[group], stored[group]);
+      shift[group] = D::template first_pass<Team, T>(
+          pr.steps, row_of(pairs[group]), tile.stored(group), total[group], stored[group]);
       ++group;
     }
     Team::group_log2(total, log2_total);
@@ -223,8 +222,8 @@ void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t e
 // The softmax's rows, `from` problem.contributions as they are given: less their largest and in
 // units of log2, and where wanted their powers. The softmax does not feel what all classes of a
 // contribution have in common, and gone it costs no digits. Row team: rows [begin, end) of all
-// M * N. Lane teams: vectors of rows [begin, end), of the step_stride / kWidth in each modality, one
-// modality after the other.
+// M * N. Lane teams: vectors of rows [begin, end), of the step_stride / kWidth in each modality,
+// one modality after the other.
 template <class T>
 void center_rows(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* rows,
                  T* powers) {

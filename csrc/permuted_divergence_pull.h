@@ -171,15 +171,14 @@ MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k
   const FilledRow<T, decltype(settle)> filled(tile.pair, settle);
   typename Team::Scalar total = {}, mean_q = {};
   bool stored, near = false;
-  const auto shift =
-      D::template first_pass<Team, T>(steps, filled, tile.pair, total, stored);
+  const auto shift = D::template first_pass<Team, T>(steps, filled, tile.pair, total, stored);
   const auto log2_total = shift + Team::scalar_log2(total);
   const auto sink = [&](int64_t n, Vec<T> u) {
     store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
   };
-  const auto value = D::template second_pass<Team, kGrad, T>(steps, tile.clean, filled, total,
-                                                             log2_total, {}, weight, tile.logs,
-                                                             tile.acc, mean_q, near, sink);
+  const auto value =
+      D::template second_pass<Team, kGrad, T>(steps, tile.clean, filled, total, log2_total, {},
+                                              weight, tile.logs, tile.acc, mean_q, near, sink);
   if (kGrad && D::kReadsPowers && Team::leads()) {
     pr.numbers(s, k, i) = {log2_total, mean_q};
   }

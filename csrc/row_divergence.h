@@ -19,9 +19,9 @@ struct GivenRow {
   const T* perturbed;
   const T* logits;  // the clean row's tile
   int64_t classes;
-  T unit, top, lse;         // of the clean row
-  T past_end;               // the logits where there is no class
-  T own_base, clean_base;   // taken off the rows before their difference
+  T unit, top, lse;        // of the clean row
+  T past_end;              // the logits where there is no class
+  T own_base, clean_base;  // taken off the rows before their difference
 
   // f(w, z) of step n, `otherwise` where there is no class
   template <class F>
@@ -39,9 +39,8 @@ struct GivenRow {
   }
   Vec<T> difference(int64_t n) const { return raw_difference(n) * unit; }
   Vec<T> logit(int64_t n) const {
-    return map(n, past_end, [&](Vec<T> w, Vec<T>) {
-      return (kSettled ? w : w - top) * unit - lse;
-    });
+    return map(n, past_end,
+               [&](Vec<T> w, Vec<T>) { return (kSettled ? w : w - top) * unit - lse; });
   }
   // Each row less its largest: they are so far apart that their common offsets, if they have any,
   // cost more digits than this does.
@@ -84,8 +83,15 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   };
   T top, lse;
   const auto row_of = [&](int64_t r) {
-    return GivenRow<T, kSettled>{
-        pr.perturbed + r * pr.classes, clean.logits, pr.classes, unit, top, lse, past_end, T(0), T(0)};
+    return GivenRow<T, kSettled>{pr.perturbed + r * pr.classes,
+                                 clean.logits,
+                                 pr.classes,
+                                 unit,
+                                 top,
+                                 lse,
+                                 past_end,
+                                 T(0),
+                                 T(0)};
   };
   load_clean_row<T, D>(pr, i, past_end, clean.logits);
   for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});

@@ -117,10 +117,9 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     const FilledRow<T, decltype(settle)> row(tile.pair, settle);
     const auto shift = D::template first_pass<Team, T>(steps, row, tile.pair, total, stored);
     const auto sink = [&](int64_t n, Vec<T> u) { Team::store_step(grad, n, C, u); };
-    value +=
-        double(weight * D::template second_pass<Team, kGrad, T>(
-                            steps, tile.clean, row, total, shift + Team::scalar_log2(total), {},
-                            weight, tile.logs, tile.acc, mean_q, near, sink));
+    value += double(weight * D::template second_pass<Team, kGrad, T>(
+                                 steps, tile.clean, row, total, shift + Team::scalar_log2(total),
+                                 {}, weight, tile.logs, tile.acc, mean_q, near, sink));
     any = true;
   }
   parts.add(value);
@@ -132,8 +131,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> v =
-          D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
+      const Vec<T> v = D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
       Team::store_step(pr.grad_clean + i * C, n, C, v);
     }
   }

@@ -88,7 +88,7 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
 
 @triton.jit
 def careful_jsd(delta, p, w, in_range, PRECISE: tl.constexpr):
-    """As `plain_jsd`, for any delta; w, less the clean row's normaliser, is -inf outside the classes.
+    """As `plain_jsd`, for any delta; w less the clean row's normaliser, -inf outside the classes.
 
     q comes from w itself, of which z and the difference tell nothing where z is a mask. Where it is
     in range, the shift comes from powers of differences: the largest logit that the other one

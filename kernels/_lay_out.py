@@ -1,6 +1,7 @@
-"""The rows of permuted_divergence before its kernels read them, for the divergences of probabilities.
+"""The rows of permuted_divergence before its kernels read them.
 
-In float32, in the order of positions, and no number further from 0 than FARTHEST. For the softmax
+For the divergences of probabilities: in float32, in the order of positions, and no number further
+from 0 than FARTHEST. For the softmax
 each row is taken less its largest: the softmax does not feel what all classes of a contribution
 have in common, and gone it costs no digits.
 """

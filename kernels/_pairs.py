@@ -14,7 +14,7 @@ EXHAUSTIVE = tl.constexpr(2)  # no donors: shift k + 1
 KEEP_ALL = tl.constexpr(0)
 DROP_SELF = tl.constexpr(1)
 DROP_SAME_LABEL = tl.constexpr(2)
-# Of a row whose label is NaN: this and the row's number (mcr_fast/reference/permuted_divergence.py).
+# Of a row whose label is NaN: this and the row's number (is_nan_code of the reference).
 NAN_CODES = tl.constexpr(0x7FF8_0000_0000_0001)
 EXCLUDE = {"none": 0, "self": 1, "same_label": 2}
 

@@ -31,7 +31,6 @@ from mcr_fast.kernels._math import HALF_LN2, LOG2E
 from mcr_fast.kernels._scale import scale_or_take
 from torch import Tensor
 
-
 # Nearer rows lose no more digits than their logits have.
 APART = tl.constexpr(32.0)
 

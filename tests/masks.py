@@ -34,7 +34,7 @@ def check(
     size: float = SIZE,
     **options,
 ) -> None:
-    """What `ours` returns as `run` does, against float64, with the digits of logits of that size."""
+    """What `ours` returns, as `run` does, to the digits that logits of that size have."""
     name = "row_divergence" if isinstance(x, Rows) else "permuted_divergence"
     actual = ours(x, upstream=upstream, **options)
     truth = run(x.to(torch.float64), "reference", upstream, **options)

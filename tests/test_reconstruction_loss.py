@@ -88,7 +88,8 @@ def test_mixed_dtypes_round_nothing(first, reconstruction):
     latents[0], h = latents[0].to(first), h.to(reconstruction)
     loss, grads = run(latents, h)
     inputs = [*latents, h]
-    assert loss.dtype == (torch.float64 if torch.float64 in (first, reconstruction) else torch.float32)
+    wide = torch.float64 in (first, reconstruction)
+    assert loss.dtype == (torch.float64 if wide else torch.float32)
     assert [g.dtype for g in grads] == [t.dtype for t in inputs]
     truth, expected = run([z.double() for z in latents], h.double(), "reference")
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)

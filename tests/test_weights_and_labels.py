@@ -46,9 +46,7 @@ def test_a_nan_label_is_unlike_itself(backend, classes):
     )
     # the kept pairs: all but row 3 with itself; that of row 2 adds 0 and counts
     weight = torch.tensor([1.0, 1, 1, 0, 1, 1])
-    expected = functional.permuted_divergence(
-        x.contributions, table, sample_weight=weight, **given
-    )
+    expected = functional.permuted_divergence(x.contributions, table, sample_weight=weight, **given)
     torch.testing.assert_close(d, expected, rtol=1e-6, atol=0)
 
 

@@ -213,14 +213,15 @@ void PermutedDivergenceInputs<T>::center() {
   powers_.resize(M_ * problem_.modality_stride);
   problem_.powers = powers_.get();
   const int64_t blocks = class_major() ? M_ * columns_ / width() : M_ * N_;
-  for_each_range(blocks, std::max<int64_t>(1, kGrain / (problem_.steps * width())),
-                 [&](int64_t begin, int64_t end) {
-                   if constexpr (sizeof(T) == sizeof(float)) {
-                     kernels_.center_float(problem_, begin, end, contributions_.get(), powers_.get());
-                   } else {
-                     kernels_.center_double(problem_, begin, end, contributions_.get(), powers_.get());
-                   }
-                 });
+  for_each_range(
+      blocks, std::max<int64_t>(1, kGrain / (problem_.steps * width())),
+      [&](int64_t begin, int64_t end) {
+        if constexpr (sizeof(T) == sizeof(float)) {
+          kernels_.center_float(problem_, begin, end, contributions_.get(), powers_.get());
+        } else {
+          kernels_.center_double(problem_, begin, end, contributions_.get(), powers_.get());
+        }
+      });
 }
 
 template <class T>

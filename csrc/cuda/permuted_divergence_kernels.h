@@ -29,8 +29,8 @@ struct LayOut {
   const int64_t* donors;       // [tables, N], or null
   int64_t modalities, rows, classes, tables;
   float scale;
-  bool centered;   // jsd: rows less their largest
-  bool saturated;  // binary_jsd: within kFarthest
+  bool centered;            // jsd: rows less their largest
+  bool saturated;           // binary_jsd: within kFarthest
   float* contributions_to;  // [M, N, row_stride]
   float* bias_to;           // [C]
   // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.

@@ -65,7 +65,7 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
 // A row less its largest, and where wanted its powers, by a warp; NaN where a number is not finite.
 template <class In>
 __device__ void center_row(const In* row, const LayOut& in, float* to, int64_t size_to,
-                                float* powers_to, float power_past_end) {
+                           float* powers_to, float power_past_end) {
   const int lane = int(threadIdx.x) % 32;
   float top = row ? -INFINITY : 0.0f;
   for (int64_t c = lane; row && c < in.classes; c += 32) top = fmaxf(to_float(row[c]), top);

@@ -81,9 +81,10 @@ struct TeamsRows {
 // Larger teams are whole blocks.
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32;
-// Whether there are registers for the next row.
-template <class Team>
-constexpr bool kAhead = kInRegisters<Team>;
+// Whether there are registers for the next row: a block of 16 warps has none left beside the two
+// outcomes of a class.
+template <class Team, class D>
+constexpr bool kAhead = kInRegisters<Team> && !(SameType<D, BinaryJsd>::value && Team::kLanes > 32);
 
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
@@ -93,8 +94,8 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
                      double* row_values, double* row_weights) {
   const auto hold = [&](int64_t row, const auto& part) {
     double value = 0, weight = 0;
-    float memory[HeldTiles<float, kAhead<Team>>::kCount * Team::kSteps];
-    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team>>(
+    float memory[HeldTiles<float, kAhead<Team, D>>::kCount * Team::kSteps];
+    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team, D>>(
         problem, TeamsRows<Team>{perturbed, clean, problem.classes}, row,
         steps_of<Team>(problem.steps), memory, value, weight, part);
     if (!Team::leads() || !part.leads()) return;

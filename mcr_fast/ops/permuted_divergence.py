@@ -9,8 +9,8 @@ from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autog
 from mcr_fast.ops._backend import resolve_divergence
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
-from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference._divergence import weights_in_range
+from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 
 MAX_MODALITIES = 8  # of the compiled kernels

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 # No logit of a sum is taken to be further from 0: masks as large as the largest number there is can
 # be added up.
 _FARTHEST = 1e20

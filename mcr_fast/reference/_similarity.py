@@ -17,7 +17,8 @@ def _normalized(x: Tensor) -> Tensor:  # [L, D]
     if x.shape[1] == 0:
         return x
     exponent = x.detach().abs().amax(1, keepdim=True).frexp().exponent.clamp(-60, 1000)
-    half = torch.ldexp(torch.ones_like(x[:, :1]), -(exponent // 2))  # twice: one alone could underflow
+    # in two halves: one factor alone could underflow
+    half = torch.ldexp(torch.ones_like(x[:, :1]), -(exponent // 2))
     rest = torch.ldexp(torch.ones_like(x[:, :1]), exponent // 2 - exponent)
     scaled = x * half * rest
     smallest = 1e-12 * half * rest
