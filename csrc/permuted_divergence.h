@@ -89,10 +89,13 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
     store(tile.acc + i, Vec<T>{});
     store(tile.u_sum + i, Vec<T>{});
   }
-  load_bias<T, Team, kGather>(pr, tile.rest);
+  constexpr bool kNeedsRest = !SameType<D, SquaredError>::value;
+  if (kNeedsRest) load_bias<T, Team, kGather>(pr, tile.rest);
   for (int m = 0; m < pr.modalities; ++m) {
-    block.rows(m).add_to(subset >> m & 1 ? tile.own : tile.rest, pr.steps);
+    const bool member = subset >> m & 1;
+    if (member || kNeedsRest) block.rows(m).add_to(member ? tile.own : tile.rest, pr.steps);
   }
+  if constexpr (!kNeedsRest) return typename Team::Scalar{};
   Vec<T> top = load(tile.rest) - normaliser;
   for (int64_t n = 0; n < pr.steps; ++n) {
     const Vec<T> rest = load(tile.rest + n * W) - normaliser;

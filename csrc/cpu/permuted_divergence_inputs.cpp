@@ -2,7 +2,6 @@
 #include "cpu/permuted_divergence_inputs.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "divergence_options.h"
 
@@ -18,19 +17,17 @@ constexpr int64_t kMaxLaneClasses = 48;
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kFarthest = 1e20;  // as jsd.h
 
-// How a number is laid out. The divergences of probabilities work in powers of two; the softmax's
-// rows get there once their largest is known.
+// How a number is laid out: within kFarthest and in powers of two for the divergence of Bernoullis,
+// NaN where it is not finite. The softmax's rows get there once their largest is known.
 template <class T>
 struct Units {
-  T scale = T(1), limit = std::numeric_limits<T>::infinity();
+  bool saturates;
 
-  explicit Units(DivergenceKind divergence) {
-    if (divergence != DivergenceKind::kBinaryJsd) return;
-    scale = T(kLog2e);
-    limit = T(kFarthest);
+  explicit Units(DivergenceKind divergence) : saturates(divergence == DivergenceKind::kBinaryJsd) {}
+  T operator()(T x) const {
+    if (!saturates) return x;
+    return std::min(std::max(x, T(-kFarthest)), T(kFarthest)) * T(kLog2e) + T(0) * x;
   }
-  // NaN where x is not finite
-  T operator()(T x) const { return std::min(std::max(x, -limit), limit) * scale + T(0) * x; }
 };
 
 // A row of the softmax: less its largest, and in units of log2.
