@@ -75,6 +75,7 @@ def draw(seed: int) -> Case:
         "consumer": rng.random() < 0.3,  # another loss on the first latent
         "give_logits": rng.random() < 0.15,
         "no_grad": rng.random() < 0.06,
+        "retain_grad": rng.random() < 0.15,  # of latents that are no leaves
     }
     dtype = torch.float32 if rng.random() < 0.25 else torch.float64
     own_generator = rng.random() < 0.7
@@ -99,7 +100,7 @@ def _options(rng: random.Random, sizes: Sizes, divergence: str) -> dict:
         "perturbation": sizes.perturbation,
         "chunk_rows": _chunk_rows(rng, sizes),
         "mipd_weight": rng.choice([1.0, 1.0, 1.0, 0.1, 0.0 if rng.random() < 0.2 else 3.0]),
-        "contrastive_weight": 0.5 if equal and rng.random() < 0.25 else 0.0,
+        "contrastive_weight": 0.5 if rng.random() < (0.25 if equal else 0.1) else 0.0,
         "contrastive": rng.choice(["nt_xent", "sup_con"]),
         "ceb_weight": 0.7 if rng.random() < 0.2 else 0.0,
         "ceb_source": "logits" if rng.random() < 0.7 else "labels",
@@ -163,6 +164,11 @@ class World(nn.Module):
         self.net.train(sizes.train and isinstance(drawn.fusion, SEEN_THROUGH))
         if sizes.train and drawn.net.training:
             self.words.append("train")
+        self.embeddings = nn.ParameterList()
+        equal = len(set(sizes.dims)) == 1
+        if case.options["contrastive_weight"] != 0 and (not equal or rng.random() < 0.3):
+            self.words.append("embeddings of their own")
+            self.embeddings.extend(nn.Parameter(torch.randn(sizes.num_rows, 3)) for _ in sizes.dims)
         self.mcr = mcr_fast.MCRLoss(sizes.dims, sizes.classes, **case.options)
         self._freeze(rng)
         self.hooks = _draw_hooks(rng, self)
@@ -254,14 +260,20 @@ class Hook:
     name: str
     act: Callable[[Tensor], Tensor] | None
     calls: int = 0
+    size: float = 0.0  # of what it saw
 
     def __call__(self, x: Tensor, *rest) -> Tensor | None:
         """A tensor hook, a post-accumulate hook or a module's backward hook."""
         self.calls += 1
+        if rest:
+            return None
+        seen = x.grad if self.kind == "post-accumulate" else x
+        if seen.numel():
+            self.size = float(seen.abs().max())
         if self.kind == "post-accumulate":
             x.grad.mul_(0.5)
             return None
-        return None if self.act is None or rest else self.act(x)
+        return None if self.act is None else self.act(x)
 
     def install(self, world: World) -> None:
         """Register it."""

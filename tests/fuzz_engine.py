@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import fuzz_cases
 import fuzz_oracle
 import torch
-from fuzz_cases import Case, World
+from fuzz_cases import Case, Hook, World
 from tolerances import TABLE, eps
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class Run:
 
     outputs: dict[str, Tensor]
     grads: dict[str, Tensor]  # zeros where there is none
-    calls: list[int]  # of the hooks
+    hooks: list[Hook]
     buffers: dict[str, Tensor]
     default_state: Tensor  # of torch's default generator
     source_state: Tensor | None
@@ -60,24 +60,32 @@ def _source(world: World) -> torch.Generator | None:
     return fuzz_oracle.source_of(case)
 
 
+def _install_hooks(world: World) -> None:
+    if world.case.objective["no_grad"]:
+        return
+    for hook in world.hooks:
+        hook.install(world)
+    for z in world.latents:
+        if world.case.objective["retain_grad"] and z.requires_grad:
+            z.retain_grad()
+
+
 def _finish(world: World, out, source: torch.Generator | None) -> Run:
     if not world.case.objective["no_grad"]:
-        for hook in world.hooks:
-            hook.install(world)
         total = world.objective(out)
         if total.requires_grad:
             total.backward()
-    grads = {
-        name: torch.zeros_like(x) if x.grad is None else x.grad
-        for name, x in world.named_parameters()
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # .grad of a tensor that is no leaf
+        named = [*world.named_parameters(), *((f"latent.{m}", z) for m, z in _kept(world))]
+        grads = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in named}
     outputs = {name: getattr(out, name).detach() for name in OUTPUTS}
     # shares of next to nothing are no numbers to compare
     outputs["importance"] = outputs["importance"] * outputs["divergences"].clamp(min=0).sum()
     return Run(
         outputs,
         grads,
-        [hook.calls for hook in world.hooks],
+        world.hooks,
         dict(world.named_buffers()),
         torch.random.get_rng_state(),
         None if source is None else source.get_state(),
@@ -89,7 +97,14 @@ def run_oracle(case: Case, dtype: torch.dtype) -> Run:
     world = _world(case, dtype)
     source = _source(world)
     torch.manual_seed(case.seed)
-    return _finish(world, fuzz_oracle.truth(world, case.dtype, source), source)
+    out = fuzz_oracle.truth(world, case.dtype, source)
+    _install_hooks(world)
+    return _finish(world, out, source)
+
+
+def _kept(world: World) -> list[tuple[int, Tensor]]:
+    kept = world.case.objective["retain_grad"] and not world.case.objective["no_grad"]
+    return [(m, z) for m, z in enumerate(world.latents) if kept and z.requires_grad]
 
 
 def run_engine(case: Case) -> Run:
@@ -99,9 +114,7 @@ def run_engine(case: Case) -> Run:
     with torch.set_grad_enabled(not case.objective["no_grad"]):
         latents = world.encode()
         logits = _given_logits(world, latents)
-        for hook in world.hooks:
-            if not case.objective["no_grad"]:
-                hook.install(world)
+        _install_hooks(world)
         before = _callers(world, latents)
         held = [x.clone() for x in before]
         modes = [x.training for x in world.modules()]
@@ -111,16 +124,15 @@ def run_engine(case: Case) -> Run:
             fusion=world.drawn.fusion,
             logits=logits,
             permutations=case.permutations,
+            embeddings=list(world.embeddings) or None,
             generator=source,
             **fuzz_cases.in_dtype(case, case.dtype),
         )
     if modes != [x.training for x in world.modules()]:
         raise Mismatch("training mode", "a module is left in another mode")
-    hooks, world.hooks = world.hooks, []
     if case.objective["no_grad"] and out.loss.requires_grad:
         raise Mismatch("no_grad", "the loss requires a gradient")
     result = _finish(world, out, source)
-    result.calls = [hook.calls for hook in hooks]
     for x, old in zip(before, held, strict=True):
         if not torch.equal(x, old):
             raise Mismatch("written", f"a tensor of the caller's, {list(x.shape)}")
@@ -157,7 +169,9 @@ def _size(x: Tensor) -> float:
 
 def _compare(case: Case, kind: str, ours: dict, truth: dict, plain: dict | None, k: float):
     """The worst of several tensors that add up to one another or are computed from another."""
-    scale = max([1.0 if kind == "value" else 0.0, *map(_size, truth.values())])
+    # embeddings of width 1 have gradients that cancel altogether when they are normalised
+    floor = 0.1 if case.options["contrastive_weight"] else 1e-3
+    scale = max([1.0 if kind == "value" else floor, *map(_size, truth.values())])
     worst = (0.0, "", "")
     for name, wanted in truth.items():
         if ours[name].shape != wanted.shape:
@@ -165,7 +179,7 @@ def _compare(case: Case, kind: str, ours: dict, truth: dict, plain: dict | None,
         if case.dtype == torch.float64:
             bound = 1e-10 * (scale + 1)
         else:
-            bound = 2 * _error(plain[name], wanted) + k * eps(case.dtype) * (scale + 1e-3)
+            bound = 2 * _error(plain[name], wanted) + k * eps(case.dtype) * scale
         error = _error(ours[name], wanted)
         if not error <= bound and error / bound > worst[0]:
             worst = (
@@ -187,10 +201,10 @@ def _compare_runs(case: Case, ours: Run, truth: Run, plain: Run | None) -> None:
         _compare(case, kind, getattr(ours, part), getattr(truth, part), other, k)
     if case.objective["no_grad"]:
         return
-    for a, b in zip(ours.calls, truth.calls, strict=True):
+    for a, b in zip(ours.hooks, truth.hooks, strict=True):
         # where every factor is 0 there may be zeros or nothing
-        if a > max(b, 1):
-            raise Mismatch("hook", f"called {a} times, not {b}")
+        if a.calls > max(b.calls, 1) or (a.calls == 0 and b.size > 1e-6):
+            raise Mismatch(f"hook of a {a.kind}", f"called {a.calls} times, not {b.calls}")
 
 
 def _compare_generators(case: Case, ours: Run, truth: Run) -> None:
@@ -203,6 +217,13 @@ def _compare_generators(case: Case, ours: Run, truth: Run) -> None:
         raise Mismatch("generator", "torch's default generator ends elsewhere")
 
 
+def _may_refuse(world: World) -> bool:
+    """What has a value, but may be refused by name instead."""
+    twice = "same as the last" in world.forms and world.case.options["clean_path"] == "routed"
+    own_forward = any(word in ("adapter", "cosine") for word in world.words)
+    return twice or (own_forward and not world.drawn.takes_tensor)
+
+
 def check(seed: int) -> None:
     """Raise Mismatch, or what the engine raises, where a seed's case does not come out right."""
     case = fuzz_cases.draw(seed)
@@ -210,7 +231,12 @@ def check(seed: int) -> None:
     plain = None if case.dtype == torch.float64 else run_oracle(case, case.dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = run_engine(case)
+        try:
+            ours = run_engine(case)
+        except (TypeError, ValueError) as error:
+            if _may_refuse(World(case)) and ("fusion" in str(error) or "latents" in str(error)):
+                return
+            raise
     _compare_runs(case, ours, truth, plain)
     _compare_generators(case, ours, truth)
 

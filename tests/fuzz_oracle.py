@@ -325,7 +325,7 @@ def _contrastive(world: World, latents: list[Tensor]) -> Tensor:
     }[options["contrastive"]]
     present = case.data["present"]
     return reference(
-        torch.cat([pool(z) for z in latents]),
+        torch.cat(list(world.embeddings) or [pool(z) for z in latents]),
         labels.repeat(m),
         None if present is None else present.T.reshape(-1),
         options.get("temperature", 0.5),
