@@ -140,7 +140,7 @@ class World(nn.Module):
         self.case, self.words = case, list(case.words)
         rng = random.Random(case.seed + 1)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(case.seed)
+            torch.default_generator.manual_seed(case.seed)
             self._build(rng)
             for x in self.parameters():
                 x.data.add_(0.1 * torch.randn(x.shape))

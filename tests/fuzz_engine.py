@@ -96,7 +96,7 @@ def _finish(world: World, out, source: torch.Generator | None) -> Run:
 def run_oracle(case: Case, dtype: torch.dtype) -> Run:
     world = _world(case, dtype)
     source = _source(world)
-    torch.manual_seed(case.seed)
+    torch.default_generator.manual_seed(case.seed)
     out = fuzz_oracle.truth(world, case.dtype, source)
     _install_hooks(world)
     return _finish(world, out, source)
@@ -110,7 +110,7 @@ def _kept(world: World) -> list[tuple[int, Tensor]]:
 def run_engine(case: Case) -> Run:
     world = _world(case, case.dtype)
     source = _source(world)
-    torch.manual_seed(case.seed)
+    torch.default_generator.manual_seed(case.seed)
     with torch.set_grad_enabled(not case.objective["no_grad"]):
         latents = world.encode()
         logits = _given_logits(world, latents)

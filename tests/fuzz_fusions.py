@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fuzz_layers import pool
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import mcr_fast
 
@@ -147,7 +148,10 @@ class Body(nn.Module):
         self.start = rng.choice(["nothing", "nothing", "list", *layers.Apply.OPS])
         self.touched = rng.randrange(len(sizes.dims))
         one = len(set(sizes.dims)) == 1 and rng.random() < 0.3
-        made = [nn.Linear(d, WIDTH) for d in sizes.dims[: 1 if one else None]]
+        effective = rng.choice(["linear"] * 12 + list(layers.EFFECTIVE))
+        words += [f"features: {effective}"] * (effective != "linear")
+        make = layers.EFFECTIVE[effective]
+        made = [make(nn.Linear(d, WIDTH)) for d in sizes.dims[: 1 if one else None]]
         self.features = nn.ModuleList(made * (len(sizes.dims) if one else 1))
         self.combine = rng.choice(self.COMBINE)
         mixed = {"concatenation": len(sizes.dims) * WIDTH, "film": WIDTH, "gate": WIDTH}
@@ -205,12 +209,14 @@ class Body(nn.Module):
 class Outer(nn.Module):
     """A module around one, that scales its logits in place."""
 
-    def __init__(self, inner: nn.Module):
+    def __init__(self, inner: nn.Module, recompute: bool):
         super().__init__()
-        self.inner = inner
+        self.inner, self.recompute = inner, recompute
         self.scale = nn.Parameter(torch.tensor(1.3))
 
     def forward(self, latents: list[Tensor]) -> Tensor:
+        if self.recompute:
+            return checkpoint(self.inner, latents, use_reentrant=False) * self.scale
         return self.inner(latents).mul_(self.scale)
 
 
@@ -257,10 +263,14 @@ def _callable(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Linea
     words.append(form)
     if form == "returns an input":
         net = Pick(rng.choice(fit), rng.random() < 0.5)
+        words += ["in-place layer"] * net.in_place
         return Drawn(net if rng.random() < 0.5 else net.forward, net)
     body = Body(rng, sizes, words)
     if form == "nested":
-        net = Outer(body)
+        # what runs twice must not overwrite its input, nor see another mode in the backward
+        again = not sizes.train and body.start == "nothing" and "in-place layer" not in words
+        words += ["checkpointed"] * again
+        net = Outer(body, again)
         return Drawn(net, net)
     if form == "module":
         if rng.random() < 0.3:
