@@ -60,10 +60,10 @@ def _source(world: World) -> torch.Generator | None:
     return fuzz_oracle.source_of(case)
 
 
-def _install_hooks(world: World) -> None:
+def _install_hooks(world: World, hooks: list[Hook]) -> None:
     if world.case.objective["no_grad"]:
         return
-    for hook in world.hooks:
+    for hook in hooks:
         hook.install(world)
     for z in world.latents:
         if world.case.objective["retain_grad"] and z.requires_grad:
@@ -98,7 +98,7 @@ def run_oracle(case: Case, dtype: torch.dtype) -> Run:
     source = _source(world)
     torch.default_generator.manual_seed(case.seed)
     out = fuzz_oracle.truth(world, case.dtype, source)
-    _install_hooks(world)
+    _install_hooks(world, [hook for hook in world.hooks if hook.kind != "module"])
     return _finish(world, out, source)
 
 
@@ -112,9 +112,10 @@ def run_engine(case: Case) -> Run:
     source = _source(world)
     torch.default_generator.manual_seed(case.seed)
     with torch.set_grad_enabled(not case.objective["no_grad"]):
+        _install_hooks(world, [hook for hook in world.hooks if hook.kind == "module"])
         latents = world.encode()
         logits = _given_logits(world, latents)
-        _install_hooks(world)
+        _install_hooks(world, [hook for hook in world.hooks if hook.kind != "module"])
         before = _callers(world, latents)
         held = [x.clone() for x in before]
         modes = [x.training for x in world.modules()]

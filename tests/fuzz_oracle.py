@@ -264,6 +264,11 @@ def _columns(world: World, latents: list[Tensor]) -> Parts:
 def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -> Truth:
     """The outputs; the gradients are left in the world's leaves, unless there are none."""
     case, options = world.case, world.case.options
+    counted = [
+        world.get_submodule(hook.name).register_forward_hook(hook.count_calls)
+        for hook in world.hooks
+        if hook.kind == "module"
+    ]
     latents = world.encode()
     dtype = latents[0].dtype
     table = donors(case, drawn_in, source)
@@ -274,6 +279,8 @@ def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -
         added = noise(case, latents, drawn_in, source, len(table))
         replace = lambda z, m: z + added[m]  # noqa: E731
     logits, parts = parts_of(world, latents)
+    for handle in counted:
+        handle.remove()
     mipd = logits.new_zeros(())
     divergences = logits.new_zeros(len(subsets_of(options["subsets"], len(latents))))
     if options["mipd_weight"] != 0:
