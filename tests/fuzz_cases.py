@@ -72,6 +72,8 @@ def draw(seed: int) -> Case:
         "give_logits": rng.random() < 0.15,
         "no_grad": rng.random() < 0.06,
         "retain_grad": rng.random() < 0.15,  # of latents that are no leaves
+        "backward_twice": rng.random() < 0.1,
+        "penalty": rng.random() < 0.1,  # on a gradient of the task's loss
     }
     dtype = torch.float32 if rng.random() < 0.25 else torch.float64
     own_generator = rng.random() < 0.7
@@ -237,8 +239,16 @@ class World(nn.Module):
         """What is differentiated."""
         settings = self.case.objective
         total = settings["upstream"] * out.loss
+        task = (out.logits * self.task.to(out.logits.dtype)).square().sum()
         if settings["task"]:
-            total = total + (out.logits * self.task.to(out.logits.dtype)).sum()
+            total = total + task
+        # attention's kernels and recomputation have no second derivative
+        smooth = not {"attention", "checkpointed"} & set(self.words)
+        if settings["penalty"] and smooth and self.latents[0].requires_grad and task.requires_grad:
+            (grad,) = torch.autograd.grad(
+                task, self.latents[0], create_graph=True, allow_unused=True
+            )
+            total = total + (0 if grad is None else grad.square().sum())
         if settings["consumer"]:
             first = self.latents[0].flatten(1).sum(1)
             total = total + (first * self.to_consumer.to(first.dtype)).sum()

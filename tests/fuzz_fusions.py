@@ -70,10 +70,10 @@ def draw(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Module | N
 
 def _joined(rng: random.Random, sizes: Sizes, words: list[str]) -> Drawn:
     kind = rng.choice(layers.JOINED)
-    wrap = rng.choice(["bare", "from_linear", "from_sequential"])
+    wrap = rng.choice(["bare", "from_linear", "from_sequential", "bare sequential"])
     words.append(wrap)
     total = sum(sizes.dims)
-    width = WIDTH if wrap == "from_sequential" else sizes.classes
+    width = WIDTH if wrap.endswith("sequential") else sizes.classes
     linear = layers.joined(rng, kind, total, width, words)
     way = "callable" if kind in ("adapter", "cosine") else "columns"
     if wrap == "bare":
@@ -83,6 +83,8 @@ def _joined(rng: random.Random, sizes: Sizes, words: list[str]) -> Drawn:
         return Drawn(fusion, fusion, way, linear)
     rest = layers.stack(rng, WIDTH, sizes.classes, words, sizes.batch_norm)
     whole = nn.Sequential(linear, *rest)
+    if wrap == "bare sequential":
+        return Drawn(whole, whole, takes_tensor=True)
     fusion = mcr_fast.AdditiveFusion.from_sequential(whole, sizes.dims)
     return Drawn(fusion, fusion, way, linear, fusion.head)
 
@@ -253,7 +255,10 @@ def _tied(body: Body, linear: nn.Linear, latents: list[Tensor]) -> Tensor:
     return body(latents) * F.linear(first, linear.weight.T).sin().sum(-1, keepdim=True)
 
 
-FORMS = ("module", "module", "module", "nested", "closure", "conditioned", "method", "partial")
+FORMS = (
+    *("module", "module", "module", "nested", "closure", "conditioned", "method", "partial"),
+    "default argument",
+)
 
 
 def _callable(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Linear | None) -> Drawn:
@@ -280,6 +285,7 @@ def _callable(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Linea
         "closure": lambda: lambda latents: body(latents),
         "conditioned": lambda: Conditioned(body),
         "method": lambda: body.compute,
+        "default argument": lambda: lambda latents, net=body: net(latents),
         "partial": lambda: functools.partial(_scaled, body, scale=1.5),
         "tied": lambda: functools.partial(_tied, body, tied),
     }
