@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | compare | table | gpu | tune`."""
+"""`python -m bench run | plot | compare | table | two_speed | gpu | tune`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import machine, results, tune_triton
+from bench import machine, results, tune_triton, two_speed
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.registry import MODES, STEMS, default_modes, select
@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--machine", help="folder in bench/results, this machine's if left out")
     table.add_argument("--file", type=Path, action="append", help="instead of those two")
     table.set_defaults(command=_table)
+
+    speeds = commands.add_parser("two_speed", help="accuracy: train on a task of two speeds")
+    two_speed.add_arguments(speeds)
 
     gpu = commands.add_parser("gpu", help="check every kernel on this GPU, then measure it")
     gpu_command.add_arguments(gpu)

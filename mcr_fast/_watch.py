@@ -17,8 +17,8 @@ class ImportanceWatch:
 
     Hand it `MCROutput.importance` in every forward that is trained on. It counts, and looks at
     every 16th only, so the cost is that of an addition. It never waits for a device: a look asks
-    for the values, the next one reads them. It does nothing under ``torch.compile``, in the capture of a
-    CUDA graph, and on devices other than the CPU and CUDA.
+    for the values, the next one reads them. It does nothing under ``torch.compile``, in the capture
+    of a CUDA graph, and on devices other than the CPU and CUDA.
     """
 
     def __init__(self, num_modalities: int) -> None:
