@@ -8,7 +8,6 @@ takes long to find it. Joint training is content with the fast one.
 """
 
 import argparse
-import functools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -96,9 +95,9 @@ def unregularized(model: Model, unimodal_weight: float) -> BatchLoss:
     return loss
 
 
-def regularized(model: Model, unimodal_weight: float) -> BatchLoss:
+def regularized(model: Model, unimodal_weight: float, **options: float) -> BatchLoss:
     """The same and the regularizer with its default weights: Algorithm 1 of the paper."""
-    regularizer = mcr_fast.MCRLoss([LATENT, LATENT], NUM_CLASSES)
+    regularizer = mcr_fast.MCRLoss([LATENT, LATENT], NUM_CLASSES, **options)
 
     def loss(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
         latents = model.encode(fast, slow)
@@ -110,12 +109,16 @@ def regularized(model: Model, unimodal_weight: float) -> BatchLoss:
 
 
 FORMS: dict[str, Callable[[Model], BatchLoss]] = {
-    "task loss": functools.partial(unregularized, unimodal_weight=0.0),
-    "task + 3 unimodal losses": functools.partial(unregularized, unimodal_weight=3.0),
-    "task + regularizer": functools.partial(regularized, unimodal_weight=0.0),
-    "task + 1 unimodal losses + regularizer": functools.partial(regularized, unimodal_weight=1.0),
-    "task + 3 unimodal losses + regularizer": functools.partial(regularized, unimodal_weight=3.0),
+    "task": lambda model: unregularized(model, 0.0),
+    "task + 3 unimodal": lambda model: unregularized(model, 3.0),
+    "task + regularizer": lambda model: regularized(model, 0.0),
+    "... its L_MIPD only": lambda model: regularized(model, 0.0, contrastive_weight=0.0),
+    "... its L_Con only": lambda model: regularized(model, 0.0, mipd_weight=0.0),
+    "task + 1 unimodal + regularizer": lambda model: regularized(model, 1.0),
+    "... with 0.3 L_Con": lambda model: regularized(model, 1.0, contrastive_weight=0.3),
+    "task + 3 unimodal + regularizer": lambda model: regularized(model, 3.0),
 }
+HEADLINE = tuple(name for name in FORMS if not name.startswith("..."))  # the README's
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def train(form: Callable[[Model], BatchLoss], seed: int, fresh: Callable[[], Mod
 
 
 COLUMNS = ("form", "seed", "accuracy", "slow_importance", *results.ENVIRONMENT)
-HEADER = ("loss", "test accuracy, %", "against task loss, points", "slow modality's importance, %")
+HEADER = ("losses", "test accuracy, %", "against task, points", "slow modality's importance, %")
 
 
 def run(seeds: Iterable[int]) -> list[dict[str, str]]:
@@ -170,17 +173,17 @@ def run(seeds: Iterable[int]) -> list[dict[str, str]]:
     return rows
 
 
-def summary(rows: Sequence[results.Row]) -> list[tuple[str, ...]]:
+def summary(rows: Sequence[results.Row], forms: Iterable[str] = FORMS) -> list[tuple[str, ...]]:
     """A line for each form under `HEADER`; the differences are those of equal seeds."""
-    by_form = {name: [row for row in rows if row["form"] == name] for name in FORMS}
-    plain = [float(row["accuracy"]) for row in by_form["task loss"]]
+    by_form = {name: [row for row in rows if row["form"] == name] for name in forms}
+    plain = [float(row["accuracy"]) for row in by_form["task"]]
     lines = []
     for name, found in by_form.items():
         if found:
             accuracy = [float(row["accuracy"]) for row in found]
             gain = [a - b for a, b in zip(accuracy, plain, strict=True)]
             share = [float(row["slow_importance"]) for row in found]
-            against = "" if name == "task loss" else _spread(gain, "+.1f")
+            against = "" if name == "task" else _spread(gain, "+.1f")
             lines.append((name, _spread(accuracy), against, _spread(share)))
     return lines
 

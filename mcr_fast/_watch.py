@@ -9,7 +9,9 @@ from mcr_fast._checks.later import LateValues, can_be_read
 
 LEAST = 0.02  # importance below this is that of a modality left behind
 EVERY = 16  # forwards from one look to the next
-PATIENCE = 32  # looks in a row; a slow modality may need a while at the start of training
+# Looks in a row. With the unimodal losses a slow modality is low at first and recovers: on the task
+# of bench/two_speed.py after 15 to 30 looks.
+PATIENCE = 32
 
 
 class ImportanceWatch:
@@ -51,8 +53,8 @@ def _text(modality: int, num_modalities: int) -> str:
     return (
         f"MCRLoss: the importance of modality {modality} (of 0..{num_modalities - 1}, in the order "
         f"of latents) stayed under {LEAST:.0%} in the last {PATIENCE} looks, one every {EVERY} "
-        "training forwards: the fusion hardly uses it, and the regularizer alone will not bring "
-        "it back. Add the unimodal losses of Algorithm 1, one linear head on each modality's "
-        "latents, with weight 1 to 3; see 'Use' in README.md and docs/training.md. This warning "
-        "comes once."
+        "training forwards: the fusion hardly uses it. Add the unimodal losses of Algorithm 1, the "
+        "task loss of a linear head on each modality's own latents, with weight 1 to 3; if they "
+        "are there, raise their weight or lower contrastive_weight. See 'Use' in README.md and "
+        "docs/training.md. This warning comes once."
     )

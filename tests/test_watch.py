@@ -32,7 +32,14 @@ def test_warns_once_and_says_what_to_do():
     watch = ImportanceWatch(2)
     assert warned(watch, LOW, ENOUGH - 1) == []
     (text,) = warned(watch, LOW, 1)
-    for part in ("modality 1", f"{PATIENCE} looks", "under 2%", "unimodal losses", "docs/training"):
+    for part in (
+        "modality 1",
+        f"{PATIENCE} looks",
+        "under 2%",
+        "unimodal losses",
+        "weight 1 to 3",
+        "docs/training",
+    ):
         assert part in text
     assert warned(watch, LOW, 2 * ENOUGH) == []
 
