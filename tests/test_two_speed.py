@@ -43,16 +43,16 @@ def scores():
     }
 
 
-# 8 seeds of `python -m bench two_speed` differ by 9 points, with a standard deviation below 2.
+# Over 8 seeds (docs/training.md) the gain is 8 points in the mean and 7 at least.
 def test_documented_loss_beats_joint_training(scores):
     gains = [
         a.accuracy - b.accuracy for a, b in zip(scores["documented"], scores["joint"], strict=True)
     ]
     assert statistics.fmean(gains) > 4, gains
-    assert min(gains) > 0, gains
+    assert min(gains) > 2, gains
 
 
-# There, the slow modality's importance is 26 % in the mean, and 13 % after joint training.
+# There the slow modality's importance is 22 % at least; joint training ends at 12 % in the mean.
 def test_documented_loss_keeps_the_slow_modality_in_use(scores):
     shares = [score.slow_importance for score in scores["documented"]]
     assert min(shares) > 12, shares
