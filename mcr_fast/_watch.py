@@ -9,8 +9,8 @@ from mcr_fast._checks.later import LateValues, can_be_read
 
 LEAST = 0.02  # importance below this is that of a modality left behind
 EVERY = 16  # forwards from one look to the next
-# Looks in a row. With the unimodal losses a slow modality is low at first and recovers: on the task
-# of bench/two_speed.py after 15 to 30 looks.
+# Looks in a row. A slow modality is low at first; with the unimodal losses it recovers before this
+# on the task of bench/two_speed.py, and a test holds it to that.
 PATIENCE = 32
 
 

@@ -108,3 +108,17 @@ def test_reference_differentiates_ops_twice(op):
         return torch.autograd.grad(OPS[op](*z).sum(), z, create_graph=True)
 
     assert torch.autograd.gradcheck(gradient, leaves)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_has_forward_mode_for_ops(op):
+    leaves = make_latents(3, 2, 5, 3)
+    directions = make_latents(4, 2, 5, 3)
+    _, tangent = torch.func.jvp(
+        lambda *z: OPS[op](*z).sum(),
+        tuple(z.detach() for z in leaves),
+        tuple(d.detach() for d in directions),
+    )
+    grads = torch.autograd.grad(OPS[op](*leaves).sum(), leaves)
+    expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
+    torch.testing.assert_close(tangent, expected)
