@@ -15,6 +15,7 @@ from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
 from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast._watch import ImportanceWatch
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
@@ -186,6 +187,7 @@ class MCRLoss(nn.Module):
         self.backend = backend
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._watch = ImportanceWatch(len(self.latent_dims))
 
     def extra_repr(self) -> str:
         """The options."""
@@ -256,6 +258,8 @@ class MCRLoss(nn.Module):
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
         loss = self._weighted((contrastive, ceb, mipd), zeros[0])
+        if self.mipd_weight != 0 and loss.requires_grad:
+            self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """README's example, trained as it stands on a task of two speeds, beats joint training."""
 
 import statistics
+import warnings
 
 import pytest
 import torch
@@ -57,6 +58,18 @@ def test_documented_loss_keeps_the_slow_modality_in_use(scores):
     shares = [score.slow_importance for score in scores["documented"]]
     assert min(shares) > 12, shares
     assert statistics.fmean(shares) > statistics.fmean(s.slow_importance for s in scores["joint"])
+
+
+def test_warning_comes_without_unimodal_losses_only():
+    documented = Documented()
+    for form, fresh, expected in (
+        (two_speed.FORMS["task + regularizer"], two_speed.Model.fresh, 1),
+        (documented.form, documented.fresh, 0),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            two_speed.train(form, SEEDS[0], fresh)
+        assert sum("importance of modality 1" in str(w.message) for w in caught) == expected
 
 
 def test_readme_and_benchmark_have_the_same_loss():
