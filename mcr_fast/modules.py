@@ -17,6 +17,7 @@ from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._mipd import Draw, Step, draw_donors
 from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast._watch import ImportanceWatch
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
@@ -54,7 +55,7 @@ class MCROutput(NamedTuple):
 
 
 class MCRLoss(nn.Module):
-    """The Multimodal Competition Regularizer: add ``.loss`` to the task loss.
+    """The Multimodal Competition Regularizer: add ``.loss`` to the task and unimodal losses.
 
     loss = mipd_weight * L_MIPD + contrastive_weight * L_Con + ceb_weight * L_CEB
 
@@ -66,6 +67,11 @@ class MCRLoss(nn.Module):
       (`functional.reconstruction_loss`).
 
     A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
+
+    The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
+    losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
+    not optional: alone, with the default weights, L_Con drives the fusion, and a modality that is
+    learned slowly ends up ignored (docs/training.md has figures).
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.
@@ -109,17 +115,22 @@ class MCRLoss(nn.Module):
         draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
         mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
         without a graph break. The same bits every run on one machine. No double backward.
+        ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
+        under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
     Reference:
         Algorithm 1 and equations 9-13 of arXiv 2411.07335.
 
     Example:
         >>> import torch, mcr_fast
+        >>> from torch.nn.functional import cross_entropy
         >>> mcr = mcr_fast.MCRLoss([4, 4], num_classes=3)
         >>> fusion, labels = torch.nn.Linear(8, 3), torch.tensor([0, 1, 2, 0])
-        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+        >>> heads = [torch.nn.Linear(4, 3) for _ in range(2)]  # one a modality
+        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]  # of encoders
         >>> out = mcr(latents, labels, fusion=fusion)
-        >>> loss = torch.nn.functional.cross_entropy(out.logits, labels) + out.loss
+        >>> unimodal = sum(cross_entropy(head(z), labels) for head, z in zip(heads, latents))
+        >>> loss = cross_entropy(out.logits, labels) + 3.0 * unimodal + out.loss
         >>> loss.backward()
         >>> out.importance.shape
         torch.Size([2])
@@ -191,6 +202,7 @@ class MCRLoss(nn.Module):
         self.backend = backend
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._watch = ImportanceWatch(len(self.latent_dims))
 
     def extra_repr(self) -> str:
         """The options."""
@@ -259,6 +271,8 @@ class MCRLoss(nn.Module):
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
         loss = self._weighted((contrastive, ceb, mipd), zeros[0])
+        if self.mipd_weight != 0 and loss.requires_grad:
+            self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
