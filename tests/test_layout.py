@@ -35,6 +35,7 @@ LAYER = {
     "_chunks": 2,
     "_checks": 3,
     "_embedding_losses": 4,
+    "_watch": 4,
     "functional": 5,
     "fusion": 4,
     "_sources": 5,
