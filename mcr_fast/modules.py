@@ -112,10 +112,11 @@ class MCRLoss(nn.Module):
         The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with
         its gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one
         kernel; for others each subset's fusion runs once, chunk by chunk, forward and backward
-        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). Dropout
-        draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
-        mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
-        without a graph break. The same bits every run on one machine. No double backward.
+        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). A fusion is
+        what calling it computes: hooks, adapters and wrappers count. Gradient hooks hear one
+        gradient a backward (docs/gradient-routing.md). Works under autocast; ``torch.compile``
+        takes a linear fusion without a graph break. The same bits every run on one machine. No
+        double backward.
         ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
         under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
