@@ -10,7 +10,7 @@ from mcr_fast import _checks as checks
 from mcr_fast import functional
 from mcr_fast._calling import Fusion, call_fusion
 from mcr_fast._ceb import ceb as evaluate_ceb
-from mcr_fast._ceb import ceb_head
+from mcr_fast._ceb import ceb_head, late_ceb_head
 from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
@@ -66,7 +66,8 @@ class MCRLoss(nn.Module):
       Linear(D, sum D_m) without biases and D the largest latent width
       (`functional.reconstruction_loss`).
 
-    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
+    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
+    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
 
     The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
     losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
@@ -111,10 +112,11 @@ class MCRLoss(nn.Module):
         The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with
         its gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one
         kernel; for others each subset's fusion runs once, chunk by chunk, forward and backward
-        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). Dropout
-        draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
-        mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
-        without a graph break. The same bits every run on one machine. No double backward.
+        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). A fusion is
+        what calling it computes: hooks, adapters and wrappers count. Gradient hooks hear one
+        gradient a backward (docs/gradient-routing.md). Works under autocast; ``torch.compile``
+        takes a linear fusion without a graph break. The same bits every run on one machine. No
+        double backward.
         ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
         under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
@@ -262,7 +264,8 @@ class MCRLoss(nn.Module):
                 backend=self.backend,
             )
         if self.ceb_weight != 0:
-            assert self.ceb_head is not None, "made with the weight"
+            if self.ceb_head is None:
+                self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, parts[0])
             seen = labels if self.ceb_source == "labels" else logits.detach()
             assert seen is not None, "checked"
             classes = self.num_classes

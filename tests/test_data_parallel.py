@@ -72,7 +72,8 @@ def free_port():
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [("linear", "model"), *((kind, "fusion") for kind in WAYS), ("gated", "model")]
+    ("kind", "what"),
+    [("linear", "model"), ("gated", "model"), *((kind, "fusion") for kind in WAYS)],
 )
 def test_gradients_are_the_mean_over_processes(kind, what):
     context = mp.get_context("spawn")
