@@ -1,0 +1,59 @@
+"""Whether operations compute now, or are recorded or transformed to be computed in another way."""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_INFRASTRUCTURE = tuple(torch._C._TorchDispatchModeKey.__members__.values())
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is under way."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def recorded() -> bool:
+    """Whether a compiler, a tracer, torch.func or fake tensors see the operations."""
+    return (
+        torch.compiler.is_compiling()
+        or transformed()
+        or torch.jit.is_tracing()
+        or any(torch._C._get_dispatch_mode(key) is not None for key in _INFRASTRUCTURE)
+    )
+
+
+def holds_values(x: Tensor) -> bool:
+    """Whether the tensor is made of numbers: no meta or fake tensor, nor one a subclass computes."""
+    if x.device.type == "meta":
+        return False
+    return type(x) in _PLAIN_TYPES or not torch._C._dispatch_keys(x).has(
+        torch._C.DispatchKey.Python
+    )
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether an op has to take the gradient with its value.
+
+    A tensor that vmap wraps does not say whether a transform outside of it differentiates.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    return any(x is not None and x.requires_grad for x in tensors) or transformed()
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether forward-mode differentiation runs through one of the tensors."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def refuse_forward_mode(op: str, *_: Any) -> NoReturn:
+    """What an op does with a tangent, which would be lost unseen."""
+    raise NotImplementedError(
+        f"{op} has no forward mode derivative (jvp, jacfwd, hessian): its kernels are compiled; "
+        'use backend="reference" for it'
+    )
