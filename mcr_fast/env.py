@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from mcr_fast._process import first_time, kept
 from mcr_fast._version import __version__
 
 if sys.argv[:1] == ["-m"]:
@@ -55,13 +56,13 @@ def _load(path: Path) -> str:
     """Load one library and return where its ops come from; raises OSError if that fails."""
     if _namespace_defined():
         # A second copy of the namespace would crash the process, and its ops are here already.
-        return "loaded before this package was imported"
+        return str(kept("cpu library", lambda: "loaded before this package was imported"))
     if _torch_version() < MIN_TORCH:
         raise OSError(f"torch {torch.__version__} is too old for {path.name}: 2.10 or newer needed")
     if not path.is_file():
         raise OSError(f"{path} does not exist: built with MCR_FAST_BUILD=none, or not built")
     torch.ops.load_library(str(path))
-    return str(path)
+    return str(kept("cpu library", lambda: str(path)))
 
 
 def load_libraries(path: Path = CPU_LIBRARY) -> None:
@@ -79,6 +80,8 @@ def load_libraries(path: Path = CPU_LIBRARY) -> None:
     except OSError as error:
         # torch puts the loader's own words into the cause
         _cpu_error = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+        if not first_time("warned of no library"):
+            return
         warnings.warn(
             f"mcr_fast runs without compiled kernels, correct but slow ({_cpu_error}). "
             f"To build them {HOW_TO_BUILD}.",

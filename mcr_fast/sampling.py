@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mcr_fast._numbers import whole
 from mcr_fast.reference._game import donor_table
 
 Scheme = Literal["uniform", "cyclic"]
@@ -83,7 +84,8 @@ def sample_permutations(
     Raises:
         ValueError: K < 1, N < 0, M < 1, an unknown scheme; for cyclic K > N-1, and M > N-1 with own
             donors, because there are only N-1 shifts.
-        TypeError: a count that is not an int.
+        TypeError: a count that is no whole number, of Python or of another library such as numpy;
+            a generator of another kind than torch's.
 
     Note:
         The same generator state gives the same permutations; nothing waits for the device. A draw
@@ -101,7 +103,13 @@ def sample_permutations(
         >>> bool((sample.index() == torch.arange(4)).any())
         False
     """
+    num_permutations = whole("num_permutations", num_permutations, wanted="an int")
+    batch_size = whole("batch_size", batch_size, 0, wanted="an int")
+    if num_modalities is not None:
+        num_modalities = whole("num_modalities", num_modalities, wanted="an int")
     _check(num_permutations, batch_size, scheme, num_modalities)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     draw_on = generator.device if generator else torch.device(device or torch.get_default_device())
     if scheme == "uniform":
         count = (
@@ -146,15 +154,7 @@ def _draw_shifts(
 
 
 def _check(num_permutations: int, batch_size: int, scheme: str, num_modalities: int | None) -> None:
-    counts = {"num_permutations": (num_permutations, 1), "batch_size": (batch_size, 0)}
-    if num_modalities is not None:
-        counts["num_modalities"] = (num_modalities, 1)
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {SCHEMES}, got {scheme!r}")
     if scheme != "cyclic" or batch_size <= 1:
         return
