@@ -62,6 +62,8 @@ def _number(name: str, value: Any) -> float:
 
 def _check_scalar(name: str, value: Any, wanted: str) -> None:
     """Refuse what converts to a number without being one: bools, arrays, tensors elsewhere."""
+    if isinstance(value, Tensor) and value.is_nested:
+        raise TypeError(f"{name} must be {wanted}, got a nested tensor")
     kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if isinstance(value, bool) or kind.startswith(("bool", "complex")):
         raise TypeError(f"{name} must be {wanted}, got {_described(value)}")

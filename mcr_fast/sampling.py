@@ -1,7 +1,7 @@
 """Which rows donate to which: random permutations of the batch."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -110,7 +110,9 @@ def sample_permutations(
     _check(num_permutations, batch_size, scheme, num_modalities)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    draw_on = generator.device if generator else torch.device(device or torch.get_default_device())
+    device = None if device is None else _device(device)
+    # None: torch's default one
+    draw_on = device if generator is None else generator.device
     if scheme == "uniform":
         count = (
             (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
@@ -130,12 +132,19 @@ def sample_permutations(
     )
 
 
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must name one that torch knows, got {device!r}") from None
+
+
 def _draw_shifts(
     num_permutations: int,
     batch_size: int,
     num_modalities: int | None,
     generator: torch.Generator | None,
-    device: torch.device,
+    device: torch.device | None,
 ) -> Tensor:  # [K] or [M, K]
     available = max(batch_size - 1, 0)
     if available == 0:

@@ -29,6 +29,7 @@ LAYER = {
     "_version": 0,
     "_process": 0,
     "_numbers": 0,
+    "_torchscript": 0,
     "env": 1,
     "reference": 1,
     "kernels": 1,

@@ -6,42 +6,53 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# Looked up once: every check of every argument asks them.
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _INFRASTRUCTURE = tuple(torch._C._TorchDispatchModeKey.__members__.values())
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def transformed() -> bool:
     """Whether a transform of torch.func is under way."""
-    return bool(torch._C._are_functorch_transforms_active())
+    return bool(_transforms_active())
 
 
 def recorded() -> bool:
     """Whether a compiler, a tracer, torch.func or fake tensors see the operations."""
-    return (
-        torch.compiler.is_compiling()
-        or transformed()
-        or torch.jit.is_tracing()
-        or any(torch._C._get_dispatch_mode(key) is not None for key in _INFRASTRUCTURE)
-    )
+    if torch.compiler.is_compiling() or _transforms_active() or _is_tracing():
+        return True
+    if _dispatch_modes() == 0:  # counts the modes below too
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _INFRASTRUCTURE)
 
 
 def holds_values(x: Tensor) -> bool:
     """Whether the tensor is made of numbers: no meta or fake tensor, nor one a subclass computes."""
-    if x.device.type == "meta":
+    if x.is_meta:
         return False
     return type(x) in _PLAIN_TYPES or not torch._C._dispatch_keys(x).has(
         torch._C.DispatchKey.Python
     )
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether torch picks the dtypes of products on this device."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether an op has to take the gradient with its value.
 
-    A tensor that vmap wraps does not say whether a transform outside of it differentiates.
+    A tensor that vmap wraps does not say whether a transform outside of it differentiates, nor an
+    example that is traced what the trace will be called with.
     """
     if not torch.is_grad_enabled():
         return False
-    return any(x is not None and x.requires_grad for x in tensors) or transformed()
+    if any(x is not None and x.requires_grad for x in tensors) or transformed():
+        return True
+    return not torch.compiler.is_compiling() and bool(_is_tracing())
 
 
 def has_tangent(*tensors: Tensor) -> bool:
@@ -57,3 +68,12 @@ def refuse_forward_mode(op: str, *_: Any) -> NoReturn:
         f"{op} has no forward mode derivative (jvp, jacfwd, hessian): its kernels are compiled; "
         'use backend="reference" for it'
     )
+
+
+def refuse_transforms(loss: str, way_out: str) -> None:
+    """Raise under a transform of torch.func, for what takes a gradient inside of its forward."""
+    if transformed():
+        raise NotImplementedError(
+            f"{loss} differentiates inside its forward, which the transforms of torch.func do not "
+            f"let it do; {way_out}"
+        )
