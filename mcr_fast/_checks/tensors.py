@@ -115,7 +115,7 @@ def modalities(name: str, tensors: Any) -> list[Tensor]:
 def same_form(name: str, tensors: Sequence[Tensor], letters: str) -> None:
     """2-D tensors that can be stacked: one shape and one dtype.
 
-    Under autocast, where torch's own operations take the widest of several dtypes, so do the losses.
+    Under autocast of several dtypes: there torch's own operations take the widest, so do we.
     """
     first = tensors[0]
     if all(x.ndim == 2 and x.shape == first.shape and x.dtype == first.dtype for x in tensors):

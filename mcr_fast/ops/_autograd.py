@@ -6,11 +6,12 @@ takes on a batch of 32. Our schemas have no defaults, so the kernel registered h
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from mcr_fast.ops._modes import has_tangent, refuse_forward_mode, transformed
@@ -40,8 +41,7 @@ def register_autograd(
         @staticmethod
         def forward(ctx: Any, keyset: Any, lists: _Lists | None, *args: Any) -> Any:
             args = args if lists is None else lists.nested(args)
-            # torch runs this without gradients, which transforms outside of this one may want
-            with torch.set_grad_enabled(transformed()):
+            with _outer_derivatives() if transformed() else nullcontext():
                 output = _below_autograd(target, keyset, args)
             if setup_context is not None:
                 setup_context(ctx, args, output)
@@ -174,6 +174,13 @@ def call_backward(overload: Any, *args: Any) -> Any:
         return overload(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return overload(*args)
+
+
+@contextmanager
+def _outer_derivatives() -> Iterator[None]:
+    """Lets transforms outside of this one differentiate, for which torch turns it off here."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def recorded() -> bool:
 
 
 def holds_values(x: Tensor) -> bool:
-    """Whether the tensor is made of numbers: no meta or fake tensor, nor one a subclass computes."""
+    """Whether the tensor is made of numbers: not on meta, not fake, not computed by a subclass."""
     if x.is_meta:
         return False
     return type(x) in _PLAIN_TYPES or not torch._C._dispatch_keys(x).has(
@@ -48,11 +48,11 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     A tensor that vmap wraps does not say whether a transform outside of it differentiates, nor an
     example that is traced what the trace will be called with.
     """
+    if not torch.compiler.is_compiling() and _is_tracing():
+        return True
     if not torch.is_grad_enabled():
         return False
-    if any(x is not None and x.requires_grad for x in tensors) or transformed():
-        return True
-    return not torch.compiler.is_compiling() and bool(_is_tracing())
+    return any(x is not None and x.requires_grad for x in tensors) or transformed()
 
 
 def has_tangent(*tensors: Tensor) -> bool:
