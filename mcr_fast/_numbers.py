@@ -7,7 +7,7 @@ such. No library is imported for it: a number says by `__index__` or `__float__`
 import math
 import operator
 from numbers import Complex, Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,8 +47,10 @@ def _index(name: str, value: Any, wanted: str) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) is float or isinstance(value, torch.SymFloat):
+    if type(value) is float:
         return value
+    if isinstance(value, torch.SymFloat):
+        return cast(float, value)  # stays symbolic, as a compiler's shapes do
     _check_scalar(name, value, "a number")
     # A complex number of numpy has a `__float__` that drops a part of it.
     imaginary = isinstance(value, Complex) and not isinstance(value, Real)

@@ -20,7 +20,7 @@ import gc, importlib, os, sys, warnings
 import torch
 
 warnings.simplefilter("error")
-warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # numpy's, of interpreted kernels
+warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # interpreted kernels
 
 def import_again():
     for name in [n for n in sys.modules if n.split(".")[0] == "mcr_fast"]:

@@ -43,9 +43,7 @@ def test_nor_what_calls_it():
 @pytest.mark.parametrize("loss", [mcr_fast.NTXentLoss(), mcr_fast.SupConLoss()])
 def test_nor_a_module(loss):
     for module in (loss, Owner(loss)):
-        with pytest.raises(
-            RuntimeError, match="Loss cannot be compiled by torch.jit.script; leave"
-        ):
+        with pytest.raises(RuntimeError, match="Loss cannot be compiled by torch.jit.script"):
             torch.jit.script(module)
 
 

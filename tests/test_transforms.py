@@ -1,8 +1,8 @@
 """torch.func over the losses: each transform is right, or refused in words that name a way out.
 
 Truth is plain autograd: a loop over the samples for vmap, backward() for derivatives. vmap runs the
-kernels sample by sample, so it gives the loop's bits; what is summed in another order is compared to
-a few eps.
+kernels sample by sample, so it gives the loop's bits; what is summed in another order is compared
+to a few eps.
 """
 
 import warnings
@@ -133,7 +133,8 @@ def test_the_reference_has_every_derivative(loss):
     close(value, loss(a, b))
     close(tangent, (to_a * b + to_b * a).sum())
     close(jacfwd(loss)(a, b), to_a)
-    close(vmap(loss)(*pair(B, N, D)), torch.stack([loss(*x) for x in zip(*pair(B, N, D))]))
+    batches = pair(B, N, D)
+    close(vmap(loss)(*batches), torch.stack([loss(*x) for x in zip(*batches, strict=True)]))
     twice = torch.autograd.functional.hessian(lambda x: loss(x, b), a)
     close(jacfwd(jacrev(loss))(a, b), twice)
     close(jacrev(jacrev(loss))(a, b), twice)

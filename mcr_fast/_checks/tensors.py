@@ -82,7 +82,7 @@ def on_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
 
 def modalities(name: str, tensors: Any) -> list[Tensor]:
     """At least two float tensors of one batch: same first dimension, same device."""
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+    if isinstance(tensors, (Tensor, str)) or not isinstance(tensors, Sequence):
         raise TypeError(
             f"{name} must be a list of tensors, one a modality, got {type(tensors).__name__}"
         )

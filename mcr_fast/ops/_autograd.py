@@ -61,11 +61,12 @@ def register_autograd(
             return _below_autograd(target, keyset, args)
         if transformed():
             with _single_level():
-                output = Bridge.apply(keyset, lists, *flat)
+                output = apply(keyset, lists, *flat)
         else:
-            output = Bridge.apply(keyset, lists, *flat)
+            output = apply(keyset, lists, *flat)
         return output if lists is None else lists.give(output)
 
+    apply: Callable[..., Any] = Bridge.apply  # type: ignore[attr-defined]
     has_lists = "Tensor[]" in str(target._schema)
     LIBRARY.impl(qualified(op, overload), kernel, "Autograd", with_keyset=True)
 
@@ -129,7 +130,7 @@ def register_vmap(op: str, overload: str) -> None:
         from torch._functorch.autograd_function import custom_function_call_vmap_helper
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-        interpreter = retrieve_current_functorch_interpreter()
+        interpreter: Any = retrieve_current_functorch_interpreter()
         return custom_function_call_vmap_helper(
             interpreter,
             lambda info, in_dims, *args: _one_by_one(target, info.batch_size, in_dims, args),
