@@ -56,13 +56,13 @@ def _load(path: Path) -> str:
     """Load one library and return where its ops come from; raises OSError if that fails."""
     if _namespace_defined():
         # A second copy of the namespace would crash the process, and its ops are here already.
-        return str(kept("cpu library", lambda: "loaded before this package was imported"))
+        return "loaded before this package was imported"
     if _torch_version() < MIN_TORCH:
         raise OSError(f"torch {torch.__version__} is too old for {path.name}: 2.10 or newer needed")
     if not path.is_file():
         raise OSError(f"{path} does not exist: built with MCR_FAST_BUILD=none, or not built")
     torch.ops.load_library(str(path))
-    return str(kept("cpu library", lambda: str(path)))
+    return str(path)
 
 
 def load_libraries(path: Path = CPU_LIBRARY) -> None:
@@ -76,7 +76,7 @@ def load_libraries(path: Path = CPU_LIBRARY) -> None:
         return
     _attempted = True
     try:
-        _cpu_source = _load(path)
+        _cpu_source = kept("cpu library", lambda: _load(path))
     except OSError as error:
         # torch puts the loader's own words into the cause
         _cpu_error = f"{error}: {error.__cause__}" if error.__cause__ else str(error)

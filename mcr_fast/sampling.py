@@ -113,18 +113,17 @@ def sample_permutations(
     device = None if device is None else _device(device)
     # None: torch's default one
     draw_on = device if generator is None else generator.device
+    draw = _drawn(generator, draw_on)
     if scheme == "uniform":
         count = (
             (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
         )
         # float64: with 2^-53 between keys, ties that would favour some orders do not happen
-        keys = torch.rand(
-            *count, batch_size, generator=generator, device=draw_on, dtype=torch.float64
-        )
+        keys = torch.rand(*count, batch_size, **draw, dtype=torch.float64)
         table = keys.argsort(-1)
         return table if device is None else table.to(device, non_blocking=True)
-    order = torch.randperm(batch_size, generator=generator, device=draw_on)
-    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, generator, draw_on)
+    order = torch.randperm(batch_size, **draw)
+    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, draw)
     if device is None:
         return CyclicPermutations(order, shifts)
     return CyclicPermutations(
@@ -139,26 +138,34 @@ def _device(device: Any) -> torch.device:
         raise ValueError(f"device must name one that torch knows, got {device!r}") from None
 
 
+def _drawn(generator: torch.Generator | None, device: torch.device | None) -> dict[str, Any]:
+    """Where and from what torch's functions draw.
+
+    A generator that is named, even as None, makes torch.export take the batch for a constant size.
+    """
+    return {"device": device} | ({} if generator is None else {"generator": generator})
+
+
 def _draw_shifts(
     num_permutations: int,
     batch_size: int,
     num_modalities: int | None,
-    generator: torch.Generator | None,
-    device: torch.device | None,
+    draw: dict[str, Any],
 ) -> Tensor:  # [K] or [M, K]
+    device = draw["device"]
     available = max(batch_size - 1, 0)
     if available == 0:
         own = () if num_modalities is None else (num_modalities,)
         return torch.empty(*own, 0, dtype=torch.int64, device=device)
     step = torch.arange(num_permutations, device=device)
     if num_modalities is None:
-        first = torch.randint(available, (1,), generator=generator, device=device)
+        first = torch.randint(available, (1,), **draw)
         return (first + step) % available + 1
     # Not consecutive: K rows would take their donors from the same rows, modality by modality.
-    shifts = torch.randperm(available, generator=generator, device=device) + 1
+    shifts = torch.randperm(available, **draw) + 1
     # modality m reads the shuffled shifts from its own starting point: distinct along k because the
     # shifts are, distinct along m because the starting points are
-    start = torch.randperm(available, generator=generator, device=device)[:num_modalities, None]
+    start = torch.randperm(available, **draw)[:num_modalities, None]
     return shifts[(start + step) % available]
 
 

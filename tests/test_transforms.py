@@ -188,6 +188,45 @@ def test_the_regularizer_of_a_linear_fusion(backend):
             jacfwd(loss)(a[0], b[0])
 
 
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoders = torch.nn.ModuleList(torch.nn.Linear(D, D) for _ in range(2))
+        self.fusion = torch.nn.Linear(2 * D, C)
+        self.mcr = mcr_fast.MCRLoss([D, D], C, num_permutations="all", ceb_weight=1.0)
+        self.double()
+
+    def forward(self, a, b):
+        latents = [encode(x) for encode, x in zip(self.encoders, (a, b), strict=True)]
+        return self.mcr(latents, LABELS, fusion=self.fusion).loss
+
+
+def test_an_ensemble_of_models():
+    """Parameters of several models stacked, which is what functional_call and vmap are used for."""
+    a, b = pair(N, D)
+    models = [Model() for _ in range(B)]
+    stacked, _ = torch.func.stack_module_state(models)
+
+    def loss(parameters):
+        return torch.func.functional_call(models[0], parameters, (a, b))
+
+    close(vmap(loss)(stacked), torch.stack([model(a, b) for model in models]))
+    gradients = vmap(grad(loss))(stacked)
+    for i, model in enumerate(models):
+        model(a, b).backward()
+        for name, parameter in model.named_parameters():
+            close(gradients[name][i], parameter.grad)
+
+
+@pytest.mark.parametrize("loss", [linear, reconstruction], ids=lambda f: f.__name__)
+def test_batched_gradients_of_autograd_are_right_or_refused(loss):
+    inputs = pair(N, D)
+    jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+    with pytest.raises(NotImplementedError, match=r"use torch.func.jacrev, or backend=.reference"):
+        jacobian(loss, inputs)
+    close(jacobian(partial(loss, backend="reference"), inputs), by_backward(loss, *inputs))
+
+
 @pytest.mark.parametrize("transform", [grad, vmap, lambda f: vmap(grad(f))])
 def test_transforms_under_the_compiler(transform):
     a, b = pair(B, N, D) if transform is not grad else pair(N, D)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from mcr_fast import env
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded
+from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded, refuse_batched
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -97,6 +97,7 @@ class _LinearPermutedDivergence(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if grad is None and grad_contributions is None:
             return (None,) * len(needs)
+        refuse_batched("permuted_divergence", grad, grad_contributions)
         unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
         with torch._C._AutoDispatchBelowAutograd():
             grad_latents, grad_weight, grad_bias = _backward(

@@ -70,6 +70,15 @@ def refuse_forward_mode(op: str, *_: Any) -> NoReturn:
     )
 
 
+def refuse_batched(op: str, *grads: Tensor | None) -> None:
+    """Raise where torch.autograd batches gradients by its older vmap, which takes no lists."""
+    if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
+        raise NotImplementedError(
+            f"{op} takes no batched gradients of torch.autograd (is_grads_batched=True, "
+            'jacobian(vectorize=True)); use torch.func.jacrev, or backend="reference"'
+        )
+
+
 def refuse_transforms(loss: str, way_out: str) -> None:
     """Raise under a transform of torch.func, for what takes a gradient inside of its forward."""
     if transformed():

@@ -9,6 +9,7 @@ from torch import Tensor
 from mcr_fast._process import first_time
 from mcr_fast.ops._autograd import call_backward, register_autograd, register_vmap
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._modes import refuse_batched
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -54,6 +55,7 @@ def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
 
 def _register(overload: str) -> None:
     def forward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        refuse_batched("reconstruction_loss", grad)
         *latents, reconstruction = ctx.saved_tensors
         grad_latents, grad_reconstruction = call_backward(
             find("reconstruction_loss_bwd", overload), grad, latents, reconstruction
