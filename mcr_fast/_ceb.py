@@ -1,10 +1,13 @@
 """L_CEB of `MCRLoss`: how well a small head h(y) predicts the latents."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import functional
 from mcr_fast._checks import Backend
+from mcr_fast.reference._similarity import accumulation_dtype
 
 
 def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
@@ -15,6 +18,25 @@ def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
         nn.ReLU(),
         nn.Linear(width, sum(latent_dims), bias=False),
     )
+
+
+def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) -> nn.Module:
+    """The head of a term whose weight was 0 when the loss was made, beside the latents."""
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            "ceb_weight was raised from 0, and its head cannot be made in compiled code: call the "
+            "loss once outside of it, or make MCRLoss with a ceb_weight above 0 and lower it until "
+            "the term is wanted"
+        )
+    warnings.warn(
+        "ceb_weight was raised from 0 after MCRLoss was made, so the term's head is new and no "
+        "optimizer trains it yet: call optimizer.add_param_group({'params': "
+        "mcr.ceb_head.parameters()}), or make MCRLoss with a ceb_weight above 0 and lower it until "
+        "the term is wanted",
+        UserWarning,
+        stacklevel=5,
+    )
+    return ceb_head(num_classes, latent_dims).to(like.device, accumulation_dtype(like.dtype))
 
 
 def ceb(

@@ -1,6 +1,6 @@
 """Bookkeeping of the generic-fusion engine: chunks of (row, donor) pairs and sums of gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -147,22 +147,3 @@ class GradientSums:
     def items(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors and their sums."""
         return list(self._sums.values())
-
-
-def differentiable_leaves(output: Tensor, stop: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that `output` depends on and that want a gradient, not looking past `stop`."""
-    found: list[Tensor] = []
-    seen = {x.grad_fn for x in stop if x.grad_fn is not None}
-    stop_ids = {id(x) for x in stop}
-    pending = [output.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
-        if not isinstance(leaf, Tensor):
-            pending.extend(parent for parent, _ in node.next_functions)
-        elif id(leaf) not in stop_ids:
-            found.append(leaf)
-    return found

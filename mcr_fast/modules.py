@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
 from mcr_fast import functional
+from mcr_fast._calling import Fusion, call_fusion
 from mcr_fast._ceb import ceb as evaluate_ceb
-from mcr_fast._ceb import ceb_head
+from mcr_fast._ceb import ceb_head, late_ceb_head
+from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
-from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
+from mcr_fast._mipd import Draw, Step, draw_donors
 from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast._watch import ImportanceWatch
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
@@ -24,6 +27,7 @@ __all__ = ["MCRLoss", "MCROutput", "NTXentLoss", "SupConLoss"]
 Contrastive = Literal["nt_xent", "sup_con"]
 Perturbation = Literal["permute", "zero", "noise"]
 CEBSource = Literal["logits", "labels"]
+FusionMode = Literal["eval", "own"]
 
 _CONTRASTIVE = {"nt_xent": functional.nt_xent, "sup_con": functional.sup_con}
 
@@ -51,7 +55,7 @@ class MCROutput(NamedTuple):
 
 
 class MCRLoss(nn.Module):
-    """The Multimodal Competition Regularizer: add ``.loss`` to the task loss.
+    """The Multimodal Competition Regularizer: add ``.loss`` to the task and unimodal losses.
 
     loss = mipd_weight * L_MIPD + contrastive_weight * L_Con + ceb_weight * L_CEB
 
@@ -62,7 +66,13 @@ class MCRLoss(nn.Module):
       Linear(D, sum D_m) without biases and D the largest latent width
       (`functional.reconstruction_loss`).
 
-    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
+    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
+    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
+
+    The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
+    losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
+    not optional: alone, with the default weights, L_Con drives the fusion, and a modality that is
+    learned slowly ends up ignored (docs/training.md has figures).
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.
@@ -89,6 +99,9 @@ class MCRLoss(nn.Module):
             own donor (if a batch has too few rows for that, N - 1 < M, they share; and "all"
             shares).
         chunk_rows: rows that a fusion which is not linear is run on at once; None: 16 MB of input.
+        fusion_mode: how the regularizer's own runs of a fusion that is not linear see its modules:
+            ``"eval"``, dropout off and batch norm by its running statistics, which are not
+            updated; ``"own"``, in the mode they are in. The logits are the fusion's own either way.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
@@ -103,17 +116,22 @@ class MCRLoss(nn.Module):
         draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
         mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
         without a graph break. The same bits every run on one machine. No double backward.
+        ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
+        under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
     Reference:
         Algorithm 1 and equations 9-13 of arXiv 2411.07335.
 
     Example:
         >>> import torch, mcr_fast
+        >>> from torch.nn.functional import cross_entropy
         >>> mcr = mcr_fast.MCRLoss([4, 4], num_classes=3)
         >>> fusion, labels = torch.nn.Linear(8, 3), torch.tensor([0, 1, 2, 0])
-        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+        >>> heads = [torch.nn.Linear(4, 3) for _ in range(2)]  # one a modality
+        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]  # of encoders
         >>> out = mcr(latents, labels, fusion=fusion)
-        >>> loss = torch.nn.functional.cross_entropy(out.logits, labels) + out.loss
+        >>> unimodal = sum(cross_entropy(head(z), labels) for head, z in zip(heads, latents))
+        >>> loss = cross_entropy(out.logits, labels) + 3.0 * unimodal + out.loss
         >>> loss.backward()
         >>> out.importance.shape
         torch.Size([2])
@@ -142,6 +160,7 @@ class MCRLoss(nn.Module):
         ceb_source: CEBSource = "logits",
         shared_donor: bool = False,
         chunk_rows: int | None = None,
+        fusion_mode: FusionMode = "eval",
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -152,6 +171,13 @@ class MCRLoss(nn.Module):
         checks.choice("contrastive", contrastive, get_args(Contrastive))
         checks.choice("perturbation", perturbation, get_args(Perturbation))
         checks.choice("ceb_source", ceb_source, get_args(CEBSource))
+        checks.choice("fusion_mode", fusion_mode, get_args(FusionMode))
+        if num_classes == 1 and divergence == "jsd":
+            raise ValueError(
+                "num_classes must be at least 2 for divergence='jsd': the softmax of one logit is "
+                "1, whatever it is; for one logit (binary or multi-label) take "
+                "divergence='binary_jsd', for regression 'mse'"
+            )
         if num_permutations != "all":
             checks.whole("num_permutations", num_permutations)
         if chunk_rows is not None:
@@ -173,9 +199,11 @@ class MCRLoss(nn.Module):
         self.ceb_source = ceb_source
         self.shared_donor = shared_donor
         self.chunk_rows = chunk_rows
+        self.fusion_mode = fusion_mode
         self.backend = backend
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._watch = ImportanceWatch(len(self.latent_dims))
 
     def extra_repr(self) -> str:
         """The options."""
@@ -221,12 +249,10 @@ class MCRLoss(nn.Module):
         zeros = parts[0].new_zeros(len(self.subset_masks), dtype=accumulation_dtype(parts[0].dtype))
         mipd, contrastive, ceb, divergences = zeros[0], zeros[0], zeros[0], zeros
         if self.mipd_weight != 0:
-            mipd, divergences, logits = evaluate_mipd(
-                parts, fusion, logits, self.num_classes, rows, self._game(), draw
-            )
+            step = Step(parts, fusion, logits, self.num_classes, rows, self._game(), draw)
+            mipd, divergences, logits = evaluate_mipd(step)
         elif logits is None:
-            logits = run_fusion(fusion, parts)
-            checks.fusion_output(logits, num_rows, self.num_classes)
+            logits = call_fusion(fusion, parts, self.num_classes)
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
             contrastive = _CONTRASTIVE[self.contrastive](
@@ -237,7 +263,8 @@ class MCRLoss(nn.Module):
                 backend=self.backend,
             )
         if self.ceb_weight != 0:
-            assert self.ceb_head is not None, "made with the weight"
+            if self.ceb_head is None:
+                self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, parts[0])
             seen = labels if self.ceb_source == "labels" else logits.detach()
             assert seen is not None, "checked"
             classes = self.num_classes
@@ -246,6 +273,8 @@ class MCRLoss(nn.Module):
         total = single.sum()
         importance = torch.where(total == 0, 1 / len(parts), single / total)
         loss = self._weighted((contrastive, ceb, mipd), zeros[0])
+        if self.mipd_weight != 0 and loss.requires_grad:
+            self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
@@ -317,8 +346,10 @@ class MCRLoss(nn.Module):
         checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
         checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
         permute = self.perturbation == "permute"
+        draws = self.mipd_weight != 0 and permutations is None
+        source = generator_of_step(generator) if draws else generator
         draw = Draw(
-            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, generator
+            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, source
         )
         order, donors = None, None
         if permutations is None and self.mipd_weight != 0:
@@ -343,5 +374,6 @@ class MCRLoss(nn.Module):
             self.clean_path,
             self.divergence,
             self.chunk_rows,
+            self.fusion_mode,
             self.backend,
         )

@@ -10,8 +10,8 @@ from regularizer import LABELS, WAYS, C, D, N, mcr, setting
 from torch import nn
 
 import mcr_fast
-from mcr_fast import _mipd
 from mcr_fast import functional as F
+from mcr_fast._calling import call_fusion
 
 # The terms
 
@@ -137,7 +137,7 @@ def test_missing_modalities_reach_no_term():
 @pytest.mark.parametrize("kind", WAYS)
 def test_given_logits_are_returned(kind):
     fusion, latents = setting(kind)
-    logits = _mipd.run_fusion(fusion, latents)
+    logits = call_fusion(fusion, latents, C)
     out = mcr()(latents, LABELS, fusion=fusion, logits=logits)
     assert out.logits is logits
     torch.manual_seed(0)
