@@ -145,9 +145,10 @@ def test_a_weight_set_later_may_be_of_numpy():
     z = [torch.randn(6, 4, requires_grad=True) for _ in range(2)]
     fusion, labels = torch.nn.Linear(8, 3), torch.arange(6) // 2
     set_later = mcr_fast.MCRLoss([4, 4], 3, num_permutations="all", mipd_weight=0.0)
-    given = mcr_fast.MCRLoss([4, 4], 3, num_permutations="all", mipd_weight=0.25)
+    weights = {"mipd_weight": 0.25, "contrastive_weight": 0.5}
+    given = mcr_fast.MCRLoss([4, 4], 3, num_permutations="all", **weights)
     set_later.mipd_weight = np.float32(0.25)
-    set_later.contrastive_weight = np.float64(1)
+    set_later.contrastive_weight = np.float64(0.5)
     values = [mcr(z, labels, fusion=fusion).loss for mcr in (set_later, given)]
     assert torch.equal(*values)
     assert values[0].dtype == torch.float32
