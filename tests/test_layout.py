@@ -27,6 +27,9 @@ STEM_FILES = (
 # A unit imports from lower layers and from itself only.
 LAYER = {
     "_version": 0,
+    "_process": 0,
+    "_numbers": 0,
+    "_torchscript": 0,
     "env": 1,
     "reference": 1,
     "kernels": 1,

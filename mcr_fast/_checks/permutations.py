@@ -46,7 +46,8 @@ def donors(
 def _cyclic_donors(
     sample: CyclicPermutations, num_modalities: int, num_rows: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    order, shifts = sample.order, sample.shifts
+    order = plain_tensor("permutations.order", sample.order)
+    shifts = plain_tensor("permutations.shifts", sample.shifts)
     shaped("permutations.order", order, (num_rows,), "[N]")
     if shifts.ndim not in (1, 2) or shifts.ndim == 2 and len(shifts) != num_modalities:
         raise ValueError(

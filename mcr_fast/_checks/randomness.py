@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
+from mcr_fast.ops._modes import recorded
+
 
 def random_state(device: torch.device) -> Tensor | int | None:
-    """Where torch's random numbers on a device stand; waits for nothing."""
+    """Where torch's random numbers on a device stand; waits for nothing.
+
+    None where it cannot be said: on other devices, and while something records the operations.
+    """
+    if recorded():
+        return None
     if device.type == "cpu":
         return torch.get_rng_state()
     if device.type == "cuda":

@@ -16,7 +16,9 @@ from torch.autograd import forward_ad
 
 from mcr_fast import env
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded, refuse_batched
 from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.reference._similarity import accumulation_dtype
 
 _SERVED = env.has_kernel("linear_permuted_divergence_fwd", "CPU")
 if _SERVED:
@@ -30,16 +32,32 @@ def can_fuse(
     backend: str | None,
 ) -> bool:
     """Whether `linear_permuted_divergence` serves these tensors here."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    if recorded() or forward_ad._current_level >= 0:
         return False
-    if len(latents) > 8 or not (_SERVED and torch.is_grad_enabled()):
+    if (
+        not all(map(holds_values, (*latents, weight)))
+        or len(latents) > 8
+        or not (_SERVED and torch.is_grad_enabled())
+    ):
         return False
     device = weight.device
     if any(z.dtype != weight.dtype or z.device != device for z in latents):
         return False
-    return resolve(
-        "permuted_divergence", backend, device
-    ) == "cpu" and not torch.is_autocast_enabled(device.type)
+    # the op's products have the dtype of their factors, and 16 bits are too few for logits
+    if weight.dtype.itemsize == 2 or autocast_enabled(device):
+        return False
+    return resolve("permuted_divergence", backend, device) == "cpu"
+
+
+def in_float32(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
+    bias: Tensor | None,  # [C]
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """The factors in the dtype of the sums: what products of 16 bits would round is logits."""
+    dtype = accumulation_dtype(weight.dtype, *(z.dtype for z in latents))
+    wide = [z.to(dtype) for z in latents]
+    return wide, weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class _OnlyOnce(torch.autograd.Function):
@@ -79,6 +97,7 @@ class _LinearPermutedDivergence(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if grad is None and grad_contributions is None:
             return (None,) * len(needs)
+        refuse_batched("permuted_divergence", grad, grad_contributions)
         unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
         to_task = grad_contributions if torch.is_grad_enabled() else None
         if grad is None and to_task is not None:
