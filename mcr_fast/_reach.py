@@ -14,7 +14,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
 
@@ -144,6 +144,48 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
+
+
+# Statistics are small; a table of positions or a cache that is larger is not written to in a run.
+_LARGEST_STATISTIC = 1 << 16
+
+
+@contextmanager
+def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Runs that leave modules as they were: buffers they write to, tensors they keep of a call.
+
+    A normalisation that counts in every mode counts the caller's call alone; an auxiliary loss or
+    an attention map kept as an attribute, or a weight that a hook sets, stays that of this call.
+    """
+    copies: dict[int, Tensor] = {}
+    buffers, kept = [], []
+    for module in modules:
+        kept.append((module, _tensors_of(module)))
+        if _may_write(module):
+            buffers.append((module, dict(module._buffers)))
+            for name, x in module._buffers.items():
+                if x is not None and x.numel() <= _LARGEST_STATISTIC:
+                    module._buffers[name] = copies.setdefault(id(x), x.detach().clone())
+    try:
+        yield
+    finally:
+        for module, before in buffers:
+            module._buffers.update(before)
+        for module, tensors in kept:
+            state = vars(module)
+            for name in _tensors_of(module).keys() - tensors.keys():
+                del state[name]
+            state.update(tensors)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in vars(module).items() if isinstance(x, Tensor)}
+
+
+def _may_write(module: nn.Module) -> bool:
+    """Torch's own layers write to their buffers in training only."""
+    own = type(module).__module__.startswith("torch.nn.")
+    return bool(module._buffers) and not own and not isinstance(module, torch.jit.ScriptModule)
 
 
 def mixes_rows(modules: Sequence[nn.Module]) -> str | None:

@@ -26,6 +26,7 @@ from mcr_fast._reach import (
     evaluating,
     mixes_rows,
     to_evaluate,
+    unremembered,
     without_backward_hooks,
 )
 from mcr_fast._runs import Runs, fresh_casts
@@ -68,7 +69,7 @@ def runs_apart(reached: Reached, game: Game) -> Iterator[list[nn.Module]]:
             f"fusion has a {mixing} without running statistics, which mixes the rows that the "
             "regularizer permutes; give it track_running_stats=True, or take fusion_mode='own'"
         )
-    with evaluating(changed):
+    with evaluating(changed), unremembered(reached.modules):
         yield changed
 
 

@@ -517,6 +517,50 @@ def test_batch_norm_without_statistics_is_refused():
     mcr(fusion_mode="own")(latents, None, fusion=seq)
 
 
+class Remembers(nn.Module):
+    """Counts in every mode, and keeps tensors of its last call."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2 * D, C)
+        self.register_buffer("mean", torch.zeros(2 * D, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.last = None
+
+    def forward(self, z):
+        x = torch.cat(z, 1)
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        self.calls.add_(1)
+        self.auxiliary = self.fc(x).square().mean()
+        self.last = x
+        return self.fc(x - self.mean)
+
+
+@pytest.mark.parametrize("mode", ["eval", "own"])
+def test_a_module_remembers_the_callers_call_alone(mode):
+    fusion, twin = doubles(Remembers()), doubles(Remembers())
+    latents = make_latents(2, 2, ROWS)
+    out = mcr(clean_path="routed", fusion_mode=mode)(latents, None, fusion=fusion)
+    twin(latents)
+    if mode == "own":
+        assert fusion.calls > 1
+        return
+    assert fusion.calls == 1
+    torch.testing.assert_close(fusion.mean, twin.mean)
+    torch.testing.assert_close(fusion.last, twin.last)
+    (out.loss + fusion.auxiliary).backward()
+    twin.auxiliary.backward()
+    torch.testing.assert_close(fusion.fc.weight.grad, twin.fc.weight.grad)
+
+
+def test_a_weight_that_a_hook_sets_stays_that_of_the_callers_call():
+    head = nn.utils.spectral_norm(nn.Linear(2 * D, C)).double()
+    latents = make_latents(2, 2, ROWS)
+    out = mcr()(latents, None, fusion=lambda z: head(torch.cat(z, 1)).sin())
+    (out.loss + head.weight.square().sum()).backward()
+    assert head.weight_orig.grad is not None
+
+
 class Trainer:
     """A plain object whose method is the fusion."""
 
