@@ -275,7 +275,7 @@ class Hook:
             return None
         seen = x.grad if self.kind == "post-accumulate" else x
         if seen.numel():
-            self.size = float(seen.abs().max())
+            self.size = float(seen.detach().abs().max())
         if self.kind == "post-accumulate":
             x.grad.mul_(0.5)
             return None

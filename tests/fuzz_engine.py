@@ -23,7 +23,6 @@ from tolerances import TABLE, eps
 from torch import Tensor
 
 OUTPUTS = ("logits", "divergences", "mipd", "contrastive", "ceb", "loss", "importance")
-warnings.filterwarnings("ignore", category=FutureWarning)  # old normalisations are in use
 
 
 class Mismatch(Exception):
@@ -151,8 +150,11 @@ def _given_logits(world: World, latents: list[Tensor]) -> Tensor | None:
     """Known logits, of a fusion whose runs do not differ."""
     if not world.case.objective["give_logits"] or "train" in world.words:
         return None
+    logits = world.drawn.apply([z.clone() for z in latents])
+    if not logits.requires_grad and any(z.requires_grad for z in latents):
+        return None  # detached, as it looks, which is refused
     world.words.append("logits given")
-    return world.drawn.apply([z.clone() for z in latents])
+    return logits
 
 
 # Comparing
@@ -305,6 +307,7 @@ def main() -> int:
     parser.add_argument("--every", action="store_true", help="print every failure, not 3 of a kind")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # old normalisations are in use
     start, kinds = time.perf_counter(), collections.defaultdict(list)
     skipped = 0
     unwanted = [word for word in arguments.without.split(",") if word]

@@ -200,7 +200,8 @@ def noise(
     drawn = []
     for z in latents:
         normal = torch.randn(count, *z.shape, generator=source, dtype=dtype).to(z.dtype)
-        drawn.append(normal * z.detach().std(0, correction=0))
+        x = z.detach()
+        drawn.append(normal * (x - x.mean(0)).square().mean(0).sqrt())
     return drawn
 
 
