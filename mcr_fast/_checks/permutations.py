@@ -17,7 +17,8 @@ def donors(
     if permutations is None:
         return None, None
     # by its name too: a sample may be older than this import of the package
-    if type(permutations).__name__ == CyclicPermutations.__name__:
+    of_another_import = type(permutations).__name__ == "CyclicPermutations"
+    if isinstance(permutations, CyclicPermutations) or of_another_import:
         return _cyclic_donors(permutations, num_modalities, num_rows, device)
     if not isinstance(permutations, Tensor):
         raise TypeError(
