@@ -1,6 +1,7 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
@@ -29,6 +30,8 @@ Contrastive = Literal["nt_xent", "sup_con"]
 Perturbation = Literal["permute", "zero", "noise"]
 CEBSource = Literal["logits", "labels"]
 FusionMode = Literal["eval", "own"]
+
+_CONTRASTIVE = {name: partial(contrastive_loss, name) for name in get_args(Contrastive)}
 
 
 class MCROutput(NamedTuple):
@@ -257,13 +260,12 @@ class MCRLoss(nn.Module):
             logits = call_fusion(fusion, parts, self.num_classes)
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
-            contrastive = contrastive_loss(
-                self.contrastive,
+            contrastive = _CONTRASTIVE[self.contrastive](
                 pooled if embeddings is None else embeddings,
                 labels,
-                self.temperature,
-                present,
-                self.backend,
+                temperature=self.temperature,
+                present=present,
+                backend=self.backend,
                 name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
