@@ -60,4 +60,5 @@ def ceb(
     latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
     reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
     loss = functional.reconstruction_loss(latents, reconstruction, backend=backend)
-    return loss * (mask.numel() / mask.sum().clamp(min=1))
+    # a quotient of whole numbers would be float32, whatever the loss is
+    return loss * (mask.numel() / mask.sum().clamp(min=1).to(loss.dtype))

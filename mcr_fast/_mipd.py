@@ -16,7 +16,7 @@ from mcr_fast._reach import Reached, looking_hooks_only, reach
 from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, sharded
-from mcr_fast.fusion import Additive, LinearColumns, as_additive, check_dtypes, check_widths, finish
+from mcr_fast.fusion import Additive, LinearColumns, as_additive, finish
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence
@@ -114,24 +114,24 @@ def _fused(additive: Additive, step: Step) -> tuple[Tensor, Tensor] | None:  # [
         return None
     if step.draw.perturbation != "permute":
         return None
-    if autocast_enabled(additive.weight.device):
-        with without_autocast(additive.weight.device):
-            check_widths(step.latents, additive.latent_dims)
-            return _fuse(additive, step)
-    check_widths(step.latents, additive.latent_dims)
-    check_dtypes(step.latents, additive.weight)
-    return _fuse(additive, step)
+    device = additive.weight.device
+    if autocast_enabled(device):
+        operands = additive.operands(step.latents)
+        with without_autocast(device):
+            return _fuse(*operands, additive.bias, step)
+    return _fuse(*additive.operands(step.latents), additive.bias, step)
 
 
-def _fuse(additive: LinearColumns, step: Step) -> tuple[Tensor, Tensor] | None:
-    latents, weight = additive.operands(step.latents)
+def _fuse(
+    latents: list[Tensor], weight: Tensor, bias: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor] | None:
     game, rows = step.game, step.rows
     if not can_fuse(latents, weight, game.backend):
         return None
     options = (game.subsets, game.strategy, game.clean_path, game.divergence, rows.exclude)
     masks = (rows.codes, rows.present, rows.sample_weight)
     return linear_permuted_divergence(
-        latents, weight, additive.bias, rows.order, rows.donors, *masks, *options
+        latents, weight, bias, rows.order, rows.donors, *masks, *options
     )
 
 

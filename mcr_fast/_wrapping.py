@@ -99,13 +99,9 @@ def read_linear(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return module.weight, module.bias
 
 
-def plain_values(*tensors: Tensor | None) -> bool:
-    """Tensors of torch itself: a quantized or otherwise special weight has products of its own."""
-    return all(x is None or type(x) in _PLAIN_TENSORS or _is_fake(x) for x in tensors)
-
-
-def _is_fake(x: Tensor) -> bool:
-    return type(x).__module__.startswith("torch._subclasses")
+def plain_values(x: Tensor) -> bool:
+    """A tensor of torch itself: a quantized or otherwise special one has products of its own."""
+    return type(x) in _PLAIN_TENSORS or type(x).__module__.startswith("torch._subclasses")
 
 
 def takes_joined(fusion: object) -> bool:

@@ -66,7 +66,8 @@ class AdditiveFusion(nn.Module):
     Note:
         In the game of `MCRLoss` a projection belongs to its modality; bias and head are shared.
         Projections and head are called as modules, so hooks, adapters and whatever else takes part
-        in a call counts. A projection that works in place gets a copy of the latents.
+        in a call counts. A projection that works in place gets a copy of the latents. Under
+        autocast linear projections without a head stay in float32: their sum is the logits.
 
     Reference:
         The fusions of the experiments of arXiv 2411.07335: linear and MLP on joined latents.
@@ -153,9 +154,13 @@ class AdditiveFusion(nn.Module):
     def project(self, modality: int, latent: Tensor) -> Tensor:
         """P_m(Z_m): the latent [rows, ...] of one modality to [rows, H]."""
         projection = self.projections[modality]
-        # a layer that works in place would overwrite the caller's latents
-        projected: Tensor = projection(latent if plain_linear(projection) else latent.clone())
-        return projected
+        if not plain_linear(projection):
+            # a layer that works in place would overwrite the caller's latents
+            projected: Tensor = projection(latent.clone())
+            return projected
+        if self.head is None and autocast_enabled(latent.device):
+            return _linear_in_float32(latent, *read_linear(projection))
+        return projection(latent)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """The A_m = P_m(Z_m), stacked to [M, N, H]."""
@@ -186,7 +191,8 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
     if fusion.bias is not None:
         hidden = hidden + fusion.bias
     if isinstance(fusion, LinearColumns):
-        hidden = hidden.to(fusion.called_dtype(hidden.device))
+        dtype = fusion.called_dtype()
+        hidden = hidden if hidden.dtype == dtype else hidden.to(dtype)
     return hidden if fusion.head is None else fusion.head(hidden)
 
 
@@ -217,17 +223,18 @@ class LinearColumns(NamedTuple):
     latent_dims: tuple[int, ...]
     head: Callable[[Tensor], Tensor] | None = None
 
-    def called_dtype(self, device: torch.device) -> torch.dtype:
+    def called_dtype(self) -> torch.dtype:
         """What a call of the layer gives."""
-        if autocast_enabled(device) and self.weight.dtype != torch.float64:
+        dtype, device = self.weight.dtype, self.weight.device
+        if autocast_enabled(device) and dtype != torch.float64:
             return torch.get_autocast_dtype(device.type)
-        return self.weight.dtype
+        return dtype
 
     def product_dtype(self) -> torch.dtype:
         """Of the contributions: float32 at least where they are logits, without a head."""
         if self.head is None:
             return accumulation_dtype(self.weight.dtype)
-        return self.called_dtype(self.weight.device)
+        return self.called_dtype()
 
     def project(self, modality: int, latent: Tensor) -> Tensor:
         """A latent [rows, D_m] times its columns of the weight."""
@@ -238,19 +245,34 @@ class LinearColumns(NamedTuple):
             return F.linear(latent.to(dtype), columns.to(dtype))
 
     def operands(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Latents and weight in the dtype of their product."""
-        dtype = self.product_dtype()
-        return [z.to(dtype) for z in latents], self.weight.to(dtype)
+        """Latents of the layer's widths and dtype, and its weight, in the dtype of their product.
+
+        Raises:
+            ValueError, TypeError: latents that the layer does not take.
+        """
+        check_widths(latents, self.latent_dims)
+        dtype, weight = self.product_dtype(), self.weight
+        if weight.dtype == dtype and all(z.dtype == dtype for z in latents):
+            return list(latents), weight
+        check_dtypes(latents, weight)
+        return [z.to(dtype) for z in latents], weight.to(dtype)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """M latents [N, D_m] -> [M, N, H]."""
-        check_widths(latents, self.latent_dims)
-        check_dtypes(latents, self.weight)
         parts, weight = self.operands(latents)
         if autocast_enabled(weight.device):
             with without_autocast(weight.device):
                 return _products(parts, weight)
         return _products(parts, weight)
+
+
+def _linear_in_float32(latent: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Autocast would round to 16 bits what a softmax is taken of after it was added up."""
+    dtype = accumulation_dtype(latent.dtype, weight.dtype)
+    with without_autocast(latent.device):
+        return F.linear(
+            latent.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        )
 
 
 def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
@@ -299,7 +321,9 @@ def linear_columns(
     """A linear layer's columns by modality; None if its products are not torch's plain ones."""
     _check_in_features(linear, latent_dims)
     weight, bias = read_linear(linear)
-    return LinearColumns(weight, bias, latent_dims, head) if plain_values(weight, bias) else None
+    if not (plain_values(weight) and (bias is None or plain_values(bias))):
+        return None
+    return LinearColumns(weight, bias, latent_dims, head)
 
 
 def _check_in_features(linear: nn.Linear, latent_dims: tuple[int, ...]) -> None:

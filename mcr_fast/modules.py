@@ -56,6 +56,14 @@ class MCROutput(NamedTuple):
     importance: Tensor
 
 
+def _importance(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] -> [M]
+    """Each modality's share of the single-modality divergences, which come first."""
+    single = divergences if len(divergences) == num_modalities else divergences[:num_modalities]
+    single = single.clamp(min=0)  # rounding can leave one just below
+    total = single.sum()
+    return torch.where(total == 0, 1 / num_modalities, single / total)
+
+
 class MCRLoss(nn.Module):
     """The Multimodal Competition Regularizer: add ``.loss`` to the task and unimodal losses.
 
@@ -114,10 +122,11 @@ class MCRLoss(nn.Module):
         The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with
         its gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one
         kernel; for others each subset's fusion runs once, chunk by chunk, forward and backward
-        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). Dropout
-        draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
-        mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
-        without a graph break. The same bits every run on one machine. No double backward.
+        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). A fusion is
+        what calling it computes: hooks, adapters and wrappers count. Gradient hooks hear one
+        gradient a backward (docs/gradient-routing.md). Works under autocast; ``torch.compile``
+        takes a linear fusion without a graph break. The same bits every run on one machine. No
+        double backward.
         ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
         under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
@@ -251,13 +260,15 @@ class MCRLoss(nn.Module):
         num_rows = parts[0].shape[0]
         self._check_labels(labels, num_rows, parts[0].device)
         rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
-        zeros = parts[0].new_zeros(len(self.subset_masks), dtype=accumulation_dtype(parts[0].dtype))
-        mipd, contrastive, ceb, divergences = zeros[0], zeros[0], zeros[0], zeros
+        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
+        mipd, contrastive, ceb = zero, zero, zero
         if self.mipd_weight != 0:
             step = Step(parts, fusion, logits, self.num_classes, rows, self._game(), draw)
             mipd, divergences, logits = evaluate_mipd(step)
-        elif logits is None:
-            logits = call_fusion(fusion, parts, self.num_classes)
+        else:
+            divergences = zero.new_zeros(len(self.subset_masks))
+            if logits is None:
+                logits = call_fusion(fusion, parts, self.num_classes)
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
             contrastive = _CONTRASTIVE[self.contrastive](
@@ -275,10 +286,8 @@ class MCRLoss(nn.Module):
             assert seen is not None, "checked"
             classes = self.num_classes
             ceb = evaluate_ceb(self.ceb_head, pooled, seen, classes, present, self.backend)
-        single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
-        total = single.sum()
-        importance = torch.where(total == 0, 1 / len(parts), single / total)
-        loss = self._weighted((contrastive, ceb, mipd), zeros[0])
+        loss = self._weighted((contrastive, ceb, mipd), zero)
+        importance = _importance(divergences, len(parts))
         if self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)

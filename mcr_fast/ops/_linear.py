@@ -99,13 +99,16 @@ class _LinearPermutedDivergence(torch.autograd.Function):
             return (None,) * len(needs)
         refuse_batched("permuted_divergence", grad, grad_contributions)
         unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
+        to_task = grad_contributions if torch.is_grad_enabled() else None
+        if grad is None and to_task is not None:
+            return _with_graph(to_task, needs, weight, latents)
         with torch._C._AutoDispatchBelowAutograd():
             grad_latents, grad_weight, grad_bias = _backward(
                 grad,
                 unit_grad,
                 unit_grad_bias,
                 contributions,
-                grad_contributions,
+                grad_contributions if to_task is None else None,
                 (*needs[3:], needs[0]),
                 latents,
                 weight,
@@ -116,12 +119,36 @@ class _LinearPermutedDivergence(torch.autograd.Function):
             made = (grad_weight, grad_bias, *grad_latents)
             made = _OnlyOnce.apply(len(made), *made, weight, *latents)
             grad_weight, grad_bias, *grad_latents = made
-        return (
+        grads = (
             grad_weight if needs[0] else None,
             grad_bias if needs[1] and grad is not None else None,
             None,
             *(g if need else None for g, need in zip(grad_latents, needs[3:], strict=True)),
         )
+        if to_task is None:
+            return grads
+        pairs = zip(grads, _with_graph(to_task, needs, weight, latents), strict=True)
+        return tuple(b if a is None else a if b is None else a + b for a, b in pairs)
+
+
+def _with_graph(
+    grad_contributions: Tensor,  # [M, N, C]
+    needs: Sequence[bool],
+    weight: Tensor,  # [C, sum of D_m]
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+) -> tuple[Tensor | None, ...]:
+    """The gradient through the contributions alone, to be differentiated again.
+
+    The logits made of them are the task's: a penalty on its gradient is nobody else's business.
+    """
+    columns = weight.split([z.shape[1] for z in latents], dim=1)
+    per_modality = list(zip(grad_contributions, latents, columns, strict=True))
+    return (
+        torch.cat([g.T @ z for g, z, _ in per_modality], dim=1) if needs[0] else None,
+        None,
+        None,
+        *(g @ w if need else None for (g, _, w), need in zip(per_modality, needs[3:], strict=True)),
+    )
 
 
 def linear_permuted_divergence(
