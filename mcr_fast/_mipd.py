@@ -18,9 +18,10 @@ from mcr_fast._sources import CallableSource, HiddenSource
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, sharded
 from mcr_fast.fusion import Additive, LinearColumns, as_additive, finish
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
+from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
-from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
 
 
@@ -113,10 +114,10 @@ def _fused(additive: Additive, step: Step) -> tuple[Tensor, Tensor] | None:  # [
         return None
     if step.draw.perturbation != "permute":
         return None
-    device_type = additive.weight.device.type
-    if torch.is_autocast_enabled(device_type):
+    device = additive.weight.device
+    if autocast_enabled(device):
         operands = additive.operands(step.latents)
-        with torch.autocast(device_type, enabled=False):
+        with without_autocast(device):
             return _fuse(*operands, additive.bias, step)
     return _fuse(*additive.operands(step.latents), additive.bias, step)
 

@@ -18,7 +18,8 @@ from mcr_fast._wrapping import (
     read_linear,
     wrapped,
 )
-from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.ops._modes import autocast_enabled
+from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 
 __all__ = ["AdditiveFusion"]
 
@@ -157,7 +158,7 @@ class AdditiveFusion(nn.Module):
             # a layer that works in place would overwrite the caller's latents
             projected: Tensor = projection(latent.clone())
             return projected
-        if self.head is None and torch.is_autocast_enabled(latent.device.type):
+        if self.head is None and autocast_enabled(latent.device):
             return _linear_in_float32(latent, *read_linear(projection))
         return projection(latent)
 
@@ -224,9 +225,9 @@ class LinearColumns(NamedTuple):
 
     def called_dtype(self) -> torch.dtype:
         """What a call of the layer gives."""
-        dtype, kind = self.weight.dtype, self.weight.device.type
-        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-            return torch.get_autocast_dtype(kind)
+        dtype, device = self.weight.dtype, self.weight.device
+        if autocast_enabled(device) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device.type)
         return dtype
 
     def product_dtype(self) -> torch.dtype:
@@ -240,7 +241,7 @@ class LinearColumns(NamedTuple):
         start = sum(self.latent_dims[:modality])
         columns = self.weight[:, start : start + self.latent_dims[modality]]
         dtype = self.product_dtype()
-        with torch.autocast(latent.device.type, enabled=False):
+        with without_autocast(latent.device):
             return F.linear(latent.to(dtype), columns.to(dtype))
 
     def operands(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -259,8 +260,8 @@ class LinearColumns(NamedTuple):
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """M latents [N, D_m] -> [M, N, H]."""
         parts, weight = self.operands(latents)
-        if torch.is_autocast_enabled(weight.device.type):
-            with torch.autocast(weight.device.type, enabled=False):
+        if autocast_enabled(weight.device):
+            with without_autocast(weight.device):
                 return _products(parts, weight)
         return _products(parts, weight)
 
@@ -268,7 +269,7 @@ class LinearColumns(NamedTuple):
 def _linear_in_float32(latent: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Autocast would round to 16 bits what a softmax is taken of after it was added up."""
     dtype = accumulation_dtype(latent.dtype, weight.dtype)
-    with torch.autocast(latent.device.type, enabled=False):
+    with without_autocast(latent.device):
         return F.linear(
             latent.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         )
@@ -277,7 +278,9 @@ def _linear_in_float32(latent: Tensor, weight: Tensor, bias: Tensor | None) -> T
 def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
     """Each latent [N, D_m] times its columns of the weight [H, sum of D_m]."""
     dims = [z.shape[1] for z in latents]
-    small = latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
+    # not a branch on sizes for torch.export, which would hold the batch to this side of it
+    tracing = torch.compiler.is_exporting()
+    small = not tracing and latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
     if small and all(d == dims[0] for d in dims):
         columns = weight.view(-1, len(dims), dims[0]).transpose(0, 1)  # [M, H, D]
         # weights times latents, not the other way round: then torch's two products of the
@@ -291,7 +294,7 @@ def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
 def check_dtypes(latents: Sequence[Tensor], weight: Tensor) -> None:
     """Latents that the layer takes: of its dtype, or under autocast, which casts them."""
     for m, z in enumerate(latents):
-        if z.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        if z.dtype != weight.dtype and not autocast_enabled(weight.device):
             raise TypeError(
                 f"latents[{m}] must be {weight.dtype} like the fusion's weight, got {z.dtype}; "
                 "cast it, or call the loss under the autocast of the encoders"
@@ -410,7 +413,16 @@ def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None
         return fusion if _is_as_written(fusion) else None
     if plain_linear(fusion):
         return linear_columns(fusion, latent_dims)
+    # run as any other callable its projections would be shared ones, with other gradients
+    if any((kind.__module__, kind.__name__) == _OURS for kind in type(fusion).__mro__):
+        raise TypeError(
+            "fusion is an AdditiveFusion of an earlier import of mcr_fast, which this one does not "
+            "know; make it anew from its layers, or use the MCRLoss of that import"
+        )
     return None
+
+
+_OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
 
 
 def additive_linear(fusion: object) -> nn.Linear | None:

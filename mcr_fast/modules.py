@@ -1,13 +1,13 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast import functional
 from mcr_fast._calling import Fusion, call_fusion
 from mcr_fast._ceb import ceb as evaluate_ceb
 from mcr_fast._ceb import ceb_head, late_ceb_head
@@ -15,8 +15,10 @@ from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
+from mcr_fast._embedding_losses import contrastive as contrastive_loss
 from mcr_fast._mipd import Draw, Step, draw_donors
 from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -29,7 +31,7 @@ Perturbation = Literal["permute", "zero", "noise"]
 CEBSource = Literal["logits", "labels"]
 FusionMode = Literal["eval", "own"]
 
-_CONTRASTIVE = {"nt_xent": functional.nt_xent, "sup_con": functional.sup_con}
+_CONTRASTIVE = {name: partial(contrastive_loss, name) for name in get_args(Contrastive)}
 
 
 class MCROutput(NamedTuple):
@@ -174,7 +176,7 @@ class MCRLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dims = checks.latent_dims(latent_dims)
-        checks.whole("num_classes", num_classes)
+        num_classes = checks.whole("num_classes", num_classes)
         checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
         checks.choice("scheme", scheme, SCHEMES)
         checks.choice("contrastive", contrastive, get_args(Contrastive))
@@ -188,9 +190,9 @@ class MCRLoss(nn.Module):
                 "divergence='binary_jsd', for regression 'mse'"
             )
         if num_permutations != "all":
-            checks.whole("num_permutations", num_permutations)
+            num_permutations = checks.whole("num_permutations", num_permutations)
         if chunk_rows is not None:
-            checks.whole("chunk_rows", chunk_rows)
+            chunk_rows = checks.whole("chunk_rows", chunk_rows)
         self.num_classes = num_classes
         self.strategy = strategy
         self.num_permutations = num_permutations
@@ -213,6 +215,9 @@ class MCRLoss(nn.Module):
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script("MCRLoss")
 
     def extra_repr(self) -> str:
         """The options."""
@@ -272,6 +277,7 @@ class MCRLoss(nn.Module):
                 temperature=self.temperature,
                 present=present,
                 backend=self.backend,
+                name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
             if self.ceb_head is None:

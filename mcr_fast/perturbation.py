@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge
 
 from mcr_fast import _checks as checks
@@ -32,10 +31,16 @@ from mcr_fast._reach import (
 from mcr_fast._runs import Runs, fresh_casts
 from mcr_fast._sources import CLEAN, Source, Turn
 from mcr_fast.ops._attach import attach_gradients
+from mcr_fast.ops._modes import has_tangent, refuse_transforms
 from mcr_fast.ops.row_divergence import row_divergence_parts
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._game import head_factor, route_factors
 from mcr_fast.reference._similarity import accumulation_dtype
+
+_WAY_OUT = (
+    "this fusion is run on its own. Call backward() instead, or take a linear fusion (nn.Linear, "
+    'AdditiveFusion without head), for jvp, jacfwd and hessian with backend="reference"'
+)
 
 
 class Game(NamedTuple):
@@ -83,7 +88,9 @@ def perturbed_divergences(
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
     logits = clean.logits
-    _refuse_tangents([*source.players, logits])
+    if has_tangent(*source.players, logits):
+        raise NotImplementedError(f"MCRLoss has no forward-mode derivative here; {_WAY_OUT}")
+    refuse_transforms("MCRLoss", _WAY_OUT)
     heads = [head_factor(game.strategy, subset, num_modalities) for subset in game.subsets]
     if game.clean_path == "shared" and any(heads) and clean.same_as_a_run:
         _refuse_detached(source.players, logits)
@@ -95,14 +102,6 @@ def perturbed_divergences(
         inputs, grads = engine.gradients()
     value = -divergences.sum()
     return attach_gradients(value, inputs, grads) if inputs else value, divergences
-
-
-def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
-    """Raise in forward-mode differentiation: the leaves would lose its tangents unseen."""
-    if forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise NotImplementedError("MCRLoss has no forward-mode derivative; use backward()")
 
 
 def _refuse_detached(players: Sequence[Tensor], logits: Tensor) -> None:

@@ -89,6 +89,46 @@ def test_functions_on_fake_tensors(case, dtype):
         check(case, "cpu", dtype)
 
 
+def make_fusion(kind):
+    first = torch.nn.Linear(2 * D, C)
+    if kind == "linear":
+        return first
+    if kind == "additive":
+        return mcr_fast.AdditiveFusion([torch.nn.Linear(D, C) for _ in range(2)])
+    mlp = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(C, C))
+    if kind == "sequential":
+        return mcr_fast.AdditiveFusion.from_sequential(mlp, [D, D])
+    return lambda latents: mlp(torch.cat(latents, 1))
+
+
+def check_regularizer(kind, device, source):
+    with torch.device(device):
+        fusion = make_fusion(kind)
+        mcr = mcr_fast.MCRLoss([D, D], C, num_permutations=2, ceb_weight=1.0, ceb_source=source)
+    inputs = Inputs(device, torch.float32)
+    out = mcr(inputs.pair(), inputs.labels, fusion=fusion, present=inputs.present)
+    assert (out.loss.shape, out.logits.shape, out.importance.shape) == ((), (N, C), (2,))
+    assert out.loss.device.type == device
+    out.loss.backward()
+    assert all(x.grad.shape == x.shape for x in inputs.leaves)
+
+
+FUSIONS = ["linear", "additive", "sequential", "callable"]
+
+
+@pytest.mark.parametrize("source", ["logits", "labels"])
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_the_regularizer_on_meta(kind, source):
+    check_regularizer(kind, "meta", source)
+
+
+@pytest.mark.parametrize("source", ["logits", "labels"])
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_the_regularizer_on_fake_tensors(kind, source):
+    with FakeTensorMode():
+        check_regularizer(kind, "cpu", source)
+
+
 def test_values_are_read_only_where_there_are_values(monkeypatch):
     monkeypatch.setenv("MCR_FAST_CHECK", "1")
     plain = torch.zeros(2)

@@ -53,6 +53,8 @@ def test_whole_numbers_become_int(four):
     mcr = mcr_fast.MCRLoss([four] * 2, four, num_permutations=four, chunk_rows=four, ceb_weight=1)
     assert mcr.latent_dims == (4, 4)
     assert [type(d) for d in mcr.latent_dims] == [int, int]
+    for name in ("num_classes", "num_permutations", "chunk_rows"):
+        assert type(getattr(mcr, name)) is int
     z = [torch.randn(9, 4) for _ in range(2)]
     out = mcr(z, torch.arange(9) % 4, fusion=torch.nn.Linear(8, 4))
     assert out.logits.shape == (9, 4)

@@ -83,6 +83,21 @@ same(use(again), first)
 same(use(mcr_fast), first)
 same(train(mcr_fast, loss), trained)
 same(train(again), trained)
+
+# a sample of the first import is as good, its fusion would be taken for any callable
+sample = mcr_fast.sample_permutations(2, 6)
+x = torch.randn(2, 6, 3)
+divergence = again.functional.permuted_divergence
+ours = again.CyclicPermutations(sample.order, sample.shifts)
+same([divergence(x, sample)], [divergence(x, ours)])
+fusion = mcr_fast.AdditiveFusion([torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)])
+z = [torch.randn(6, 4), torch.randn(6, 4)]
+loss(z, torch.arange(6), fusion=fusion)
+try:
+    again.MCRLoss([4, 4], 3)(z, torch.arange(6), fusion=fusion)
+    raise AssertionError("not refused")
+except TypeError as error:
+    assert "earlier import" in str(error), error
 """
 
 RELOADED = """

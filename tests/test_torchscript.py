@@ -40,7 +40,9 @@ def test_nor_what_calls_it():
         torch.jit.script(Scripted())
 
 
-@pytest.mark.parametrize("loss", [mcr_fast.NTXentLoss(), mcr_fast.SupConLoss()])
+@pytest.mark.parametrize(
+    "loss", [mcr_fast.NTXentLoss(), mcr_fast.SupConLoss(), mcr_fast.MCRLoss([D, D], C)]
+)
 def test_nor_a_module(loss):
     for module in (loss, Owner(loss)):
         with pytest.raises(RuntimeError, match="Loss cannot be compiled by torch.jit.script"):

@@ -188,6 +188,35 @@ def test_the_regularizer_of_a_linear_fusion(backend):
             jacfwd(loss)(a[0], b[0])
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("kind", ["callable", "sequential"])
+def test_a_fusion_that_has_to_be_run_is_refused(kind, backend):
+    """Its gradient is taken inside the forward, where a transform would lose it unseen."""
+    mlp = torch.nn.Sequential(torch.nn.Linear(2 * D, C), torch.nn.Tanh(), torch.nn.Linear(C, C))
+    mlp.double()
+    fusion = mcr_fast.AdditiveFusion.from_sequential(mlp, [D, D])
+    if kind == "callable":
+        fusion = lambda latents: mlp(torch.cat(latents, -1))  # noqa: E731
+    mcr = mcr_fast.MCRLoss([D, D], C, num_permutations="all", backend=backend)
+
+    def loss(a, b):
+        return mcr([a, b], LABELS, fusion=fusion).loss
+
+    one, many = pair(N, D), pair(B, N, D)
+    for run in (
+        lambda: grad(loss)(*one),
+        lambda: jvp(loss, one, one),
+        lambda: vmap(loss)(*many),
+        lambda: vmap(grad(loss))(*many),
+        lambda: grad(lambda a, b: vmap(loss)(a, b).sum())(*many),
+        lambda: hessian(loss)(*one),
+    ):
+        with pytest.raises(NotImplementedError, match="take a linear fusion"):
+            run()
+    mcr.mipd_weight = 0.0  # what is left is made of the functions
+    close(grad(loss)(*one), by_backward(loss, *one)[0])
+
+
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()

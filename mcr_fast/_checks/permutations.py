@@ -16,7 +16,9 @@ def donors(
     """The (order, donors) that the ops take, of permutations in any of their public forms."""
     if permutations is None:
         return None, None
-    if isinstance(permutations, CyclicPermutations):
+    # by its name too: a sample may be older than this import of the package
+    of_another_import = type(permutations).__name__ == "CyclicPermutations"
+    if isinstance(permutations, CyclicPermutations) or of_another_import:
         return _cyclic_donors(permutations, num_modalities, num_rows, device)
     if not isinstance(permutations, Tensor):
         raise TypeError(
