@@ -79,7 +79,8 @@ def pair_weight(
         return kept.to(tl.float32)
     else:
         weight = tl.load(weight_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-        return tl.where(kept, weight, 0.0)
+        # a weight below 0 is an error that cannot be raised here
+        return tl.where(kept, tl.where(weight < 0.0, float("nan"), weight), 0.0)
 
 
 @triton.jit

@@ -17,6 +17,15 @@ constexpr int64_t kGrain = 1 << 14;  // elements: about 10 us of one core
 // leave L1, and that costs more than a row team's padding and reductions. Measured.
 constexpr int64_t kMaxLaneClasses = 48;
 
+// The first of the numbers, for an error.
+std::string listed(const int64_t* numbers, int64_t count) {
+  std::string text = "[";
+  for (int64_t i = 0; i < std::min<int64_t>(count, 16); ++i) {
+    text += (i ? ", " : "") + std::to_string(numbers[i]);
+  }
+  return text + "]" + (count > 16 ? "..." : "");
+}
+
 // The softmax divergences work in powers of two.
 template <class T>
 T log2_scale(DivergenceKind divergence) {
@@ -103,7 +112,8 @@ void PermutedDivergenceInputs<T>::read_table(const Tensor& donors) {
     }
   });
   STD_TORCH_CHECK(wrong < 0, "every row of permutations must be a permutation of 0..", N_ - 1,
-                  ", but row ", wrong % donors.size(1), " is none");
+                  ", but permutations[", wrong % donors.size(1), "] is ",
+                  listed(from + wrong * N_, N_));
   problem_.table_stride = padded;
   problem_.table = table_.get();
 }
@@ -131,7 +141,11 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
   if (sample_weight) {
     const Tensor weight = contiguous_as(*sample_weight, scalar_type_of<T>());
     const T* from = weight.const_data_ptr<T>();
-    for (int64_t a = 0; a < N_; ++a) row_weight_.push_back(from[row_at(a)]);
+    for (int64_t a = 0; a < N_; ++a) {
+      row_weight_.push_back(from[row_at(a)]);
+      STD_TORCH_CHECK(!(row_weight_[a] < 0), "sample_weight must not be negative, got ",
+                      row_weight_[a]);
+    }
     problem_.row_weight = row_weight_.data();
   }
   problem_.masked = present || problem_.exclude != Exclude::kNone;

@@ -72,7 +72,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
     weight_values = contiguous_as(*row_weight, dtype);
     pr.row_weight = weight_values.const_data_ptr<T>();
     weights = 0;
-    for (int64_t r = 0; r < R; ++r) weights += double(pr.row_weight[r]);
+    for (int64_t r = 0; r < R; ++r) {
+      STD_TORCH_CHECK(!(pr.row_weight[r] < 0), "row_weight must not be negative, got ",
+                      pr.row_weight[r]);
+      weights += double(pr.row_weight[r]);
+    }
   }
 
   const auto& kernels = cpu_kernels().row_divergence;

@@ -1,7 +1,7 @@
 """Launchers of Triton kernels, run up to the launch: kernels are compiled for a GPU, none starts.
 
 What a GPU would compile, with its specialisation of 1, of multiples of 16 and of None: a kernel
-that the interpreter runs can still be one that Triton does not compile. The results are garbage.
+that the interpreter runs can still be one that Triton does not compile. The results are zeros.
 `test_triton_launchers_compile.py` runs this file in a process of its own, for the driver stays.
 """
 
@@ -42,6 +42,9 @@ def compiled(monkeypatch):
 
     triton.runtime.driver.set_active(FakeDriver())
     monkeypatch.setattr(JITFunction, "run", warm_up)
+    # launchers index with what their kernels would have written
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
     yield kernels
     names = [kernel.metadata.name for kernel in kernels]
     assert names, "the launcher started no kernel"
