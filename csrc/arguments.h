@@ -90,6 +90,60 @@ class Arguments {
   const torch::stable::Device device_;
 };
 
+// Latents of one batch whose widths add up to the reconstruction's.
+inline Arguments check_parts(const std::vector<torch::stable::Tensor>& latents,
+                             const torch::stable::Tensor& reconstruction) {
+  const Arguments arguments("reconstruction_loss", reconstruction);
+  arguments.check("reconstruction", reconstruction, Holds::kFloats, {kAnySize, kAnySize});
+  int64_t width = 0;
+  for (const torch::stable::Tensor& z : latents) {
+    arguments.check("latents", z, Holds::kFloats, {reconstruction.size(0), kAnySize});
+    width += z.size(1);
+  }
+  arguments.check("reconstruction", reconstruction, Holds::kFloats, {kAnySize, width});
+  return arguments;
+}
+
+// What the contrastive losses take of embeddings [L, D].
+inline void check_rows(const torch::stable::Tensor& embeddings, const torch::stable::Tensor& labels,
+                       const std::optional<torch::stable::Tensor>& present, double temperature) {
+  const Arguments arguments("the contrastive losses", embeddings);
+  arguments.check("embeddings", embeddings, Holds::kFloats, {kAnySize, kAnySize});
+  const int64_t L = embeddings.size(0);
+  arguments.check("labels", labels, Holds::kIndices, {L});
+  arguments.check("present", present, Holds::kMarks, {L});
+  STD_TORCH_CHECK(temperature > 0, "temperature must be above 0, got ", temperature);
+}
+
+// What row_divergence takes.
+inline void check_held_rows(const torch::stable::Tensor& perturbed,
+                            const torch::stable::Tensor& clean, const torch::stable::Tensor& rows,
+                            const std::optional<torch::stable::Tensor>& row_weight) {
+  const Arguments arguments("row_divergence", perturbed);
+  arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
+  arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, clean.size(1)});
+  const int64_t R = perturbed.size(0);
+  arguments.check("rows", rows, Holds::kIndices, {R});
+  arguments.check("row_weight", row_weight, Holds::kFloats, {R});
+  STD_TORCH_CHECK(R == 0 || clean.size(0) > 0, "rows must be in 0..N-1, but clean has no rows");
+}
+
+// What its backward takes.
+inline void check_held_gradients(const torch::stable::Tensor& grad,
+                                 const torch::stable::Tensor& unit_grad_perturbed,
+                                 const torch::stable::Tensor& unit_grad_clean,
+                                 const torch::stable::Tensor& perturbed,
+                                 const torch::stable::Tensor& clean, bool is_double) {
+  const Arguments arguments("row_divergence", perturbed);
+  arguments.check_number("grad", grad);
+  arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
+  const int64_t C = clean.size(1);
+  arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, C});
+  arguments.check_unit("unit_grad_perturbed", unit_grad_perturbed, is_double,
+                       {perturbed.size(0), C});
+  arguments.check_unit("unit_grad_clean", unit_grad_clean, is_double, {clean.size(0), C});
+}
+
 // What permuted_divergence takes beside contributions [M, N, C].
 inline void check_pairs(const Arguments& arguments, int64_t M, int64_t N, int64_t C,
                         const std::optional<torch::stable::Tensor>& bias,
@@ -121,6 +175,22 @@ inline void check_pairs(const Arguments& arguments, int64_t M, int64_t N, int64_
     STD_TORCH_CHECK(subset >= 1 && subset < int64_t{1} << M, "permuted_divergence: a subset of ", M,
                     " modalities must be in 1..", (int64_t{1} << M) - 1, ", got ", subset);
   }
+}
+
+// What its backward takes before what the forward took.
+inline void check_pair_gradients(const torch::stable::Tensor& grad,
+                                 const torch::stable::Tensor& unit_grad,
+                                 const torch::stable::Tensor& unit_grad_bias,
+                                 const torch::stable::Tensor& contributions,
+                                 const std::optional<torch::stable::Tensor>& bias,
+                                 const std::vector<int64_t>& subsets, bool is_double) {
+  const Arguments arguments("permuted_divergence", contributions);
+  arguments.check("contributions", contributions, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
+  const int64_t M = contributions.size(0), N = contributions.size(1), C = contributions.size(2);
+  arguments.check("bias", bias, Holds::kFloats, {C});
+  arguments.check("grad", grad, Holds::kFloats, {int64_t(subsets.size())});
+  arguments.check_unit("unit_grad", unit_grad, is_double, {M, N, C});
+  arguments.check_unit("unit_grad_bias", unit_grad_bias, is_double, {C});
 }
 
 }  // namespace mcr

@@ -156,15 +156,10 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
-  const Arguments arguments("permuted_divergence", contributions);
-  arguments.check("contributions", contributions, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
-  const int64_t M = contributions.size(0), N = contributions.size(1), C = contributions.size(2);
   const ScalarType dtype = contributions.scalar_type();
   const ScalarType bias_dtype = bias ? bias->scalar_type() : dtype;
-  arguments.check("bias", bias, Holds::kFloats, {C});
-  arguments.check("grad", grad, Holds::kFloats, {int64_t(subsets.size())});
-  arguments.check_unit("unit_grad", unit_grad, dtype == ScalarType::Double, {M, N, C});
-  arguments.check_unit("unit_grad_bias", unit_grad_bias, dtype == ScalarType::Double, {C});
+  check_pair_gradients(grad, unit_grad, unit_grad_bias, contributions, bias, subsets,
+                       dtype == ScalarType::Double);
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const Tensor upstream = contiguous_as(grad, scalar_type_of<T>());

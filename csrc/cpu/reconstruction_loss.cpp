@@ -108,19 +108,6 @@ std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
   return {grads, grad_h};
 }
 
-// Latents of one batch whose widths add up to the reconstruction's.
-Arguments check_parts(const std::vector<Tensor>& latents, const Tensor& reconstruction) {
-  const Arguments arguments("reconstruction_loss", reconstruction);
-  arguments.check("reconstruction", reconstruction, Holds::kFloats, {kAnySize, kAnySize});
-  int64_t width = 0;
-  for (const Tensor& z : latents) {
-    arguments.check("latents", z, Holds::kFloats, {reconstruction.size(0), kAnySize});
-    width += z.size(1);
-  }
-  arguments.check("reconstruction", reconstruction, Holds::kFloats, {kAnySize, width});
-  return arguments;
-}
-
 Tensor reconstruction_loss_fwd_cpu(const std::vector<Tensor>& latents,  // M of [N, D_m]
                                    const Tensor& reconstruction) {      // [N, sum of D_m]
   check_parts(latents, reconstruction);

@@ -111,11 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
     const std::string& divergence, bool want_grad) {
-  const Arguments arguments("row_divergence", perturbed);
-  arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
-  arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, clean.size(1)});
-  arguments.check("rows", rows, Holds::kIndices, {perturbed.size(0)});
-  arguments.check("row_weight", row_weight, Holds::kFloats, {perturbed.size(0)});
+  check_held_rows(perturbed, clean, rows, row_weight);
   const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
                          accumulation_type(clean) == ScalarType::Double;
   return is_double ? forward<double>(perturbed, clean, rows, row_weight, divergence, want_grad)
@@ -129,14 +125,7 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of
                                                   const Tensor& clean) {
   const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
                          accumulation_type(clean) == ScalarType::Double;
-  const Arguments arguments("row_divergence", perturbed);
-  arguments.check_number("grad", grad);
-  arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, kAnySize});
-  arguments.check("clean", clean, Holds::kFloats, {kAnySize, perturbed.size(1)});
-  const int64_t C = perturbed.size(1);
-  arguments.check_unit("unit_grad_perturbed", unit_grad_perturbed, is_double,
-                       {perturbed.size(0), C});
-  arguments.check_unit("unit_grad_clean", unit_grad_clean, is_double, {clean.size(0), C});
+  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, is_double);
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const T g = *contiguous_as(grad, scalar_type_of<T>()).template const_data_ptr<T>();

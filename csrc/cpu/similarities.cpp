@@ -39,11 +39,7 @@ Similarities<T>::Similarities(const SimilarityKernels<T>& kernels, const Tensor&
       width_(embeddings.size(1)),
       scale_(kLog2e / temperature),
       want_grad_(want_grad) {
-  const Arguments arguments("the contrastive losses", embeddings);
-  arguments.check("embeddings", embeddings, Holds::kFloats, {kAnySize, kAnySize});
-  arguments.check("labels", labels, Holds::kIndices, {all_rows_});
-  arguments.check("present", present, Holds::kMarks, {all_rows_});
-  STD_TORCH_CHECK(temperature > 0, "temperature must be above 0, got ", temperature);
+  check_rows(embeddings, labels, present, temperature);
   sort_rows(labels, present);
   bfloat16_ = want_grad && rows_ >= kMinBfloat16Rows &&
               embeddings.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products();
