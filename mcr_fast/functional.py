@@ -73,7 +73,7 @@ def permuted_divergence(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row
-            that is no permutation (seen on CPU; elsewhere with MCR_FAST_CHECK=1).
+            that is no permutation (on a GPU only with MCR_FAST_CHECK=1; without, D is NaN).
         RuntimeError: a backend that is not available here.
 
     Note:
