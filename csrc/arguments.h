@@ -3,6 +3,7 @@
 // which pass the edge by. No value is read here: what only the values tell, the launchers see to.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -27,10 +28,10 @@ class Arguments {
   using Tensor = torch::stable::Tensor;
   using Shape = std::initializer_list<int64_t>;
 
-  Arguments(const char* op, const Tensor& first) : op_(op), device_(first.device()) {}
+  Arguments(const char* op, const Tensor& first) : op_(op), place_(place_of(first)) {}
 
   void check(const char* name, const Tensor& x, Holds what, Shape shape) const {
-    STD_TORCH_CHECK(x.device() == device_, op_, ": ", name,
+    STD_TORCH_CHECK(place_of(x) == place_, op_, ": ", name,
                     " must be on the device of the other tensors");
     STD_TORCH_CHECK(holds(x.scalar_type(), what), op_, ": ", name, " must be ", words(what),
                     ", got ", torch::headeronly::toString(x.scalar_type()));
@@ -43,7 +44,7 @@ class Arguments {
   // One number, of any shape.
   void check_number(const char* name, const Tensor& x) const {
     STD_TORCH_CHECK(
-        x.device() == device_ && holds(x.scalar_type(), Holds::kFloats) && x.numel() == 1, op_,
+        place_of(x) == place_ && holds(x.scalar_type(), Holds::kFloats) && x.numel() == 1, op_,
         ": ", name, " must be one number beside the other tensors");
   }
   // A unit gradient, which only the op's own forward makes: float32, or float64.
@@ -65,12 +66,20 @@ class Arguments {
   static const char* words(Holds what) {
     return what == Holds::kIndices ? "int64" : what == Holds::kMarks ? "bool" : "a float dtype";
   }
+  // Device type and index, as torch's own call gives them.
+  static int64_t place_of(const Tensor& x) {
+    int32_t type, index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &index));
+    return int64_t{type} * 256 + index;
+  }
   static bool fits(const Tensor& x, Shape shape) {
-    if (x.dim() != int64_t(shape.size())) return false;
-    int64_t d = 0;
+    const auto sizes = x.sizes();
+    if (sizes.size() != shape.size()) return false;
+    const int64_t* given = sizes.data();
     for (const int64_t size : shape) {
-      if (size != kAnySize && x.size(d) != size) return false;
-      ++d;
+      if (size != kAnySize && *given != size) return false;
+      ++given;
     }
     return true;
   }
@@ -87,15 +96,16 @@ class Arguments {
   }
 
   const char* op_;
-  const torch::stable::Device device_;
+  const int64_t place_;
 };
 
 // Latents of one batch whose widths add up to the reconstruction's.
 inline Arguments check_parts(const std::vector<torch::stable::Tensor>& latents,
                              const torch::stable::Tensor& reconstruction) {
   const Arguments arguments("reconstruction_loss", reconstruction);
-  arguments.check("reconstruction", reconstruction, Holds::kFloats, {kAnySize, kAnySize});
   int64_t width = 0;
+  STD_TORCH_CHECK(reconstruction.dim() == 2,
+                  "reconstruction_loss: reconstruction must be a matrix");
   for (const torch::stable::Tensor& z : latents) {
     arguments.check("latents", z, Holds::kFloats, {reconstruction.size(0), kAnySize});
     width += z.size(1);

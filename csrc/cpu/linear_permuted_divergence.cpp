@@ -96,7 +96,6 @@ Arguments check_layer(const std::vector<Tensor>& latents, const Tensor& weight) 
                   latents.size());
   int64_t width = 0;
   for (const Tensor& z : latents) {
-    arguments.check("latents", z, Holds::kFloats, {kAnySize, kAnySize});
     arguments.check("latents", z, Holds::kFloats, {latents[0].size(0), kAnySize});
     STD_TORCH_CHECK(z.scalar_type() == weight.scalar_type(),
                     "linear_permuted_divergence: latents must have the dtype of the weight");
