@@ -183,7 +183,7 @@ def _divergence_arguments(
     num_modalities, num_rows, num_classes = shape
     checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
     masks = checks.subset_masks(subsets, num_modalities)
-    order, donors = checks.donors(permutations, num_modalities, num_rows, device)
+    order, donors = checks.donors(permutations, num_modalities, num_rows, device, seen_by_op=True)
     if bias is not None:
         checks.float_tensor("bias", bias)
         checks.shaped("bias", bias, (num_classes,), "[C]")
