@@ -1,5 +1,6 @@
 """L_CEB of `MCRLoss`: how well a small head h(y) predicts the latents."""
 
+import math
 import warnings
 
 import torch
@@ -18,6 +19,13 @@ def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
         nn.ReLU(),
         nn.Linear(width, sum(latent_dims), bias=False),
     )
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:  # [N] -> [N, C]
+    """1 at each row's class; NaN for a label that is none, which a device is not asked about."""
+    labels = labels[:, None]
+    rows = (labels == torch.arange(num_classes, device=labels.device)).to(dtype)
+    return rows.masked_fill((labels < 0) | (labels >= num_classes), math.nan)
 
 
 def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) -> nn.Module:
@@ -50,7 +58,7 @@ def ceb(
     """The loss; its gradient flows to the head and to the latents."""
     weight = next(head.parameters())
     if seen.ndim == 1:
-        seen = seen[:, None] == torch.arange(num_classes, device=seen.device)
+        seen = one_hot(seen, num_classes, weight.dtype)
     reconstruction = head(seen.to(weight.dtype))
     if present is None:
         return functional.reconstruction_loss(latents, reconstruction, backend=backend)

@@ -77,7 +77,7 @@ def permuted_divergence(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row
-            that is no permutation (seen on CPU; elsewhere with MCR_FAST_CHECK=1).
+            that is no permutation (on a GPU only with MCR_FAST_CHECK=1; without, D is NaN).
         RuntimeError: a backend that is not available here.
 
     Note:
@@ -203,7 +203,7 @@ def _divergence_arguments(
     num_modalities, num_rows, num_classes = shape
     checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
     masks = checks.subset_masks(subsets, num_modalities)
-    order, donors = checks.donors(permutations, num_modalities, num_rows, device)
+    order, donors = checks.donors(permutations, num_modalities, num_rows, device, seen_by_op=True)
     if bias is not None:
         checks.float_tensor("bias", bias)
         checks.shaped("bias", bias, (num_classes,), "[C]")

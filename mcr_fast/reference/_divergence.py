@@ -42,6 +42,11 @@ def weighted_sum(
     return (weight * rows).sum()
 
 
+def no_negative(weight: Tensor) -> Tensor:
+    """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
+    return torch.where(weight < 0, math.nan, weight)
+
+
 def mean_or_zero(total: Tensor, weight: Tensor) -> Tensor:
     """total / weight, and 0 with zero gradient where the weight is 0."""
     empty = weight == 0

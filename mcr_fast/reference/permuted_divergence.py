@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._divergence import mean_or_zero, weighted_sum
+from mcr_fast.reference._divergence import mean_or_zero, no_negative, weighted_sum
 from mcr_fast.reference._game import (
+    checked_donors,
     donor_table,
     head_factor,
     members,
@@ -33,11 +34,15 @@ def permuted_divergence_reference(
 
     The value is the plain mean; the gradient is routed by `strategy` and `clean_path`. Each
     subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
+    Donors that are no permutations: NaN, and NaN gradients.
     """
     num_modalities, num_rows, num_classes = contributions.shape
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
+    order, donors, valid = checked_donors(order, donors, num_rows, x)
+    if valid is not None:
+        x, b = x * valid, b * valid
     table = donor_table(order, donors, num_rows, x.device)
     tables = table.expand(num_modalities, -1, -1)  # [M, K, N]
 
@@ -64,7 +69,9 @@ def permuted_divergence_reference(
         ).to(dtype)
         total = weighted_sum(clean.expand_as(perturbed), perturbed, weight, divergence)
         results.append(mean_or_zero(total, weight.sum()))
-    return torch.stack(results)
+    divergences = torch.stack(results)
+    # again, for where no pair is kept
+    return divergences if valid is None else divergences * valid
 
 
 def pair_weights(
@@ -92,4 +99,4 @@ def pair_weights(
             kept = kept & present[:, m] & present[:, m][table]
     if sample_weight is None:
         return kept.to(torch.float32)
-    return torch.where(kept, sample_weight, sample_weight.new_zeros(()))
+    return torch.where(kept, no_negative(sample_weight), sample_weight.new_zeros(()))
