@@ -21,35 +21,40 @@ struct SameType<A, A> {
 struct BinaryJsd {
   static constexpr bool kReadsPowers = false;
 
-  // sigmoid(x) and 1 - sigmoid(x), neither from the other, and log2 sigmoid(x), for x in log2
-  // units.
+  // sigmoid(x) and 1 - sigmoid(x), neither from the other, and log2((1 + 2^-|x|) / 2), for x in
+  // log2 units. log2 sigmoid(x) is min(x, 0) - 1 less the last of them.
   template <class V>
-  MCR_INLINE static V log2_sigmoid(V x, V& on, V& off) {
+  MCR_INLINE static V logistic(V x, V& on, V& off) {
     using T = typename ElementOf<V>::type;
     V tm1;
     const V t = exp2_and_m1(minus_abs(x), tm1);
     const V larger = T(1) / (T(1) + t), smaller = t * larger;
     on = x > T(0) ? larger : smaller;
     off = x > T(0) ? smaller : larger;
-    return vmin(x, V{}) - T(1) - log2_half1p(tm1);
+    return log2_half1p(tm1);
   }
 
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean,
+                                              typename Team::Scalar& top) {
     constexpr int W = kWidth<T>;
+    top = typename Team::Scalar{};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = load(clean.logits + n * W);
+      const Vec<T> z = of_clean(clean, n);
       Vec<T> on, off;
-      store(clean.log2p + n * W, log2_sigmoid(z, on, off) + poison(z));
+      store(clean.log2p + n * W, logistic(z, on, off) + poison(z));
+      if constexpr (Team::kTilesAreMemory) {
+        store(clean.outcomes + n * W, on);
+        store(clean.outcomes + (steps + n) * W, off);
+      }
     }
     return typename Team::Scalar{};
   }
 
   // The second pass reads the row itself.
   template <class Team, class T, class Row>
-  MCR_FN static typename Team::Scalar first_pass(int64_t, CleanRow<T>, typename Team::Scalar,
-                                                 const Row&, StoredRow<T>,
+  MCR_FN static typename Team::Scalar first_pass(int64_t, const Row&, StoredRow<T>,
                                                  typename Team::Scalar& total, bool& stored) {
     total = typename Team::Scalar{} + T(1);
     stored = false;
@@ -61,15 +66,20 @@ struct BinaryJsd {
                                                   typename Team::Scalar, typename Team::Scalar,
                                                   typename Team::Keep kept,
                                                   typename Team::Scalar weight, T*, T* acc,
-                                                  typename Team::Scalar&, typename Team::Scalar&,
-                                                  bool&, Sink sink) {
+                                                  typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = load(clean.logits + n * W), step = row.difference(n);
-      Vec<T> term, pm, u;
-      term = outcomes<kGrad>(z, step, load(clean.log2p + n * W), pm, u);
+      const Vec<T> z = of_clean(clean, n), half = load(clean.log2p + n * W);
+      Vec<T> on, off, pm, u;
+      if constexpr (Team::kTilesAreMemory) {
+        on = load(clean.outcomes + n * W);
+        off = load(clean.outcomes + (steps + n) * W);
+      } else {
+        logistic(z, on, off);
+      }
+      const Vec<T> term = outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
       value += term;
       if (kGrad) {
         store(acc + n * W, load(acc + n * W) + Team::keep(kept, weight * pm));
@@ -79,16 +89,21 @@ struct BinaryJsd {
     return not_negative(Team::reduce_sum(value)) * T(kHalfLn2);
   }
 
-  // The terms of both outcomes; with kGrad also the gradients, over ln2 / 2: to z over p (1 - p),
-  // and to w.
+  // The terms of both outcomes of w and of z, what logistic() says of z and w - z = `step`, which
+  // has digits of its own; with kGrad also the gradients, over ln2 / 2: to z over p (1 - p), and to
+  // w.
   template <bool kGrad, class V>
-  MCR_INLINE static V outcomes(V z, V step, V log2p, V& to_clean, V& to_perturbed) {
-    V p_on, p_off, q_on, q_off, qm_on, pm_on, qm_off, pm_off;
-    log2_sigmoid(z, p_on, p_off);
-    const V d = log2_sigmoid(z + step, q_on, q_off) - log2p;
-    V term = jsd_term<kGrad>(Ratio<V>(d), p_on, q_on, qm_on, pm_on);
-    // The other outcome's log ratio differs by exactly w - z.
-    term += jsd_term<kGrad>(Ratio<V>(d - step), p_off, q_off, qm_off, pm_off);
+  MCR_INLINE static V outcomes(V z, V p_on, V p_off, V half, V w, V step, V& to_clean,
+                               V& to_perturbed) {
+    const V zero = {};
+    V q_on, q_off, qm_on, pm_on, qm_off, pm_off;
+    const V change = logistic(w, q_on, q_off) - half;
+    // Between logits of one sign the log of the rarer outcome changes by the step, that of the
+    // other one by nothing: neither comes from the other, which would be a difference of masks.
+    const V on = vmax(z, w) < zero ? step : vmin(w, zero) - vmin(z, zero);
+    const V off = vmin(z, w) > zero ? -step : vmax(z, zero) - vmax(w, zero);
+    V term = jsd_term<kGrad>(Ratio<V>(on - change), p_on, q_on, qm_on, pm_on);
+    term += jsd_term<kGrad>(Ratio<V>(off - change), p_off, q_off, qm_off, pm_off);
     if (kGrad) {
       to_clean = pm_on - pm_off;
       to_perturbed = q_on * q_off * (qm_on - qm_off);
@@ -96,25 +111,33 @@ struct BinaryJsd {
     return term;
   }
 
-  // dD/dw of a class, from its clean logit and w - z.
+  // dD/dw of a class, from its logits and w - z.
   template <class V, class S>
-  MCR_FN static V perturbed_grad(V z, V difference, S, S) {
+  MCR_FN static V perturbed_grad(V z, V w, V difference, S, S) {
     using T = typename ElementOf<V>::type;
     V on, off, to_clean, to_perturbed;
-    const V log2p = log2_sigmoid(z, on, off) + poison(z);
-    outcomes<true>(z, difference, log2p, to_clean, to_perturbed);
+    const V half = logistic(z, on, off) + poison(z);
+    outcomes<true>(z, on, off, half, w, difference, to_clean, to_perturbed);
     return to_perturbed * T(kHalfLn2);
   }
   template <class T>
   MCR_FN static const T* clean_part(CleanRow<T> clean) {
-    return clean.logits;
+    return clean.logits;  // where rows are in units of log2 already
   }
 
+  template <class Team, class T>
+  MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
+    return typename Team::Scalar{};
+  }
+  template <class T>
+  MCR_FN static Vec<T> of_clean(CleanRow<T> clean, int64_t n) {
+    return load(clean.logits + n * kWidth<T>) * clean.unit;
+  }
   template <class V, class S>
-  MCR_FN static V clean_grad(V z, V, V acc, S) {
+  MCR_FN static V clean_grad(V z, V acc, S) {
     using T = typename ElementOf<V>::type;
     V on, off;
-    log2_sigmoid(z, on, off);
+    logistic(z, on, off);
     return on * off * acc * T(kHalfLn2);
   }
 };
@@ -124,8 +147,10 @@ struct SquaredError {
   static constexpr bool kReadsPowers = false;
 
   template <class Team, class T>
-  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean) {
+  MCR_FN static typename Team::Scalar prepare(int64_t steps, CleanRow<T> clean,
+                                              typename Team::Scalar& top) {
     constexpr int W = kWidth<T>;
+    top = typename Team::Scalar{};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       store(clean.log2p + n * W, poison(load(clean.logits + n * W)));
@@ -134,11 +159,9 @@ struct SquaredError {
   }
 
   template <class Team, class T, class Row>
-  MCR_FN static typename Team::Scalar first_pass(int64_t steps, CleanRow<T> clean,
-                                                 typename Team::Scalar lse, const Row& row,
-                                                 StoredRow<T> tiles, typename Team::Scalar& total,
-                                                 bool& stored) {
-    return BinaryJsd::first_pass<Team, T>(steps, clean, lse, row, tiles, total, stored);
+  MCR_FN static typename Team::Scalar first_pass(int64_t steps, const Row& row, StoredRow<T> tiles,
+                                                 typename Team::Scalar& total, bool& stored) {
+    return BinaryJsd::first_pass<Team, T>(steps, row, tiles, total, stored);
   }
 
   template <class Team, bool kGrad, class T, class Row, class Sink>
@@ -146,8 +169,7 @@ struct SquaredError {
                                                   typename Team::Scalar, typename Team::Scalar,
                                                   typename Team::Keep kept,
                                                   typename Team::Scalar weight, T*, T* acc,
-                                                  typename Team::Scalar&, typename Team::Scalar&,
-                                                  bool&, Sink sink) {
+                                                  typename Team::Scalar&, bool&, Sink sink) {
     constexpr int W = kWidth<T>;
     Vec<T> value = {};
     MCR_UNROLL
@@ -165,7 +187,7 @@ struct SquaredError {
   }
 
   template <class V, class S>
-  MCR_FN static V perturbed_grad(V z, V difference, S, S) {
+  MCR_FN static V perturbed_grad(V z, V, V difference, S, S) {
     using T = typename ElementOf<V>::type;
     return T(2) * (difference + poison(difference) + poison(z));
   }
@@ -174,8 +196,16 @@ struct SquaredError {
     return clean.logits;
   }
 
+  template <class Team, class T>
+  MCR_FN static typename Team::Scalar clean_kl(int64_t, CleanRow<T>, const T*) {
+    return typename Team::Scalar{};
+  }
+  template <class T>
+  MCR_FN static Vec<T> of_clean(CleanRow<T> clean, int64_t n) {
+    return load(clean.logits + n * kWidth<T>);
+  }
   template <class V, class S>
-  MCR_FN static V clean_grad(V, V, V acc, S) {
+  MCR_FN static V clean_grad(V, V acc, S) {
     return acc;
   }
 };

@@ -24,18 +24,19 @@ constexpr bool kUsesPowers<Team, false, Jsd> = true;
 template <class T>
 struct Scratch {
   CleanRow<T> clean;
-  T *own, *rest, *acc, *u_sum, *logs, *donors, *group;
+  T *own, *rest, *rest_powers, *acc, *u_sum, *logs, *donors, *group;
   int64_t tile;
 
   Scratch(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size},
+      : clean{base, base + size, base + 2 * size, T(1), base + 8 * size},
         own(base + 3 * size),
         rest(base + 4 * size),
-        acc(base + 5 * size),
-        u_sum(base + 6 * size),
-        logs(base + 7 * size),
-        donors(base + 8 * size),
-        group(base + 9 * size),
+        rest_powers(base + 5 * size),
+        acc(base + 6 * size),
+        u_sum(base + 7 * size),
+        logs(base + 8 * size),  // of the softmax, which has no outcomes
+        donors(base + 10 * size),
+        group(base + 11 * size),
         tile(size) {}
   StoredRow<T> stored(int g) const { return {group + 2 * g * tile, group + (2 * g + 1) * tile}; }
 };
@@ -44,14 +45,13 @@ struct Scratch {
 // A row whose pairs are all dropped gets nothing, whatever it holds.
 template <class T, class Team, bool kGather, class D>
 void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block,
-                  int s, const Scratch<T>& tile, typename Team::Keep seen,
-                  typename Team::Scalar acc_kl, T* grad_bias) {
+                  int s, const Scratch<T>& tile, typename Team::Keep seen, T* grad_bias) {
   constexpr int W = kWidth<T>;
+  const auto clean_kl = D::template clean_kl<Team>(pr.steps, tile.clean, tile.acc);
   const uint32_t subset = pr.subsets[s];
   for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> v =
-        Team::keep(seen, D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
-                                       load(tile.acc + n * W), acc_kl));
+    const Vec<T> v = Team::keep(
+        seen, D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl));
     store(tile.acc + n * W, v);
     const Vec<T> shared = T(pr.head(s)) * load(tile.u_sum + n * W) + T(pr.clean_head(s)) * v;
     store(grad_bias + n * W, load(grad_bias + n * W) + shared);
@@ -67,31 +67,42 @@ void add_own_rows(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, k
   }
 }
 
-// own = sum over the members of A_m[i], rest = 2^(z - own) up to the power of two that is returned;
-// clears what the pairs add to.
+// tile = bias
+template <class T, class Team, bool kGather>
+void load_bias(const PermutedDivergenceProblem<T>& pr, T* tile) {
+  constexpr int W = kWidth<T>;
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    store(tile + n * W, Team::kRows > 1 ? splat(pr.bias[n]) : load(pr.bias + n * W));
+  }
+}
+
+// own = sum over the members of A_m[i]; rest = what is not taken from donors, less the clean row's
+// normaliser: z less `own` would not tell it where a member holds a mask. rest_powers = 2^rest up
+// to the power of two that is returned. Clears what the pairs add to.
 template <class T, class Team, bool kGather, class D>
 typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
                                    const Block<T, Team, kGather>& block, uint32_t subset,
-                                   const Scratch<T>& tile) {
+                                   const Scratch<T>& tile, typename Team::Scalar normaliser) {
   constexpr int W = kWidth<T>;
   for (int64_t i = 0; i < tile.tile; i += W) {
     store(tile.own + i, Vec<T>{});
     store(tile.acc + i, Vec<T>{});
     store(tile.u_sum + i, Vec<T>{});
   }
+  load_bias<T, Team, kGather>(pr, tile.rest);
   for (int m = 0; m < pr.modalities; ++m) {
-    if (!(subset >> m & 1)) continue;
-    block.rows(m).add_to(tile.own, pr.steps);
+    block.rows(m).add_to(subset >> m & 1 ? tile.own : tile.rest, pr.steps);
+  }
+  Vec<T> top = load(tile.rest) - normaliser;
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const Vec<T> rest = load(tile.rest + n * W) - normaliser;
+    store(tile.rest + n * W, rest);
+    top = vmax(rest, top);
   }
   if constexpr (!kUsesPowers<Team, kGather, D>) return typename Team::Scalar{};
-  Vec<T> top = load(tile.clean.logits) - load(tile.own);
-  for (int64_t n = 1; n < pr.steps; ++n) {
-    top = vmax(load(tile.clean.logits + n * W) - load(tile.own + n * W), top);
-  }
   const auto max = Team::reduce_max(top);
   for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> rest = load(tile.clean.logits + n * W) - load(tile.own + n * W);
-    store(tile.rest + n * W, exp2(rest - max));
+    store(tile.rest_powers + n * W, exp2(load(tile.rest + n * W) - max));
   }
   return max;
 }
@@ -100,46 +111,47 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
 // product of stored powers, except for gathered donors: their contributions are summed in a tile.
 template <class T, class Team, bool kGather, class D, int kMembers>
 struct PerturbedRow {
-  static constexpr bool kHasPowers = kUsesPowers<Team, kGather, D>;
+  static constexpr bool kHasPowers = kUsesPowers<Team, kGather, D>, kMayOverflow = false;
   const Pairs<T, Team, kGather>& pairs;
   const Walk<T, kGather> first;
-  const T *own, *rest, *donors;
+  const T *own, *rest, *rest_powers, *donors;
   typename Team::Scalar rest_max;
 
   int members() const { return kMembers ? kMembers : pairs.members; }
-  Vec<T> difference(int64_t n) const {
-    if constexpr (kGather) return load(donors + n * kWidth<T>) - load(own + n * kWidth<T>);
+  Vec<T> from_donors(int64_t n) const {
+    if constexpr (kGather) return load(donors + n * kWidth<T>);
     Vec<T> sum = first.read(n);
     for (int i = 1; i < members(); ++i) sum += pairs.donors[i].read(n);
-    return sum - load(own + n * kWidth<T>);
+    return sum;
   }
+  Vec<T> difference(int64_t n) const { return from_donors(n) - load(own + n * kWidth<T>); }
+  Vec<T> raw_difference(int64_t n) const { return difference(n); }
+  Vec<T> logit(int64_t n) const { return from_donors(n) + load(rest + n * kWidth<T>); }
   Vec<T> power(int64_t n) const {
-    Vec<T> product = load(rest + n * kWidth<T>) * first.power(n);
+    Vec<T> product = load(rest_powers + n * kWidth<T>) * first.power(n);
     for (int i = 1; i < members(); ++i) product *= pairs.donors[i].power(n);
     return product;
   }
-  typename Team::Scalar log2_factor() const {
-    auto factor = rest_max;
-    for (int i = 0; i < members(); ++i) factor += Team::load_scalar(pairs.donors[i].row_max);
-    return factor;
-  }
+  typename Team::Scalar log2_factor() const { return rest_max; }
+  const PerturbedRow& settled(int64_t) const { return *this; }
 };
 
 template <class T, class Team, bool kGather, class D, bool kGrad, int kMembers>
 void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block, int s,
-                const Scratch<T>& tile, typename Team::Scalar lse,
+                const Scratch<T>& tile, typename Team::Scalar normaliser,
                 PermutedDivergencePart<T>& part) {
   constexpr int W = kWidth<T>;
   using Scalar = typename Team::Scalar;
   Pairs<T, Team, kGather> pairs[kGroup];
-  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], acc_kl = {}, mean_q = {};
+  Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], mean_q = {};
   bool stored[kGroup], near = false;
   typename Team::Keep seen = {};
   bool any = false;
-  const auto rest_max = start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile);
+  const auto rest_max =
+      start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile, normaliser);
   const auto row_of = [&](const Pairs<T, Team, kGather>& now) {
-    return PerturbedRow<T, Team, kGather, D, kMembers>{now,       now.donors[0], tile.own,
-                                                       tile.rest, tile.donors,   rest_max};
+    return PerturbedRow<T, Team, kGather, D, kMembers>{
+        now, now.donors[0], tile.own, tile.rest, tile.rest_powers, tile.donors, rest_max};
   };
   const auto gather_donors = [&](const Pairs<T, Team, kGather>& now) {
     for (int64_t i = 0; i < tile.tile; i += W) store(tile.donors + i, Vec<T>{});
@@ -150,9 +162,8 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
     for (; group < pr.group && k < pr.permutations; ++k) {
       if (!block.pair_up(pr.subsets[s], k, pr.factors[s], pairs[group])) continue;
       if (kGather) gather_donors(pairs[group]);
-      shift[group] =
-          D::template first_pass<Team, T>(pr.steps, tile.clean, lse, row_of(pairs[group]),
-                                          tile.stored(group), total[group], stored[group]);
+      shift[group] = D::template first_pass<Team, T>(
+          pr.steps, row_of(pairs[group]), tile.stored(group), total[group], stored[group]);
       ++group;
     }
     Team::group_log2(total, log2_total);
@@ -161,19 +172,19 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
       const Pairs<T, Team, kGather>& now = pairs[g];
       const auto sink = [&](int64_t n, Vec<T> u) {
         store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
-        if (kGather) return store(tile.logs + n * W, u);
+        if (kGather) return store(tile.donors + n * W, u);  // whose step n has been read
         now.donors[0].add(n, u);
         for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
       };
       const auto second_pass = [&](const auto& row) {
         return D::template second_pass<Team, kGrad, T>(
             pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
-            tile.logs, tile.acc, acc_kl, mean_q, near, sink);
+            tile.logs, tile.acc, mean_q, near, sink);
       };
       if (kGather && !D::kReadsPowers) gather_donors(now);
       const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
       for (int i = 0; kGather && kGrad && i < now.members; ++i) {
-        now.donors[i].add_tile(tile.logs, pr.steps);
+        now.donors[i].add_tile(tile.donors, pr.steps);
       }
       value += Team::keep(now.kept, now.weight * row);
       Team::note(seen, now.kept);
@@ -182,7 +193,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
     part.values[s] += Team::total(value);
   }
   if (kGrad && any) {
-    add_own_rows<T, Team, kGather, D>(pr, block, s, tile, seen, acc_kl, part.grad_bias);
+    add_own_rows<T, Team, kGather, D>(pr, block, s, tile, seen, part.grad_bias);
   }
 }
 
@@ -191,31 +202,31 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
 template <class T, class Team, bool kGather, class D, bool kGrad>
 void run_blocks(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
                 PermutedDivergencePart<T>& part) {
-  constexpr int W = kWidth<T>;
-  const Scratch<T> tile(part.scratch, pr.steps * W);
+  const Scratch<T> tile(part.scratch, pr.steps * kWidth<T>);
   for (int s = 0; s < pr.num_subsets; ++s) {
     for (int64_t b = begin; b < end; ++b) {
       const Block<T, Team, kGather> block(pr, part.grad, b);
-      for (int64_t n = 0; n < pr.steps; ++n) {
-        const Vec<T> bias = Team::kRows > 1 ? splat(pr.bias[n]) : load(pr.bias + n * W);
-        store(tile.clean.logits + n * W, bias);
-      }
+      load_bias<T, Team, kGather>(pr, tile.clean.logits);
       for (int m = 0; m < pr.modalities; ++m) block.rows(m).add_to(tile.clean.logits, pr.steps);
-      const auto lse = D::template prepare<Team>(pr.steps, tile.clean);
+      typename Team::Scalar top;
+      const auto lse = D::template prepare<Team>(pr.steps, tile.clean, top);
       if (__builtin_popcount(pr.subsets[s]) == 1) {
-        run_subset<T, Team, kGather, D, kGrad, 1>(pr, block, s, tile, lse, part);
+        run_subset<T, Team, kGather, D, kGrad, 1>(pr, block, s, tile, top + lse, part);
       } else {
-        run_subset<T, Team, kGather, D, kGrad, 0>(pr, block, s, tile, lse, part);
+        run_subset<T, Team, kGather, D, kGrad, 0>(pr, block, s, tile, top + lse, part);
       }
     }
   }
 }
 
-// Row team: rows [begin, end) of all M * N. Lane teams: vectors of rows [begin, end), of the
-// step_stride / kWidth in each modality, one modality after the other.
+// The softmax's rows, `from` problem.contributions as they are given: less their largest and in
+// units of log2, and where wanted their powers. The softmax does not feel what all classes of a
+// contribution have in common, and gone it costs no digits. Row team: rows [begin, end) of all
+// M * N. Lane teams: vectors of rows [begin, end), of the step_stride / kWidth in each modality,
+// one modality after the other.
 template <class T>
-void stored_powers(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* powers,
-                   T* row_max) {
+void center_rows(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* rows,
+                 T* powers) {
   constexpr int W = kWidth<T>;
   const bool lanes = pr.team != TeamKind::kRow;
   const int64_t blocks = lanes ? pr.step_stride / W : pr.rows;
@@ -223,21 +234,14 @@ void stored_powers(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_
     const int64_t m = b / blocks, first = b % blocks;
     const int64_t at = m * pr.modality_stride + first * (lanes ? W : pr.row_stride);
     const int64_t stride = pr.step_stride;
-    Vec<T> top = load(pr.contributions + at), not_finite = {};
+    Vec<T> top = load(rows + at);
+    for (int64_t n = 1; n < pr.steps; ++n) top = vmax(load(rows + at + n * stride), top);
+    if (!lanes) top = splat(RowTeam<T>::reduce_max(top));
     for (int64_t n = 0; n < pr.steps; ++n) {
-      const Vec<T> x = load(pr.contributions + at + n * stride);
-      top = vmax(x, top);
-      not_finite += poison(x);
-    }
-    if (lanes) {
-      store(row_max + m * pr.max_stride + first * W, top + not_finite);
-    } else {
-      const T max = RowTeam<T>::reduce_max(top) + sum(not_finite);
-      row_max[m * pr.max_stride + first] = max;
-      top = splat(max);
-    }
-    for (int64_t n = 0; n < pr.steps; ++n) {
-      store(powers + at + n * stride, exp2(load(pr.contributions + at + n * stride) - top));
+      const Vec<T> x = load(rows + at + n * stride);
+      const Vec<T> a = vmax(Vec<T>{} - T(kFarthest), x - top) * T(kLog2e) + poison(x);
+      store(rows + at + n * stride, a);
+      store(powers + at + n * stride, exp2(a));
     }
   }
 }

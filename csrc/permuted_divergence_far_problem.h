@@ -48,7 +48,7 @@ struct FarProblem : PullProblem<T> {
   MCR_ALWAYS_INLINE bool far_keeps(int m, int32_t i, int32_t j) const {
     if (this->present && !((this->present[i] & this->present[j]) >> m & 1)) return false;
     if (this->exclude == Exclude::kSelf) return j != i;
-    return this->exclude == Exclude::kNone || this->labels[j] != this->labels[i];
+    return this->exclude == Exclude::kNone || !this->same_label(i, j);
   }
   MCR_ALWAYS_INLINE int64_t offset_of(uint32_t row) const {
     return int64_t(uint64_t(row) * uint32_t(this->row_stride));

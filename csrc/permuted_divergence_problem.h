@@ -31,11 +31,10 @@ template <class T>
 struct PermutedDivergenceProblem {
   const T* contributions;  // rows in whole vectors [M, N, row_stride]; kLanesShifted [M, C,
                            // step_stride], rows repeated; kLanesGathered [M, N, row_stride], in
-                           // whole quads
-  const T* powers;         // the same layout: 2^(contribution - the row's largest); jsd only
-  const T* row_max;        // [M, max_stride] the rows' largest; jsd only
-  int64_t max_stride;
-  const T* bias;  // row team [steps * W]; lane teams [C]
+                           // whole quads. In units of log2 (mse: as given; jsd: less the largest
+                           // of the row)
+  const T* powers;         // the same layout: 2^contribution; jsd only
+  const T* bias;           // in the same units; row team [steps * W]; lane teams [C]
   int64_t modality_stride, row_stride, step_stride;
   int modalities;
   int64_t rows, permutations, steps;
@@ -73,13 +72,18 @@ struct PermutedDivergenceProblem {
     const int64_t j = row + shift(m, k);
     return j < rows ? j : j - rows;
   }
+  // NaN equals nothing, itself included: a row with that label has a code from here on.
+  MCR_ALWAYS_INLINE bool same_label(int64_t i, int64_t j) const {
+    constexpr uint64_t kNanCodes = 0x7ff8000000000001;
+    return labels[i] == labels[j] && uint64_t(labels[i]) - kNanCodes >= uint64_t{1} << 31;
+  }
   MCR_ALWAYS_INLINE bool keeps(uint32_t subset, int64_t k, int64_t row) const {
     for (int m = 0; m < modalities; ++m) {
       if (!(subset >> m & 1)) continue;
       const int64_t j = donor(m, k, row);
       if (present && !((present[row] & present[j]) >> m & 1)) return false;
       if (exclude == Exclude::kSelf && j == row) return false;
-      if (exclude == Exclude::kSameLabel && labels[j] == labels[row]) return false;
+      if (exclude == Exclude::kSameLabel && same_label(row, j)) return false;
     }
     return true;
   }
@@ -108,7 +112,7 @@ template <class T>
 struct PermutedDivergencePart {
   T* grad;         // as contributions, or null
   T* grad_bias;    // [steps * W], or null
-  T* scratch;      // [9 + 2 group, steps * W]
+  T* scratch;      // [11 + 2 group, steps * W]
   double* values;  // [S]
 };
 

@@ -49,18 +49,19 @@ struct PartRange<Whole> {
 // Tiles of one row, each of steps * kWidth<T> numbers.
 template <class T>
 struct PullTiles {
-  static constexpr int kCount = 9;
+  static constexpr int kCount = 10;
   CleanRow<T> clean;
-  T *own, *acc, *u_sum, *logs;
+  T *own, *rest, *acc, *u_sum, *logs;
   StoredRow<T> pair;
 
   MCR_FN PullTiles(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size},
+      : clean{base, base + size, base + 2 * size, T(1)},
         own(base + 3 * size),
-        acc(base + 4 * size),
-        u_sum(base + 5 * size),
-        logs(base + 6 * size),
-        pair{base + 7 * size, base + 8 * size} {}
+        rest(base + 4 * size),
+        acc(base + 5 * size),
+        u_sum(base + 6 * size),
+        logs(base + 7 * size),
+        pair{base + 8 * size, base + 9 * size} {}
 };
 
 template <class T>
@@ -99,6 +100,16 @@ MCR_FN void add_to_row(T* row, int64_t classes, const T* tile, int64_t steps, T 
   }
 }
 
+// tile = bias; the padding is no class of the softmax.
+template <class Team, class D, class T>
+MCR_FN void load_bias(const PullProblem<T>& pr, int64_t steps, T* tile) {
+  const T fill = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    store(tile + n * kWidth<T>, Team::load_step(pr.bias, n, pr.classes, fill));
+  }
+}
+
 // The gradients that stay at row i: k u of the modalities that were not taken, c v of the clean
 // path, and the bias. add(row, of_u, factor) adds the sum of u or of v over its pairs.
 template <class T, class F>
@@ -118,13 +129,13 @@ MCR_FN void route_own_row(const PullProblem<T>& pr, int s, int64_t i, const F& a
 
 template <class Team, class D, class T>
 MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t steps,
-                        const PullTiles<T>& tile, typename Team::Scalar acc_kl) {
+                        const PullTiles<T>& tile) {
   constexpr int W = kWidth<T>;
+  const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
-    store(tile.acc + n * W,
-          D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
-                        load(tile.acc + n * W), acc_kl));
+    T* acc = tile.acc + n * W;
+    store(acc, D::clean_grad(D::of_clean(tile.clean, n), load(acc), clean_kl));
   }
   route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
     add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
@@ -135,28 +146,39 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
 // numbers kept.
 template <class Team, class D, bool kGrad, class T>
 MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t i,
-                                      int64_t steps, const PullTiles<T>& tile,
-                                      typename Team::Scalar lse, T weight,
-                                      typename Team::Scalar& acc_kl) {
+                                      int64_t steps, const PullTiles<T>& tile, T weight) {
   constexpr int W = kWidth<T>;
+  const auto add_donors = [&](T* to) {
+    for (int m = 0; m < pr.modalities; ++m) {
+      if (!(pr.subsets[s] >> m & 1)) continue;
+      add_row<Team>(to, steps, pr.row(m, pr.donor(m, k, i)), pr.classes);
+    }
+  };
   clear(tile.pair.delta, steps);
-  for (int m = 0; m < pr.modalities; ++m) {
-    if (!(pr.subsets[s] >> m & 1)) continue;
-    add_row<Team>(tile.pair.delta, steps, pr.row(m, pr.donor(m, k, i)), pr.classes);
-  }
+  add_donors(tile.pair.delta);
   // The members' sums first, in their order: a row that is its own donor does not move at all.
-  add_tile(tile.pair.delta, steps, tile.own, T(-1));
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    const Vec<T> donors = load(tile.pair.delta + n * W);
+    store(tile.pair.q + n * W, donors + load(tile.rest + n * W));
+    store(tile.pair.delta + n * W, donors - load(tile.own + n * W));
+  }
+  const auto settle = [&] {
+    clear(tile.pair.q, steps);
+    add_donors(tile.pair.q);
+    add_tile(tile.pair.q, steps, tile.rest, T(1));
+  };
+  const FilledRow<T, decltype(settle)> filled(tile.pair, settle);
   typename Team::Scalar total = {}, mean_q = {};
   bool stored, near = false;
-  const auto shift =
-      D::template first_pass<Team, T>(steps, tile.clean, lse, tile.pair, tile.pair, total, stored);
+  const auto shift = D::template first_pass<Team, T>(steps, filled, tile.pair, total, stored);
   const auto log2_total = shift + Team::scalar_log2(total);
   const auto sink = [&](int64_t n, Vec<T> u) {
     store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
   };
-  const auto value = D::template second_pass<Team, kGrad, T>(steps, tile.clean, tile.pair, total,
-                                                             log2_total, {}, weight, tile.logs,
-                                                             tile.acc, acc_kl, mean_q, near, sink);
+  const auto value =
+      D::template second_pass<Team, kGrad, T>(steps, tile.clean, filled, total, log2_total, {},
+                                              weight, tile.logs, tile.acc, mean_q, near, sink);
   if (kGrad && D::kReadsPowers && Team::leads()) {
     pr.numbers(s, k, i) = {log2_total, mean_q};
   }
@@ -181,16 +203,15 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
   constexpr int W = kWidth<T>;
   const PartRange<Parts> range(pr, parts);
   const PullTiles<T> tile(memory, steps * W);
-  const T fill = SameType<D, Jsd>::value ? T(-1e30) : T(0);  // the padding is no class
-  MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) {
-    store(tile.clean.logits + n * W, Team::load_step(pr.bias, n, pr.classes, fill));
-  }
+  load_bias<Team, D>(pr, steps, tile.clean.logits);
   for (int m = 0; m < pr.modalities; ++m) {
     add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
   }
-  const auto lse = D::template prepare<Team>(steps, tile.clean);
+  typename Team::Scalar normaliser;
+  const auto lse = D::template prepare<Team>(steps, tile.clean, normaliser);
+  normaliser += lse;
   if (kGrad && parts.leads()) {
+    if (Team::leads()) pr.clean_lse[i] = normaliser;
     const T* kept = D::clean_part(tile.clean);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
@@ -201,10 +222,15 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     clear(tile.own, steps);
     clear(tile.acc, steps);
     clear(tile.u_sum, steps);
-    for (int m = 0; m < pr.modalities; ++m) {
-      if (pr.subsets[s] >> m & 1) add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes);
+    load_bias<Team, D>(pr, steps, tile.rest);
+    MCR_UNROLL
+    for (int64_t n = 0; n < steps; ++n) {
+      store(tile.rest + n * W, load(tile.rest + n * W) - normaliser);
     }
-    typename Team::Scalar acc_kl = {};
+    for (int m = 0; m < pr.modalities; ++m) {
+      T* to = pr.subsets[s] >> m & 1 ? tile.own : tile.rest;
+      add_row<Team>(to, steps, pr.row(m, i), pr.classes);
+    }
     double value = 0;
     bool any = false;
     const int64_t last = parts.live ? range.end(pr) : range.first;
@@ -212,22 +238,39 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
     for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, row)) < last; ++k) {
       const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
       if (weight == T(0)) continue;
-      value +=
-          double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, lse, weight, acc_kl));
+      value += double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, weight));
       any = true;
     }
     parts.add(any);
     parts.add(value);
     if (kGrad) {
-      parts.add(acc_kl);
       parts.add_tile(tile.acc, steps);
       parts.add_tile(tile.u_sum, steps);
     }
     if (!any || !parts.leads()) continue;  // nothing is added, whatever the row holds
     if (Team::leads()) pr.row_values[s * pr.rows + i] += value;
-    if (kGrad) add_own_row<Team, D>(pr, s, i, steps, tile, acc_kl);
+    if (kGrad) add_own_row<Team, D>(pr, s, i, steps, tile);
   }
 }
+
+// Step n of row i's logits with its donors, less the row's normaliser; `mine` is row j's own.
+template <class Team, class T>
+MCR_NOINLINE Vec<T> direct_logit(const PullProblem<T>& pr, uint32_t subset, int m, int64_t k,
+                                 int64_t i, int64_t n, Vec<T> mine) {
+  Vec<T> w = Team::load_step(pr.bias, n, pr.classes, T(0)) - pr.clean_lse[i];
+  for (int o = 0; o < pr.modalities; ++o) {
+    if (o == m) {
+      w += mine;
+    } else {
+      const int64_t row = subset >> o & 1 ? pr.donor(o, k, i) : i;
+      w += Team::load_step(pr.row(o, row), n, pr.classes, T(0));
+    }
+  }
+  return w;
+}
+
+// A clean logit further from 0 tells nothing of the perturbed one by their difference.
+constexpr double kTellsDifference = 128;
 
 // What row j gets for modality m from the rows that it gives to; `memory` holds 4 tiles.
 template <class Team, class D, class T, class Parts>
@@ -269,7 +312,11 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
         const Vec<T> clean = Team::load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
-        const Vec<T> u = D::perturbed_grad(clean, load(delta + n * W), log2_total, mean_q);
+        Vec<T> w = clean + load(delta + n * W);
+        if (!SameType<D, SquaredError>::value && any(minus_abs(clean) < T(-kTellsDifference))) {
+          w = direct_logit<Team>(pr, subset, m, k, i, n, load(mine + n * W));
+        }
+        const Vec<T> u = D::perturbed_grad(clean, w, load(delta + n * W), log2_total, mean_q);
         store(sum + n * W, load(sum + n * W) + weight * u);
       }
     }

@@ -35,6 +35,7 @@ struct PullProblem : PermutedDivergenceProblem<T> {
   FarRecord<T>* records;  // the same, where the passes over the pairs that are far went first; and
   int32_t* left;          // [2, S, N] 1 for rows, then for donors, with a pair that those left
   T* clean;               // [N, C] what D keeps of the clean rows
+  T* clean_lse;           // [N] their normalisers' log2 (binary: 0)
   double* row_values;     // [S, N]
   T* grad;                // [M, N, C], rows as `order` has them
   const int32_t* skip;    // where it holds 1 there is nothing to do; or null

@@ -14,8 +14,7 @@ namespace MCR_ISA {
 template <class T, bool kGather>
 struct Walk {
   const T* from;      // contributions
-  const T* powers;    // 2^(contribution - the row's largest)
-  const T* row_max;   // the row's largest contribution
+  const T* powers;    // 2^contribution
   T* to;              // their gradient
   const int32_t* at;  // kGather: [kWidth] the row of each lane
   int64_t stride;
@@ -83,7 +82,7 @@ class Block {
   // The block's own rows of modality m.
   Walk<T, kGather> rows(int m) const {
     const int64_t at = offset(m) + (kGather ? 0 : kLanes ? first_ : first_ * pr_.row_stride);
-    return {pr_.contributions + at, nullptr, nullptr, grad_ + at, own_at_, stride()};
+    return {pr_.contributions + at, nullptr, grad_ + at, own_at_, stride()};
   }
 
   // Its pairs under permutation k; false if every one is dropped.
@@ -104,24 +103,16 @@ class Block {
   int64_t stride() const { return kGather ? pr_.row_stride : pr_.step_stride; }
 
   Walk<T, kGather> donors(int m, int64_t k) const {
-    int64_t row = 0;  // of the matrix of row maxima
     int64_t at = offset(m);
     const int32_t* index = nullptr;
     if (kGather) {
       index = pr_.donor_row(m, k) + first_;
-    } else if (kLanes) {
-      row = first_ + pr_.shift(m, k);  // the copy behind the last row makes the wrap-around plain
-      at += row;
+    } else if (kLanes) {  // the copy behind the last row makes the wrap-around plain
+      at += first_ + pr_.shift(m, k);
     } else {
-      row = pr_.donor(m, k, first_);
-      at += row * pr_.row_stride;
+      at += pr_.donor(m, k, first_) * pr_.row_stride;
     }
-    return {pr_.contributions + at,
-            pr_.powers + at,
-            pr_.row_max + m * pr_.max_stride + row,
-            grad_ + at,
-            index,
-            stride()};
+    return {pr_.contributions + at, pr_.powers + at, grad_ + at, index, stride()};
   }
 
   T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {

@@ -22,11 +22,11 @@ struct HeldTiles {
   StoredRow<T> pair;
   T* next;
 
-  MCR_FN HeldTiles(T* base, int64_t size)
-      : clean{base, base + size, base + 2 * size},
+  MCR_FN HeldTiles(T* base, int64_t size, T unit)
+      : clean{base, base + size, base + 2 * size, unit},
         acc(base + 3 * size),
         logs(base + 4 * size),
-        pair{base + 5 * size, base + 6 * size},
+        pair{base + 5 * size, base + 6 * size, unit},
         next(kAhead ? base + 7 * size : pair.delta) {}
 };
 
@@ -52,24 +52,34 @@ struct Members {
 
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
 // `value` and `weights`, which are the sums where parts.leads(). rows.clean(i, ..) and
-// rows.perturbed(r, ..) fill a tile; `memory` holds HeldTiles<T, kAhead>::kCount tiles.
+// rows.perturbed(r, ..) fill a tile with numbers up to a limit; `memory` holds
+// HeldTiles<T, kAhead>::kCount tiles.
 template <class Team, class D, bool kGrad, bool kAhead, class T, class Rows, class Parts>
 MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64_t i, int64_t steps,
                       T* memory, double& value, double& weights, const Parts& parts) {
   constexpr int W = kWidth<T>;
-  const HeldTiles<T, kAhead> tile(memory, steps * W);
+  constexpr bool kSquares = SameType<D, SquaredError>::value;
+  const T unit = kSquares ? T(1) : T(kLog2e);
+  const HeldTiles<T, kAhead> tile(memory, steps * W, unit);
   const int64_t C = pr.classes;
-  const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
-  const T fill = SameType<D, Jsd>::value ? T(-1e30) : T(0);  // the padding is no class
+  const T fill = SameType<D, Jsd>::value ? T(kNoClass) : T(0);  // the padding is no class
   const Members<T> members(pr, i, parts);
-  rows.clean(i, steps, fill, tile.clean.logits);
+  const T limit = kSquares ? T(INFINITY) : T(kFarthest);
+  rows.clean(i, steps, fill, limit, tile.clean.logits);
   MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) {
-    store(tile.clean.logits + n * W, load(tile.clean.logits + n * W) * unit);
-    store(tile.acc + n * W, Vec<T>{});
-  }
-  const auto lse = D::template prepare<Team>(steps, tile.clean);
-  typename Team::Scalar acc_kl = {};
+  for (int64_t n = 0; n < steps; ++n) store(tile.acc + n * W, Vec<T>{});
+  typename Team::Scalar top;
+  const auto lse = D::template prepare<Team>(steps, tile.clean, top);
+  // The row in `from`, less `base`, beside the clean row less `clean_base`. Where there is no
+  // class, both are the padding: the rows do not differ.
+  const auto fill_pair = [&](const T* from, auto base, auto clean_base) {
+    MCR_UNROLL
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> w = load(from + n * W) - base;
+      store(tile.pair.delta + n * W, w - (load(tile.clean.logits + n * W) - clean_base));
+      if (!kSquares) store(tile.pair.q + n * W, (w - (top - clean_base)) * unit - lse);
+    }
+  };
   bool any = false;
   int64_t next = -1, after = members.row(members.first);
   T next_weight = T(0);
@@ -77,18 +87,13 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     const int64_t r = next;
     const T own_weight = next_weight, weight = pr.factor * own_weight;
     if (own_weight != T(0)) {
-      if (!kAhead) rows.perturbed(r, steps, fill, tile.next);
-      MCR_UNROLL
-      for (int64_t n = 0; n < steps; ++n) {
-        // Where there is no class, both are the padding: the rows do not differ.
-        const Vec<T> z = load(tile.clean.logits + n * W);
-        store(tile.pair.delta + n * W, load(tile.next + n * W) * unit - z);
-      }
+      if (!kAhead) rows.perturbed(r, steps, fill, limit, tile.next);
+      fill_pair(tile.next, T(0), T(0));
     }
     next = after;
     next_weight = members.weight(next);
     after = members.row(at + 2);
-    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, tile.next);
+    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, limit, tile.next);
     weights += double(own_weight);
     T* grad = pr.grad_perturbed + r * C;
     if (own_weight == T(0)) {  // dropped, whatever it holds
@@ -100,26 +105,33 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     }
     typename Team::Scalar total = {}, mean_q = {};
     bool stored, near = false;
-    const auto shift = D::template first_pass<Team, T>(steps, tile.clean, lse, tile.pair, tile.pair,
-                                                       total, stored);
+    // Each row less its largest: they are so far apart that their common offsets, if they have any,
+    // cost more digits than this does.
+    const auto settle = [&] {
+      rows.perturbed(r, steps, fill, limit, tile.pair.q);
+      Vec<T> most = load(tile.pair.q);
+      MCR_UNROLL
+      for (int64_t n = 1; n < steps; ++n) most = vmax(load(tile.pair.q + n * W), most);
+      fill_pair(tile.pair.q, Team::reduce_max(most), top);
+    };
+    const FilledRow<T, decltype(settle)> row(tile.pair, settle);
+    const auto shift = D::template first_pass<Team, T>(steps, row, tile.pair, total, stored);
     const auto sink = [&](int64_t n, Vec<T> u) { Team::store_step(grad, n, C, u); };
-    value +=
-        double(weight * D::template second_pass<Team, kGrad, T>(
-                            steps, tile.clean, tile.pair, total, shift + Team::scalar_log2(total),
-                            {}, weight, tile.logs, tile.acc, acc_kl, mean_q, near, sink));
+    value += double(weight * D::template second_pass<Team, kGrad, T>(
+                                 steps, tile.clean, row, total, shift + Team::scalar_log2(total),
+                                 {}, weight, tile.logs, tile.acc, mean_q, near, sink));
     any = true;
   }
   parts.add(value);
   parts.add(weights);
   if constexpr (kGrad) {
     parts.add(any);
-    parts.add(acc_kl);
     parts.add_tile(tile.acc, steps);
     if (!any || !parts.leads()) return;  // its gradient is 0 already, whatever the row holds
+    const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> v = D::clean_grad(load(tile.clean.logits + n * W), load(tile.clean.p + n * W),
-                                     load(tile.acc + n * W), acc_kl);
+      const Vec<T> v = D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
       Team::store_step(pr.grad_clean + i * C, n, C, v);
     }
   }

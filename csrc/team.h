@@ -55,6 +55,7 @@ struct RowTeam {
   struct Keep {};
   static constexpr int kRows = 1;
   static constexpr bool kFarTerms = sizeof(T) == sizeof(float);  // Jsd::far_terms pays
+  static constexpr bool kTilesAreMemory = true;  // reading costs less than to make a number again
   static bool leads() { return true; }  // one lane of a team writes what is one number a row
   static V load_step(const T* row, int64_t n, int64_t size, T fill) {
     return MCR_ISA::load_step(row, n, size, fill);
@@ -82,7 +83,6 @@ struct RowTeam {
   }
   static Scalar reduce_sum(V v) { return sum(v); }
   static double total(Scalar x) { return x; }
-  static Scalar load_scalar(const T* p) { return *p; }
   static Scalar reduce_max(V v) {
     T m = v[0];
     for (int l = 1; l < kWidth<T>; ++l) m = v[l] > m ? v[l] : m;
@@ -114,9 +114,8 @@ struct LaneTeam {
   using Scalar = Vec<T>;
   using Keep = Mask<T>;
   static constexpr int kRows = kWidth<T>;
-  static constexpr bool kFarTerms = RowTeam<T>::kFarTerms;
+  static constexpr bool kFarTerms = RowTeam<T>::kFarTerms, kTilesAreMemory = true;
   static Scalar reduce_sum(V v) { return v; }
-  static Scalar load_scalar(const T* p) { return load(p); }
   static double total(Scalar x) {
     double y = 0;
     for (int l = 0; l < kWidth<T>; ++l) y += x[l];

@@ -121,6 +121,11 @@ MCR_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a,
 MCR_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
 #endif
 
+template <class M>
+MCR_INLINE bool any(M mask) {
+  return sum(mask) != 0;
+}
+
 // Four columns of kWidth rows as four vectors, and back: load_quads puts quad g of vector k at row
 // at[4 g + k], transpose_quads then gives vector k column k of every row, in the order of `at`.
 constexpr int kQuads = kWidth<float> / 4;

@@ -25,10 +25,19 @@ NEAR = tl.constexpr(0.05)
 # Probabilities below 2^LOW are too close to underflow to be multiplied by r.
 LOW = tl.constexpr(-100.0)
 NEAR_RATIO = tl.constexpr(0.5)
+# No logit is taken to be further from 0: a mask as large as the largest number there is stays a
+# number in units of log2, in sums of contributions and in sums over rows.
+FARTHEST = tl.constexpr(1e20)
 # log2 cosh(x ln 2 / 2), its series in x^2.
 COSH_1 = tl.constexpr(0.08664339756999316)
 COSH_2 = tl.constexpr(-0.0017345033957756745)
 COSH_3 = tl.constexpr(5.555649227678517e-05)
+
+
+@triton.jit
+def saturated(x):
+    """x within +-FARTHEST; NaN where it is not finite."""
+    return tl.minimum(tl.maximum(x, -FARTHEST), FARTHEST) + 0.0 * x
 
 
 @triton.jit
@@ -78,18 +87,18 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def careful_jsd(delta, p, z, lse, in_range, PRECISE: tl.constexpr):
-    """As `plain_jsd`, for any delta; z is -inf outside the classes.
+def careful_jsd(delta, p, w, in_range, PRECISE: tl.constexpr):
+    """As `plain_jsd`, for any delta; w less the clean row's normaliser, -inf outside the classes.
 
-    Where it is in range, the shift comes from powers of differences: the largest logit that the
-    other one starts from loses eps of the logits, which nearby rows may not differ by.
+    q comes from w itself, of which z and the difference tell nothing where z is a mask. Where it is
+    in range, the shift comes from powers of differences: the largest logit that the other one
+    starts from loses eps of the logits, which nearby rows may not differ by.
     """
-    w = z + delta
     top = tl.max(w, 1)
     mass = exp2(w - top[:, None], PRECISE)
     total = tl.sum(mass, 1)
     centred = log2(tl.sum(p * exp2(delta, PRECISE), 1), PRECISE)
-    shift = tl.where(in_range, centred, top + log2(total, PRECISE) - lse)
+    shift = tl.where(in_range, centred, top + log2(total, PRECISE))
     log2_qm, log2_pm = log_ratios(delta - shift[:, None], PRECISE)
     # an infinite logit leaves no trace in a maximum or a power
     poison = 0.0 * delta
@@ -100,24 +109,31 @@ def careful_jsd(delta, p, z, lse, in_range, PRECISE: tl.constexpr):
 
 @triton.jit
 def logistic(x, PRECISE: tl.constexpr):
-    """sigmoid(x), 1 - sigmoid(x) and log2 sigmoid(x) of x in log2 units."""
+    """sigmoid(x), 1 - sigmoid(x) and log2(1 + 2^-|x|) of x in log2 units.
+
+    log2 sigmoid(x) is min(x, 0) less the last of them.
+    """
     t = exp2(-tl.abs(x), PRECISE)
     larger = reciprocal(1.0 + t, PRECISE)
     smaller = t * larger
-    logarithm = tl.minimum(x, 0.0) - log2(1.0 + t, PRECISE) + 0.0 * x
-    return tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger), logarithm
+    excess = log2(1.0 + t, PRECISE) + 0.0 * x
+    return tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger), excess
 
 
 @triton.jit
-def binary_terms(step, on, off, log2_on, z, PRECISE: tl.constexpr):
-    """Per class: 2 JSD / ln 2 of the two outcomes, and its gradients to z + step and to z.
+def binary_terms(step, on, off, excess, z, w, PRECISE: tl.constexpr):
+    """Per class: 2 JSD / ln 2 of the two outcomes, and its gradients to w and to z.
 
-    The gradients lack the factors ln 2 / 2 and, to z, on * off.
+    `step` is w - z, which has digits of its own. The gradients lack the factors ln 2 / 2 and, to
+    z, on * off.
     """
-    q_on, q_off, log2_q = logistic(z + step, PRECISE)
-    d = log2_q - log2_on
-    qm_on, pm_on = log_ratios(d, PRECISE)
-    # the other outcome's log ratio differs by exactly the step
-    qm_off, pm_off = log_ratios(d - step, PRECISE)
+    q_on, q_off, q_excess = logistic(w, PRECISE)
+    change = q_excess - excess
+    # Between logits of one sign the log of the rarer outcome changes by the step, that of the other
+    # one by nothing: neither comes from the other, which would be a difference of masks.
+    rarer_on = tl.where(tl.maximum(z, w) < 0.0, step, tl.minimum(w, 0.0) - tl.minimum(z, 0.0))
+    rarer_off = tl.where(tl.minimum(z, w) > 0.0, -step, tl.maximum(z, 0.0) - tl.maximum(w, 0.0))
+    qm_on, pm_on = log_ratios(rarer_on - change, PRECISE)
+    qm_off, pm_off = log_ratios(rarer_off - change, PRECISE)
     value = on * pm_on + q_on * qm_on + off * pm_off + q_off * qm_off
     return value, q_on * q_off * (qm_on - qm_off), pm_on - pm_off

@@ -17,7 +17,7 @@ from mcr_fast.kernels._divergence import (
     logistic,
 )
 from mcr_fast.kernels._math import HALF_LN2, LOG2E, exp2, log2
-from mcr_fast.kernels._pair_rows import all_equal, load_clean, load_members, load_rows, members_of
+from mcr_fast.kernels._pair_rows import all_equal, load_members, load_rest, load_rows, members_of
 from mcr_fast.kernels._pairs import donors_of, pair_weight
 
 
@@ -27,7 +27,9 @@ def jsd_gradient(
     bias_ptr,
     stats_ptr,  # [K, N, 2] of the subset
     clean,  # p [N, C], lse [N], normal [N]
-    difference,
+    subset,
+    there,  # the members' sum at the donors
+    difference,  # of that from the rows'
     i,
     k,
     inside,
@@ -42,17 +44,16 @@ def jsd_gradient(
     shift = tl.load(stats_ptr + pair, mask=inside, other=0.0)[:, None]
     kl = tl.load(stats_ptr + pair + 1, mask=inside, other=0.0)
     p = tl.load(p_ptr + i[:, None] * sizes[3] + classes[None, :], mask=mask, other=0.0)
-    d = tl.fma(difference, LOG2E, -shift)
+    d = difference * LOG2E - shift
     ratio = exp2(d, PRECISE)
     g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
     u = p * ratio * (d - kl[:, None] - g)
     plain = (tl.load(normal_ptr + i, mask=inside, other=1) != 0) & (kl > NEAR)
     if tl.min((plain | ~inside).to(tl.int32), 0) == 0:
-        z = LOG2E * load_clean(x_ptr, bias_ptr, i, classes, mask, sizes)
+        w = LOG2E * (there + load_rest(x_ptr, bias_ptr, subset, i, classes, mask, sizes))
         lse = tl.load(lse_ptr + i, mask=inside, other=0.0)
-        d = difference * LOG2E - shift
         log2_qm, log2_pm = log_ratios(d, PRECISE)
-        q = exp2(z - lse[:, None] + d, PRECISE) + 0.0 * difference
+        q = exp2(w - lse[:, None] - shift, PRECISE) + 0.0 * difference
         u = q * (log2_qm - kl[:, None])
     return u
 
@@ -100,13 +101,14 @@ def donor_subset(
         )  # fmt: skip
         if KIND == JSD:
             u = jsd_gradient(
-                x_ptr, bias_ptr, stats_ptr, clean, difference, i, k, inside, classes, mask,
-                sizes, PRECISE,
+                x_ptr, bias_ptr, stats_ptr, clean, subset, there, difference, i, k, inside,
+                classes, mask, sizes, PRECISE,
             )  # fmt: skip
         elif KIND == BINARY_JSD:
-            z = LOG2E * load_clean(x_ptr, bias_ptr, i, classes, mask, sizes)
-            on, off, log2_on = logistic(z, PRECISE)
-            terms, u, to_clean = binary_terms(difference * LOG2E, on, off, log2_on, z, PRECISE)
+            z = LOG2E * load_rest(x_ptr, bias_ptr, 0, i, classes, mask, sizes)
+            w = LOG2E * (there + load_rest(x_ptr, bias_ptr, subset, i, classes, mask, sizes))
+            on, off, excess = logistic(z, PRECISE)
+            terms, u, to_clean = binary_terms(difference * LOG2E, on, off, excess, z, w, PRECISE)
         else:
             u = 2.0 * (difference + 0.0 * difference)
         if MASKED:

@@ -17,7 +17,7 @@ from mcr_fast.kernels._divergence import (
     plain_jsd,
 )
 from mcr_fast.kernels._math import HALF_LN2, LOG2E
-from mcr_fast.kernels._pair_rows import all_equal, load_clean, load_members, members_of
+from mcr_fast.kernels._pair_rows import all_equal, load_members, load_rest, members_of
 from mcr_fast.kernels._pairs import pair_weight
 
 SHARED = tl.constexpr(0)
@@ -39,7 +39,7 @@ def jsd_pair(
     classes,
     mask,
     sizes,
-    own,  # the members' sum at the rows, in log2 units
+    own,  # the members' sum at the rows
     p,
     lse,
     normal,
@@ -55,22 +55,18 @@ def jsd_pair(
         True, SCHEME, OWN_DONORS, SINGLE,
     )  # fmt: skip
     mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(
-        tl.fma(there, LOG2E, -own), p, PRECISE
+        (there - own) * LOG2E, p, PRECISE
     )
     if tl.min(((plain & normal) | ~kept).to(tl.int32), 0) == 0:
-        z = LOG2E * load_clean(x_ptr, bias_ptr, rows, classes, mask, sizes)
-        z = tl.where((classes < sizes[3])[None, :], z, -float("inf"))
-        # read again, to spare the registers; equal rows must differ by 0, which `own` does not give
+        # read again, to spare the registers
         donor = load_members(
             x_ptr, donors_ptr, subset, member, rows, k, classes, mask, sizes,
             True, SCHEME, OWN_DONORS, SINGLE,
         )  # fmt: skip
-        here = load_members(
-            x_ptr, donors_ptr, subset, member, rows, k, classes, mask, sizes,
-            False, SCHEME, OWN_DONORS, SINGLE,
-        )  # fmt: skip
+        w = (donor + load_rest(x_ptr, bias_ptr, subset, rows, classes, mask, sizes)) * LOG2E
+        w = tl.where((classes < sizes[3])[None, :], w - lse[:, None], -float("inf"))
         mass, log, scale, offset, g, kl, shift = careful_jsd(
-            (donor - here) * LOG2E, p, z, lse, in_range & normal, PRECISE
+            (donor - own) * LOG2E, p, w, in_range & normal, PRECISE
         )
     return mass, log, scale, offset, g, kl, shift
 
@@ -144,12 +140,11 @@ def own_subset(
         x_ptr, masks[0], subset, member, rows, 0, classes, mask, sizes,
         False, SCHEME, OWN_DONORS, SINGLE,
     )  # fmt: skip
-    z = load_clean(x_ptr, bias_ptr, rows, classes, mask, sizes)
+    z = load_rest(x_ptr, bias_ptr, 0, rows, classes, mask, sizes)
     lse = tl.zeros(rows.shape, tl.float32)
     normal = inside
     p = z
     if KIND == JSD:
-        own *= LOG2E
         p, lse, normal = clean_softmax(tl.where(real[None, :], LOG2E * z, -float("inf")), PRECISE)
         if GRAD:
             # every part and subset writes the same numbers
@@ -188,10 +183,11 @@ def own_subset(
                 True, SCHEME, OWN_DONORS, SINGLE,
             )  # fmt: skip
             if KIND == BINARY_JSD:
-                # made again for each pair, to spare the registers
-                on, off, log2_on = logistic(z, PRECISE)
+                # made and read again for each pair, to spare the registers
+                on, off, excess = logistic(z, PRECISE)
+                w = (there + load_rest(x_ptr, bias_ptr, subset, rows, classes, mask, sizes)) * LOG2E
                 terms, to_donor, to_clean = binary_terms(
-                    (there - own) * LOG2E, on, off, log2_on, z, PRECISE
+                    (there - own) * LOG2E, on, off, excess, z, w, PRECISE
                 )
                 row_value = tl.sum(tl.where(real[None, :], terms, 0.0), 1)
             else:
@@ -215,7 +211,7 @@ def own_subset(
             value += acc_kl
             v = p * (acc - acc_kl[:, None])
         elif KIND == BINARY_JSD:
-            on, off, log2_on = logistic(z, PRECISE)
+            on, off, excess = logistic(z, PRECISE)
             v = on * off * acc
     # equal rows but for a rounding can sum up to a rounding below 0; NaN stays NaN
     value = tl.where(seen & ~(value <= 0.0), value, 0.0)

@@ -39,14 +39,18 @@ def load_rows(x_ptr, m, rows, classes, mask, sizes):
 
 
 @triton.jit
-def load_clean(x_ptr, bias_ptr, rows, classes, mask, sizes):
-    """z, with NaN for an infinite logit."""
+def load_rest(x_ptr, bias_ptr, subset, rows, classes, mask, sizes):
+    """What is not taken from donors: z less the subset's members, and z itself for subset 0.
+
+    NaN for an infinite logit. z less the members' sum would not tell it where they hold a mask.
+    """
     z = tl.zeros([rows.shape[0], classes.shape[0]], tl.float32)
     if bias_ptr is not None:
         b = tl.load(bias_ptr + classes, mask=classes < sizes[3], other=0.0).to(tl.float32)
         z += b[None, :]
     for m in range(sizes[0]):
-        z += load_rows(x_ptr, m, rows, classes, mask, sizes)
+        if ((subset >> m) & 1) == 0:
+            z += load_rows(x_ptr, m, rows, classes, mask, sizes)
     return z + 0.0 * z
 
 

@@ -14,6 +14,8 @@ EXHAUSTIVE = tl.constexpr(2)  # no donors: shift k + 1
 KEEP_ALL = tl.constexpr(0)
 DROP_SELF = tl.constexpr(1)
 DROP_SAME_LABEL = tl.constexpr(2)
+# Of a row whose label is NaN: this and the row's number (is_nan_code of the reference).
+NAN_CODES = tl.constexpr(0x7FF8_0000_0000_0001)
 EXCLUDE = {"none": 0, "self": 1, "same_label": 2}
 
 
@@ -69,7 +71,9 @@ def pair_weight(
                 kept = kept & (j != rows)
             if EXCLUDE == DROP_SAME_LABEL:
                 mine = tl.load(labels_ptr + rows, mask=inside, other=0)
-                kept = kept & (tl.load(labels_ptr + j, mask=inside, other=0) != mine)
+                # NaN equals nothing, itself included
+                nan = (mine >= NAN_CODES) & (mine < NAN_CODES + (1 << 31))
+                kept = kept & (nan | (tl.load(labels_ptr + j, mask=inside, other=0) != mine))
             if present_ptr is not None:
                 here = tl.load(present_ptr + rows * num_modalities + m, mask=inside, other=0)
                 there = tl.load(present_ptr + j * num_modalities + m, mask=inside, other=0)

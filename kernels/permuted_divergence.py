@@ -19,6 +19,7 @@ from mcr_fast.kernels import _pairs
 from mcr_fast.kernels._arguments import FLOATS, check, check_pairs
 from mcr_fast.kernels._divergence import KINDS
 from mcr_fast.kernels._donor_side import _donor_side_kernel
+from mcr_fast.kernels._lay_out import lay_out
 from mcr_fast.kernels._own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
 from mcr_fast.kernels._pairs import EXCLUDE, _pair_weight_sums_kernel
 from mcr_fast.kernels._permutations import checked_permutations
@@ -94,12 +95,13 @@ def _problem(
     present: Tensor | None,
     sample_weight: Tensor | None,
     subsets: list[int],
+    divergence: str,
     exclude: str,
 ) -> Problem:
     x = contributions
     num_permutations = x.shape[1] - 1 if donors is None else donors.shape[1]
     scheme = _pairs.TABLE if order is None else _pairs.SHIFTS
-    inverse = poison = None
+    inverse = poison = by_position = None
     if donors is None:
         scheme, order = _pairs.EXHAUSTIVE, None
     elif order is None:
@@ -108,12 +110,17 @@ def _problem(
         order, _, inverse, poison = checked_permutations(order, donors)
         donors = inverse
         # donors are contiguous after one reorder of the rows
-        x = x.index_select(1, order)
+        by_position = order
         labels, present, sample_weight = (
             t if t is None else t.index_select(0, order) for t in (labels, present, sample_weight)
         )
+    if divergence == "mse":
+        x = x.contiguous() if by_position is None else x.index_select(1, by_position)
+    else:
+        x = lay_out(x, by_position, divergence)
+        bias = None if bias is None else lay_out(bias[None, None], None, divergence)[0, 0]
     return Problem(
-        x.contiguous(),
+        x,
         None if bias is None else bias.contiguous(),
         order,
         donors,
@@ -270,8 +277,9 @@ def permuted_divergence_fwd(
             return zeros(len(subsets)), zeros((0, 0, 0)), zeros(0)
         return zeros(len(subsets)), zeros(contributions.shape), zeros(num_classes)
     problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
+        exclude,
+    )  # fmt: skip
     return _run(problem, None, strategy, clean_path, divergence, want_grad)
 
 
@@ -312,8 +320,9 @@ def permuted_divergence_bwd(
             scale_or_take(unit_grad_bias, None, grad[:1], bias_dtype),
         )
     problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
+        exclude,
+    )  # fmt: skip
     upstream = grad.contiguous()
     _, again, again_bias = _run(problem, upstream, strategy, clean_path, divergence, True)
     return (

@@ -26,10 +26,14 @@ from mcr_fast.kernels._divergence import (
     clean_softmax,
     logistic,
     plain_jsd,
+    saturated,
 )
 from mcr_fast.kernels._math import HALF_LN2, LOG2E
 from mcr_fast.kernels._scale import scale_or_take
 from torch import Tensor
+
+# Nearer rows lose no more digits than their logits have.
+APART = tl.constexpr(32.0)
 
 
 @triton.jit
@@ -41,21 +45,34 @@ def load_tile(x_ptr, rows, classes, mask, num_classes):
 
 @triton.jit
 def divergence_of_rows(
-    delta, z, p, off, lse, normal, real, needed, KIND: tl.constexpr, PRECISE: tl.constexpr
-):
-    """Of z + delta from z: each row's value and its gradients, to be scaled by `clean_gradient`."""
+    delta, w, own, z, p, off, top, lse, normal, real, needed,
+    KIND: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """Of w from the clean row: each row's value and gradients, to be scaled by `clean_gradient`.
+
+    Both in the units of the input; delta is their difference and z the clean row in units of log2.
+    """
     if KIND == JSD:
         mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(delta, p, PRECISE)
         if tl.min(((plain & normal) | ~needed).to(tl.int32), 0) == 0:
+            # Rows far apart go less their largest, each: what all its classes have in common would
+            # cost the digits of their difference.
+            largest = tl.max(tl.where(real[None, :], w, -float("inf")), 1)
+            apart = tl.abs(largest - top) > APART
+            base = tl.where(apart, largest, 0.0)[:, None]
+            clean_base = tl.where(apart, top, 0.0)[:, None]
+            moved = tl.where(real[None, :], ((w - base) - (own - clean_base)) * LOG2E, 0.0)
+            logit = ((w - base) - (top[:, None] - clean_base)) * LOG2E - lse[:, None]
+            logit = tl.where(real[None, :], logit, -float("inf"))
             mass, log, scale, offset, g, kl, shift = careful_jsd(
-                delta, p, z, lse, in_range & normal, PRECISE
+                moved, p, logit, in_range & normal & ~apart, PRECISE
             )
         to_perturbed = mass * tl.fma(log, scale[:, None], offset[:, None])
         return kl - tl.sum(p * g, 1), to_perturbed, -g
     elif KIND == BINARY_JSD:
-        # lse stands for nothing here, and log2 p is made again for each row: it is rarely used
-        on, off, log2_on = logistic(z, PRECISE)
-        terms, to_perturbed, to_clean = binary_terms(delta, on, off, log2_on, z, PRECISE)
+        # lse stands for nothing here, and the rest is made again for each row: it is rarely used
+        on, off, excess = logistic(z, PRECISE)
+        terms, to_perturbed, to_clean = binary_terms(delta, on, off, excess, z, w * LOG2E, PRECISE)
         return tl.sum(tl.where(real[None, :], terms, 0.0), 1), to_perturbed, to_clean
     else:
         # 0 * delta: an infinite difference is NaN, as it is for the other divergences
@@ -116,16 +133,20 @@ def _row_divergence_fwd_kernel(
     known = inside & (i >= 0) & (i < num_clean)
     own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes)
     own = own + 0.0 * own
+    if KIND != SQUARED_ERROR:
+        own = saturated(own)
     z = unit * own
+    top = tl.zeros([BLOCK_R], tl.float32)
     lse = tl.zeros([BLOCK_R], tl.float32)
     normal = inside
     p = z
     off = z
     if KIND == JSD:
-        z = tl.where(real[None, :], z, -float("inf"))
+        top = tl.max(tl.where(real[None, :], own, -float("inf")), 1)
+        z = tl.where(real[None, :], unit * (own - top[:, None]), -float("inf"))
         p, lse, normal = clean_softmax(z, PRECISE)
     if KIND == BINARY_JSD:
-        p, off, log2_on = logistic(z, PRECISE)
+        p, off, excess = logistic(z, PRECISE)
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     value = tl.zeros([BLOCK_R], tl.float32)
     seen = count < 0
@@ -143,9 +164,11 @@ def _row_divergence_fwd_kernel(
         mask = given[:, None] & real[None, :]
         w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes)
         w = tl.where(matched[:, None], w, float("nan"))
+        if KIND != SQUARED_ERROR:
+            w = saturated(w)
         delta = tl.where(real[None, :], (w - own) * unit, 0.0)
         row_value, to_perturbed, to_clean = divergence_of_rows(
-            delta, z, p, off, lse, normal, real, kept, KIND, PRECISE
+            delta, w, own, z, p, off, top, lse, normal, real, kept, KIND, PRECISE
         )
         row_value = tl.where(row_value <= 0.0, 0.0, row_value)  # but for a rounding
         value += tl.where(kept, weight * row_value, 0.0)

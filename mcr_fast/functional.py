@@ -77,13 +77,16 @@ def permuted_divergence(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row
-            that is no permutation (on a GPU only with MCR_FAST_CHECK=1; without, D is NaN).
+            that is no permutation (on a GPU only with MCR_FAST_CHECK=1; without, D is NaN); with
+            MCR_FAST_CHECK=1 infinite logits too.
         RuntimeError: a backend that is not available here.
 
     Note:
         The value is the plain mean, the gradient is routed: finite differences agree with it only
         for ``strategy="collaborative", clean_path="shared"``. Arithmetic in float32 at least; NaN
         or Inf in a kept pair gives NaN; the same bits every run on a machine; no double backward.
+        Classes are masked with large finite numbers, up to the largest there is: rows that agree
+        in one add nothing to it, and a common offset of all logits costs the JSD no digits.
 
     Reference:
         Equations 9-13 of arXiv 2411.07335.
@@ -95,6 +98,7 @@ def permuted_divergence(
         tensor([0.1109, 0.0000])
     """
     x = checks.stacked_contributions(contributions)
+    checks.no_infinite_logits("contributions", x)
     arguments, options = _divergence_arguments(
         x.shape,
         x.device,
@@ -208,6 +212,7 @@ def _divergence_arguments(
         checks.float_tensor("bias", bias)
         checks.shaped("bias", bias, (num_classes,), "[C]")
         checks.on_device("bias", bias, device, "contributions")
+        checks.no_infinite_logits("bias", bias)
     checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
     checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
     codes = checks.exclusion_codes(exclude, labels, num_rows, device)
@@ -264,6 +269,8 @@ def row_divergence(
     """
     checks.divergence_options("greedy", "shared", divergence, None, backend)
     checks.row_logits(perturbed, clean)
+    checks.no_infinite_logits("perturbed", perturbed)
+    checks.no_infinite_logits("clean", clean)
     checks.row_index(rows, len(perturbed), len(clean), clean.device)
     checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", clean.device)
     return _row_divergence(

@@ -255,6 +255,20 @@ class ContrastiveTests:
         copies = x[:1].repeat(50, 1)  # every similarity is its bound
         self.check(copies + 0, labels, None, 0.1)
 
+    @pytest.mark.parametrize("backend", ["cpu", "reference"])
+    def test_embeddings_whose_squares_leave_the_range(self, backend):
+        x, labels, _ = make_rows(50, 9, 4)
+        loss, grad = self.run(x, labels, backend=backend)
+        for exponent in (66, 115, -33):  # about 1e20, 4e34, 1e-10
+            scaled, scaled_grad = self.run(x * 2.0**exponent, labels, backend=backend)
+            torch.testing.assert_close(scaled, loss)
+            torch.testing.assert_close(scaled_grad.double() * 2.0**exponent, grad.double())
+        tiny = 2.0**-66  # below 1e-12 a norm is clamped
+        ours = self.run(x * tiny, labels, backend=backend)
+        truth = self.run(x.double() * tiny, labels, backend="reference")
+        torch.testing.assert_close(ours[0].double(), truth[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(ours[1].double(), truth[1], rtol=1e-4, atol=1e-3)
+
     def check_zero_row(self, x, labels):
         truth = self.run(x.double(), labels, backend="reference")
         ours = self.run(x, labels)

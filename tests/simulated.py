@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEAMS = Path(__file__).resolve().parent / "teams"
 LANES = (4, 8, 32)
 LOG2E = 1.44269504088896340736
+FARTHEST = 1e20
 
 
 @functools.cache
@@ -88,7 +89,6 @@ def permuted_divergence(
     m, n, c = x.contributions.shape
     count = len(options["subsets"])
     order = torch.arange(n) if x.order is None else x.order
-    scale = 1.0 if options["divergence"] == "mse" else LOG2E
     k = n - 1 if x.donors is None else x.donors.shape[1]
     table = receivers = shifts = None
     if x.donors is not None and x.order is None:
@@ -100,9 +100,10 @@ def permuted_divergence(
     if x.present is not None:
         present = (x.present[order].int() << torch.arange(m)).sum(1).to(torch.int32)
     weight = None if x.sample_weight is None else x.sample_weight[order].float()
-    bias = torch.zeros(c) if x.bias is None else x.bias.float() * scale
+    in_units = functools.partial(_in_units, divergence=options["divergence"])
+    bias = torch.zeros(c) if x.bias is None else in_units(x.bias)
     tensors = {
-        "contributions": (x.contributions[:, order].float() * scale).contiguous(),
+        "contributions": in_units(x.contributions[:, order]).contiguous(),
         "bias": bias,
         "table": table,
         "receivers": receivers,
@@ -146,18 +147,26 @@ def permuted_divergence(
     )
 
 
+def _in_units(x: Tensor, divergence: str) -> Tensor:
+    """Rows as the launcher lays them out."""
+    x = x.float()
+    if divergence == "mse":
+        return x
+    if divergence == "jsd":
+        return (x - x.amax(-1, keepdim=True)).clamp(min=-FARTHEST) * LOG2E + 0 * x
+    return x.clamp(-FARTHEST, FARTHEST) * LOG2E + 0 * x
+
+
 def _far_rows(rows: Tensor, bias: Tensor, stride: int) -> dict[str, Tensor]:
     """Rows, bias and their powers as permuted_divergence_far.h reads them."""
-    shifted = rows - rows.amax(-1, keepdim=True) + 0 * rows
     spare = (0, stride - rows.shape[-1])
     pad = torch.nn.functional.pad
-    powers = torch.exp2(shifted).clamp(min=torch.finfo(torch.float32).tiny)
-    low = bias - bias.max() + 0 * bias
+    powers = torch.exp2(rows).clamp(min=torch.finfo(torch.float32).tiny)
     return {
-        "contributions": pad(shifted, spare).contiguous(),
+        "contributions": pad(rows, spare).contiguous(),
         "powers": pad(powers, spare, value=1.0).contiguous(),
-        "bias": low,
-        "bias_powers": pad(torch.exp2(low), spare).contiguous(),
+        "bias": bias,
+        "bias_powers": pad(torch.exp2(bias), spare).contiguous(),
     }
 
 

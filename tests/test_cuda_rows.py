@@ -3,8 +3,10 @@
 What runs on the GPU alone is not covered: the special-function unit's exponential, the shuffles.
 """
 
+import itertools
 import shutil
 
+import masks
 import pytest
 import simulated
 import torch
@@ -275,3 +277,44 @@ def test_fuzz_row_divergence(
     how = {"lanes": lanes, "spare_steps": spare_steps, "parts": parts}
     ours = simulated.row_divergence(x, **how, divergence=divergence)
     check(x, case=how, ours=ours, divergence=divergence)
+
+
+def team_of(lanes: int, far: bool = False, parts: int = 1):
+    """The simulated team's results as `run` returns them."""
+
+    def ours(x, upstream=1.0, **options):
+        if isinstance(x, Batch):
+            how = {"lanes": lanes, "far": far, "parts": parts}
+            value = simulated.permuted_divergence(x, **how, **options)[0]  # else it is scaled too
+            _, *grads = simulated.permuted_divergence(x, upstream, **how, **options)
+            return value, *(g for g in grads if g is not None)
+        value, *grads = simulated.row_divergence(x, lanes=lanes, parts=parts, **options)
+        return value, *(g * upstream for g in grads)
+
+    return ours
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+@pytest.mark.parametrize("side", masks.ROW_SIDES)
+def test_masked_rows(side, divergence):
+    for mask, parts in itertools.product(masks.MASKS, (1, 2)):
+        x = masks.masked_rows(side, mask, 5, torch.float32)
+        masks.check(x, team_of(4, parts=parts), divergence=divergence)
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+@pytest.mark.parametrize("carrier", masks.CARRIERS)
+def test_masked_contributions(carrier, divergence):
+    for mask, scheme in itertools.product(masks.MASKS, ("cyclic", "table")):
+        x = masks.masked_batch(carrier, mask, make_batch(2, 9, 13, scheme, seed=5))
+        masks.check(x, team_of(8), divergence=divergence)
+        if divergence == "jsd":
+            masks.check(x, team_of(8, far=True))
+    x = masks.masked_batch(carrier, -1e9, make_batch(3, 7, 5, "table", own=True, seed=6))
+    masks.check(x, team_of(4), unequal(x), divergence=divergence, clean_path="routed")
+
+
+@pytest.mark.parametrize("side", ["both", "perturbed", "clean"])
+def test_rows_with_a_common_offset(side):
+    for offset, scale in itertools.product(masks.OFFSETS, (0.05, 1.0)):
+        masks.check(masks.rows_apart(side, offset, scale), team_of(4), size=4 * scale)

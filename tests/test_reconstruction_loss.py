@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from contrastive import capabilities, needs_library, run_python
 from tolerances import check_gradient, check_value
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from mcr_fast import env
@@ -79,6 +80,26 @@ def test_on_every_instruction_set(capability):
 
 
 @needs_library
+@pytest.mark.parametrize("first", DTYPES)
+@pytest.mark.parametrize("reconstruction", DTYPES)
+def test_mixed_dtypes_round_nothing(first, reconstruction):
+    """The arithmetic is that of the widest; every input's gradient has its own dtype."""
+    latents, h = make_inputs(9, (5, 4))
+    latents[0], h = latents[0].to(first), h.to(reconstruction)
+    loss, grads = run(latents, h)
+    inputs = [*latents, h]
+    wide = torch.float64 in (first, reconstruction)
+    assert loss.dtype == (torch.float64 if wide else torch.float32)
+    assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+    truth, expected = run([z.double() for z in latents], h.double(), "reference")
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
+    for grad, exact in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, exact.to(grad.dtype), rtol=1e-6, atol=1e-8)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) for t in inputs]
+        assert reconstruction_loss(fake[:-1], fake[-1], backend="cpu").dtype == loss.dtype
+
+
 def test_empty_batch():
     loss, grads = run(*make_inputs(0, (3, 4)))
     assert loss == 0

@@ -77,7 +77,7 @@ void run(const PermutedDivergenceInputs<T>& in, const T* upstream, bool want_gra
   const int64_t grad_size = want_grad ? M * problem.modality_stride : 0;
   const int64_t tile = problem.steps * W;
   problem.group = group_of_rows<T>(tile);
-  const int64_t fixed = (10 + 2 * problem.group) * tile;
+  const int64_t fixed = (12 + 2 * problem.group) * tile;
   const int64_t part_size = grad_size + fixed;
   const int64_t affordable = kMaxWorkspace / (part_size * int64_t(sizeof(T)));
   const int64_t count = std::min({blocks, std::max<int64_t>(1, affordable),

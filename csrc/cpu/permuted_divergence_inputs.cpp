@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 #include "arguments.h"
 #include "cpu/permutations.h"
@@ -26,10 +27,32 @@ std::string listed(const int64_t* numbers, int64_t count) {
   return text + "]" + (count > 16 ? "..." : "");
 }
 
-// The softmax divergences work in powers of two.
+constexpr double kLog2e = 1.44269504088896340736;
+constexpr double kFarthest = 1e20;  // as jsd.h
+
+// How a number is laid out. The divergences of probabilities work in powers of two; the softmax's
+// rows get there once their largest is known.
 template <class T>
-T log2_scale(DivergenceKind divergence) {
-  return divergence == DivergenceKind::kSquaredError ? T(1) : T(1.44269504088896340736);
+struct Units {
+  T scale = T(1), limit = std::numeric_limits<T>::infinity();
+
+  explicit Units(DivergenceKind divergence) {
+    if (divergence != DivergenceKind::kBinaryJsd) return;
+    scale = T(kLog2e);
+    limit = T(kFarthest);
+  }
+  // NaN where x is not finite
+  T operator()(T x) const { return std::min(std::max(x, -limit), limit) * scale + T(0) * x; }
+};
+
+// A row of the softmax: less its largest, and in units of log2.
+template <class T>
+void center_row(T* row, int64_t classes) {
+  T top = row[0];
+  for (int64_t c = 1; c < classes; ++c) top = std::max(top, row[c]);
+  for (int64_t c = 0; c < classes; ++c) {
+    row[c] = std::max(row[c] - top, T(-kFarthest)) * T(kLog2e) + T(0) * row[c];
+  }
 }
 
 }  // namespace
@@ -51,7 +74,7 @@ PermutedDivergenceInputs<T>::PermutedDivergenceInputs(
   choose_team();
   lay_out(contributions);
   lay_out_bias(bias);
-  store_powers();
+  center();
   sum_weights();
 }
 
@@ -161,8 +184,9 @@ void PermutedDivergenceInputs<T>::choose_team() {
 template <class T>
 void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
   const Tensor source = contiguous_as(contributions, scalar_type_of<T>());
-  const T scale = log2_scale<T>(problem_.divergence);
+  const Units<T> units(problem_.divergence);
   const bool softmax = problem_.divergence == DivergenceKind::kJsd;
+  const bool centered = softmax && problem_.team == TeamKind::kLanesGathered;
   const T* from = source.const_data_ptr<T>();
   const int64_t W = width();
   problem_.steps = lanes() ? C_ : (C_ + W - 1) / W;
@@ -181,7 +205,7 @@ void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
                      for (int64_t mc = begin; mc < end; ++mc) {
                        const T* column = from + mc / C_ * N_ * C_ + mc % C_;
                        T* to = &contributions_[mc * columns_];
-                       for (int64_t a = 0; a < N_; ++a) to[a] = column[row_at(a) * C_] * scale;
+                       for (int64_t a = 0; a < N_; ++a) to[a] = units(column[row_at(a) * C_]);
                        for (int64_t a = N_; a < columns_; ++a) to[a] = to[a - N_];
                      }
                    });
@@ -190,7 +214,8 @@ void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
       for (int64_t mn = begin; mn < end; ++mn) {
         const T* row = from + (mn / N_ * N_ + row_at(mn % N_)) * C_;
         T* to = &contributions_[mn * padded];
-        for (int64_t c = 0; c < C_; ++c) to[c] = row[c] * scale;
+        for (int64_t c = 0; c < C_; ++c) to[c] = units(row[c]);
+        if (centered) center_row(to, C_);
         // For the softmax the padding is no class (lay_out_bias); it is not to be the largest
         // either.
         std::fill(to + C_, to + padded, softmax ? to[0] : T(0));
@@ -207,8 +232,9 @@ void PermutedDivergenceInputs<T>::lay_out_bias(const OptionalTensor& bias) {
   std::fill(bias_.get(), bias_.get() + padded, T(0));
   if (bias) {
     const Tensor b = contiguous_as(*bias, scalar_type_of<T>());
-    const T scale = log2_scale<T>(problem_.divergence);
-    for (int64_t c = 0; c < C_; ++c) bias_[c] = b.const_data_ptr<T>()[c] * scale;
+    const Units<T> units(problem_.divergence);
+    for (int64_t c = 0; c < C_; ++c) bias_[c] = units(b.const_data_ptr<T>()[c]);
+    if (problem_.divergence == DivergenceKind::kJsd && C_ > 0) center_row(bias_.get(), C_);
   }
   // The padding is no class of the softmax.
   if (problem_.divergence == DivergenceKind::kJsd) {
@@ -217,24 +243,22 @@ void PermutedDivergenceInputs<T>::lay_out_bias(const OptionalTensor& bias) {
 }
 
 template <class T>
-void PermutedDivergenceInputs<T>::store_powers() {
-  problem_.max_stride = class_major() ? columns_ : N_;
+void PermutedDivergenceInputs<T>::center() {
   const bool used =
       problem_.divergence == DivergenceKind::kJsd && problem_.team != TeamKind::kLanesGathered;
   if (!used || N_ == 0) return;
   powers_.resize(M_ * problem_.modality_stride);
-  row_max_.resize(M_ * problem_.max_stride);
   problem_.powers = powers_.get();
-  problem_.row_max = row_max_.get();
   const int64_t blocks = class_major() ? M_ * columns_ / width() : M_ * N_;
-  for_each_range(blocks, std::max<int64_t>(1, kGrain / (problem_.steps * width())),
-                 [&](int64_t begin, int64_t end) {
-                   if constexpr (sizeof(T) == sizeof(float)) {
-                     kernels_.powers_float(problem_, begin, end, powers_.get(), row_max_.get());
-                   } else {
-                     kernels_.powers_double(problem_, begin, end, powers_.get(), row_max_.get());
-                   }
-                 });
+  for_each_range(
+      blocks, std::max<int64_t>(1, kGrain / (problem_.steps * width())),
+      [&](int64_t begin, int64_t end) {
+        if constexpr (sizeof(T) == sizeof(float)) {
+          kernels_.center_float(problem_, begin, end, contributions_.get(), powers_.get());
+        } else {
+          kernels_.center_double(problem_, begin, end, contributions_.get(), powers_.get());
+        }
+      });
 }
 
 template <class T>

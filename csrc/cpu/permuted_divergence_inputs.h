@@ -54,7 +54,7 @@ class PermutedDivergenceInputs {
   void choose_team();
   void lay_out(const Tensor& contributions);
   void lay_out_bias(const OptionalTensor& bias);
-  void store_powers();
+  void center();
   void sum_weights();
 
   int64_t M_, N_, C_;
@@ -67,7 +67,7 @@ class PermutedDivergenceInputs {
   std::vector<Tensor> kept_alive_;
   const int64_t* order_ = nullptr;
   Buffer<int32_t> table_;
-  Buffer<T> contributions_, powers_, row_max_, bias_;
+  Buffer<T> contributions_, powers_, bias_;
   int64_t columns_ = 0;
 };
 

@@ -9,8 +9,8 @@ namespace MCR_ISA {
 constexpr PermutedDivergenceKernels kPermutedDivergenceKernels = {
     kWidth<float>,
     kWidth<double>,
-    stored_powers<float>,
-    stored_powers<double>,
+    center_rows<float>,
+    center_rows<double>,
     permuted_divergence<float>,
     permuted_divergence<double>,
 };

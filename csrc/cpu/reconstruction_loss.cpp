@@ -10,9 +10,16 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 14;  // elements summed in one go; a block's sum has a fixed place
 
-// What the loops read: bfloat16, float32 and float64 as they are, float16 as float32.
-ScalarType storage_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Half ? ScalarType::Float : x.scalar_type();
+// What the loops read: bfloat16, float32 and float64 as they are where all inputs are of that
+// dtype; else, and float16, as float32, and with any float64 as float64: nothing is rounded.
+ScalarType storage_type(const std::vector<Tensor>& latents, const Tensor& reconstruction) {
+  ScalarType storage = reconstruction.scalar_type();
+  for (const Tensor& z : latents) {
+    if (z.scalar_type() == storage) continue;
+    const bool is_double = z.scalar_type() == ScalarType::Double || storage == ScalarType::Double;
+    storage = is_double ? ScalarType::Double : ScalarType::Float;
+  }
+  return storage == ScalarType::Half ? ScalarType::Float : storage;
 }
 
 const auto& loops_of(float, float) { return cpu_kernels().reconstruction_loss.f32; }
@@ -38,8 +45,10 @@ struct Inputs {
   int64_t rows, width, block_rows;
 
   Inputs(const std::vector<Tensor>& given, const Tensor& h)
-      : reconstruction(contiguous_as(h, storage_type(h))), rows(h.size(0)), width(h.size(1)) {
-    for (const Tensor& z : given) latents.push_back(contiguous_as(z, storage_type(h)));
+      : reconstruction(contiguous_as(h, storage_type(given, h))),
+        rows(h.size(0)),
+        width(h.size(1)) {
+    for (const Tensor& z : given) latents.push_back(contiguous_as(z, reconstruction.scalar_type()));
     block_rows = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, width));
   }
 

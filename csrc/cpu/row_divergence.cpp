@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   const int64_t W = sizeof(T) == sizeof(float) ? kernels.float_width : kernels.double_width;
   pr.steps = (C + W - 1) / W;
   pr.group = group_of_rows<T>(std::max<int64_t>(1, pr.steps) * W);
-  const int64_t scratch = (5 + 2 * pr.group) * pr.steps * W;
+  const int64_t scratch = (6 + 2 * pr.group) * pr.steps * W;
   const int64_t parts = part_count(R * C, kGrain);
   Buffer<T> memory(parts * scratch);
   std::vector<double> values(parts, 0.0);

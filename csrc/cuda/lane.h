@@ -56,6 +56,7 @@ MCR_INLINE float log2_half1p(float y) { return two_atanh_over_ln2(__fdividef(y, 
 MCR_INLINE float log2_1p(float t) { return two_atanh_over_ln2(__fdividef(t, t + 2.0f)); }
 
 MCR_INLINE float splat(float x) { return x; }
+MCR_INLINE bool any(bool x) { return x; }
 
 struct AllLanes {
   MCR_FN static float keep(float x) { return x; }
@@ -81,6 +82,8 @@ struct DeviceTeam {
   static constexpr int kRows = 1;
   // The special-function unit gives the exponential that they save beside the other arithmetic.
   static constexpr bool kFarTerms = false;
+  // Another tile of registers costs more than the arithmetic that it spares.
+  static constexpr bool kTilesAreMemory = false;
 
   MCR_FN static int lane() { return int(threadIdx.x) % kLanes; }
   MCR_FN static bool leads() { return lane() == 0; }

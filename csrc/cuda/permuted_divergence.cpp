@@ -78,6 +78,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.subsets = device_masks;
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
+  pr.clean_lse = in.take<float>(g * N, ScalarType::Float);
 
   const bool keeps_pairs = want_grad || in.far();
   const int64_t size = in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>);

@@ -51,6 +51,8 @@ class PermutedDivergenceInputs {
     far_ = takes_far(arguments);
     LayOut& in = layout;
     in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
+    in.centered = pr.divergence == DivergenceKind::kJsd;
+    in.saturated = pr.divergence == DivergenceKind::kBinaryJsd;
     read_rows(arguments, in);
     read_donors(arguments, in);
   }

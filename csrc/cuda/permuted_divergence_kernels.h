@@ -17,8 +17,8 @@ struct Subsets {
 
 constexpr int kCleared = 5, kPoisoned = 4;
 
-// The inputs as torch holds them, and where they go: in the order of positions, float, in log2
-// units.
+// The inputs as torch holds them, and where they go: in the order of positions, float, in units of
+// log2 (mse: as they are).
 struct LayOut {
   const int32_t* skip;        // where it holds 1 there is nothing to do; or null
   const void* contributions;  // [M, N, C]
@@ -32,6 +32,8 @@ struct LayOut {
   const int64_t *given, *shifts;  // [lines, N] or null, [num_shifts] or null
   int64_t modalities, rows, classes, lines, num_shifts;
   float scale;
+  bool centered;            // jsd: rows less their largest
+  bool saturated;           // binary_jsd: within kFarthest
   float* contributions_to;  // [M, N, row_stride]
   float* bias_to;           // [C]
   // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.

@@ -3,6 +3,7 @@
 // order.
 #include "cuda/blocks.h"
 #include "cuda/permuted_divergence_kernels.h"
+#include "jsd.h"
 
 namespace mcr {
 namespace cuda {
@@ -15,10 +16,15 @@ __device__ float poison_of(const LayOut& in) {
   return sum;
 }
 
+// A number of a row that is not centred.
+__device__ float in_units(const LayOut& in, float x) {
+  return (in.saturated ? MCR_ISA::saturated(x, MCR_ISA::kFarthest) : x) * in.scale;
+}
+
 // What is no row of classes, by thread `first` of `step` threads.
 __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
-  for (int64_t a = first; a < in.rows || (a < in.classes && !in.powers_to); a += step) {
-    if (a < in.classes && !in.powers_to) in.bias_to[a] = in.bias ? in.bias[a] * in.scale : 0.0f;
+  for (int64_t a = first; a < in.rows || (a < in.classes && !in.centered); a += step) {
+    if (a < in.classes && !in.centered) in.bias_to[a] = in.bias ? in_units(in, in.bias[a]) : 0.0f;
     if (a >= in.rows) continue;
     const int64_t row = in.order ? in.order[a] : a;
     if (in.labels) in.labels_to[a] = in.labels[row];
@@ -59,17 +65,17 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
     const int64_t m = r / in.rows, a = r % in.rows;
     const In* row = from + (m * in.rows + (in.order ? in.order[a] : a)) * C;
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
-      in.contributions_to[r * C + c] = to_float(row[c]) * in.scale;
+      in.contributions_to[r * C + c] = in_units(in, to_float(row[c]));
     }
   }
   lay_out_rest(in, int64_t(blockIdx.x) * kBlockThreads + threadIdx.y * blockDim.x + threadIdx.x,
                index_step());
 }
 
-// A row less its largest, and its powers, by a warp; NaN where a number is not finite.
+// A row less its largest, and where wanted its powers, by a warp; NaN where a number is not finite.
 template <class In>
-__device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int64_t size_to,
-                                float* powers_to, float power_past_end) {
+__device__ void center_row(const In* row, const LayOut& in, float* to, int64_t size_to,
+                           float* powers_to, float power_past_end) {
   const int lane = int(threadIdx.x) % 32;
   float top = row ? -INFINITY : 0.0f;
   for (int64_t c = lane; row && c < in.classes; c += 32) top = fmaxf(to_float(row[c]), top);
@@ -78,30 +84,30 @@ __device__ void lay_out_far_row(const In* row, const LayOut& in, float* to, int6
     float a = 0.0f, power = power_past_end;
     if (c < in.classes) {
       const float x = row ? to_float(row[c]) : 0.0f;
-      a = (x - top) * in.scale + 0.0f * x;
+      a = fmaxf(x - top, float(-MCR_ISA::kFarthest)) * in.scale + 0.0f * x;
       power = exp2f(a);
       if (power < float(kLeastPower)) power = float(kLeastPower);
     }
     if (c < size_to) to[c] = a;
-    powers_to[c] = power;
+    if (powers_to) powers_to[c] = power;
   }
 }
 
 // A warp has a row, the one behind the last is the bias.
 template <class In>
-__global__ void lay_out_far_kernel(const __grid_constant__ LayOut in) {
+__global__ void lay_out_centered_kernel(const __grid_constant__ LayOut in) {
   if (is_set(in.skip)) return;
   const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
   for (int64_t r = first_index() / 32; r <= rows; r += warps) {
     if (r == rows) {
-      lay_out_far_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
+      center_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
       continue;
     }
     const int64_t m = r / in.rows, a = r % in.rows;
     const In* from = static_cast<const In*>(in.contributions);
-    lay_out_far_row(from + (m * in.rows + (in.order ? in.order[a] : a)) * in.classes, in,
-                    in.contributions_to + r * in.row_stride, in.row_stride,
-                    in.powers_to + r * in.row_stride, 1.0f);
+    center_row(from + (m * in.rows + (in.order ? in.order[a] : a)) * in.classes, in,
+               in.contributions_to + r * in.row_stride, in.row_stride,
+               in.powers_to ? in.powers_to + r * in.row_stride : nullptr, 1.0f);
   }
   lay_out_rest(in, first_index(), index_step());
 }
@@ -247,9 +253,9 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
   const unsigned blocks = blocks_for(in.modalities * in.rows * wide);
   with_storage(in.storage, [&](auto zero) {
     using In = decltype(zero);
-    if (in.powers_to) {
+    if (in.centered) {
       const unsigned warps = blocks_for((in.modalities * in.rows + 1) * 32);
-      lay_out_far_kernel<In><<<warps, kBlockThreads, 0, stream>>>(in);
+      lay_out_centered_kernel<In><<<warps, kBlockThreads, 0, stream>>>(in);
     } else {
       lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
     }

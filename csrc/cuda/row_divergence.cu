@@ -50,32 +50,33 @@ struct TeamsRows {
   const GivenRows &perturbed_rows, &clean_rows;
   int64_t classes;
 
-  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill,
+  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill, float limit,
                                             float* tile) const {
-    read(perturbed_rows, r, steps, fill, tile);
+    read(perturbed_rows, r, steps, fill, limit, tile);
   }
-  __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float* tile) const {
-    read(clean_rows, i, steps, fill, tile);
+  __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float limit,
+                                        float* tile) const {
+    read(clean_rows, i, steps, fill, limit, tile);
   }
 
  private:
   __device__ __forceinline__ void read(const GivenRows& rows, int64_t row, int64_t steps,
-                                       float fill, float* tile) const {
+                                       float fill, float limit, float* tile) const {
     if (rows.storage == Storage::kFloat) {
-      fill_tile(row_of<float>(rows, row, classes), steps, fill, tile);
+      fill_tile(row_of<float>(rows, row, classes), steps, fill, limit, tile);
     } else if (rows.storage == Storage::kBfloat16) {
-      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, tile);
+      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, limit, tile);
     } else {
-      fill_tile(row_of<__half>(rows, row, classes), steps, fill, tile);
+      fill_tile(row_of<__half>(rows, row, classes), steps, fill, limit, tile);
     }
   }
   template <class In>
-  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill,
+  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill, float limit,
                                             float* tile) const {
 #pragma unroll
     for (int64_t n = 0; n < steps; ++n) {
       const int c = int(n) * Team::kLanes + Team::lane();
-      tile[n] = c < classes ? to_float(row[c]) : fill;
+      tile[n] = c < classes ? MCR_ISA::saturated(to_float(row[c]), limit) : fill;
     }
   }
 };
@@ -83,9 +84,10 @@ struct TeamsRows {
 // Larger teams are whole blocks.
 template <class Team>
 constexpr bool kSplits = Team::kLanes <= 32;
-// Whether there are registers for the next row.
-template <class Team>
-constexpr bool kAhead = kInRegisters<Team>;
+// Whether there are registers for the next row: a block of 16 warps has none left beside the two
+// outcomes of a class.
+template <class Team, class D>
+constexpr bool kAhead = kInRegisters<Team> && !(SameType<D, BinaryJsd>::value && Team::kLanes > 32);
 
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
@@ -95,8 +97,8 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
                      double* row_values, double* row_weights) {
   const auto hold = [&](int64_t row, const auto& part) {
     double value = 0, weight = 0;
-    float memory[HeldTiles<float, kAhead<Team>>::kCount * Team::kSteps];
-    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team>>(
+    float memory[HeldTiles<float, kAhead<Team, D>>::kCount * Team::kSteps];
+    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team, D>>(
         problem, TeamsRows<Team>{perturbed, clean, problem.classes}, row,
         steps_of<Team>(problem.steps), memory, value, weight, part);
     if (!Team::leads() || !part.leads()) return;

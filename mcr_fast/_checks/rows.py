@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast._checks.tensors import float_tensor, may_read, on_device, plain_tensor, shaped
+from mcr_fast.reference.permuted_divergence import NAN_CODES
 
 
 def exclusion_codes(
@@ -37,7 +38,7 @@ def label_codes(
     values = labels.detach().to(torch.float64) + 0.0
     rows = torch.arange(len(values), device=device)
     # the bit patterns from here on are NaNs: no number has them, and every row gets its own
-    return torch.where(values.isnan(), 0x7FF8_0000_0000_0001 + rows, values.view(torch.int64))
+    return torch.where(values.isnan(), NAN_CODES + rows, values.view(torch.int64))
 
 
 def check_labels(labels: Any, num_rows: int, device: torch.device) -> None:

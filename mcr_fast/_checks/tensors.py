@@ -26,6 +26,16 @@ def may_read(x: Tensor) -> bool:
     return x.is_cpu or env.check_enabled()
 
 
+def no_infinite_logits(name: str, x: Tensor | None) -> None:
+    """With MCR_FAST_CHECK=1: name the infinite logits that would come out as NaN."""
+    if x is None or not (env.check_enabled() and may_read(x)) or not x.isinf().any():
+        return
+    raise ValueError(
+        f"{name} holds infinite logits, and their divergence is NaN; mask with a large finite "
+        "number such as -1e9 instead: rows that agree in a masked class add nothing to it"
+    )
+
+
 def plain_tensor(name: str, x: Any) -> Tensor:
     """A tensor of this process."""
     if not isinstance(x, Tensor):

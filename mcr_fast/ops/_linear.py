@@ -18,6 +18,7 @@ from mcr_fast import env
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded, refuse_batched
 from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.reference._divergence import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
 _SERVED = env.has_kernel("linear_permuted_divergence_fwd", "CPU")
@@ -158,4 +159,7 @@ def linear_permuted_divergence(
     *arguments: Any,  # of permuted_divergence_fwd, after the bias and but for want_grad
 ) -> tuple[Tensor, Tensor]:  # [S], [M, N, C]
     """The divergences and the contributions; only where `can_fuse`."""
+    *masks, sample_weight = arguments[:5]
+    if sample_weight is not None:
+        arguments = (*masks, weights_in_range(sample_weight), *arguments[5:])
     return _LinearPermutedDivergence.apply(weight, bias, arguments, *latents)

@@ -34,7 +34,8 @@ def reconstruction_loss(
 
 
 def _forward_fake(latents: list[Tensor], reconstruction: Tensor) -> Tensor:
-    return reconstruction.new_empty((), dtype=accumulation_dtype(reconstruction.dtype))
+    dtypes = (z.dtype for z in latents)
+    return reconstruction.new_empty((), dtype=accumulation_dtype(reconstruction.dtype, *dtypes))
 
 
 def _backward_fake(

@@ -6,6 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# No logit of a sum is taken to be further from 0: masks as large as the largest number there is can
+# be added up.
+_FARTHEST = 1e20
+
+
+def saturated(x: Tensor) -> Tensor:
+    """x within +-1e20, with the gradient that it had without; NaN where it is not finite."""
+    return torch.where(x.abs() <= _FARTHEST, x, x.sign() * _FARTHEST + (x - x.detach()))
+
 
 def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p log(p/m) / 2 + q log(q/m) / 2 elementwise; 0, not NaN, where both underflow."""
@@ -45,6 +54,20 @@ def weighted_sum(
 def no_negative(weight: Tensor) -> Tensor:
     """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
     return torch.where(weight < 0, math.nan, weight)
+
+
+def weights_in_range(weight: Tensor) -> Tensor:
+    """Weights of a mean, all times one power of two where they are too small or large to be summed.
+
+    A mean does not feel it; the inverse of the smallest float32, or the sum of large ones, would be
+    infinite. At least float32.
+    """
+    if weight.numel() == 0:
+        return weight
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    largest = weight.amax()
+    factor = torch.where(largest < 1e-15, 2.0**100, torch.where(largest > 1e15, 2.0**-100, 1.0))
+    return weight * factor.to(weight.dtype)
 
 
 def mean_or_zero(total: Tensor, weight: Tensor) -> Tensor:

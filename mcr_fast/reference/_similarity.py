@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,6 +15,22 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A region whose products keep their inputs' dtype; meta tensors know no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def _normalized(x: Tensor) -> Tensor:  # [L, D]
+    """x / max(|x|, 1e-12), of rows whose squares leave the range of the dtype too.
+
+    A power of two makes the largest element about 1 first; rows far below 1e-12 are left alone.
+    """
+    if x.shape[1] == 0:
+        return x
+    exponent = x.detach().abs().amax(1, keepdim=True).frexp().exponent.clamp(-60, 1000)
+    # in two halves: one factor alone could underflow
+    half = torch.ldexp(torch.ones_like(x[:, :1]), -(exponent // 2))
+    rest = torch.ldexp(torch.ones_like(x[:, :1]), exponent // 2 - exponent)
+    scaled = x * half * rest
+    smallest = 1e-12 * half * rest
+    return scaled / torch.maximum(scaled.norm(dim=1, keepdim=True), smallest)
 
 
 def scaled_similarities(
@@ -32,7 +47,7 @@ def scaled_similarities(
     if present is not None:
         # where, not a product: whatever an absent row holds, NaN included, must not matter
         x = torch.where(present[:, None], x, x.new_zeros(()))
-    z = F.normalize(x, dim=1)
+    z = _normalized(x)
     with without_autocast(x.device):  # logits are never rounded to 16 bits
         similarities = z @ z.T / temperature
     other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._divergence import mean_or_zero, no_negative, weighted_sum
+from mcr_fast.reference._divergence import (
+    mean_or_zero,
+    no_negative,
+    saturated,
+    weighted_sum,
+    weights_in_range,
+)
 from mcr_fast.reference._game import (
     checked_donors,
     donor_table,
@@ -40,6 +46,8 @@ def permuted_divergence_reference(
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
+    if divergence != "mse":
+        x, b = saturated(x), saturated(b)
     order, donors, valid = checked_donors(order, donors, num_rows, x)
     if valid is not None:
         x, b = x * valid, b * valid
@@ -74,6 +82,14 @@ def permuted_divergence_reference(
     return divergences if valid is None else divergences * valid
 
 
+NAN_CODES = 0x7FF8_0000_0000_0001  # of a row whose label is NaN: this and the row's number
+
+
+def is_nan_code(labels: Tensor) -> Tensor:  # [N] int64 codes -> [N] bool
+    """Whose label is NaN, which equals nothing, itself included."""
+    return (labels >= NAN_CODES) & (labels < NAN_CODES + 2**31)
+
+
 def pair_weights(
     tables: list[Tensor],  # a donor table [K, N] for each member of the subset
     modalities: list[int],  # the members
@@ -85,7 +101,7 @@ def pair_weights(
 ) -> Tensor:  # [K, N]
     """The weight of each pair (i, its donors), 0 where the pair is dropped.
 
-    Excluding equal labels drops a row paired with itself too.
+    Excluding equal labels drops a row paired with itself too, unless its label is NaN.
     """
     kept = torch.ones_like(tables[0], dtype=torch.bool)
     rows = torch.arange(kept.shape[-1], device=kept.device)
@@ -94,9 +110,10 @@ def pair_weights(
             kept = kept & (table != rows)
         elif exclude == "same_label":
             assert labels is not None, "checked at the public edge"
-            kept = kept & (labels[table] != labels)
+            kept = kept & ((labels[table] != labels) | is_nan_code(labels))
         if present is not None:
             kept = kept & present[:, m] & present[:, m][table]
     if sample_weight is None:
         return kept.to(torch.float32)
-    return torch.where(kept, no_negative(sample_weight), sample_weight.new_zeros(()))
+    weight = weights_in_range(no_negative(sample_weight))
+    return torch.where(kept, weight, weight.new_zeros(()))

@@ -1,6 +1,7 @@
 // The row algorithms of the CUDA kernels on teams of the host: a lane of the GPU's team is an
 // element of a vector here, so every step is taken by all lanes at once. Compiled once for each
 // team, with MCR_VEC_BYTES for its lanes.
+#include <algorithm>
 #include <vector>
 
 #include "permuted_divergence_far.h"
@@ -11,9 +12,9 @@ namespace mcr {
 namespace MCR_ISA {
 namespace {
 
-// As DeviceTeam: the far terms are for the CPU.
+// As DeviceTeam: the far terms and the second tile of logarithms are for the CPU.
 struct Team : RowTeam<float> {
-  static constexpr bool kFarTerms = false;
+  static constexpr bool kFarTerms = false, kTilesAreMemory = false;
 
   static void load_padded(const float* row, int64_t steps, float* tile) {
     constexpr int W = kWidth<float>;
@@ -118,9 +119,10 @@ void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps, int p
   constexpr int W = kWidth<float>;
   pr.steps = (pr.classes + W - 1) / W + spare_steps;
   std::vector<PairNumbers<float>> pairs(pr.num_subsets * pr.rows * chunk, {NAN, NAN});
-  std::vector<float> clean = dirty(pr.rows * pr.classes);
+  std::vector<float> clean = dirty(pr.rows * pr.classes), clean_lse = dirty(pr.rows);
   pr.pairs = pairs.data();
   pr.clean = clean.data();
+  pr.clean_lse = clean_lse.data();
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = pr.first + chunk < pr.permutations ? pr.first + chunk : pr.permutations;
     if (pr.want_grad) {
@@ -153,18 +155,21 @@ void run_far(const FarProblem<float>& pr, int count) {
 struct FloatRows {
   const RowDivergenceProblem<float>& pr;
 
-  void perturbed(int64_t r, int64_t steps, float fill, float* tile) const {
-    read(pr.perturbed + r * pr.classes, steps, fill, tile);
+  void perturbed(int64_t r, int64_t steps, float fill, float limit, float* tile) const {
+    read(pr.perturbed + r * pr.classes, steps, fill, limit, tile);
   }
-  void clean(int64_t i, int64_t steps, float fill, float* tile) const {
-    read(pr.clean + i * pr.classes, steps, fill, tile);
+  void clean(int64_t i, int64_t steps, float fill, float limit, float* tile) const {
+    read(pr.clean + i * pr.classes, steps, fill, limit, tile);
   }
 
  private:
-  void read(const float* row, int64_t steps, float fill, float* tile) const {
+  void read(const float* row, int64_t steps, float fill, float limit, float* tile) const {
     constexpr int W = kWidth<float>;
     for (int64_t n = 0; n < steps; ++n) {
       store(tile + n * W, Team::load_step(row, n, pr.classes, fill));
+    }
+    for (int64_t c = 0; c < pr.classes; ++c) {
+      tile[c] = std::min(std::max(tile[c], -limit), limit) + 0 * tile[c];
     }
   }
 };
@@ -224,9 +229,10 @@ void pull_far(FarProblem<float> pr, int64_t chunk, int parts) {
   constexpr int W = kWidth<float>;
   pr.steps = pr.row_stride / W;
   std::vector<FarRecord<float>> records(pr.num_subsets * pr.rows * chunk, {NAN, {{NAN, NAN}}, NAN});
-  std::vector<float> clean = dirty(pr.rows * pr.classes);
+  std::vector<float> clean = dirty(pr.rows * pr.classes), clean_lse = dirty(pr.rows);
   pr.records = records.data();
   pr.clean = clean.data();
+  pr.clean_lse = clean_lse.data();
   for (int m = 0; m < 2; ++m) pr.subset_of[m] = -1;
   for (int s = 0; s < pr.num_subsets; ++s) pr.subset_of[pr.taken(s)] = s;
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
