@@ -12,7 +12,7 @@ from mcr_fast import _checks as checks
 from mcr_fast._calling import Fusion, as_callable, call_fusion
 from mcr_fast._chunks import Chunk, Rows
 from mcr_fast._owners import Owners
-from mcr_fast._reach import Reached, looking_hooks_only, reach
+from mcr_fast._reach import Reached, looking_hooks_only, reach, without_backward_hooks
 from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, sharded
@@ -86,7 +86,7 @@ def mipd(step: Step) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
     if additive is None:
         return _called(step)
     fused = _fused(additive, step)
-    contributions = fused[1] if fused else additive.contributions(step.latents)
+    contributions = fused[1] if fused else _contributions(additive, step)
     if additive.head is None:
         checks.fusion_output(contributions[0], len(step.latents[0]), step.num_classes)
         if step.draw.perturbation == "permute":
@@ -95,6 +95,14 @@ def mipd(step: Step) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
             divergences = fused[0] if fused else _linear(contributions, additive.bias, rows, game)
             return -divergences.sum(), divergences.detach(), logits
     return _added(step, additive, contributions)
+
+
+def _contributions(additive: Additive, step: Step) -> Tensor:  # [M, N, H]
+    """Of the clean latents; where replaced ones follow, a hook hears of the clean ones only."""
+    if step.draw.perturbation == "permute" or torch.compiler.is_compiling():
+        return additive.contributions(step.latents)
+    with looking_hooks_only(_reach(step.fusion).modules):
+        return additive.contributions(step.latents)
 
 
 def _own_logits(step: Step, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
@@ -175,7 +183,7 @@ def _play_called(step: Step, logits: Tensor, reached: Reached | None) -> tuple[T
         owners = Owners(step.fusion, [z.shape[-1] for z in latents])
         replace = _replace(latents, step.draw, rows)
         source = CallableSource(as_callable(step.fusion), latents, owners, replace)
-        clean = Clean(logits, same_as_a_run=not changed)
+        clean = Clean(logits, not changed, given=step.logits is not None)
         return perturbed_divergences(source, clean, rows, len(latents), game, reached.modules)
 
 
@@ -211,11 +219,12 @@ def _play_added(
     # replaced latents are projected anew, and then the clean ones in the same mode
     reached = _reach(additive.head if permute else step.fusion)
     with runs_apart(reached, game) as changed:
-        replacements = _project_replaced(additive, step.latents, step.draw, rows)
-        if replacements is not None and changed:
-            contributions = additive.contributions(step.latents)
+        with without_backward_hooks(reached.modules):
+            replacements = _project_replaced(additive, step.latents, step.draw, rows)
+            if replacements is not None and changed:
+                contributions = additive.contributions(step.latents)
         source = HiddenSource(additive, contributions, replacements, game.backend)
-        clean = Clean(logits, same_as_a_run=not changed)
+        clean = Clean(logits, not changed, given=step.logits is not None)
         return perturbed_divergences(source, clean, rows, len(step.latents), game, reached.modules)
 
 

@@ -60,6 +60,7 @@ class Clean(NamedTuple):
 
     logits: Tensor  # [N, C]
     same_as_a_run: bool  # else a run on the clean rows gives others: it is in another mode
+    given: bool  # by the caller, not made by this call
 
 
 @contextmanager
@@ -92,7 +93,8 @@ def perturbed_divergences(
         raise NotImplementedError(f"MCRLoss has no forward-mode derivative here; {_WAY_OUT}")
     refuse_transforms("MCRLoss", _WAY_OUT)
     heads = [head_factor(game.strategy, subset, num_modalities) for subset in game.subsets]
-    if game.clean_path == "shared" and any(heads) and clean.same_as_a_run:
+    needed = game.clean_path == "shared" and any(heads)
+    if needed and clean.given and clean.same_as_a_run:
         _refuse_detached(source.players, logits)
     with torch.no_grad():
         pairs = Pairs(rows, num_modalities, len(logits), logits.device)
@@ -179,11 +181,14 @@ class _Engine:
                 grad_clean += g
         # the loss is -D_S, and nothing was divided by the weight so far
         scale = torch.where(weight == 0, 0, -1 / weight)
+        divergence = mean_or_zero(total, weight)
+        if self.pairs.valid is not None:
+            scale, divergence = scale * self.pairs.valid, divergence * self.pairs.valid
         self.sums.merge(sums, scale)
         self.shared_cotangent.add_(grad_clean * scale, alpha=head)
         for m, cotangent in enumerate(self.cotangents):
             cotangent.add_(grad_clean * scale, alpha=route[m])
-        return mean_or_zero(total, weight)
+        return divergence
 
     def _run_chunk(
         self, subset: int, route: list[int], head: int, chunk: Chunk, sums: GradientSums
