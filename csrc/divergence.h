@@ -71,13 +71,16 @@ struct BinaryJsd {
     Vec<T> value = {};
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> z = of_clean(clean, n), half = load(clean.log2p + n * W);
-      Vec<T> on, off, pm, u;
+      const Vec<T> z = of_clean(clean, n);
+      Vec<T> on, off, half, pm, u;
       if constexpr (Team::kTilesAreMemory) {
         on = load(clean.outcomes + n * W);
         off = load(clean.outcomes + (steps + n) * W);
+        half = load(clean.log2p + n * W);
       } else {
-        logistic(z, on, off);
+        half = logistic(z, on, off) + poison(z);
+        // made again without gradient, where there is less to do and no register for it
+        if constexpr (kGrad) half = load(clean.log2p + n * W);
       }
       const Vec<T> term = outcomes<kGrad>(z, on, off, half, row.logit(n), row.difference(n), pm, u);
       value += term;

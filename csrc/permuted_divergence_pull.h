@@ -228,8 +228,12 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
       store(tile.rest + n * W, load(tile.rest + n * W) - normaliser);
     }
     for (int m = 0; m < pr.modalities; ++m) {
-      T* to = pr.subsets[s] >> m & 1 ? tile.own : tile.rest;
-      add_row<Team>(to, steps, pr.row(m, i), pr.classes);
+      // not one call for either: a chosen tile would have to be memory
+      if (pr.subsets[s] >> m & 1) {
+        add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes);
+      } else {
+        add_row<Team>(tile.rest, steps, pr.row(m, i), pr.classes);
+      }
     }
     double value = 0;
     bool any = false;
