@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | compare | table | gpu | tune`."""
+"""`python -m bench run | plot | compare | table | two_speed | gpu | tune`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import machine, results, tune_triton
+from bench import machine, results, tune_triton, two_speed
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.registry import MODES, STEMS, default_modes, select
@@ -76,7 +76,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _table(options: argparse.Namespace) -> int:
     from bench.table import write_tables
 
-    files = options.file or [machine.ROOT / "README.md", machine.ROOT / "docs" / "benchmarks.md"]
+    pages = ("README.md", "docs/benchmarks.md", "docs/training.md")
+    files = options.file or [machine.ROOT / page for page in pages]
     for path in files:
         count = write_tables(path, results.folder(options.machine)) if path.exists() else 0
         print(f"{path}: {count} tables")
@@ -120,11 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     table = commands.add_parser(
-        "table", help="write the tables of README.md and docs/benchmarks.md"
+        "table", help="write the tables of README.md, docs/benchmarks.md and docs/training.md"
     )
     table.add_argument("--machine", help="folder in bench/results, this machine's if left out")
-    table.add_argument("--file", type=Path, action="append", help="instead of those two")
+    table.add_argument("--file", type=Path, action="append", help="instead of those")
     table.set_defaults(command=_table)
+
+    speeds = commands.add_parser("two_speed", help="accuracy: train on a task of two speeds")
+    two_speed.add_arguments(speeds)
 
     gpu = commands.add_parser("gpu", help="check every kernel on this GPU, then measure it")
     gpu_command.add_arguments(gpu)

@@ -1,15 +1,17 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`.
+`targets`, `cases`, `two_speed`, `two_speed_all`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tabulate import tabulate
 
+from bench import two_speed
 from bench.registry import Case, benchmarks
 from bench.results import Row, number, read, significant
 
@@ -152,6 +154,15 @@ def _targets(folder: Path) -> str:
     return _markdown(lines, ("what", "target", "measured", "", "medians"), ("left",) * 5, rows)
 
 
+def _two_speed(folder: Path, forms: Iterable[str] = two_speed.HEADLINE) -> str:
+    """Accuracy with and without the parts of Algorithm 1."""
+    rows = read(folder / "two_speed.csv")
+    lines = two_speed.summary(rows, forms)
+    table = _markdown(lines, two_speed.HEADER, ("left", "right", "right", "right"), rows)
+    seeds = len({row["seed"] for row in rows})
+    return f"{table} Means over {seeds} seeds and their standard errors." if rows else table
+
+
 def _markdown(
     lines: list[tuple[str, ...]], header: tuple[str, ...], align: tuple[str, ...], rows: list[Row]
 ) -> str:
@@ -165,4 +176,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "headline": _headline,
     "targets": _targets,
     "cases": _cases,
+    "two_speed": _two_speed,
+    "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
 }

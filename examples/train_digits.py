@@ -3,7 +3,8 @@
 The left half of each image is one modality, the right half, under noise, the other. Joint training
 leans on the clean half and leaves the noisy one half-learned. Compared: each half alone, their
 ensemble, joint training, multi-loss (joint, and a loss on each half) and MCR (multi-loss, and
-`mcr_fast.MCRLoss`). Prints a table, writes a plot. Under two minutes on two cores.
+`mcr_fast.MCRLoss`: Algorithm 1 of the paper, which needs the loss on each half, see
+docs/training.md). Prints a table, writes a plot. Under two minutes on two cores.
 
     python examples/train_digits.py [--seeds 5] [--epochs 80] [--out demo-out] [--quick] [--tune]
 """

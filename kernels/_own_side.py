@@ -92,6 +92,9 @@ def store_own_side(
     else:
         head = size + OUTSIDER * (sizes[0] - size)
     clean_head = head * (CLEAN_PATH != DETACHED)
+    # A number that another subset left may come back to another thread than the one that stored it:
+    # with 16-bit inputs the loads and the stores have layouts of their own.
+    tl.debug_barrier()
     for m in range(sizes[0]):
         member = (subset >> m) & 1
         outside = (1 - member) * OUTSIDER

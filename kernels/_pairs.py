@@ -78,10 +78,13 @@ def pair_weight(
                 here = tl.load(present_ptr + rows * num_modalities + m, mask=inside, other=0)
                 there = tl.load(present_ptr + j * num_modalities + m, mask=inside, other=0)
                 kept = kept & (here != 0) & (there != 0)
+    # else: Triton compiles what follows a return, even one that is always taken
     if weight_ptr is None:
         return kept.to(tl.float32)
-    weight = tl.load(weight_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(kept, weight, 0.0)
+    else:
+        weight = tl.load(weight_ptr + rows, mask=inside, other=0.0).to(tl.float32)
+        # a weight below 0 is an error that cannot be raised here
+        return tl.where(kept, tl.where(weight < 0.0, float("nan"), weight), 0.0)
 
 
 @triton.jit

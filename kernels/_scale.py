@@ -35,8 +35,11 @@ def scale_or_take(
     dtype: torch.dtype,
 ) -> Tensor:  # of the same shape
     """upstream[0] * unit_grad, or `again` where the upstream gradients differ."""
+    unit_grad, upstream = unit_grad.contiguous(), upstream.contiguous()
     out = torch.empty_like(unit_grad, dtype=dtype)
     size = unit_grad.numel()
+    if upstream.numel() == 0:
+        return out.zero_()
     if size:
         _scale_or_take_kernel[(triton.cdiv(size, SCALE_BLOCK),)](
             unit_ptr=unit_grad,

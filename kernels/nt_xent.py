@@ -16,6 +16,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from mcr_fast.kernels._arguments import check_rows
 from mcr_fast.kernels._exp_sums import exp_sums
 from mcr_fast.kernels._math import LOG2E, exp2, reciprocal
 from mcr_fast.kernels._panels import gradient, panel_scale, store_panel
@@ -129,6 +130,7 @@ def nt_xent_fwd(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
     """The loss and, if wanted, its gradient."""
+    check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
         zero = embeddings.new_zeros((), dtype=torch.float32)
         return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))

@@ -16,11 +16,13 @@ import torch
 import triton
 from mcr_fast.kernels import _config as config
 from mcr_fast.kernels import _pairs
+from mcr_fast.kernels._arguments import FLOATS, check, check_pairs
 from mcr_fast.kernels._divergence import KINDS
 from mcr_fast.kernels._donor_side import _donor_side_kernel
 from mcr_fast.kernels._lay_out import lay_out
 from mcr_fast.kernels._own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
 from mcr_fast.kernels._pairs import EXCLUDE, _pair_weight_sums_kernel
+from mcr_fast.kernels._permutations import checked_permutations
 from mcr_fast.kernels._scale import scale_or_take
 from torch import Tensor
 
@@ -35,6 +37,8 @@ class Problem:
     bias: Tensor | None  # [C]
     order: Tensor | None  # [N]
     donors: Tensor | None  # [1 or M, K, N], [1 or M, K] or None
+    inverse: Tensor | None  # of a table; otherwise as donors
+    poison: Tensor | None  # [] NaN where the donors given are no permutations, else 0
     labels: Tensor | None  # [N]
     present: Tensor | None  # [N, M] int8
     weight: Tensor | None  # [N]
@@ -97,10 +101,14 @@ def _problem(
     x = contributions
     num_permutations = x.shape[1] - 1 if donors is None else donors.shape[1]
     scheme = _pairs.TABLE if order is None else _pairs.SHIFTS
-    by_position = None
+    inverse = poison = by_position = None
     if donors is None:
-        scheme = _pairs.EXHAUSTIVE
-    elif order is not None:
+        scheme, order = _pairs.EXHAUSTIVE, None
+    elif order is None:
+        donors, inverse, _, poison = checked_permutations(donors)
+    else:
+        order, _, inverse, poison = checked_permutations(order, donors)
+        donors = inverse
         # donors are contiguous after one reorder of the rows
         by_position = order
         labels, present, sample_weight = (
@@ -114,8 +122,10 @@ def _problem(
     return Problem(
         x,
         None if bias is None else bias.contiguous(),
-        None if order is None else order.contiguous(),
-        None if donors is None else donors.contiguous(),
+        order,
+        donors,
+        inverse,
+        poison,
         None if labels is None else labels.contiguous(),
         None if present is None else present.to(torch.int8).contiguous(),
         None if sample_weight is None else sample_weight.contiguous(),
@@ -132,9 +142,11 @@ def _factors(problem: Problem, upstream: Tensor | None, terms: int) -> Tensor:  
     num_subsets, num_rows = len(problem.subsets), problem.x.shape[1]
     if not problem.masked:
         share = 1.0 / (num_rows * problem.num_permutations * terms)
-        if upstream is None:
-            return torch.full((num_subsets,), share, dtype=torch.float32, device=problem.x.device)
-        return upstream.to(torch.float32) * share
+        if upstream is not None:
+            return _poisoned(upstream.to(torch.float32) * share, problem)
+        if problem.poison is not None:
+            return problem.poison.expand(num_subsets) + share
+        return torch.full((num_subsets,), share, dtype=torch.float32, device=problem.x.device)
     block = config.WEIGHT_ROWS
     blocks = triton.cdiv(num_rows, block)
     sums = torch.empty((num_subsets, blocks), dtype=torch.float32, device=problem.x.device)
@@ -150,7 +162,12 @@ def _factors(problem: Problem, upstream: Tensor | None, terms: int) -> Tensor:  
     share = torch.where(total == 0, 0.0, 1.0 / (total * terms))
     if upstream is not None:
         share = share * upstream
-    return share.to(torch.float32)
+    return _poisoned(share.to(torch.float32), problem)
+
+
+def _poisoned(factors: Tensor, problem: Problem) -> Tensor:
+    """NaN where the donors are no permutations: value and gradients are multiples of a factor."""
+    return factors if problem.poison is None else factors + problem.poison
 
 
 def _parts(tiles: int, num_permutations: int) -> tuple[int, int]:
@@ -158,11 +175,6 @@ def _parts(tiles: int, num_permutations: int) -> tuple[int, int]:
     wanted = max(1, min(PROGRAMS // tiles, num_permutations))
     each = triton.cdiv(num_permutations, wanted)
     return triton.cdiv(num_permutations, each), each
-
-
-def _inverse(donors: Tensor) -> Tensor:  # [1 or M, K, N]
-    rows = torch.arange(donors.shape[-1], device=donors.device).expand_as(donors)
-    return torch.empty_like(donors).scatter_(-1, donors, rows)
 
 
 def _run(
@@ -228,12 +240,9 @@ def _run(
     donor = config.choose("pairs_donor_side", num_classes)
     class_blocks = triton.cdiv(num_classes, donor.blocks["BLOCK_C"])
     row_blocks = triton.cdiv(num_rows, donor.blocks["BLOCK_R"])
-    table = problem.scheme == _pairs.TABLE.value
     _donor_side_kernel[(row_blocks * class_blocks, num_modalities, parts)](
         **common,
-        inverse_ptr=_inverse(problem.donors)
-        if table and problem.donors is not None
-        else problem.donors,
+        inverse_ptr=problem.inverse,
         class_blocks=class_blocks,
         **donor.launch(),
     )
@@ -257,6 +266,9 @@ def permuted_divergence_fwd(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """The divergences, and with `want_grad` the gradients for upstream gradients of 1."""
+    check_pairs(
+        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
+    )
     num_modalities, num_rows, num_classes = contributions.shape
     num_permutations = num_rows - 1 if donors is None else donors.shape[1]
     if num_rows == 0 or num_classes == 0 or num_permutations == 0:
@@ -293,6 +305,12 @@ def permuted_divergence_bwd(
     Whether they differ is seen on the device; where the layout says that they cannot, as in the
     backward of a sum, nothing is launched for it.
     """
+    check_pairs(
+        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
+    )
+    check("grad", grad, contributions, FLOATS, len(subsets))
+    check("unit_grad", unit_grad, contributions, FLOATS[:1], *contributions.shape)
+    check("unit_grad_bias", unit_grad_bias, contributions, FLOATS[:1], contributions.shape[2])
     dtype = contributions.dtype
     bias_dtype = dtype if bias is None else bias.dtype
     num_permutations = contributions.shape[1] - 1 if donors is None else donors.shape[1]

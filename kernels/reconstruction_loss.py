@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from mcr_fast.kernels._arguments import check_parts
 from mcr_fast.kernels._config import choose
 from torch import Tensor
 
@@ -85,6 +86,7 @@ def reconstruction_loss_fwd(
     reconstruction: Tensor,  # [N, D]
 ) -> Tensor:  # [] float32
     """Tiles leave partial sums, which one float64 sum adds up in order."""
+    check_parts(latents, reconstruction)
     h = reconstruction.contiguous()
     num_rows, total_width = h.shape
     launches = [_launch_tiles(num_rows, z.shape[1]) for z in latents]
@@ -113,6 +115,8 @@ def reconstruction_loss_bwd(
     reconstruction: Tensor,  # [N, D]
 ) -> tuple[list[Tensor], Tensor]:  # M of [N, D_m], [N, D]
     """The difference again, times the upstream gradient: cheaper than reading it back."""
+    check_parts(latents, reconstruction)
+    grad = grad.reshape(1)
     h = reconstruction.contiguous()
     num_rows, total_width = h.shape
     grad_h = torch.empty_like(h)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from mcr_fast.kernels import _config as config
+from mcr_fast.kernels._arguments import CODES, FLOATS, check
 from mcr_fast.kernels._divergence import (
     BINARY_JSD,
     JSD,
@@ -158,6 +159,7 @@ def _row_divergence_fwd_kernel(
         weight = given.to(tl.float32)
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
+            weight = tl.where(weight < 0.0, float("nan"), weight)  # cannot be refused here
         kept = weight != 0.0
         mask = given[:, None] & real[None, :]
         w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes)
@@ -201,7 +203,13 @@ def row_divergence_fwd(
 
     A row that names no clean row gives NaN: to raise, the host would have to wait for the device.
     """
-    (num_perturbed, num_classes), num_clean = perturbed.shape, clean.shape[0]
+    check("clean", clean, clean, FLOATS, None, None)
+    (num_clean, num_classes), num_perturbed = clean.shape, len(perturbed)
+    check("perturbed", perturbed, clean, FLOATS, num_perturbed, num_classes)
+    check("rows", rows, clean, CODES, num_perturbed)
+    check("row_weight", row_weight, clean, (*FLOATS, torch.float64), num_perturbed)
+    if num_clean == 0 and num_perturbed > 0:
+        raise ValueError("rows must be in 0..N-1, but clean has no rows")
     device = perturbed.device
     shapes = (perturbed.shape, clean.shape) if want_grad else ((0, 0), (0, 0))
     grads = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
@@ -255,6 +263,8 @@ def row_divergence_bwd(
     clean: Tensor,  # [N, C]
 ) -> tuple[Tensor, Tensor]:  # [R, C], [N, C]
     """The unit gradients scaled and cast."""
+    check("unit_grad_perturbed", unit_grad_perturbed, perturbed, FLOATS[:1], *perturbed.shape)
+    check("unit_grad_clean", unit_grad_clean, perturbed, FLOATS[:1], *clean.shape)
     return (
         scale_or_take(unit_grad_perturbed, None, grad.reshape(1), perturbed.dtype),
         scale_or_take(unit_grad_clean, None, grad.reshape(1), clean.dtype),

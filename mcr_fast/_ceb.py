@@ -1,10 +1,14 @@
 """L_CEB of `MCRLoss`: how well a small head h(y) predicts the latents."""
 
+import math
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import functional
 from mcr_fast._checks import Backend
+from mcr_fast.reference._similarity import accumulation_dtype
 
 
 def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
@@ -15,6 +19,32 @@ def ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
         nn.ReLU(),
         nn.Linear(width, sum(latent_dims), bias=False),
     )
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:  # [N] -> [N, C]
+    """1 at each row's class; NaN for a label that is none, which a device is not asked about."""
+    labels = labels[:, None]
+    rows = (labels == torch.arange(num_classes, device=labels.device)).to(dtype)
+    return rows.masked_fill((labels < 0) | (labels >= num_classes), math.nan)
+
+
+def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) -> nn.Module:
+    """The head of a term whose weight was 0 when the loss was made, beside the latents."""
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            "ceb_weight was raised from 0, and its head cannot be made in compiled code: call the "
+            "loss once outside of it, or make MCRLoss with a ceb_weight above 0 and lower it until "
+            "the term is wanted"
+        )
+    warnings.warn(
+        "ceb_weight was raised from 0 after MCRLoss was made, so the term's head is new and no "
+        "optimizer trains it yet: call optimizer.add_param_group({'params': "
+        "mcr.ceb_head.parameters()}), or make MCRLoss with a ceb_weight above 0 and lower it until "
+        "the term is wanted",
+        UserWarning,
+        stacklevel=5,
+    )
+    return ceb_head(num_classes, latent_dims).to(like.device, accumulation_dtype(like.dtype))
 
 
 def ceb(
@@ -28,7 +58,7 @@ def ceb(
     """The loss; its gradient flows to the head and to the latents."""
     weight = next(head.parameters())
     if seen.ndim == 1:
-        seen = seen[:, None] == torch.arange(num_classes, device=seen.device)
+        seen = one_hot(seen, num_classes, weight.dtype)
     reconstruction = head(seen.to(weight.dtype))
     if present is None:
         return functional.reconstruction_loss(latents, reconstruction, backend=backend)
@@ -38,4 +68,5 @@ def ceb(
     latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
     reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
     loss = functional.reconstruction_loss(latents, reconstruction, backend=backend)
-    return loss * (mask.numel() / mask.sum().clamp(min=1))
+    # a quotient of whole numbers would be float32, whatever the loss is
+    return loss * (mask.numel() / mask.sum().clamp(min=1).to(loss.dtype))

@@ -1,15 +1,18 @@
 """Bookkeeping of the generic-fusion engine: chunks of (row, donor) pairs and sums of gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._game import donor_table, members
+from mcr_fast.reference._game import checked_donors, donor_table, members
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import pair_weights
+
+# Devices whose donors were looked at before they came here; others are not waited for.
+READ_AT_THE_EDGE = ("cpu", "meta")
 
 # Elements of perturbed input in one chunk when `chunk_rows` is None: 16 MB of float32.
 CHUNK_ELEMENTS = 1 << 22
@@ -70,9 +73,14 @@ class Pairs:
     def __init__(self, rows: Rows, num_modalities: int, num_rows: int, device: torch.device):
         self.rows = rows
         self.order, donors = rows.order, rows.donors
+        self.valid: Tensor | None = None  # [], 1, or NaN where donors are no permutations
         if donors is None:
             self.order = torch.arange(num_rows, device=device)
             donors = self.order[None, 1:]
+        elif device.type not in READ_AT_THE_EDGE:
+            like = torch.empty(0, dtype=torch.float32, device=device)
+            self.order, donors, self.valid = checked_donors(self.order, donors, num_rows, like)
+            assert donors is not None, "there were some"
         self.tables_of = range(len(donors))  # one for all modalities, or one each
         self.donors = donors.expand(num_modalities, *donors.shape[1:])
         self.count = donors.shape[1]
@@ -147,22 +155,3 @@ class GradientSums:
     def items(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors and their sums."""
         return list(self._sums.values())
-
-
-def differentiable_leaves(output: Tensor, stop: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that `output` depends on and that want a gradient, not looking past `stop`."""
-    found: list[Tensor] = []
-    seen = {x.grad_fn for x in stop if x.grad_fn is not None}
-    stop_ids = {id(x) for x in stop}
-    pending = [output.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
-        if not isinstance(leaf, Tensor):
-            pending.extend(parent for parent, _ in node.next_functions)
-        elif id(leaf) not in stop_ids:
-            found.append(leaf)
-    return found

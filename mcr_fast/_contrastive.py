@@ -1,12 +1,14 @@
 """The contrastive losses as modules."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
 from mcr_fast import functional
 from mcr_fast._checks import Backend
+from mcr_fast._torchscript import refuse_script
 
 
 class NTXentLoss(nn.Module):
@@ -27,6 +29,9 @@ class NTXentLoss(nn.Module):
         self.temperature = checks.positive("temperature", temperature)
         checks.choice("backend", backend, checks.BACKENDS)
         self.backend = backend
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(type(self).__name__)
 
     def extra_repr(self) -> str:
         """The options."""

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend
+from mcr_fast._torchscript import unscriptable
 from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
 from mcr_fast.ops.sup_con import sup_con as _sup_con
 
 
+@unscriptable
 def nt_xent(
     embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
     labels: Tensor | None = None,  # [N], or [L] for one tensor
@@ -51,12 +53,10 @@ def nt_xent(
         >>> mcr_fast.functional.nt_xent([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
         tensor(0.2395)
     """
-    temperature = checks.positive("temperature", temperature)
-    checks.choice("backend", backend, checks.BACKENDS)
-    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
-    return _nt_xent(x, codes, rows_present, temperature=temperature, backend=backend)
+    return contrastive("nt_xent", embeddings, labels, temperature, present, backend)
 
 
+@unscriptable
 def sup_con(
     embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
     labels: Tensor | None = None,  # [N], or [L] for one tensor
@@ -96,12 +96,27 @@ def sup_con(
         >>> mcr_fast.functional.sup_con(embeddings, torch.tensor([0, 1]), temperature=1.0)
         tensor(0.5514)
     """
+    return contrastive("sup_con", embeddings, labels, temperature, present, backend)
+
+
+def contrastive(
+    loss: str,  # "nt_xent" or "sup_con"
+    embeddings: Tensor | Sequence[Tensor],
+    labels: Tensor | None,
+    temperature: float,
+    present: Tensor | None,
+    backend: Backend | None,
+    name: str = "embeddings",
+) -> Tensor:  # []
+    """Either contrastive loss; errors call the embeddings by the name that the caller knows."""
     temperature = checks.positive("temperature", temperature)
     checks.choice("backend", backend, checks.BACKENDS)
-    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present)
-    return _sup_con(x, codes, rows_present, temperature=temperature, backend=backend)
+    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present, name)
+    op = _sup_con if loss == "sup_con" else _nt_xent
+    return op(x, codes, rows_present, temperature=temperature, backend=backend)
 
 
+@unscriptable
 def reconstruction_loss(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     reconstruction: Tensor,  # [N, sum of D_m]

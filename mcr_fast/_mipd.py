@@ -1,28 +1,28 @@
 """L_MIPD of latents and a fusion: draws the donors and picks the way the fusion is evaluated."""
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
+from mcr_fast._calling import Fusion, as_callable, call_fusion
 from mcr_fast._chunks import Chunk, Rows
-from mcr_fast._sources import CallableSource, HiddenSource, Source
-from mcr_fast.fusion import (
-    Additive,
-    AdditiveFusion,
-    LinearColumns,
-    as_additive,
-    check_widths,
-    finish,
-)
+from mcr_fast._owners import Owners
+from mcr_fast._reach import Reached, looking_hooks_only, reach, without_backward_hooks
+from mcr_fast._runs import reaches
+from mcr_fast._sources import CallableSource, HiddenSource
+from mcr_fast._wrapping import initialize_lazy, is_data_parallel, sharded
+from mcr_fast.fusion import Additive, LinearColumns, as_additive, finish
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
+from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence
-from mcr_fast.perturbation import Game, perturbed_divergences
+from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
+from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
-
-Fusion = AdditiveFusion | nn.Module | Callable[[list[Tensor]], Tensor]
 
 
 class Draw(NamedTuple):
@@ -67,64 +67,79 @@ def draw_donors(
     return None, sample if own else sample[None]
 
 
-def mipd(
-    latents: list[Tensor],  # M tensors [N, ..., D_m]
-    fusion: Fusion,
-    logits: Tensor | None,  # [N, C]
-    num_classes: int,
-    rows: Rows,
-    game: Game,
-    draw: Draw,
-) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
+class Step(NamedTuple):
+    """What L_MIPD of one batch is computed from."""
+
+    latents: list[Tensor]  # M tensors [N, ..., D_m]
+    fusion: Fusion
+    logits: Tensor | None  # [N, C], the caller's
+    num_classes: int
+    rows: Rows
+    game: Game
+    draw: Draw
+
+
+def mipd(step: Step) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
     """L_MIPD, the divergences without gradient, and the clean logits."""
-    latent_dims = tuple(z.shape[-1] for z in latents)
-    additive = as_additive(fusion, latent_dims)
+    initialize_lazy(step.fusion, step.latents)
+    additive = as_additive(step.fusion, tuple(z.shape[-1] for z in step.latents))
     if additive is None:
-        if logits is None:
-            logits = run_fusion(fusion, latents)
-        checks.fusion_output(logits, latents[0].shape[0], num_classes)
-        source: Source = CallableSource(_callable(fusion), latents, _replace(latents, draw, rows))
-    else:
-        fused = _fused(additive, latents, rows, game, draw)
-        contributions = fused[1] if fused else additive.contributions(latents)
-        if additive.head is None:
-            checks.fusion_output(contributions[0], latents[0].shape[0], num_classes)
-        if logits is None:
-            logits = finish(additive, contributions)
-            checks.fusion_output(logits, latents[0].shape[0], num_classes)
-        if fused or (additive.head is None and draw.perturbation == "permute"):
+        return _called(step)
+    fused = _fused(additive, step)
+    contributions = fused[1] if fused else _contributions(additive, step)
+    if additive.head is None:
+        checks.fusion_output(contributions[0], len(step.latents[0]), step.num_classes)
+        if step.draw.perturbation == "permute":
+            logits = _own_logits(step, additive, contributions)
+            rows, game = step.rows, step.game
             divergences = fused[0] if fused else _linear(contributions, additive.bias, rows, game)
             return -divergences.sum(), divergences.detach(), logits
-        replacements = _project_replaced(additive, latents, draw, rows)
-        source = HiddenSource(additive, contributions, replacements, game.backend)
-    value, divergences = perturbed_divergences(source, logits, rows, len(latents), game)
-    return value, divergences, logits
+    return _added(step, additive, contributions)
 
 
-def run_fusion(fusion: Fusion, latents: Sequence[Tensor]) -> Tensor:
-    """The clean logits."""
-    if isinstance(fusion, nn.Linear):
-        return fusion(torch.cat(tuple(latents), dim=-1))
-    return _callable(fusion)(list(latents))
+def _contributions(additive: Additive, step: Step) -> Tensor:  # [M, N, H]
+    """Of the clean latents; where replaced ones follow, a hook hears of the clean ones only."""
+    if step.draw.perturbation == "permute" or torch.compiler.is_compiling():
+        return additive.contributions(step.latents)
+    with looking_hooks_only(_reach(step.fusion).modules):
+        return additive.contributions(step.latents)
 
 
-def _callable(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
-    return fusion
+def _own_logits(step: Step, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
+    """The clean logits of an additive fusion, as calling it gives them."""
+    if step.logits is not None:
+        return step.logits
+    if is_data_parallel(step.fusion):  # a call makes it ready for the backward
+        return call_fusion(step.fusion, step.latents, step.num_classes)
+    logits = finish(additive, contributions)
+    checks.fusion_output(logits, len(step.latents[0]), step.num_classes)
+    return logits
 
 
-def _fused(
-    additive: Additive, latents: Sequence[Tensor], rows: Rows, game: Game, draw: Draw
-) -> tuple[Tensor, Tensor] | None:  # [S], [M, N, C]
+def _fused(additive: Additive, step: Step) -> tuple[Tensor, Tensor] | None:  # [S], [M, N, C]
     """The divergences of a linear fusion with its contributions, if one op serves both."""
     if not isinstance(additive, LinearColumns) or additive.head is not None:
         return None
-    if draw.perturbation != "permute" or not can_fuse(latents, additive.weight, game.backend):
+    if step.draw.perturbation != "permute":
         return None
-    check_widths(latents, additive.latent_dims)
+    device = additive.weight.device
+    if autocast_enabled(device):
+        operands = additive.operands(step.latents)
+        with without_autocast(device):
+            return _fuse(*operands, additive.bias, step)
+    return _fuse(*additive.operands(step.latents), additive.bias, step)
+
+
+def _fuse(
+    latents: list[Tensor], weight: Tensor, bias: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor] | None:
+    game, rows = step.game, step.rows
+    if not can_fuse(latents, weight, game.backend):
+        return None
     options = (game.subsets, game.strategy, game.clean_path, game.divergence, rows.exclude)
     masks = (rows.codes, rows.present, rows.sample_weight)
     return linear_permuted_divergence(
-        latents, additive.weight, additive.bias, rows.order, rows.donors, *masks, *options
+        latents, weight, bias, rows.order, rows.donors, *masks, *options
     )
 
 
@@ -146,6 +161,92 @@ def _linear(contributions: Tensor, bias: Tensor | None, rows: Rows, game: Game) 
     )
 
 
+def _called(step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    """A fusion that is any function of the latents."""
+    compiling = torch.compiler.is_compiling()
+    reached = None if compiling else _reach(step.fusion)
+    logits = step.logits
+    if logits is None:
+        modules = reached.modules if reached else ()
+        logits = call_fusion(step.fusion, step.latents, step.num_classes, modules)
+    play = _play_called_uncompiled if compiling else _play_called
+    value, divergences = play(step, logits, reached)
+    return value, divergences, logits
+
+
+def _play_called(step: Step, logits: Tensor, reached: Reached | None) -> tuple[Tensor, Tensor]:
+    reached = reached or _reach(step.fusion)
+    latents, rows, game = step.latents, step.rows, step.game
+    if step.logits is not None and game.clean_path == "routed":
+        _refuse_others(latents, logits)
+    with runs_apart(reached, game) as changed:
+        owners = Owners(step.fusion, [z.shape[-1] for z in latents])
+        replace = _replace(latents, step.draw, rows)
+        source = CallableSource(as_callable(step.fusion), latents, owners, replace)
+        clean = Clean(logits, not changed, given=step.logits is not None)
+        return perturbed_divergences(source, clean, rows, len(latents), game, reached.modules)
+
+
+def _refuse_others(latents: Sequence[Tensor], logits: Tensor) -> None:
+    """Raise if clean logits with a graph are not those of the latents."""
+    wanted = [x for x in latents if x.requires_grad]
+    if torch.is_grad_enabled() and wanted and logits.requires_grad and not reaches(logits, wanted):
+        raise ValueError(
+            "logits must be computed from these latents for clean_path='routed', but their "
+            "graph does not reach them; leave logits out, or take another clean_path"
+        )
+
+
+def _added(step: Step, additive: Additive, contributions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An additive fusion that has a head, or whose perturbations are no permutations."""
+    compiling = torch.compiler.is_compiling()
+    if compiling or additive.head is None:
+        logits = _own_logits(step, additive, contributions)
+    else:
+        with looking_hooks_only(_reach(additive.head).modules):
+            logits = _own_logits(step, additive, contributions)
+    play = _play_added_uncompiled if compiling else _play_added
+    value, divergences = play(step, additive, contributions, logits)
+    return value, divergences, logits
+
+
+def _play_added(
+    step: Step, additive: Additive, contributions: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows, game = step.rows, step.game
+    permute = step.draw.perturbation == "permute"
+    # the contributions are computed once, so that donors' rows are what the projections gave;
+    # replaced latents are projected anew, and then the clean ones in the same mode
+    reached = _reach(additive.head if permute else step.fusion)
+    with runs_apart(reached, game) as changed:
+        with without_backward_hooks(reached.modules):
+            replacements = _project_replaced(additive, step.latents, step.draw, rows)
+            if replacements is not None and changed:
+                contributions = additive.contributions(step.latents)
+        source = HiddenSource(additive, contributions, replacements, game.backend)
+        clean = Clean(logits, not changed, given=step.logits is not None)
+        return perturbed_divergences(source, clean, rows, len(step.latents), game, reached.modules)
+
+
+# torch.compiler.disable, but without importing the compiler with the package
+_play_called_uncompiled = _disable_dynamo(_play_called)
+_play_added_uncompiled = _disable_dynamo(_play_added)
+
+
+def _reach(fusion: object) -> Reached:
+    """The fusion's modules; refuses those that the regularizer cannot run."""
+    reached = reach(fusion)
+    # a method's owner holds modules that the method does not run
+    name = None if isinstance(fusion, MethodType) else sharded(reached.modules)
+    if name is not None:
+        raise TypeError(
+            f"fusion's {name} is sharded (DTensor), and the regularizer runs it on its own: leave "
+            "the fusion out of fully_shard, so that its parameters belong to the unit around it, "
+            "or pass an nn.Linear or AdditiveFusion of plain tensors"
+        )
+    return reached
+
+
 def _noise(
     latents: Sequence[Tensor], count: int, draw: Draw
 ) -> list[Tensor]:  # M tensors [K, N, ...]
@@ -154,8 +255,9 @@ def _noise(
     for z in latents:
         on = z.device if draw.generator is None else draw.generator.device
         normal = torch.randn(count, *z.shape, generator=draw.generator, device=on, dtype=z.dtype)
-        centred = z.detach() - z.detach().mean(0)
-        drawn.append(normal.to(z.device) * centred.square().mean(0).sqrt())
+        x = z.detach().to(accumulation_dtype(z.dtype))
+        deviation = (x - x.mean(0)).square().mean(0).sqrt()
+        drawn.append((normal.to(z.device) * deviation).to(z.dtype))
     return drawn
 
 

@@ -1,7 +1,8 @@
 """What the generic-fusion engine plays with: a fusion to run, and who gets its gradients.
 
 `CallableSource` gathers latents for any function of them. `HiddenSource` gathers and adds the
-hidden rows of an additive fusion, then runs its head.
+hidden rows of an additive fusion, then runs its head. Every run gets tensors of its own, which a
+fusion may write to.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,24 +10,30 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from mcr_fast._chunks import Chunk, GradientSums, Pairs, differentiable_leaves
+from mcr_fast._chunks import Chunk, GradientSums, Pairs
+from mcr_fast._owners import Owners
+from mcr_fast._runs import Pulled, own
 from mcr_fast.fusion import Additive, split_activation
 from mcr_fast.ops._gather_add import gather_add, gather_add_backward, serves
 from mcr_fast.reference._similarity import accumulation_dtype
 
+# Of a turn whose rows are the clean ones: nobody's latents are replaced.
+CLEAN = 0
+
 
 @dataclass(frozen=True)
 class Turn:
-    """One chunk of one subset's pairs, and its routing."""
+    """One chunk of one subset's pairs, and the factors of its gradients."""
 
     subset: int
-    route: list[int]
-    head: int
+    route: Sequence[int]  # to each modality
+    head: int  # to what all modalities share
     chunk: Chunk
     pairs: Pairs
-    kept: Tensor | None  # [R] bool; None unless rows can be missing
+    kept: Tensor | None = None  # [R] bool; None unless rows can be missing
 
     def inside(self, modality: int) -> bool:
         """Whether the modality is in the subset."""
@@ -41,7 +48,7 @@ class Turn:
 
 
 class Source(Protocol):
-    """Where perturbed logits come from and where their gradients go."""
+    """Where logits come from and where their gradients go."""
 
     row_elements: int
 
@@ -49,16 +56,14 @@ class Source(Protocol):
     def players(self) -> Sequence[Tensor]:
         """The tensors that get the gradients, attached to the caller's graph."""
 
-    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
-        """The leaves and the perturbed logits [R, C]."""
+    def wants_used(self, turn: Turn) -> bool:
+        """Whether the turn has gradients for what the fusion uses beside its rows."""
 
-    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
-        """Route the leaves' gradients to the players."""
+    def run(self, turn: Turn) -> tuple[list[GradientEdge | None], Tensor]:
+        """Where the rows' gradients arrive, and the logits [R, C]."""
 
-    def route_clean(
-        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
-    ) -> None:
-        """Route the clean logits' gradient: cotangents[m] to player m, `shared` to parameters."""
+    def collect(self, turn: Turn, pulled: Pulled, sums: GradientSums) -> None:
+        """Route the gradients of a run."""
 
 
 class CallableSource:
@@ -68,81 +73,44 @@ class CallableSource:
         self,
         fusion: Callable[[list[Tensor]], Tensor],
         latents: Sequence[Tensor],  # M tensors [N, ...]
+        owners: Owners,
         replace: Callable[[Tensor, int, Chunk], Tensor] | None = None,
     ):
         """`replace(rows, modality, chunk)`: perturbed rows from clean ones; None: donors' rows."""
-        self.fusion, self.replace = fusion, replace
-        self.in_place = _works_in_place(fusion)
+        self.fusion, self.owners, self.replace = fusion, owners, replace
         self.players: Sequence[Tensor] = latents
         self.row_elements = sum(z[:1].numel() for z in latents)
 
-    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
-        """Gather the latents, run the fusion."""
-        leaves, inputs = [], []
-        for m, z in enumerate(self.players):
-            gather = turn.inside(m) and self.replace is None
-            x = z.detach()
-            rows = x[turn.pairs.donors_of(m, turn.chunk)] if gather else turn.chunk.repeat(x)
-            leaf = turn.safe(rows)
-            leaf.requires_grad_(torch.is_grad_enabled() and z.requires_grad and turn.route[m] != 0)
-            leaves.append(leaf)
-            if turn.inside(m) and self.replace is not None:
-                inputs.append(self.replace(leaf, m, turn.chunk))
-            else:
-                inputs.append(leaf.clone() if self.in_place else leaf)
-        return leaves, self.fusion(inputs)
+    def wants_used(self, turn: Turn) -> bool:
+        """Parameters are shared, but for those of an additive fusion's projections."""
+        return turn.head != 0 or (self.owners.any and any(turn.route))
 
-    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
+    def run(self, turn: Turn) -> tuple[list[GradientEdge | None], Tensor]:
+        """Gather the latents, run the fusion."""
+        edges: list[GradientEdge | None] = []
+        inputs = []
+        for m, z in enumerate(self.players):
+            x = z.detach()
+            gather = turn.inside(m) and self.replace is None
+            rows = x[turn.pairs.donors_of(m, turn.chunk)] if gather else turn.chunk.repeat(x)
+            rows, edge = own(turn.safe(rows), z.requires_grad and turn.route[m] != 0)
+            if turn.inside(m) and self.replace is not None:
+                rows = self.replace(rows, m, turn.chunk)
+            edges.append(edge)
+            inputs.append(rows)
+        return edges, self.fusion(inputs)
+
+    def collect(self, turn: Turn, pulled: Pulled, sums: GradientSums) -> None:
         """A donor's row to the donor, a clean row to the row itself."""
-        for m, (z, grad) in enumerate(zip(self.players, grads, strict=True)):
+        for x, to_used in pulled.used:
+            self.owners.add(sums.of(x), x, to_used, turn.route, turn.head)
+        for m, (z, grad) in enumerate(zip(self.players, pulled.rows, strict=True)):
             if grad is None:
                 continue
             if turn.inside(m) and self.replace is None:
                 turn.pairs.sum_by_donor(sums.of(z), grad, m, turn.chunk)
             else:
                 turn.chunk.sum_by_row(sums.of(z), grad, turn.route[m])
-
-    def route_clean(
-        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
-    ) -> None:
-        """Go back through the caller's own graph from the logits to the latents, no further."""
-        wanted = [m for m, z in enumerate(self.players) if z.requires_grad]
-        reached = False
-        for m in wanted:
-            z = self.players[m]
-            grad = _grad_cut_at(self.players, logits, [z], cotangents[m])[0]
-            if grad is not None:
-                sums.of(z).add_(grad)
-                reached = True
-        if wanted and not reached:
-            raise ValueError(
-                "logits must be computed from these latents for clean_path='routed', but their "
-                "graph does not reach them; leave logits out, or take another clean_path"
-            )
-        leaves = differentiable_leaves(logits, self.players)
-        for x, grad in zip(leaves, _grad_cut_at(self.players, logits, leaves, shared), strict=True):
-            if grad is not None:
-                sums.of(x).add_(grad)
-
-
-def _grad_cut_at(
-    latents: Sequence[Tensor], output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor
-) -> Sequence[Tensor | None]:
-    """Gradients that do not flow through a latent into what it was computed from."""
-    if not inputs or not output.requires_grad:
-        return [None] * len(inputs)
-    # a parameter shared by an encoder and the fusion, or a latent made from another latent
-    kept = {id(x) for x in inputs}
-    cut = [
-        z.register_hook(torch.zeros_like) for z in latents if z.requires_grad and id(z) not in kept
-    ]
-    try:
-        return torch.autograd.grad(
-            output, inputs, cotangent.to(output.dtype), retain_graph=True, allow_unused=True
-        )
-    finally:
-        for handle in cut:
-            handle.remove()
 
 
 class HiddenSource:
@@ -172,20 +140,27 @@ class HiddenSource:
         self.hidden = x.sum(0, dtype=accumulation_dtype(x.dtype))
         if self.bias is not None:
             self.hidden = self.hidden + self.bias.detach()
-        self.in_place = _works_in_place(fusion.head)
         self.row_elements = x[0, :1].numel()
         self.wants_grad = any(p.requires_grad for p in self.players) or (
             self.bias is not None and self.bias.requires_grad
         )
 
-    def run(self, turn: Turn) -> tuple[list[Tensor], Tensor]:
+    def wants_used(self, turn: Turn) -> bool:
+        """What the head uses is shared."""
+        return turn.head != 0
+
+    def run(self, turn: Turn) -> tuple[list[GradientEdge | None], Tensor]:
         """Add what the subset changes to the clean hidden rows, run the head."""
-        if self.fused:
-            leaf = gather_add(*self._kernel_inputs(turn), self.dtype)
+        head = self.fusion.head
+        if self._in_kernel(turn):
+            rows, head = gather_add(*self._kernel_inputs(turn), self.dtype), self.rest
         else:
-            leaf = turn.safe(self._rows(turn).to(self.dtype))
-        leaf.requires_grad_(torch.is_grad_enabled() and self.wants_grad)
-        return [leaf], self._run(self.rest, leaf)
+            rows = turn.safe(self._rows(turn).to(self.dtype))
+        rows, edge = own(rows, self.wants_grad)
+        return [edge], rows if head is None else head(rows)
+
+    def _in_kernel(self, turn: Turn) -> bool:
+        return self.fused and turn.subset != CLEAN
 
     def _kernel_inputs(
         self, turn: Turn
@@ -207,17 +182,14 @@ class HiddenSource:
             rows = rows + (new - chunk.repeat(self.x[m]))
         return rows
 
-    def _run(self, head: Callable[[Tensor], Tensor] | None, leaf: Tensor) -> Tensor:
-        if head is None:
-            return leaf
-        return head(leaf.clone() if self.in_place else leaf)
-
-    def collect(self, turn: Turn, grads: Sequence[Tensor | None], sums: GradientSums) -> None:
+    def collect(self, turn: Turn, pulled: Pulled, sums: GradientSums) -> None:
         """The gradient of a hidden row is that of every contribution in it."""
-        grad, chunk = grads[0], turn.chunk
+        for x, to_used in pulled.used:
+            sums.of(x).add_(to_used, alpha=turn.head)
+        (grad,), chunk = pulled.rows, turn.chunk
         if grad is None:
             return
-        if self.fused:
+        if self._in_kernel(turn):
             self._collect_fused(turn, grad, sums)
             return
         for m in range(len(self.x)):
@@ -241,30 +213,3 @@ class HiddenSource:
                 total[m, chunk.start : chunk.stop].add_(to_rows, alpha=factor)
         if self.bias is not None and turn.head != 0:
             sums.of(self.bias).add_(to_rows.sum(0), alpha=turn.head)
-
-    def route_clean(
-        self, logits: Tensor, cotangents: Sequence[Tensor], shared: Tensor, sums: GradientSums
-    ) -> None:
-        """Run the head once more on the clean rows: the caller's logits may have another graph."""
-        with torch.enable_grad():
-            leaf = self.hidden.to(self.dtype).detach().requires_grad_(self.wants_grad)
-            output = self._run(self.fusion.head, leaf)
-        if not output.requires_grad:
-            return
-        leaves = differentiable_leaves(output, [leaf])
-        for m, cotangent in enumerate(cotangents):
-            grad = _grad_cut_at((), output, [leaf], cotangent)[0]
-            if grad is not None:
-                sums.of(self.contributions)[m].add_(grad)
-        *grads, grad = _grad_cut_at((), output, [*leaves, leaf], shared)
-        for x, g in zip(leaves, grads, strict=True):
-            if g is not None:
-                sums.of(x).add_(g)
-        if self.bias is not None and grad is not None:
-            sums.of(self.bias).add_(grad.sum(0))
-
-
-def _works_in_place(function: object) -> bool:
-    """Whether a module has layers that overwrite their input, as no leaf of a graph may be."""
-    layers = function.modules() if isinstance(function, nn.Module) else ()
-    return any(getattr(layer, "inplace", False) for layer in layers)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from mcr_fast._process import first_time, kept
 from mcr_fast._version import __version__
 
 if sys.argv[:1] == ["-m"]:
@@ -75,10 +76,12 @@ def load_libraries(path: Path = CPU_LIBRARY) -> None:
         return
     _attempted = True
     try:
-        _cpu_source = _load(path)
+        _cpu_source = kept("cpu library", lambda: _load(path))
     except OSError as error:
         # torch puts the loader's own words into the cause
         _cpu_error = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+        if not first_time("warned of no library"):
+            return
         warnings.warn(
             f"mcr_fast runs without compiled kernels, correct but slow ({_cpu_error}). "
             f"To build them {HOW_TO_BUILD}.",

@@ -10,10 +10,13 @@ from torch import Tensor
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._embedding_losses import nt_xent, reconstruction_loss, sup_con
-from mcr_fast.ops._linear import can_fuse
+from mcr_fast._torchscript import unscriptable
+from mcr_fast.ops._linear import can_fuse, in_float32
 from mcr_fast.ops._linear import linear_permuted_divergence as _linear_permuted_divergence
+from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
 from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
+from mcr_fast.reference._similarity import without_autocast
 from mcr_fast.sampling import CyclicPermutations
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 
+@unscriptable
 def permuted_divergence(
     contributions: Tensor | Sequence[Tensor],  # [M, N, C], or M tensors [N, C]
     permutations: Tensor | CyclicPermutations | None = None,  # [K, N] or [M, K, N] int64
@@ -73,7 +77,7 @@ def permuted_divergence(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; a table row
-            that is no permutation (seen on CPU; elsewhere with MCR_FAST_CHECK=1); with
+            that is no permutation (on a GPU only with MCR_FAST_CHECK=1; without, D is NaN); with
             MCR_FAST_CHECK=1 infinite logits too.
         RuntimeError: a backend that is not available here.
 
@@ -113,6 +117,7 @@ def permuted_divergence(
     return _permuted_divergence(x, bias, *arguments, **options, backend=backend)
 
 
+@unscriptable
 def linear_permuted_divergence(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
@@ -159,6 +164,21 @@ def linear_permuted_divergence(
     arguments, named = _divergence_arguments(
         shape, weight.device, permutations, bias, backend=backend, **options
     )
+    if weight.dtype.itemsize == 2 or autocast_enabled(weight.device):
+        with without_autocast(weight.device):
+            parts, weight, bias = in_float32(parts, weight, bias)
+            return _linear(parts, weight, bias, arguments, named, backend)
+    return _linear(parts, weight, bias, arguments, named, backend)
+
+
+def _linear(
+    parts: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
+    bias: Tensor | None,  # [C]
+    arguments: tuple[Tensor | None, ...],
+    named: dict[str, Any],
+    backend: Backend | None,
+) -> Tensor:  # [S]
     if can_fuse(parts, weight, backend):
         fused = (*arguments, *named.values())
         return _linear_permuted_divergence(parts, weight, bias, *fused)[0]
@@ -187,7 +207,7 @@ def _divergence_arguments(
     num_modalities, num_rows, num_classes = shape
     checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
     masks = checks.subset_masks(subsets, num_modalities)
-    order, donors = checks.donors(permutations, num_modalities, num_rows, device)
+    order, donors = checks.donors(permutations, num_modalities, num_rows, device, seen_by_op=True)
     if bias is not None:
         checks.float_tensor("bias", bias)
         checks.shaped("bias", bias, (num_classes,), "[C]")
@@ -206,6 +226,7 @@ def _divergence_arguments(
     return (order, donors, codes, present, sample_weight), options
 
 
+@unscriptable
 def row_divergence(
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]

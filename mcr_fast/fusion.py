@@ -8,6 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
+from mcr_fast._wrapping import (
+    calls_its_class,
+    has_hooks,
+    is_compiled,
+    is_data_parallel,
+    plain_linear,
+    plain_values,
+    read_linear,
+    wrapped,
+)
+from mcr_fast.ops._modes import autocast_enabled
+from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 
 __all__ = ["AdditiveFusion"]
 
@@ -53,6 +65,9 @@ class AdditiveFusion(nn.Module):
 
     Note:
         In the game of `MCRLoss` a projection belongs to its modality; bias and head are shared.
+        Projections and head are called as modules, so hooks, adapters and whatever else takes part
+        in a call counts. A projection that works in place gets a copy of the latents. Under
+        autocast linear projections without a head stay in float32: their sum is the logits.
 
     Reference:
         The fusions of the experiments of arXiv 2411.07335: linear and MLP on joined latents.
@@ -96,7 +111,9 @@ class AdditiveFusion(nn.Module):
         """The fusion that a linear layer over the concatenated latents is.
 
         Args:
-            linear: nn.Linear(sum of latent_dims, C); its parameters are shared, not copied.
+            linear: nn.Linear(sum of latent_dims, C); its parameters are shared, not copied. One
+                that computes something of its own (a subclass, an adapter, hooks) is called as a
+                whole, which is slower and shares all of its parameters.
             latent_dims: the widths D_m, in the order of the concatenation.
 
         Raises:
@@ -116,10 +133,16 @@ class AdditiveFusion(nn.Module):
 
         Raises:
             ValueError: latent_dims that do not add up to the first layer's in_features.
-            TypeError: not an nn.Sequential, or one that does not start with an nn.Linear.
+            TypeError: not an nn.Sequential, or one that does not start with an nn.Linear, or whose
+                call is more than its layers (a forward of its own, hooks on the sequence).
         """
         if not isinstance(seq, nn.Sequential) or len(seq) == 0:
             raise TypeError(f"seq must be an nn.Sequential with layers, got {type(seq).__name__}")
+        if type(seq).forward is not nn.Sequential.forward or not calls_its_class(seq):
+            raise TypeError(
+                f"seq must be no more than its layers, but this {type(seq).__name__} has a forward "
+                "or hooks of its own; pass it as fusion=lambda z: seq(torch.cat(z, -1)) instead"
+            )
         first, *rest = seq
         return _LinearFusion(first, latent_dims, nn.Sequential(*rest) if rest else None)
 
@@ -130,8 +153,14 @@ class AdditiveFusion(nn.Module):
 
     def project(self, modality: int, latent: Tensor) -> Tensor:
         """P_m(Z_m): the latent [rows, ...] of one modality to [rows, H]."""
-        projected: Tensor = self.projections[modality](latent)
-        return projected
+        projection = self.projections[modality]
+        if not plain_linear(projection):
+            # a layer that works in place would overwrite the caller's latents
+            projected: Tensor = projection(latent.clone())
+            return projected
+        if self.head is None and autocast_enabled(latent.device):
+            return _linear_in_float32(latent, *read_linear(projection))
+        return projection(latent)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """The A_m = P_m(Z_m), stacked to [M, N, H]."""
@@ -161,6 +190,9 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
     hidden = contributions.sum(0)
     if fusion.bias is not None:
         hidden = hidden + fusion.bias
+    if isinstance(fusion, LinearColumns):
+        dtype = fusion.called_dtype()
+        hidden = hidden if hidden.dtype == dtype else hidden.to(dtype)
     return hidden if fusion.head is None else fusion.head(hidden)
 
 
@@ -171,7 +203,9 @@ def split_activation(
 
     "none" and the whole head if it starts with something else, or where a hook would miss a call.
     """
-    if type(head) is not nn.Sequential or len(head) == 0 or _has_hooks(head) or _has_hooks(head[0]):
+    if type(head) is not nn.Sequential or len(head) == 0:
+        return "none", head
+    if not (calls_its_class(head) and calls_its_class(head[0])):
         return "none", head
     first = head[0]
     if type(first) is nn.ReLU:
@@ -179,15 +213,6 @@ def split_activation(
     if type(first) is nn.GELU:
         return "gelu" if first.approximate == "none" else "gelu_tanh", head[1:]
     return "none", head
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class LinearColumns(NamedTuple):
@@ -198,24 +223,82 @@ class LinearColumns(NamedTuple):
     latent_dims: tuple[int, ...]
     head: Callable[[Tensor], Tensor] | None = None
 
+    def called_dtype(self) -> torch.dtype:
+        """What a call of the layer gives."""
+        dtype, device = self.weight.dtype, self.weight.device
+        if autocast_enabled(device) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device.type)
+        return dtype
+
+    def product_dtype(self) -> torch.dtype:
+        """Of the contributions: float32 at least where they are logits, without a head."""
+        if self.head is None:
+            return accumulation_dtype(self.weight.dtype)
+        return self.called_dtype()
+
     def project(self, modality: int, latent: Tensor) -> Tensor:
         """A latent [rows, D_m] times its columns of the weight."""
         start = sum(self.latent_dims[:modality])
-        return F.linear(latent, self.weight[:, start : start + self.latent_dims[modality]])
+        columns = self.weight[:, start : start + self.latent_dims[modality]]
+        dtype = self.product_dtype()
+        with without_autocast(latent.device):
+            return F.linear(latent.to(dtype), columns.to(dtype))
+
+    def operands(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Latents of the layer's widths and dtype, and its weight, in the dtype of their product.
+
+        Raises:
+            ValueError, TypeError: latents that the layer does not take.
+        """
+        check_widths(latents, self.latent_dims)
+        dtype, weight = self.product_dtype(), self.weight
+        if weight.dtype == dtype and all(z.dtype == dtype for z in latents):
+            return list(latents), weight
+        check_dtypes(latents, weight)
+        return [z.to(dtype) for z in latents], weight.to(dtype)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """M latents [N, D_m] -> [M, N, H]."""
-        check_widths(latents, self.latent_dims)
-        dims = self.latent_dims
-        small = latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
-        if small and all(d == dims[0] for d in dims):
-            columns = self.weight.view(-1, len(dims), dims[0]).transpose(0, 1)  # [M, H, D]
-            # weights times latents, not the other way round: then torch's two products of the
-            # backward are the fast ones, [H, N] @ [N, D] and [D, H] @ [H, N]
-            return torch.bmm(columns, torch.stack(tuple(latents)).mT).mT
-        # contiguous blocks: for a strided one torch's backward takes a slow product
-        blocks = [block.contiguous() for block in self.weight.split(dims, dim=1)]
-        return torch.stack([F.linear(z, w) for z, w in zip(latents, blocks, strict=True)])
+        parts, weight = self.operands(latents)
+        if autocast_enabled(weight.device):
+            with without_autocast(weight.device):
+                return _products(parts, weight)
+        return _products(parts, weight)
+
+
+def _linear_in_float32(latent: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Autocast would round to 16 bits what a softmax is taken of after it was added up."""
+    dtype = accumulation_dtype(latent.dtype, weight.dtype)
+    with without_autocast(latent.device):
+        return F.linear(
+            latent.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        )
+
+
+def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
+    """Each latent [N, D_m] times its columns of the weight [H, sum of D_m]."""
+    dims = [z.shape[1] for z in latents]
+    # not a branch on sizes for torch.export, which would hold the batch to this side of it
+    tracing = torch.compiler.is_exporting()
+    small = not tracing and latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
+    if small and all(d == dims[0] for d in dims):
+        columns = weight.view(-1, len(dims), dims[0]).transpose(0, 1)  # [M, H, D]
+        # weights times latents, not the other way round: then torch's two products of the
+        # backward are the fast ones, [H, N] @ [N, D] and [D, H] @ [H, N]
+        return torch.bmm(columns, torch.stack(latents).mT).mT
+    # contiguous blocks: for a strided one torch's backward takes a slow product
+    blocks = [block.contiguous() for block in weight.split(dims, dim=1)]
+    return torch.stack([F.linear(z, w) for z, w in zip(latents, blocks, strict=True)])
+
+
+def check_dtypes(latents: Sequence[Tensor], weight: Tensor) -> None:
+    """Latents that the layer takes: of its dtype, or under autocast, which casts them."""
+    for m, z in enumerate(latents):
+        if z.dtype != weight.dtype and not autocast_enabled(weight.device):
+            raise TypeError(
+                f"latents[{m}] must be {weight.dtype} like the fusion's weight, got {z.dtype}; "
+                "cast it, or call the loss under the autocast of the encoders"
+            )
 
 
 def check_widths(latents: Sequence[Tensor], latent_dims: Sequence[int]) -> None:
@@ -234,14 +317,21 @@ def linear_columns(
     linear: nn.Linear,
     latent_dims: tuple[int, ...],
     head: Callable[[Tensor], Tensor] | None = None,
-) -> LinearColumns:
-    """A linear layer's columns by modality."""
+) -> LinearColumns | None:
+    """A linear layer's columns by modality; None if its products are not torch's plain ones."""
+    _check_in_features(linear, latent_dims)
+    weight, bias = read_linear(linear)
+    if not (plain_values(weight) and (bias is None or plain_values(bias))):
+        return None
+    return LinearColumns(weight, bias, latent_dims, head)
+
+
+def _check_in_features(linear: nn.Linear, latent_dims: tuple[int, ...]) -> None:
     if linear.in_features != sum(latent_dims):
         raise ValueError(
             f"latent_dims must add up to the linear layer's in_features = {linear.in_features}, "
             f"got {list(latent_dims)} with sum {sum(latent_dims)}"
         )
-    return LinearColumns(linear.weight, linear.bias, latent_dims, head)
 
 
 class _LinearFusion(AdditiveFusion):
@@ -252,9 +342,13 @@ class _LinearFusion(AdditiveFusion):
     ) -> None:
         nn.Module.__init__(self)
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"the first layer must be an nn.Linear, got {type(linear).__name__}")
+            raise TypeError(
+                f"the first layer must be an nn.Linear, got {type(linear).__name__}; wrap or "
+                "compile the fusion that is made here and not the layer, or pass any callable"
+            )
         self.latent_dims = checks.latent_dims(latent_dims)
-        linear_columns(linear, self.latent_dims)
+        if not isinstance(linear, nn.LazyLinear):  # which learns its width at the first call
+            _check_in_features(linear, self.latent_dims)
         self.linear = linear
         self.head = head
 
@@ -266,16 +360,28 @@ class _LinearFusion(AdditiveFusion):
     def num_modalities(self) -> int:
         return len(self.latent_dims)
 
-    def columns(self) -> LinearColumns:
-        """The layer's columns by modality."""
+    def columns(self) -> LinearColumns | None:
+        """The layer's columns by modality; None if it has to be called as a whole."""
+        if not plain_linear(self.linear):
+            return None
         return linear_columns(self.linear, self.latent_dims, self.head)
 
+    def _known_columns(self) -> LinearColumns:
+        columns = self.columns()
+        if columns is None:
+            raise TypeError(
+                f"this {type(self.linear).__name__} computes something of its own (a forward, "
+                "hooks, an adapter, a special weight): it has no contributions by modality; call "
+                "the fusion as a whole"
+            )
+        return columns
+
     def project(self, modality: int, latent: Tensor) -> Tensor:
-        return self.columns().project(modality, latent)
+        return self._known_columns().project(modality, latent)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         checks.modalities("latents", latents)
-        return self.columns().contributions(latents)
+        return self._known_columns().contributions(latents)
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
         check_widths(checks.modalities("latents", latents), self.latent_dims)
@@ -283,13 +389,43 @@ class _LinearFusion(AdditiveFusion):
         return hidden if self.head is None else self.head(hidden)
 
 
+# What a subclass would override to be another function than the class it comes from.
+_ADDITIVE_MEMBERS = ("forward", "project", "contributions", "__call__")
+
+
+def _is_as_written(fusion: AdditiveFusion) -> bool:
+    """Whether calling the fusion is what its projections, bias and head say."""
+    base = _LinearFusion if isinstance(fusion, _LinearFusion) else AdditiveFusion
+    same = all(getattr(type(fusion), n) is getattr(base, n) for n in _ADDITIVE_MEMBERS)
+    return same and calls_its_class(fusion)
+
+
 def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None:
-    """The fusion as the fast path takes it, None if it is not an additive one."""
+    """The fusion as the fast path takes it, None unless that provably equals calling it.
+
+    Compiled and data-parallel wrappers compute what they wrap.
+    """
+    while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):
+        fusion = wrapped(fusion)
     if isinstance(fusion, _LinearFusion):
-        return fusion.columns()
+        return fusion.columns() if _is_as_written(fusion) else None
     if isinstance(fusion, AdditiveFusion):
-        return fusion
-    # a subclass with a forward of its own computes something else
-    if isinstance(fusion, nn.Linear) and type(fusion).forward is nn.Linear.forward:
+        return fusion if _is_as_written(fusion) else None
+    if plain_linear(fusion):
         return linear_columns(fusion, latent_dims)
+    # run as any other callable its projections would be shared ones, with other gradients
+    if any((kind.__module__, kind.__name__) == _OURS for kind in type(fusion).__mro__):
+        raise TypeError(
+            "fusion is an AdditiveFusion of an earlier import of mcr_fast, which this one does not "
+            "know; make it anew from its layers, or use the MCRLoss of that import"
+        )
     return None
+
+
+_OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
+
+
+def additive_linear(fusion: object) -> nn.Linear | None:
+    """The linear layer that an additive fusion is but for hooks, None if there is none."""
+    linear = fusion.linear if type(fusion) is _LinearFusion else fusion
+    return linear if type(linear) is nn.Linear else None

@@ -1,20 +1,25 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast import functional
+from mcr_fast._calling import Fusion, call_fusion
 from mcr_fast._ceb import ceb as evaluate_ceb
-from mcr_fast._ceb import ceb_head
+from mcr_fast._ceb import ceb_head, late_ceb_head
+from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
-from mcr_fast._mipd import Draw, Fusion, draw_donors, run_fusion
+from mcr_fast._embedding_losses import contrastive as contrastive_loss
+from mcr_fast._mipd import Draw, Step, draw_donors
 from mcr_fast._mipd import mipd as evaluate_mipd
+from mcr_fast._torchscript import refuse_script
+from mcr_fast._watch import ImportanceWatch
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
@@ -24,8 +29,9 @@ __all__ = ["MCRLoss", "MCROutput", "NTXentLoss", "SupConLoss"]
 Contrastive = Literal["nt_xent", "sup_con"]
 Perturbation = Literal["permute", "zero", "noise"]
 CEBSource = Literal["logits", "labels"]
+FusionMode = Literal["eval", "own"]
 
-_CONTRASTIVE = {"nt_xent": functional.nt_xent, "sup_con": functional.sup_con}
+_CONTRASTIVE = {name: partial(contrastive_loss, name) for name in get_args(Contrastive)}
 
 
 class MCROutput(NamedTuple):
@@ -50,8 +56,16 @@ class MCROutput(NamedTuple):
     importance: Tensor
 
 
+def _importance(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] -> [M]
+    """Each modality's share of the single-modality divergences, which come first."""
+    single = divergences if len(divergences) == num_modalities else divergences[:num_modalities]
+    single = single.clamp(min=0)  # rounding can leave one just below
+    total = single.sum()
+    return torch.where(total == 0, 1 / num_modalities, single / total)
+
+
 class MCRLoss(nn.Module):
-    """The Multimodal Competition Regularizer: add ``.loss`` to the task loss.
+    """The Multimodal Competition Regularizer: add ``.loss`` to the task and unimodal losses.
 
     loss = mipd_weight * L_MIPD + contrastive_weight * L_Con + ceb_weight * L_CEB
 
@@ -62,7 +76,13 @@ class MCRLoss(nn.Module):
       Linear(D, sum D_m) without biases and D the largest latent width
       (`functional.reconstruction_loss`).
 
-    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer.
+    A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
+    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
+
+    The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
+    losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
+    not optional: alone, with the default weights, L_Con drives the fusion, and a modality that is
+    learned slowly ends up ignored (docs/training.md has figures).
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.
@@ -89,6 +109,9 @@ class MCRLoss(nn.Module):
             own donor (if a batch has too few rows for that, N - 1 < M, they share; and "all"
             shares).
         chunk_rows: rows that a fusion which is not linear is run on at once; None: 16 MB of input.
+        fusion_mode: how the regularizer's own runs of a fusion that is not linear see its modules:
+            ``"eval"``, dropout off and batch norm by its running statistics, which are not
+            updated; ``"own"``, in the mode they are in. The logits are the fusion's own either way.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
@@ -99,21 +122,27 @@ class MCRLoss(nn.Module):
         The value of L_MIPD is the plain sum whatever the routing, so finite differences agree with
         its gradient only for ``"collaborative"`` with ``"shared"``. Linear fusions run in one
         kernel; for others each subset's fusion runs once, chunk by chunk, forward and backward
-        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). Dropout
-        draws anew in every chunk and batch norm counts perturbed rows: put such a fusion into eval
-        mode, or pass a function. Works under autocast; ``torch.compile`` takes a linear fusion
-        without a graph break. The same bits every run on one machine. No double backward.
+        inside ``forward``, so memory does not grow with K ("noise" holds its K draws). A fusion is
+        what calling it computes: hooks, adapters and wrappers count. Gradient hooks hear one
+        gradient a backward (docs/gradient-routing.md). Works under autocast; ``torch.compile``
+        takes a linear fusion without a graph break. The same bits every run on one machine. No
+        double backward.
+        ``importance`` is looked at in every 16th forward that is trained on: a modality that stays
+        under 2 % for 32 looks is named in a warning, once. That never waits for a device.
 
     Reference:
         Algorithm 1 and equations 9-13 of arXiv 2411.07335.
 
     Example:
         >>> import torch, mcr_fast
+        >>> from torch.nn.functional import cross_entropy
         >>> mcr = mcr_fast.MCRLoss([4, 4], num_classes=3)
         >>> fusion, labels = torch.nn.Linear(8, 3), torch.tensor([0, 1, 2, 0])
-        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+        >>> heads = [torch.nn.Linear(4, 3) for _ in range(2)]  # one a modality
+        >>> latents = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]  # of encoders
         >>> out = mcr(latents, labels, fusion=fusion)
-        >>> loss = torch.nn.functional.cross_entropy(out.logits, labels) + out.loss
+        >>> unimodal = sum(cross_entropy(head(z), labels) for head, z in zip(heads, latents))
+        >>> loss = cross_entropy(out.logits, labels) + 3.0 * unimodal + out.loss
         >>> loss.backward()
         >>> out.importance.shape
         torch.Size([2])
@@ -142,20 +171,28 @@ class MCRLoss(nn.Module):
         ceb_source: CEBSource = "logits",
         shared_donor: bool = False,
         chunk_rows: int | None = None,
+        fusion_mode: FusionMode = "eval",
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
         self.latent_dims = checks.latent_dims(latent_dims)
-        checks.whole("num_classes", num_classes)
+        num_classes = checks.whole("num_classes", num_classes)
         checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
         checks.choice("scheme", scheme, SCHEMES)
         checks.choice("contrastive", contrastive, get_args(Contrastive))
         checks.choice("perturbation", perturbation, get_args(Perturbation))
         checks.choice("ceb_source", ceb_source, get_args(CEBSource))
+        checks.choice("fusion_mode", fusion_mode, get_args(FusionMode))
+        if num_classes == 1 and divergence == "jsd":
+            raise ValueError(
+                "num_classes must be at least 2 for divergence='jsd': the softmax of one logit is "
+                "1, whatever it is; for one logit (binary or multi-label) take "
+                "divergence='binary_jsd', for regression 'mse'"
+            )
         if num_permutations != "all":
-            checks.whole("num_permutations", num_permutations)
+            num_permutations = checks.whole("num_permutations", num_permutations)
         if chunk_rows is not None:
-            checks.whole("chunk_rows", chunk_rows)
+            chunk_rows = checks.whole("chunk_rows", chunk_rows)
         self.num_classes = num_classes
         self.strategy = strategy
         self.num_permutations = num_permutations
@@ -173,9 +210,14 @@ class MCRLoss(nn.Module):
         self.ceb_source = ceb_source
         self.shared_donor = shared_donor
         self.chunk_rows = chunk_rows
+        self.fusion_mode = fusion_mode
         self.backend = backend
         self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._watch = ImportanceWatch(len(self.latent_dims))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script("MCRLoss")
 
     def extra_repr(self) -> str:
         """The options."""
@@ -218,15 +260,15 @@ class MCRLoss(nn.Module):
         num_rows = parts[0].shape[0]
         self._check_labels(labels, num_rows, parts[0].device)
         rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
-        zeros = parts[0].new_zeros(len(self.subset_masks), dtype=accumulation_dtype(parts[0].dtype))
-        mipd, contrastive, ceb, divergences = zeros[0], zeros[0], zeros[0], zeros
+        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
+        mipd, contrastive, ceb = zero, zero, zero
         if self.mipd_weight != 0:
-            mipd, divergences, logits = evaluate_mipd(
-                parts, fusion, logits, self.num_classes, rows, self._game(), draw
-            )
-        elif logits is None:
-            logits = run_fusion(fusion, parts)
-            checks.fusion_output(logits, num_rows, self.num_classes)
+            step = Step(parts, fusion, logits, self.num_classes, rows, self._game(), draw)
+            mipd, divergences, logits = evaluate_mipd(step)
+        else:
+            divergences = zero.new_zeros(len(self.subset_masks))
+            if logits is None:
+                logits = call_fusion(fusion, parts, self.num_classes)
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
             contrastive = _CONTRASTIVE[self.contrastive](
@@ -235,17 +277,19 @@ class MCRLoss(nn.Module):
                 temperature=self.temperature,
                 present=present,
                 backend=self.backend,
+                name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
-            assert self.ceb_head is not None, "made with the weight"
+            if self.ceb_head is None:
+                self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, parts[0])
             seen = labels if self.ceb_source == "labels" else logits.detach()
             assert seen is not None, "checked"
             classes = self.num_classes
             ceb = evaluate_ceb(self.ceb_head, pooled, seen, classes, present, self.backend)
-        single = divergences[: len(parts)].clamp(min=0)  # rounding can leave one just below
-        total = single.sum()
-        importance = torch.where(total == 0, 1 / len(parts), single / total)
-        loss = self._weighted((contrastive, ceb, mipd), zeros[0])
+        loss = self._weighted((contrastive, ceb, mipd), zero)
+        importance = _importance(divergences, len(parts))
+        if self.mipd_weight != 0 and loss.requires_grad:
+            self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
@@ -317,8 +361,10 @@ class MCRLoss(nn.Module):
         checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
         checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
         permute = self.perturbation == "permute"
+        draws = self.mipd_weight != 0 and permutations is None
+        source = generator_of_step(generator) if draws else generator
         draw = Draw(
-            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, generator
+            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, source
         )
         order, donors = None, None
         if permutations is None and self.mipd_weight != 0:
@@ -343,5 +389,6 @@ class MCRLoss(nn.Module):
             self.clean_path,
             self.divergence,
             self.chunk_rows,
+            self.fusion_mode,
             self.backend,
         )

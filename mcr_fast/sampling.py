@@ -1,11 +1,12 @@
 """Which rows donate to which: random permutations of the batch."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from mcr_fast._numbers import whole
 from mcr_fast.reference._game import donor_table
 
 Scheme = Literal["uniform", "cyclic"]
@@ -83,7 +84,8 @@ def sample_permutations(
     Raises:
         ValueError: K < 1, N < 0, M < 1, an unknown scheme; for cyclic K > N-1, and M > N-1 with own
             donors, because there are only N-1 shifts.
-        TypeError: a count that is not an int.
+        TypeError: a count that is no whole number, of Python or of another library such as numpy;
+            a generator of another kind than torch's.
 
     Note:
         The same generator state gives the same permutations; nothing waits for the device. A draw
@@ -101,20 +103,27 @@ def sample_permutations(
         >>> bool((sample.index() == torch.arange(4)).any())
         False
     """
+    num_permutations = whole("num_permutations", num_permutations, wanted="an int")
+    batch_size = whole("batch_size", batch_size, 0, wanted="an int")
+    if num_modalities is not None:
+        num_modalities = whole("num_modalities", num_modalities, wanted="an int")
     _check(num_permutations, batch_size, scheme, num_modalities)
-    draw_on = generator.device if generator else torch.device(device or torch.get_default_device())
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    device = None if device is None else _device(device)
+    # None: torch's default one
+    draw_on = device if generator is None else generator.device
+    draw = _drawn(generator, draw_on)
     if scheme == "uniform":
         count = (
             (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
         )
         # float64: with 2^-53 between keys, ties that would favour some orders do not happen
-        keys = torch.rand(
-            *count, batch_size, generator=generator, device=draw_on, dtype=torch.float64
-        )
+        keys = torch.rand(*count, batch_size, **draw, dtype=torch.float64)
         table = keys.argsort(-1)
         return table if device is None else table.to(device, non_blocking=True)
-    order = torch.randperm(batch_size, generator=generator, device=draw_on)
-    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, generator, draw_on)
+    order = torch.randperm(batch_size, **draw)
+    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, draw)
     if device is None:
         return CyclicPermutations(order, shifts)
     return CyclicPermutations(
@@ -122,39 +131,46 @@ def sample_permutations(
     )
 
 
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must name one that torch knows, got {device!r}") from None
+
+
+def _drawn(generator: torch.Generator | None, device: torch.device | None) -> dict[str, Any]:
+    """Where and from what torch's functions draw.
+
+    A generator that is named, even as None, makes torch.export take the batch for a constant size.
+    """
+    return {"device": device} | ({} if generator is None else {"generator": generator})
+
+
 def _draw_shifts(
     num_permutations: int,
     batch_size: int,
     num_modalities: int | None,
-    generator: torch.Generator | None,
-    device: torch.device,
+    draw: dict[str, Any],
 ) -> Tensor:  # [K] or [M, K]
+    device = draw["device"]
     available = max(batch_size - 1, 0)
     if available == 0:
         own = () if num_modalities is None else (num_modalities,)
         return torch.empty(*own, 0, dtype=torch.int64, device=device)
     step = torch.arange(num_permutations, device=device)
     if num_modalities is None:
-        first = torch.randint(available, (1,), generator=generator, device=device)
+        first = torch.randint(available, (1,), **draw)
         return (first + step) % available + 1
     # Not consecutive: K rows would take their donors from the same rows, modality by modality.
-    shifts = torch.randperm(available, generator=generator, device=device) + 1
+    shifts = torch.randperm(available, **draw) + 1
     # modality m reads the shuffled shifts from its own starting point: distinct along k because the
     # shifts are, distinct along m because the starting points are
-    start = torch.randperm(available, generator=generator, device=device)[:num_modalities, None]
+    start = torch.randperm(available, **draw)[:num_modalities, None]
     return shifts[(start + step) % available]
 
 
 def _check(num_permutations: int, batch_size: int, scheme: str, num_modalities: int | None) -> None:
-    counts = {"num_permutations": (num_permutations, 1), "batch_size": (batch_size, 0)}
-    if num_modalities is not None:
-        counts["num_modalities"] = (num_modalities, 1)
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {SCHEMES}, got {scheme!r}")
     if scheme != "cyclic" or batch_size <= 1:
         return

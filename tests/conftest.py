@@ -9,6 +9,16 @@ def pytest_addoption(parser):
     parser.addoption(
         "--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one"
     )
+    parser.addoption("--slow", action="store_true", help="also run what takes minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.slow:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 def pytest_collection_finish(session):

@@ -6,12 +6,18 @@ from mcr_fast import _checks
 
 
 def test_permutations_are_not_read_off_the_cpu(monkeypatch):
-    elsewhere = torch.empty(1, device="meta")
+    class Elsewhere(torch.Tensor):
+        """A tensor of a device that has to be waited for."""
+
+        is_cpu = False
+
+    elsewhere = torch.empty(1).as_subclass(Elsewhere)
     monkeypatch.delenv("MCR_FAST_CHECK", raising=False)
     assert not _checks.may_read(elsewhere)
     assert _checks.may_read(torch.empty(1))
     monkeypatch.setenv("MCR_FAST_CHECK", "1")
     assert _checks.may_read(elsewhere)
+    assert not _checks.may_read(torch.empty(1, device="meta")), "there is nothing to read"
 
 
 def test_label_codes_are_equal_where_labels_are():

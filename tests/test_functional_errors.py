@@ -253,6 +253,16 @@ BAD = {
         TypeError,
         "num_permutations must be an int, got float",
     ),
+    "generator": (
+        lambda: mcr_fast.sample_permutations(1, 3, generator=0),
+        TypeError,
+        "generator must be a torch.Generator, got int",
+    ),
+    "device_name": (
+        lambda: mcr_fast.sample_permutations(1, 3, device="gpu"),
+        ValueError,
+        "device must name one that torch knows, got 'gpu'",
+    ),
     "count_low": (
         lambda: mcr_fast.sample_permutations(0, 3),
         ValueError,

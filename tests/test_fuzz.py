@@ -36,6 +36,8 @@ def draw(seed):
         "num_permutations": rng.choice([1, 2, 5, 32, "all"]),
         "shared_donor": rng.random() < 0.5,
     }
+    if options["divergence"] == "jsd":  # of one logit it is refused
+        sizes["classes"] = max(sizes["classes"], 2)
     if options["num_permutations"] == 32 and options["scheme"] == "uniform":
         options["num_permutations"] = 7
     n, m = sizes["num_rows"], sizes["num_modalities"]

@@ -27,6 +27,9 @@ STEM_FILES = (
 # A unit imports from lower layers and from itself only.
 LAYER = {
     "_version": 0,
+    "_process": 0,
+    "_numbers": 0,
+    "_torchscript": 0,
     "env": 1,
     "reference": 1,
     "kernels": 1,
@@ -35,14 +38,21 @@ LAYER = {
     "_chunks": 2,
     "_checks": 3,
     "_embedding_losses": 4,
+    "_watch": 4,
     "functional": 5,
+    "_wrapping": 1,
+    "_reach": 1,
+    "_runs": 1,
+    "_checkpointing": 1,
     "fusion": 4,
-    "_sources": 5,
-    "perturbation": 6,
+    "_calling": 4,
+    "_owners": 5,
+    "_sources": 6,
+    "perturbation": 7,
     "_ceb": 6,
     "_contrastive": 6,
-    "_mipd": 7,
-    "modules": 8,
+    "_mipd": 8,
+    "modules": 9,
 }
 
 

@@ -104,6 +104,36 @@ def test_compiled_and_autocast():
         torch.testing.assert_close(run(), eager, rtol=0.1, atol=0.02)
 
 
+def rounded(seed, num_rows):
+    """Factors that bfloat16 holds, where products of them need more than 8 bits."""
+    return [x.detach().to(torch.bfloat16).double() for x in leaves(seed, num_rows)]
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("how", ["16-bit", "autocast", "mixed under autocast"])
+def test_logits_are_not_rounded_to_16_bits(how, backend):
+    """Against float64: what is left of an error is float32's, and one rounding of the gradient."""
+    inputs = rounded(8, 40)
+    *latents, weight, bias = [x.clone().requires_grad_() for x in inputs]
+    truth = linear_permuted_divergence(latents, weight, bias=bias, strategy="independent")
+    truth.sum().backward()
+    dtypes = [torch.bfloat16 if how == "16-bit" else torch.float32] * 5
+    if how.startswith("mixed"):
+        dtypes[0] = torch.bfloat16
+    ours = [x.to(d).requires_grad_() for x, d in zip(inputs, dtypes, strict=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in how):
+        value = linear_permuted_divergence(
+            ours[:3], ours[3], bias=ours[4], strategy="independent", backend=backend
+        )
+    value.sum().backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), truth.detach(), rtol=1e-5, atol=1e-6)
+    for x, y in zip(ours, (*latents, weight, bias), strict=True):
+        rtol = torch.finfo(x.dtype).eps if x.dtype == torch.bfloat16 else 1e-4
+        atol = 1e-2 * rtol * float(y.grad.abs().max())
+        torch.testing.assert_close(x.grad.double(), y.grad, rtol=rtol, atol=atol)
+
+
 def test_errors():
     *latents, weight, bias = leaves(7, 7)
     with pytest.raises(ValueError, match=r"weight must have shape \[C, 12\]"):

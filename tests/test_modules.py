@@ -10,8 +10,8 @@ from regularizer import LABELS, WAYS, C, D, N, mcr, setting
 from torch import nn
 
 import mcr_fast
-from mcr_fast import _mipd
 from mcr_fast import functional as F
+from mcr_fast._calling import call_fusion
 
 # The terms
 
@@ -137,7 +137,7 @@ def test_missing_modalities_reach_no_term():
 @pytest.mark.parametrize("kind", WAYS)
 def test_given_logits_are_returned(kind):
     fusion, latents = setting(kind)
-    logits = _mipd.run_fusion(fusion, latents)
+    logits = call_fusion(fusion, latents, C)
     out = mcr()(latents, LABELS, fusion=fusion, logits=logits)
     assert out.logits is logits
     torch.manual_seed(0)
@@ -288,3 +288,34 @@ def test_contrastive_modules():
         assert "temperature=0.3" in repr(pickle.loads(pickle.dumps(module)))
     assert mcr_fast.NTXentLoss().temperature == 0.5
     assert mcr_fast.SupConLoss().temperature == 0.1
+
+
+# The task's own second derivatives
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_penalty_on_the_task_loss_through_the_logits(kind):
+    """Only the regularizer's own part refuses a second derivative."""
+    fusion, latents = setting(kind)
+    tensors = [*latents, *fusion.parameters()]
+
+    def penalty(logits):
+        task = torch.nn.functional.cross_entropy(logits, LABELS)
+        grads = torch.autograd.grad(task, latents, create_graph=True)
+        return sum(g.square().sum() for g in grads)
+
+    inputs = torch.cat(latents, 1) if kind == "linear" else latents
+    wanted = torch.autograd.grad(penalty(fusion(inputs)), tensors, allow_unused=True)
+    out = mcr(num_permutations="all")(latents, LABELS, fusion=fusion)
+    ours = torch.autograd.grad(penalty(out.logits), tensors, retain_graph=True, allow_unused=True)
+    for a, b in zip(ours, wanted, strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b)
+    task = torch.nn.functional.cross_entropy(out.logits, LABELS)
+    together = torch.autograd.grad(task + out.loss, latents, create_graph=True)
+    first = torch.autograd.grad(task, latents, retain_graph=True)
+    second = torch.autograd.grad(out.loss, latents, retain_graph=True)
+    for a, b, c in zip(together, first, second, strict=True):
+        torch.testing.assert_close(a, b + c)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        sum(g.square().sum() for g in together).backward()

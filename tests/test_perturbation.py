@@ -32,7 +32,9 @@ def test_each_subset_runs_once(num_modalities, clean_path):
     loss = mcr(num_modalities, num_permutations="all", clean_path=clean_path)
     loss(latents, None, fusion=fusion).loss.backward()
     subsets = 2**num_modalities - 2
-    assert fusion.rows == [ROWS] + [ROWS * (ROWS - 1)] * subsets
+    # the routed clean path has a gradient for each player, and one for what they share
+    clean_again = num_modalities + 1 if clean_path == "routed" else 0
+    assert fusion.rows == [ROWS] + [ROWS * (ROWS - 1)] * subsets + [ROWS] * clean_again
 
 
 def test_chunks_bound_the_rows_of_a_run():
@@ -371,3 +373,22 @@ def test_layers_that_work_in_place(make):
         out.loss.backward()
         results.append([out.divergences, *(z.grad for z in latents), weight.grad])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("kind", ["additive_head", "gated"])
+def test_donors_that_nobody_read_give_nan(kind, monkeypatch):
+    """What a GPU is not asked about: a table with a donor twice or out of range, on every path."""
+    monkeypatch.setattr("mcr_fast._checks.permutations.may_read", lambda x: False)
+    monkeypatch.setattr("mcr_fast._chunks.READ_AT_THE_EDGE", ())
+    good = torch.stack([torch.randperm(ROWS, generator=generator(1)) for _ in range(2)])
+    for bad in (None, (0, 0, good[0, 1]), (1, 2, ROWS + 7), (1, 0, -3)):
+        case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
+        table = good.clone()
+        if bad is not None:
+            table[bad[0], bad[1]] = bad[2]
+        loss = mcr(2, strategy="independent", clean_path="routed", chunk_rows=4)
+        out = loss(latents, None, fusion=case.fusion, permutations=table)
+        out.mipd.backward()
+        grads = [x.grad for x in [*latents, *case.fusion.parameters()] if x.grad is not None]
+        for x in [out.divergences, out.mipd, *grads]:
+            assert x.isnan().all() if bad is not None else not x.isnan().any()

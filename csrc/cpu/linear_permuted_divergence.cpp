@@ -1,6 +1,7 @@
 // permuted_divergence of a linear layer over concatenated latents, from the latents: the layer's
 // products and the divergence in one call. On a small batch the calls between them would cost as
 // much as the arithmetic.
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/permuted_divergence_launcher.h"
 #include "cpu/products.h"
@@ -87,6 +88,23 @@ Tensor matrix_of(const Tensor& x, int64_t m) {
   return matrix(data, x.scalar_type(), N, C, C, 1);
 }
 
+// Latents of one batch whose widths add up to the weight's.
+Arguments check_layer(const std::vector<Tensor>& latents, const Tensor& weight) {
+  const Arguments arguments("linear_permuted_divergence", weight);
+  STD_TORCH_CHECK(!latents.empty() && latents.size() <= kMaxModalities,
+                  "linear_permuted_divergence: 1 to ", kMaxModalities, " latents, got ",
+                  latents.size());
+  int64_t width = 0;
+  for (const Tensor& z : latents) {
+    arguments.check("latents", z, Holds::kFloats, {latents[0].size(0), kAnySize});
+    STD_TORCH_CHECK(z.scalar_type() == weight.scalar_type(),
+                    "linear_permuted_divergence: latents must have the dtype of the weight");
+    width += z.size(1);
+  }
+  arguments.check("weight", weight, Holds::kFloats, {kAnySize, width});
+  return arguments;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
     const std::vector<Tensor>& latents,  // M tensors [N, D_m]
     const Tensor& weight,                // [C, sum of D_m]
@@ -95,6 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
     const OptionalTensor& present, const OptionalTensor& sample_weight,
     const std::vector<int64_t>& subsets, const std::string& strategy, const std::string& clean_path,
     const std::string& divergence, const std::string& exclude, bool want_grad) {
+  check_layer(latents, weight);
   const int64_t M = int64_t(latents.size()), N = latents[0].size(0), C = weight.size(0);
   const Tensor contributions = empty_cpu({M, N, C}, weight.scalar_type());
   Columns columns(weight);
@@ -121,7 +140,13 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
-  const int64_t M = int64_t(latents.size()), N = latents[0].size(0);
+  const Arguments arguments = check_layer(latents, weight);
+  const int64_t M = int64_t(latents.size()), N = latents[0].size(0), C = weight.size(0);
+  arguments.check("contributions", contributions, Holds::kFloats, {M, N, C});
+  arguments.check("grad_contributions", grad_contributions, Holds::kFloats, {M, N, C});
+  STD_TORCH_CHECK(int64_t(wanted.size()) == M + 1 && (grad || grad_contributions),
+                  "linear_permuted_divergence: wanted must hold ", M + 1,
+                  " marks, and one gradient must be given");
   const ScalarType dtype = weight.scalar_type();
   Tensor to_contributions = contributions, grad_bias = unit_grad_bias;
   if (grad_contributions) to_contributions = contiguous_as(*grad_contributions, dtype);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "arguments.h"
 #include "cpu/permuted_divergence_launcher.h"
 #include "divergence_options.h"
 
@@ -136,6 +137,8 @@ std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cpu(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude, bool want_grad) {
+  Arguments("permuted_divergence", contributions)
+      .check("contributions", contributions, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
   const PermutedDivergenceOptions options{subsets, strategy, clean_path, divergence, exclude};
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -155,6 +158,8 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
     const std::string& exclude) {
   const ScalarType dtype = contributions.scalar_type();
   const ScalarType bias_dtype = bias ? bias->scalar_type() : dtype;
+  check_pair_gradients(grad, unit_grad, unit_grad_bias, contributions, bias, subsets,
+                       dtype == ScalarType::Double);
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const Tensor upstream = contiguous_as(grad, scalar_type_of<T>());
@@ -162,7 +167,8 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
     bool equal = true;
     for (int64_t s = 0; s < upstream.numel(); ++s) equal = equal && g[s] == g[0];
     if (equal) {
-      return {scaled<T>(unit_grad, g[0], dtype), scaled<T>(unit_grad_bias, g[0], bias_dtype)};
+      const T factor = upstream.numel() ? g[0] : T(0);
+      return {scaled<T>(unit_grad, factor, dtype), scaled<T>(unit_grad_bias, factor, bias_dtype)};
     }
     const PermutedDivergenceOptions options{subsets, strategy, clean_path, divergence, exclude};
     const PermutedDivergenceInputs<T> in(contributions, bias, order, donors, labels, present,

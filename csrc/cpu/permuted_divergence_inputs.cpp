@@ -2,7 +2,10 @@
 #include "cpu/permuted_divergence_inputs.h"
 
 #include <algorithm>
+#include <atomic>
 
+#include "arguments.h"
+#include "cpu/permutations.h"
 #include "divergence_options.h"
 
 namespace mcr {
@@ -13,6 +16,15 @@ constexpr int64_t kGrain = 1 << 14;  // elements: about 10 us of one core
 // Up to this many classes a lane of the vector takes a whole row; beyond, the tiles of a lane team
 // leave L1, and that costs more than a row team's padding and reductions. Measured.
 constexpr int64_t kMaxLaneClasses = 48;
+
+// The first of the numbers, for an error.
+std::string listed(const int64_t* numbers, int64_t count) {
+  std::string text = "[";
+  for (int64_t i = 0; i < std::min<int64_t>(count, 16); ++i) {
+    text += (i ? ", " : "") + std::to_string(numbers[i]);
+  }
+  return text + "]" + (count > 16 ? "..." : "");
+}
 
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kFarthest = 1e20;  // as jsd.h
@@ -51,6 +63,8 @@ PermutedDivergenceInputs<T>::PermutedDivergenceInputs(
       N_(contributions.size(1)),
       C_(contributions.size(2)),
       kernels_(cpu_kernels().permuted_divergence) {
+  check_pairs(Arguments("permuted_divergence", contributions), M_, N_, C_, bias, order, donors,
+              labels, present, sample_weight, options.subsets, options.exclude);
   read_options(options);
   read_donors(order, donors);
   read_masks(labels, present, sample_weight);
@@ -87,20 +101,39 @@ void PermutedDivergenceInputs<T>::read_donors(const OptionalTensor& order,
   if (order) {
     kept_alive_.push_back(contiguous_as(*order, ScalarType::Long));
     order_ = kept_alive_.back().template const_data_ptr<int64_t>();
+    STD_TORCH_CHECK(first_non_permutation(order_, 1, N_) < 0,
+                    "permutations.order must be a permutation of 0..", N_ - 1);
+    for (int64_t k = 0; k < d.numel(); ++k) {
+      STD_TORCH_CHECK(from[k] >= 1 && from[k] < N_, "permutations.shifts must be in 1..N-1 = 1..",
+                      N_ - 1, ", got ", from[k]);
+    }
     problem_.shifts = from;
     return;
   }
+  read_table(d);
+}
+
+template <class T>
+void PermutedDivergenceInputs<T>::read_table(const Tensor& donors) {
   STD_TORCH_CHECK(N_ < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
+  const int64_t* from = donors.const_data_ptr<int64_t>();
   // Whole vectors of indices: a lane past the last row reads row 0 and adds 0 to it.
   const int64_t W = width(), padded = (N_ + W - 1) / W * W;
-  const int64_t count = d.size(0) * d.size(1);
+  const int64_t count = donors.size(0) * donors.size(1);
   table_.resize(count * padded);
+  std::atomic<int64_t> wrong{-1};
   for_each_range(count, std::max<int64_t>(1, kGrain / padded), [&](int64_t begin, int64_t end) {
+    const int64_t found = first_non_permutation(from + begin * N_, end - begin, N_);
+    // not thrown from here, where another thread may be at work
+    if (found >= 0) wrong = begin + found;
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t a = 0; a < N_; ++a) table_[r * padded + a] = int32_t(from[r * N_ + a]);
       std::fill(&table_[r * padded] + N_, &table_[r * padded] + padded, 0);
     }
   });
+  STD_TORCH_CHECK(wrong < 0, "every row of permutations must be a permutation of 0..", N_ - 1,
+                  ", but permutations[", wrong % donors.size(1), "] is ",
+                  listed(from + wrong * N_, N_));
   problem_.table_stride = padded;
   problem_.table = table_.get();
 }
@@ -128,7 +161,11 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
   if (sample_weight) {
     const Tensor weight = contiguous_as(*sample_weight, scalar_type_of<T>());
     const T* from = weight.const_data_ptr<T>();
-    for (int64_t a = 0; a < N_; ++a) row_weight_.push_back(from[row_at(a)]);
+    for (int64_t a = 0; a < N_; ++a) {
+      row_weight_.push_back(from[row_at(a)]);
+      STD_TORCH_CHECK(!(row_weight_[a] < 0), "sample_weight must not be negative, got ",
+                      row_weight_[a]);
+    }
     problem_.row_weight = row_weight_.data();
   }
   problem_.masked = present || problem_.exclude != Exclude::kNone;

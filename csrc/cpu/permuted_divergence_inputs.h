@@ -48,6 +48,7 @@ class PermutedDivergenceInputs {
  private:
   void read_options(const PermutedDivergenceOptions& options);
   void read_donors(const OptionalTensor& order, const OptionalTensor& donors);
+  void read_table(const Tensor& donors);
   void read_masks(const OptionalTensor& labels, const OptionalTensor& present,
                   const OptionalTensor& sample_weight);
   void choose_team();

@@ -1,6 +1,7 @@
 // Launcher of reconstruction_loss.
 #include <torch/csrc/stable/library.h>
 
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/tensors.h"
 
@@ -118,6 +119,7 @@ std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
 
 Tensor reconstruction_loss_fwd_cpu(const std::vector<Tensor>& latents,  // M of [N, D_m]
                                    const Tensor& reconstruction) {      // [N, sum of D_m]
+  check_parts(latents, reconstruction);
   const Inputs in(latents, reconstruction);
   return dispatch(in.reconstruction.scalar_type(),
                   [&](auto T, auto In) { return forward<decltype(T), decltype(In)>(in); });
@@ -127,10 +129,12 @@ std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cpu(
     const Tensor& grad,                  // []
     const std::vector<Tensor>& latents,  // M of [N, D_m]
     const Tensor& reconstruction) {      // [N, sum of D_m]
+  check_parts(latents, reconstruction).check_number("grad", grad);
   const Inputs in(latents, reconstruction);
   auto [grads, grad_h] = dispatch(in.reconstruction.scalar_type(), [&](auto T, auto In) {
     using Arithmetic = decltype(T);
-    return backward<Arithmetic, decltype(In)>(*grad.const_data_ptr<Arithmetic>(), in);
+    const Tensor upstream = contiguous_as(grad, scalar_type_of<Arithmetic>());
+    return backward<Arithmetic, decltype(In)>(*upstream.const_data_ptr<Arithmetic>(), in);
   });
   const auto cast = [](const Tensor& x, ScalarType dtype) {
     return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/tensors.h"
 #include "divergence_options.h"
@@ -71,7 +72,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
     weight_values = contiguous_as(*row_weight, dtype);
     pr.row_weight = weight_values.const_data_ptr<T>();
     weights = 0;
-    for (int64_t r = 0; r < R; ++r) weights += double(pr.row_weight[r]);
+    for (int64_t r = 0; r < R; ++r) {
+      STD_TORCH_CHECK(!(pr.row_weight[r] < 0), "row_weight must not be negative, got ",
+                      pr.row_weight[r]);
+      weights += double(pr.row_weight[r]);
+    }
   }
 
   const auto& kernels = cpu_kernels().row_divergence;
@@ -106,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
     const std::string& divergence, bool want_grad) {
+  check_held_rows(perturbed, clean, rows, row_weight);
   const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
                          accumulation_type(clean) == ScalarType::Double;
   return is_double ? forward<double>(perturbed, clean, rows, row_weight, divergence, want_grad)
@@ -117,13 +123,16 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of
                                                   const Tensor& unit_grad_clean,      // [N, C]
                                                   const Tensor& perturbed,  // their dtypes
                                                   const Tensor& clean) {
+  const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
+                         accumulation_type(clean) == ScalarType::Double;
+  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, is_double);
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const T g = *contiguous_as(grad, scalar_type_of<T>()).template const_data_ptr<T>();
     return {scaled<T>(unit_grad_perturbed, g, perturbed.scalar_type()),
             scaled<T>(unit_grad_clean, g, clean.scalar_type())};
   };
-  return unit_grad_clean.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  return is_double ? run(double{}) : run(float{});
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "arguments.h"
 #include "cpu/products.h"
 
 namespace mcr {
@@ -38,6 +39,7 @@ Similarities<T>::Similarities(const SimilarityKernels<T>& kernels, const Tensor&
       width_(embeddings.size(1)),
       scale_(kLog2e / temperature),
       want_grad_(want_grad) {
+  check_rows(embeddings, labels, present, temperature);
   sort_rows(labels, present);
   bfloat16_ = want_grad && rows_ >= kMinBfloat16Rows &&
               embeddings.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products();
@@ -242,9 +244,15 @@ template class Similarities<float>;
 template class Similarities<double>;
 
 Tensor scaled_unit_grad(const Tensor& grad, const Tensor& unit_grad, ScalarType dtype) {
-  return unit_grad.scalar_type() == ScalarType::Double
-             ? scaled(unit_grad, *grad.const_data_ptr<double>(), dtype)
-             : scaled(unit_grad, *grad.const_data_ptr<float>(), dtype);
+  const Arguments arguments("the contrastive losses", unit_grad);
+  arguments.check_number("grad", grad);
+  const ScalarType unit_dtype = unit_grad.scalar_type();
+  arguments.check_unit("unit_grad", unit_grad, unit_dtype == ScalarType::Double,
+                       {kAnySize, kAnySize});
+  const Tensor upstream = contiguous_as(grad, unit_dtype);
+  return unit_dtype == ScalarType::Double
+             ? scaled(unit_grad, *upstream.const_data_ptr<double>(), dtype)
+             : scaled(unit_grad, *upstream.const_data_ptr<float>(), dtype);
 }
 
 }  // namespace mcr

@@ -108,7 +108,8 @@ int group_of_rows(int64_t tile) {
 
 // unit * factor, in `dtype`: the backward of an op whose forward took the gradient.
 template <class T>
-Tensor scaled(const Tensor& unit, T factor, ScalarType dtype) {
+Tensor scaled(const Tensor& given, T factor, ScalarType dtype) {
+  const Tensor unit = contiguous_as(given, scalar_type_of<T>());
   const Tensor out = torch::stable::empty_like(unit);
   const T* from = unit.const_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>();

@@ -10,7 +10,11 @@ namespace mcr {
 namespace {
 
 constexpr size_t kAlignment = 64;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kMaxKept = 0;  // blocks of exactly the size asked for, and gone after use
+#else
 constexpr size_t kMaxKept = size_t{16} << 20;  // bytes a thread keeps at most
+#endif
 
 // In front of every block.
 struct alignas(kAlignment) Header {

@@ -72,7 +72,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   lay_out(layout, stream);
   if (sums) {
     double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
-    weigh_subsets(pr, in.subsets(), upstream, row_sums, factors, device_masks, stream);
+    weigh_subsets(pr, in.subsets(), layout, upstream, row_sums, factors, device_masks, stream);
   }
   pr.factors = factors;
   pr.subsets = device_masks;
@@ -92,7 +92,8 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
     pr.last = std::min(pr.first + chunk, pr.permutations);
     pull_pairs(pr, stream);
   }
-  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream, skip);
+  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream, skip,
+             factors);
   if (bias_grad) {
     float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
     sum_bias(pr.grad_bias_rows, N, C, partial,
@@ -129,6 +130,8 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
+  check_pair_gradients(grad, unit_grad, unit_grad_bias, contributions, bias, subsets, false);
+  STD_TORCH_CHECK(!subsets.empty(), "permuted_divergence: no subset, and so no gradient");
   const OnDeviceOf device(contributions);
   const bool equal = grad.numel() <= 1 || grad.stride(0) == 0;
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "cuda/permuted_divergence_kernels.h"
 #include "cuda/tensors.h"
 #include "divergence_options.h"
@@ -30,6 +31,11 @@ class PermutedDivergenceInputs {
   PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad)
       : like_(arguments.contributions) {
     const Tensor& x = arguments.contributions;
+    const Arguments given("permuted_divergence", x);
+    given.check("contributions", x, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
+    check_pairs(given, x.size(0), x.size(1), x.size(2), arguments.bias, arguments.order,
+                arguments.donors, arguments.labels, arguments.present, arguments.sample_weight,
+                arguments.subsets, arguments.exclude);
     pr.modalities = int(x.size(0));
     pr.rows = x.size(1);
     pr.classes = x.size(2);
@@ -141,16 +147,21 @@ class PermutedDivergenceInputs {
     const int64_t* from = hold<int64_t>(donors, ScalarType::Long);
     pr.own_donors = donors.size(0) > 1;
     if (arguments.order) {
-      pr.order = in.order = hold<int64_t>(*arguments.order, ScalarType::Long);
-      pr.shifts = from;
-      return;
+      in.lines = 1;
+      in.given = hold<int64_t>(*arguments.order, ScalarType::Long);
+      in.shifts = from;
+      in.num_shifts = donors.numel();
+      pr.order = in.order = in.order_to = take<int64_t>(pr.rows, ScalarType::Long);
+      pr.shifts = in.shifts_to = take<int64_t>(in.num_shifts, ScalarType::Long);
+    } else {
+      in.lines = donors.size(0) * donors.size(1);
+      in.given = from;
+      pr.table_stride = pr.rows;
+      pr.table = in.table_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
     }
-    in.donors = from;
-    in.tables = donors.size(0) * donors.size(1);
-    pr.table_stride = pr.rows;
-    pr.table = in.table_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
-    if (!pr.want_grad) return;
-    pr.receivers = in.receivers_to = take<int32_t>(in.tables * pr.rows, ScalarType::Int);
+    in.receivers_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
+    if (in.table_to && pr.want_grad) pr.receivers = in.receivers_to;
+    in.poison = take<float>(in.lines, ScalarType::Float);
   }
 
   const Tensor& like_;

@@ -15,6 +15,8 @@ struct Subsets {
   uint8_t masks[kMaxSubsets];
 };
 
+constexpr int kCleared = 5, kPoisoned = 4;
+
 // The inputs as torch holds them, and where they go: in the order of positions, float, in units of
 // log2 (mse: as they are).
 struct LayOut {
@@ -22,12 +24,13 @@ struct LayOut {
   const void* contributions;  // [M, N, C]
   Storage storage;
   const float* bias;           // [C] or null
-  const int64_t* order;        // [N] or null
+  const int64_t* order;        // [N] or null: `order_to`
   const int64_t* labels;       // [N] or null
   const bool* present;         // [N, M] or null
   const float* sample_weight;  // [N] or null
-  const int64_t* donors;       // [tables, N], or null
-  int64_t modalities, rows, classes, tables;
+  // Donors, which nobody has checked: the tables' rows, or one order with its shifts.
+  const int64_t *given, *shifts;  // [lines, N] or null, [num_shifts] or null
+  int64_t modalities, rows, classes, lines, num_shifts;
   float scale;
   bool centered;            // jsd: rows less their largest
   bool saturated;           // binary_jsd: within kFarthest
@@ -39,12 +42,14 @@ struct LayOut {
   int64_t* labels_to;
   uint32_t* present_to;
   float* weight_to;
-  int32_t *table_to, *receivers_to;  // [tables, N]; receivers null where no gradient is wanted
-  // Set to 0 on the way; null where there is nothing.
+  int32_t *table_to, *receivers_to;  // [lines, N]; the table null for an order
+  int64_t *order_to, *shifts_to;     // [N], [num_shifts]; null for a table
+  float* poison;                     // [lines]: NaN where a line or a shift is wrong, else 0
+  // Set to 0 on the way, the first four to the poison; null where there is nothing.
   struct Cleared {
     float* to;
     int64_t count;
-  } cleared[5];
+  } cleared[kCleared];
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;
@@ -55,8 +60,10 @@ struct LayOut {
 };
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
-// masks -> problem.subsets, upstream (null: 1) over the sums of the weights -> problem.factors.
-void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const float* upstream,
+// masks -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
+// problem.factors.
+void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const LayOut& layout,
+                   const float* upstream,
                    double* row_sums,  // [S, N], used where pairs may be dropped
                    float* factors, uint32_t* masks, cudaStream_t stream);
 

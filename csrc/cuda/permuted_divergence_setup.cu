@@ -1,8 +1,6 @@
 // What happens before and after the pairs of permuted_divergence: laying the inputs out in the
 // order of positions, the sums of the weights, and the sums over the rows. Every sum has a fixed
 // order.
-#include <assert.h>
-
 #include "cuda/blocks.h"
 #include "cuda/permuted_divergence_kernels.h"
 #include "jsd.h"
@@ -10,6 +8,13 @@
 namespace mcr {
 namespace cuda {
 namespace {
+
+// NaN where some donors were no permutation, else 0.
+__device__ float poison_of(const LayOut& in) {
+  float sum = 0.0f;
+  for (int64_t line = 0; in.given && line < in.lines; ++line) sum += in.poison[line];
+  return sum;
+}
 
 // A number of a row that is not centred.
 __device__ float in_units(const LayOut& in, float x) {
@@ -23,7 +28,10 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
     if (a >= in.rows) continue;
     const int64_t row = in.order ? in.order[a] : a;
     if (in.labels) in.labels_to[a] = in.labels[row];
-    if (in.sample_weight) in.weight_to[a] = in.sample_weight[row];
+    // a weight below 0 is an error that cannot be raised here
+    if (in.sample_weight) {
+      in.weight_to[a] = in.sample_weight[row] < 0.0f ? NAN : in.sample_weight[row];
+    }
     if (in.present) {
       uint32_t bits = 0;
       for (int64_t m = 0; m < in.modalities; ++m) {
@@ -32,14 +40,16 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
       in.present_to[a] = bits;
     }
   }
-  for (const LayOut::Cleared& range : in.cleared) {
-    for (int64_t n = first; n < range.count; n += step) range.to[n] = 0.0f;
+  const float poison = poison_of(in);
+  for (int k = 0; k < kCleared; ++k) {
+    const LayOut::Cleared& range = in.cleared[k];
+    // two floats of NaN are a double of NaN
+    const float start = k < kPoisoned ? poison : 0.0f;
+    for (int64_t n = first; n < range.count; n += step) range.to[n] = start;
   }
-  // A table that is no permutation must not lead out of the rows.
-  const int64_t receivers = in.receivers_to ? in.tables * in.rows : 0;
-  for (int64_t n = first; n < receivers; n += step) in.receivers_to[n] = 0;
   if (first < in.num_subsets && in.factors_to) {
-    in.factors_to[first] = float((in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs);
+    const double share = (in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs;
+    in.factors_to[first] = float(share) + poison;
     in.masks_to[first] = in.subsets.masks[first];
   }
 }
@@ -102,13 +112,44 @@ __global__ void lay_out_centered_kernel(const __grid_constant__ LayOut in) {
   lay_out_rest(in, first_index(), index_step());
 }
 
-__global__ void lay_out_table_kernel(const __grid_constant__ LayOut in) {
+// A block has a line. Kernels read and write rows by these numbers, and nothing can be raised here:
+// what is no permutation is replaced by 0..N-1, and its poison is NaN.
+__global__ void __launch_bounds__(kSumThreads)
+    check_donors_kernel(const __grid_constant__ LayOut in) {
   if (is_set(in.skip)) return;
-  for (int64_t t = first_index(); t < in.tables * in.rows; t += index_step()) {
-    const int64_t donor = in.donors[t];
-    assert(donor >= 0 && donor < in.rows);  // as torch's own indexing on a device
-    in.table_to[t] = int32_t(donor);
-    if (in.receivers_to) in.receivers_to[t / in.rows * in.rows + donor] = int32_t(t % in.rows);
+  __shared__ int any_wrong;
+  const int64_t N = in.rows;
+  for (int64_t line = blockIdx.x; line < in.lines; line += gridDim.x) {
+    const int64_t* given = in.given + line * N;
+    int32_t* receivers = in.receivers_to + line * N;
+    int wrong = 0;
+    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
+      const bool inside = given[a] >= 0 && given[a] < N;
+      if (inside) receivers[given[a]] = int32_t(a);
+      wrong |= !inside;
+    }
+    for (int64_t k = threadIdx.x; k < in.num_shifts; k += kSumThreads) {
+      const bool inside = in.shifts[k] >= 1 && in.shifts[k] < N;
+      in.shifts_to[k] = inside ? in.shifts[k] : 0;
+      wrong |= !inside;
+    }
+    __syncthreads();
+    // of two rows with one donor, one does not find itself
+    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
+      const bool inside = given[a] >= 0 && given[a] < N;
+      if (inside) wrong |= receivers[given[a]] != int32_t(a);
+    }
+    wrong = block_reduce<kSumThreads>(wrong, [](int a, int b) { return a | b; });
+    if (threadIdx.x == 0) any_wrong = wrong;
+    __syncthreads();
+    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
+      const int64_t donor = any_wrong ? a : given[a];
+      if (any_wrong) receivers[a] = int32_t(a);
+      if (in.table_to) in.table_to[line * N + a] = int32_t(donor);
+      if (in.order_to) in.order_to[a] = donor;
+    }
+    if (threadIdx.x == 0) in.poison[line] = any_wrong ? NAN : 0.0f;
+    __syncthreads();  // the next line writes any_wrong again
   }
 }
 
@@ -130,8 +171,8 @@ __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr
 
 __global__ void __launch_bounds__(kSumThreads)
     weigh_subsets_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
-                         const float* upstream, const double* row_sums, float* factors,
-                         uint32_t* masks) {
+                         const __grid_constant__ LayOut layout, const float* upstream,
+                         const double* row_sums, float* factors, uint32_t* masks) {
   if (is_set(pr.skip)) return;
   const int s = int(blockIdx.x);
   const double* counted = row_sums + s * pr.rows;
@@ -142,7 +183,7 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x != 0) return;
   const double classes = pr.divergence == DivergenceKind::kJsd ? 1.0 : double(pr.classes);
   const double g = upstream ? double(upstream[s]) : 1.0;
-  factors[s] = sum != 0 ? float(g / (sum * classes)) : 0.0f;
+  factors[s] = (sum != 0 ? float(g / (sum * classes)) : 0.0f) + poison_of(layout);
   masks[s] = subsets.masks[s];
 }
 
@@ -202,6 +243,10 @@ __global__ void compare_upstream_kernel(const float* upstream, int64_t subsets, 
 
 void lay_out(const LayOut& in, cudaStream_t stream) {
   // Threads over the classes of a row, as many as it needs: the rest of the block takes other rows.
+  if (in.given) {
+    const unsigned lines = unsigned(in.lines < kMaxGrid ? in.lines : kMaxGrid);
+    check_donors_kernel<<<lines, kSumThreads, 0, stream>>>(in);
+  }
   unsigned wide = 8;
   while (wide < kBlockThreads && int64_t(wide) < in.classes) wide *= 2;
   const dim3 threads(wide, kBlockThreads / wide);
@@ -215,20 +260,18 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
       lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
     }
   });
-  if (in.donors) {
-    lay_out_table_kernel<<<blocks_for(in.tables * in.rows), kBlockThreads, 0, stream>>>(in);
-  }
 }
 
-void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const float* upstream,
-                   double* row_sums, float* factors, uint32_t* masks, cudaStream_t stream) {
+void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const LayOut& layout,
+                   const float* upstream, double* row_sums, float* factors, uint32_t* masks,
+                   cudaStream_t stream) {
   const unsigned count = unsigned(pr.num_subsets);
   if (pr.masked) {
     const dim3 grid(blocks_for(pr.rows * 32), count);
     count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
-  weigh_subsets_kernel<<<count, kSumThreads, 0, stream>>>(pr, subsets, upstream, row_sums, factors,
-                                                          masks);
+  weigh_subsets_kernel<<<count, kSumThreads, 0, stream>>>(pr, subsets, layout, upstream, row_sums,
+                                                          factors, masks);
 }
 
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,

@@ -3,6 +3,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "cuda/reconstruction_loss_kernels.h"
 #include "cuda/tensors.h"
 #include "piece_team.h"
@@ -87,6 +88,7 @@ struct Launches {
 
 Tensor reconstruction_loss_fwd_cuda(const std::vector<Tensor>& latents,  // M of [N, D_m]
                                     const Tensor& reconstruction) {      // [N, sum of D_m]
+  check_parts(latents, reconstruction);
   const OnDeviceOf device(reconstruction);
   const Launches launches(latents, reconstruction);
   int64_t count = 0;
@@ -108,6 +110,7 @@ std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cuda(
     const Tensor& grad,                  // []
     const std::vector<Tensor>& latents,  // M of [N, D_m]
     const Tensor& reconstruction) {      // [N, sum of D_m]
+  check_parts(latents, reconstruction).check_number("grad", grad);
   const OnDeviceOf device(reconstruction);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   Launches launches(latents, reconstruction);

@@ -2,6 +2,7 @@
 #include <string>
 #include <tuple>
 
+#include "arguments.h"
 #include "cuda/row_divergence_kernels.h"
 #include "cuda/sort.h"
 #include "cuda/tensors.h"
@@ -20,30 +21,32 @@ struct Groups {
   Tensor members;  // [R]
 };
 
+// `poison` as find_starts has it.
 template <class Key>
-Groups group_by(const Tensor& keys, int64_t rows, cudaStream_t stream) {
+Groups group_by(const Tensor& keys, int64_t rows, double* poison, cudaStream_t stream) {
   const auto [sorted, members] = stable_sort(keys);
   const Tensor start = empty_beside(keys, {rows + 1}, ScalarType::Long);
   find_starts(static_cast<const Key*>(sorted.const_data_ptr()), keys.numel(), rows,
-              static_cast<int64_t*>(start.mutable_data_ptr()), stream);
+              static_cast<int64_t*>(start.mutable_data_ptr()), poison, stream);
   return {start, members};
 }
 
 template <class Key>
-Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, cudaStream_t stream) {
+Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, double* poison,
+                      cudaStream_t stream) {
   const Tensor keys = empty_beside(given, {given.numel()}, dtype);
   narrow_rows(static_cast<const int64_t*>(given.const_data_ptr()), given.numel(), rows,
               static_cast<Key*>(keys.mutable_data_ptr()), stream);
-  return group_by<Key>(keys, rows, stream);
+  return group_by<Key>(keys, rows, poison, stream);
 }
 
-Groups group(const Tensor& rows_in, int64_t rows, cudaStream_t stream) {
+Groups group(const Tensor& rows_in, int64_t rows, double* poison, cudaStream_t stream) {
   const Tensor given = contiguous_as(rows_in, ScalarType::Long);
-  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, stream);
+  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, poison, stream);
   if (rows <= int64_t{1} << 15) {
-    return group_narrowed<int16_t>(given, rows, ScalarType::Short, stream);
+    return group_narrowed<int16_t>(given, rows, ScalarType::Short, poison, stream);
   }
-  return group_narrowed<int32_t>(given, rows, ScalarType::Int, stream);
+  return group_narrowed<int32_t>(given, rows, ScalarType::Int, poison, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
@@ -52,6 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
     const std::string& divergence, bool want_grad) {
+  check_held_rows(perturbed_in, clean_in, rows, row_weight);
   const OnDeviceOf device(perturbed_in);
   const cudaStream_t stream = device.stream();
   const Tensor perturbed = contiguous_as(perturbed_in, perturbed_in.scalar_type());
@@ -74,7 +78,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     return {total, weight, grad_perturbed, grad_clean};
   }
 
-  const Groups groups = group(rows, N, stream);
+  // a place more than there are rows: for the poison of wrong rows, which makes the weight NaN
+  const Tensor row_sums = empty_beside(clean, {2, N + 1}, ScalarType::Double);
+  double* values = static_cast<double*>(row_sums.mutable_data_ptr());
+  const Groups groups = group(rows, N, values + N, stream);
   RowDivergenceProblem<float> pr = {};
   pr.start = static_cast<const int64_t*>(groups.start.const_data_ptr());
   pr.members = static_cast<const int64_t*>(groups.members.const_data_ptr());
@@ -89,10 +96,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   pr.want_grad = want_grad;
   pr.grad_perturbed = static_cast<float*>(grad_perturbed.mutable_data_ptr());
   pr.grad_clean = static_cast<float*>(grad_clean.mutable_data_ptr());
-  const Tensor row_sums = empty_beside(clean, {2, N}, ScalarType::Double);
-  double* values = static_cast<double*>(row_sums.mutable_data_ptr());
-  hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N, stream);
-  sum_two_values(values, N, static_cast<float*>(total.mutable_data_ptr()),
+  hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N + 1, stream);
+  sum_two_values(values, N + 1, static_cast<float*>(total.mutable_data_ptr()),
                  static_cast<float*>(weight.mutable_data_ptr()), stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {total, weight, grad_perturbed, grad_clean};
@@ -103,6 +108,7 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], o
                                                    const Tensor& unit_grad_clean,      // [N, C]
                                                    const Tensor& perturbed,  // their dtypes
                                                    const Tensor& clean) {
+  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, false);
   const OnDeviceOf device(perturbed);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());

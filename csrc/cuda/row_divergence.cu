@@ -1,6 +1,4 @@
 // The kernels of row_divergence.
-#include <assert.h>
-
 #include "cuda/blocks.h"
 #include "cuda/row_divergence_kernels.h"
 #include "cuda/teams.h"
@@ -19,7 +17,8 @@ __global__ void narrow_rows_kernel(const int64_t* given, int64_t count, int64_t 
 
 // Thread a finds the first of `sorted` that is not below a.
 template <class Key>
-__global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start) {
+__global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
+                                   double* poison) {
   for (int64_t a = first_index(); a <= rows; a += index_step()) {
     int64_t low = 0, high = count;
     while (low < high) {
@@ -30,9 +29,13 @@ __global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t row
         high = middle;
       }
     }
-    start[a] = low;
-    assert((a > 0 || low == 0) && (a < rows || low == count));  // as torch's own indexing
+    // the ends take what names no row
+    start[a] = a == 0 ? 0 : a == rows ? count : low;
   }
+  if (first_index() != 0) return;
+  const bool wrong = count > 0 && (sorted[0] < 0 || sorted[count - 1] >= rows);
+  poison[0] = wrong ? NAN : 0.0;
+  poison[rows + 1] = wrong ? NAN : 0.0;
 }
 
 template <class In>
@@ -117,14 +120,14 @@ template void narrow_rows(const int64_t*, int64_t, int64_t, int16_t*, cudaStream
 template void narrow_rows(const int64_t*, int64_t, int64_t, int32_t*, cudaStream_t);
 
 template <class Key>
-void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
+void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start, double* poison,
                  cudaStream_t stream) {
-  find_starts_kernel<<<blocks_for(rows + 1), kBlockThreads, 0, stream>>>(sorted, count, rows,
-                                                                         start);
+  find_starts_kernel<<<blocks_for(rows + 1), kBlockThreads, 0, stream>>>(sorted, count, rows, start,
+                                                                         poison);
 }
-template void find_starts(const int16_t*, int64_t, int64_t, int64_t*, cudaStream_t);
-template void find_starts(const int32_t*, int64_t, int64_t, int64_t*, cudaStream_t);
-template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, cudaStream_t);
+template void find_starts(const int16_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
+template void find_starts(const int32_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
+template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
 
 void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturbed,
                const GivenRows& clean, int64_t rows, int64_t members, double* row_values,

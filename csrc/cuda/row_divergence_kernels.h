@@ -10,10 +10,11 @@ namespace cuda {
 // keys [R] = given [R], and -1 for a row that is none of 0..N-1; int16_t or int32_t.
 template <class Key>
 void narrow_rows(const int64_t* given, int64_t count, int64_t rows, Key* keys, cudaStream_t stream);
-// sorted [R] ascending -> start [N + 1], where the rows held against each clean row begin. Stops
-// the kernel at a row that is none of 0..N-1. int16_t, int32_t or int64_t.
+// sorted [R] ascending -> start [N + 1], where the rows held against each clean row begin. A
+// row that is none of 0..N-1 goes to the first or the last one, and makes poison[0] and
+// poison[N + 1], else 0, NaN. int16_t, int32_t or int64_t.
 template <class Key>
-void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
+void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start, double* poison,
                  cudaStream_t stream);
 
 // As torch holds them, [.., C].

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "arguments.h"
 #include "cuda/products.h"
 #include "cuda/sort.h"
 
@@ -191,6 +192,7 @@ Tensor Batch::gradient(const ContrastiveKernels& kernels) {
 std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings, const Tensor& labels,
                                            const OptionalTensor& present, double temperature,
                                            bool want_grad, const ContrastiveKernels& kernels) {
+  check_rows(embeddings, labels, present, temperature);
   const OnDeviceOf device(embeddings);
   const cudaStream_t stream = device.stream();
   const int64_t L = embeddings.size(0), D = embeddings.size(1);
@@ -211,6 +213,9 @@ std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings, const Tenso
 }
 
 Tensor contrastive_bwd(const Tensor& grad, const Tensor& unit_grad, ScalarType dtype) {
+  const Arguments arguments("the contrastive losses", unit_grad);
+  arguments.check_number("grad", grad);
+  arguments.check_unit("unit_grad", unit_grad, false, {kAnySize, kAnySize});
   const OnDeviceOf device(unit_grad);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   const ScaledGrad to(unit_grad, dtype);

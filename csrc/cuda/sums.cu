@@ -23,17 +23,18 @@ __global__ void __launch_bounds__(kSumThreads)
 // A block has a subset: `count` numbers, `step` apart.
 __global__ void __launch_bounds__(kSumThreads)
     sum_values_kernel(const double* row_values, int64_t rows, int64_t count, int64_t step,
-                      float* first, float* others, const int32_t* skip) {
+                      float* first, float* others, const int32_t* skip, const float* factors) {
   if (is_set(skip)) return;
   const double* mine = row_values + blockIdx.x * rows;
   const double sum = sum_over<kAtOnce>(count, [&](int64_t n) { return mine[n * step]; });
   if (threadIdx.x != 0) return;
-  *(blockIdx.x == 0 ? first : others + (blockIdx.x - 1)) = float(sum);
+  const bool poisoned = factors && isnan(factors[blockIdx.x]);
+  *(blockIdx.x == 0 ? first : others + (blockIdx.x - 1)) = poisoned ? NAN : float(sum);
 }
 
 // first[0] and others[0], others[1] ..
 void sum_values_to(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
-                   cudaStream_t stream, const int32_t* skip) {
+                   cudaStream_t stream, const int32_t* skip, const float* factors) {
   int64_t count = rows, step = 1;
   if (rows > kMaxPieces * kPiece) {
     step = kPiece;
@@ -42,7 +43,7 @@ void sum_values_to(double* row_values, int64_t subsets, int64_t rows, float* fir
     sum_pieces_kernel<<<grid, kSumThreads, 0, stream>>>(row_values, rows, skip);
   }
   sum_values_kernel<<<unsigned(subsets), kSumThreads, 0, stream>>>(row_values, rows, count, step,
-                                                                   first, others, skip);
+                                                                   first, others, skip, factors);
 }
 
 template <class Out>
@@ -64,13 +65,13 @@ __global__ void scale_grads_kernel(const UnitGrad first, const UnitGrad second,
 }  // namespace
 
 void sum_values(double* row_values, int64_t subsets, int64_t rows, float* values,
-                cudaStream_t stream, const int32_t* skip) {
-  sum_values_to(row_values, subsets, rows, values, values + 1, stream, skip);
+                cudaStream_t stream, const int32_t* skip, const float* factors) {
+  sum_values_to(row_values, subsets, rows, values, values + 1, stream, skip, factors);
 }
 
 void sum_two_values(double* row_values, int64_t rows, float* first, float* second,
                     cudaStream_t stream) {
-  sum_values_to(row_values, 2, rows, first, second, stream, nullptr);
+  sum_values_to(row_values, 2, rows, first, second, stream, nullptr, nullptr);
 }
 
 void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,

@@ -30,6 +30,7 @@ from mcr_fast._checks.options import (
     whole,
 )
 from mcr_fast._checks.permutations import donors
+from mcr_fast._checks.randomness import random_state, same_random_state
 from mcr_fast._checks.rows import (
     check_labels,
     check_present,
@@ -80,10 +81,12 @@ __all__ = [
     "on_device",
     "plain_tensor",
     "positive",
+    "random_state",
     "reconstruction_target",
     "row_index",
     "row_logits",
     "same_form",
+    "same_random_state",
     "shaped",
     "stacked_contributions",
     "subset_masks",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mcr_fast._checks.rows import check_present, label_codes
 from mcr_fast._checks.tensors import float_tensor, modalities, on_device, same_form, shaped
+from mcr_fast.ops._modes import autocast_enabled
 
 
 def stacked_contributions(contributions: Any) -> Tensor:  # [M, N, C]
@@ -38,8 +39,11 @@ def linear_latents(latents: Any, weight: Any) -> list[Tensor]:  # M tensors [N, 
     for m, z in enumerate(parts):
         if z.ndim != 2:
             raise ValueError(f"latents[{m}] must have shape [N, D_m], got {list(z.shape)}")
-        if z.dtype != weight.dtype and not torch.is_autocast_enabled(z.device.type):
-            raise TypeError(f"latents[{m}] must be {weight.dtype} like weight, got {z.dtype}")
+        if z.dtype != weight.dtype and not autocast_enabled(z.device):
+            raise TypeError(
+                f"latents[{m}] must be {weight.dtype} like weight, got {z.dtype}; convert one of "
+                "them, as with .float()"
+            )
     return parts
 
 
@@ -90,24 +94,23 @@ def embedding_rows(
     embeddings: Any,  # M tensors [N, D], or one [L, D]
     labels: Any,  # [N], or [L] for one tensor
     present: Any,  # [N, M] bool, or [L] for one tensor
+    name: str = "embeddings",
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # [L, D], [L] int64, [L] bool
     """What the contrastive ops take, of their public arguments; modality by modality."""
     if isinstance(embeddings, Tensor):
-        x = float_tensor("embeddings", embeddings)
+        x = float_tensor(name, embeddings)
         if x.ndim != 2:
-            raise ValueError(
-                f"embeddings must be M tensors [N, D] or one [L, D], got {list(x.shape)}"
-            )
+            raise ValueError(f"{name} must be M tensors [N, D] or one [L, D], got {list(x.shape)}")
         if labels is None:
             raise ValueError(
-                "labels must be given for one tensor of embeddings, got None: which rows belong to "
+                f"labels must be given for one tensor of {name}, got None: which rows belong to "
                 "one instance is known only for a list of modalities"
             )
         codes = label_codes(labels, len(x), x.device)
         check_present(present, (len(x),), "[L]", x.device)
         return x, codes, present
-    parts = modalities("embeddings", embeddings)
-    same_form("embeddings", parts, "[N, D]")
+    parts = modalities(name, embeddings)
+    same_form(name, parts, "[N, D]")
     num_rows, device = parts[0].shape[0], parts[0].device
     if labels is None:
         codes = torch.arange(num_rows, device=device).repeat(len(parts))

@@ -1,9 +1,32 @@
 """Checks of options: Python values that have a known set or a range."""
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
+
+from mcr_fast._numbers import finite, positive, whole
+
+__all__ = [
+    "BACKENDS",
+    "CLEAN_PATHS",
+    "DIVERGENCES",
+    "EXCLUDES",
+    "STRATEGIES",
+    "SUBSETS",
+    "Backend",
+    "CleanPath",
+    "Divergence",
+    "Exclude",
+    "Strategy",
+    "Subsets",
+    "choice",
+    "divergence_options",
+    "finite",
+    "latent_dims",
+    "positive",
+    "subset_masks",
+    "whole",
+]
 
 Strategy = Literal["greedy", "independent", "collaborative"]
 CleanPath = Literal["shared", "routed", "detached"]
@@ -22,45 +45,19 @@ BACKENDS: tuple[str | None, ...] = (None, *get_args(Backend))
 
 def choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
     """An option with a known set of values."""
-    if value not in known:
+    # An array compares by elements, and has no truth.
+    if not (value is None or isinstance(value, str)) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def positive(name: str, value: object) -> float:
-    """A finite Python number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
-    return float(value)
-
-
-def finite(name: str, value: object) -> float:
-    """A finite Python number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return float(value)
-
-
-def whole(name: str, value: object, least: int = 1) -> None:
-    """A Python int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def latent_dims(value: Any) -> tuple[int, ...]:
-    """At least two widths."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    """At least two widths, of any one-dimensional collection that has an order."""
+    ordered = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if not ordered or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) != 1:
         raise TypeError(f"latent_dims must be a list of widths, one a modality, got {value!r}")
     if len(value) < 2:
         raise ValueError(f"latent_dims must hold at least 2 modalities, got {list(value)}")
-    for width in value:
-        whole("latent_dims", width)
-    return tuple(value)
+    return tuple(whole("latent_dims", width) for width in value)
 
 
 def divergence_options(

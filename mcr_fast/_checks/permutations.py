@@ -11,13 +11,38 @@ from mcr_fast.sampling import CyclicPermutations
 
 
 def donors(
-    permutations: Any, num_modalities: int, num_rows: int, device: torch.device
+    permutations: Any,
+    num_modalities: int,
+    num_rows: int,
+    device: torch.device,
+    *,
+    seen_by_op: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The (order, donors) that the ops take, of permutations in any of their public forms."""
+    """The (order, donors) that the ops take, of permutations in any of their public forms.
+
+    In compiled code their values are checked when it runs, by an op of its own; with `seen_by_op`
+    by the op of the loss, which gets them as they are.
+    """
     if permutations is None:
         return None, None
-    if isinstance(permutations, CyclicPermutations):
-        return _cyclic_donors(permutations, num_modalities, num_rows, device)
+    # by its name too: a sample may be older than this import of the package
+    of_another_import = type(permutations).__name__ == "CyclicPermutations"
+    if isinstance(permutations, CyclicPermutations) or of_another_import:
+        order, donors = _cyclic_donors(permutations, num_modalities, num_rows, device)
+    else:
+        order, donors = None, _table(permutations, num_modalities, num_rows, device)
+    if donors is None:
+        return None, None
+    if may_read(donors):
+        _check_values(order, donors)
+    elif torch.compiler.is_compiling() and device.type == "cpu" and not seen_by_op:
+        return _check_in_graph(order, donors)
+    return order, donors
+
+
+def _table(
+    permutations: Any, num_modalities: int, num_rows: int, device: torch.device
+) -> Tensor:  # [1 or M, K, N]
     if not isinstance(permutations, Tensor):
         raise TypeError(
             "permutations must be an int64 tensor, a cyclic sample of sample_permutations or None, "
@@ -38,15 +63,14 @@ def donors(
             f"N = {num_rows}, got {list(table.shape)}"
         )
     on_device("permutations", table, device, "the batch")
-    if may_read(table):
-        _check_permutations("permutations", table)
-    return None, table if own else table[None]
+    return table if own else table[None]
 
 
 def _cyclic_donors(
     sample: CyclicPermutations, num_modalities: int, num_rows: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    order, shifts = sample.order, sample.shifts
+    order = plain_tensor("permutations.order", sample.order)
+    shifts = plain_tensor("permutations.shifts", sample.shifts)
     shaped("permutations.order", order, (num_rows,), "[N]")
     if shifts.ndim not in (1, 2) or shifts.ndim == 2 and len(shifts) != num_modalities:
         raise ValueError(
@@ -60,11 +84,35 @@ def _cyclic_donors(
     if num_rows <= 1:
         # no pair either way, and the ops need no case for it
         return None, None
-    if may_read(order):
-        _check_permutations("permutations.order", order)
-        if ((shifts < 1) | (shifts >= num_rows)).any():
-            raise ValueError(f"permutations.shifts must be in 1..N-1 = 1..{num_rows - 1}")
     return order, shifts if shifts.ndim == 2 else shifts[None]
+
+
+def _check_values(order: Tensor | None, donors: Tensor) -> None:
+    """A table of permutations, or an order that is one and shifts in 1..N-1."""
+    if order is None:
+        _check_permutations("permutations", donors if len(donors) > 1 else donors[0])
+        return
+    _check_permutations("permutations.order", order)
+    num_rows = len(order)
+    if ((donors < 1) | (donors >= num_rows)).any():
+        raise ValueError(f"permutations.shifts must be in 1..N-1 = 1..{num_rows - 1}")
+
+
+@torch.library.custom_op("mcr_fast::checked_donors", mutates_args=())
+def _checked_donors(order: Tensor | None, donors: Tensor) -> list[Tensor]:
+    """Copies of what was checked: a compiler keeps an op whose results are used."""
+    _check_values(order, donors)
+    return [x.clone() for x in (order, donors) if x is not None]
+
+
+@_checked_donors.register_fake
+def _checked_donors_fake(order: Tensor | None, donors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (order, donors) if x is not None]
+
+
+def _check_in_graph(order: Tensor | None, donors: Tensor) -> tuple[Tensor | None, Tensor]:
+    checked = _checked_donors(order, donors)
+    return (None, checked[0]) if order is None else (checked[0], checked[1])
 
 
 def _check_permutations(name: str, table: Tensor) -> None:

@@ -93,6 +93,8 @@ def row_index(rows: Any, length: int, num_rows: int, device: torch.device) -> No
         raise TypeError(f"rows must be torch.int64, got {rows.dtype}")
     shaped("rows", rows, (length,), "[R]")
     on_device("rows", rows, device, "clean")
+    if num_rows == 0 and length > 0:
+        raise ValueError("rows must be in 0..N-1, but clean has no rows")
     if may_read(rows) and ((rows < 0) | (rows >= num_rows)).any():
         raise ValueError(
             f"rows must be in 0..N-1 = 0..{num_rows - 1}, got {int(rows.min())}..{int(rows.max())}"

@@ -1,22 +1,29 @@
 """Checks of one tensor, or of one a modality: type, dtype, shape, device."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from mcr_fast import env
+from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TENSOR_TYPES = (Tensor, torch.nn.Parameter)
+# Subclass -> its article, and what to pass instead.
+_OTHER_TENSORS = {
+    "DTensor": ("a", "x.to_local() or x.full_tensor()"),
+    "MaskedTensor": ("a", "x.get_data(), and the mask as `present`"),
+    "NestedTensor": ("a", "x.to_padded_tensor(0.0), or rows of one length"),
+}
 
 
 def may_read(x: Tensor) -> bool:
     """Whether a check may look at the values: free on the CPU, a synchronisation elsewhere."""
-    if torch.compiler.is_compiling():
+    if recorded() or not holds_values(x):
         return False
-    return x.device.type == "cpu" or env.check_enabled()
+    return x.is_cpu or env.check_enabled()
 
 
 def no_infinite_logits(name: str, x: Tensor | None) -> None:
@@ -33,11 +40,33 @@ def plain_tensor(name: str, x: Any) -> Tensor:
     """A tensor of this process."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if type(x).__name__ == "DTensor":
-        raise TypeError(
-            f"{name} must be a plain tensor, got a DTensor; pass x.to_local() or x.full_tensor()"
-        )
+    if type(x) not in _TENSOR_TYPES:
+        _refuse_subclass(name, x)
+    if x.layout is not torch.strided or x.is_quantized or x.is_nested:
+        _refuse_storage(name, x)
     return x
+
+
+def _refuse_subclass(name: str, x: Tensor) -> None:
+    """Raise for the subclasses that the losses cannot see as one dense tensor."""
+    # By name: the package does not import what makes them.
+    for kind in type(x).__mro__:
+        if kind.__name__ in _OTHER_TENSORS:
+            article, way_out = _OTHER_TENSORS[kind.__name__]
+            raise TypeError(
+                f"{name} must be a plain tensor, got {article} {kind.__name__}; pass {way_out}"
+            )
+
+
+def _refuse_storage(name: str, x: Tensor) -> NoReturn:
+    if x.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one; pass x.to_padded_tensor(0.0) and "
+            "what `present` masks, or rows of one length"
+        )
+    if x.is_quantized:
+        raise TypeError(f"{name} must be a float tensor, got a quantized one; pass x.dequantize()")
+    raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}; pass x.to_dense()")
 
 
 def float_tensor(name: str, x: Any) -> Tensor:
@@ -63,7 +92,7 @@ def on_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
 
 def modalities(name: str, tensors: Any) -> list[Tensor]:
     """At least two float tensors of one batch: same first dimension, same device."""
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+    if isinstance(tensors, (Tensor, str)) or not isinstance(tensors, Sequence):
         raise TypeError(
             f"{name} must be a list of tensors, one a modality, got {type(tensors).__name__}"
         )
@@ -72,6 +101,8 @@ def modalities(name: str, tensors: Any) -> list[Tensor]:
     first = tensors[0]
     if all(
         type(x) in _TENSOR_TYPES
+        and x.layout is torch.strided
+        and not x.is_nested
         and x.dtype in FLOAT_DTYPES
         and x.ndim >= 2
         and x.shape[0] == first.shape[0]
@@ -92,7 +123,10 @@ def modalities(name: str, tensors: Any) -> list[Tensor]:
 
 
 def same_form(name: str, tensors: Sequence[Tensor], letters: str) -> None:
-    """2-D tensors that can be stacked: one shape and one dtype."""
+    """2-D tensors that can be stacked: one shape and one dtype.
+
+    Under autocast of several dtypes: there torch's own operations take the widest, so do we.
+    """
     first = tensors[0]
     if all(x.ndim == 2 and x.shape == first.shape and x.dtype == first.dtype for x in tensors):
         return
@@ -100,5 +134,8 @@ def same_form(name: str, tensors: Sequence[Tensor], letters: str) -> None:
         if x.ndim != 2:
             raise ValueError(f"{name}[{m}] must have shape {letters}, got {list(x.shape)}")
         shaped(f"{name}[{m}]", x, tuple(tensors[0].shape), f"{letters} of {name}[0]")
-        if x.dtype != tensors[0].dtype:
-            raise TypeError(f"{name}[{m}] must be {tensors[0].dtype} like {name}[0], got {x.dtype}")
+        if x.dtype != tensors[0].dtype and not autocast_enabled(x.device):
+            raise TypeError(
+                f"{name}[{m}] must be {tensors[0].dtype} like {name}[0], got {x.dtype}; convert "
+                "one of them, as with .float()"
+            )

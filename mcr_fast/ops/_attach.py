@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from mcr_fast._process import kept
 
-@torch.library.custom_op("mcr_fast::attach_gradients", mutates_args=())
-def attach_gradients(
+
+def _attach_gradients(
     value: Tensor,  # []
     inputs: list[Tensor],
     grads: list[Tensor],  # of the inputs' shapes
@@ -19,18 +20,15 @@ def attach_gradients(
     return value.clone()
 
 
-@torch.library.custom_op("mcr_fast::attach_gradients_bwd", mutates_args=())
-def attach_gradients_bwd(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+def _attach_gradients_bwd(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     """Scale the attached gradients by the upstream one and cast them to the inputs' dtypes."""
     return [(grad * g).to(x.dtype) for x, g in zip(inputs, grads, strict=True)]
 
 
-@attach_gradients.register_fake
 def _forward_fake(value: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> Tensor:
     return torch.empty_like(value)
 
 
-@attach_gradients_bwd.register_fake
 def _backward_fake(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     return [torch.empty_like(g, dtype=x.dtype) for x, g in zip(inputs, grads, strict=True)]
 
@@ -54,5 +52,15 @@ def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
     )
 
 
-attach_gradients.register_autograd(_forward_backward, setup_context=_setup_forward)
-attach_gradients_bwd.register_autograd(_backward_backward)
+def _define() -> tuple[Any, Any]:
+    custom_op = torch.library.custom_op
+    forward = custom_op("mcr_fast::attach_gradients", _attach_gradients, mutates_args=())
+    backward = custom_op("mcr_fast::attach_gradients_bwd", _attach_gradients_bwd, mutates_args=())
+    forward.register_fake(_forward_fake)
+    backward.register_fake(_backward_fake)
+    forward.register_autograd(_forward_backward, setup_context=_setup_forward)
+    backward.register_autograd(_backward_backward)
+    return forward, backward
+
+
+attach_gradients, attach_gradients_bwd = kept("attach_gradients", _define)

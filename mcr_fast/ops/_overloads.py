@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mcr_fast import env
+from mcr_fast._process import first_time, kept
 from mcr_fast.ops import TRITON_OPS
 from mcr_fast.ops._schemas import SCHEMAS
 
-LIBRARY = torch.library.Library("mcr_fast", "FRAGMENT")
+LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
 DEFAULT, TRITON = "default", "triton"
 
 
@@ -45,6 +46,8 @@ def overloads(op: str) -> list[str]:
 
 
 def _define_triton(op: str, name: str) -> None:
+    if not first_time(f"define {name}.{TRITON}"):
+        return
     LIBRARY.define(f"{name}.{TRITON}{SCHEMAS[name]}")
     kernel = _lazy_kernel(op, name)
     LIBRARY.impl(f"{name}.{TRITON}", kernel, "CUDA")

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast.ops._autograd import call_backward, register_autograd
+from mcr_fast._process import first_time
+from mcr_fast.ops._autograd import call_backward, register_autograd, register_vmap
 from mcr_fast.ops._overloads import find, overloads, qualified
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -64,7 +65,11 @@ def _register(op: str, overload: str) -> None:
     def backward_backward(ctx: Any, grad: Tensor) -> NoReturn:
         raise_double_backward(op)
 
+    if not first_time(qualified(op, overload)):
+        return
     torch.library.register_fake(qualified(f"{op}_fwd", overload), forward_fake)
     torch.library.register_fake(qualified(f"{op}_bwd", overload), backward_fake)
     register_autograd(f"{op}_fwd", overload, forward_backward, setup_context=setup_forward)
     register_autograd(f"{op}_bwd", overload, backward_backward)
+    for name in (f"{op}_fwd", f"{op}_bwd"):
+        register_vmap(name, overload)

@@ -1,9 +1,9 @@
 """Label-supervised NT-Xent: fake, autograd and the choice of backend."""
 
-import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.ops._overloads import of_backend
 from mcr_fast.ops._unit_grad import register_unit_grad_op
 from mcr_fast.reference.nt_xent import nt_xent_reference
@@ -25,7 +25,6 @@ def nt_xent(
     )
     if chosen == "reference":
         return nt_xent_reference(embeddings, labels, present, temperature)
-    want_grad = torch.is_grad_enabled() and embeddings.requires_grad
     forward = of_backend("nt_xent_fwd", chosen)
-    loss: Tensor = forward(embeddings, labels, present, temperature, want_grad)[0]
+    loss: Tensor = forward(embeddings, labels, present, temperature, wants_gradient(embeddings))[0]
     return loss

@@ -5,8 +5,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
+from mcr_fast._process import first_time
+from mcr_fast.ops._autograd import (
+    FIRST_ARGUMENT,
+    call_backward,
+    register_autograd,
+    register_vmap,
+)
 from mcr_fast.ops._backend import resolve_divergence
+from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import weights_in_range
@@ -61,10 +68,14 @@ def _register(overload: str) -> None:
         has_bias = ctx.needs_input_grad[FIRST_ARGUMENT + 1]
         return to_contributions, to_bias if has_bias else None, *nothing
 
+    if not first_time(qualified("permuted_divergence", overload)):
+        return
     torch.library.register_fake(qualified("permuted_divergence_fwd", overload), _forward_fake)
     torch.library.register_fake(qualified("permuted_divergence_bwd", overload), _backward_fake)
     register_autograd("permuted_divergence_fwd", overload, backward, setup_context=_setup)
     register_autograd("permuted_divergence_bwd", overload, _backward_backward)
+    for name in ("permuted_divergence_fwd", "permuted_divergence_bwd"):
+        register_vmap(name, overload)
 
 
 for _overload in overloads("permuted_divergence"):
@@ -120,9 +131,6 @@ def permuted_divergence(
             f"backend={backend!r} takes at most {MAX_MODALITIES} modalities, got "
             f"{len(contributions)}; use backend=None or 'reference'"
         )
-    want_grad = torch.is_grad_enabled() and (
-        contributions.requires_grad or (bias is not None and bias.requires_grad)
-    )
     divergences: Tensor = of_backend("permuted_divergence_fwd", chosen)(
         contributions,
         bias,
@@ -136,6 +144,6 @@ def permuted_divergence(
         clean_path,
         divergence,
         exclude,
-        want_grad,
+        wants_gradient(contributions, bias),
     )[0]
     return divergences

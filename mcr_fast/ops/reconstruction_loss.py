@@ -5,10 +5,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from mcr_fast.ops._autograd import call_backward
+from mcr_fast._process import first_time
+from mcr_fast.ops._autograd import call_backward, register_autograd, register_vmap
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._modes import refuse_batched
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -27,20 +28,9 @@ def reconstruction_loss(
     chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes, size=elements)
     if chosen == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
-    if not torch.compiler.is_compiling():
-        _refuse_tangents(*latents, reconstruction)
     forward = of_backend("reconstruction_loss_fwd", chosen)
     loss: Tensor = forward(list(latents), reconstruction)
     return loss
-
-
-def _refuse_tangents(*tensors: Tensor) -> None:
-    """Forward-mode derivatives would be dropped without a word."""
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise NotImplementedError(
-            "reconstruction_loss has no forward mode derivative: its kernels are compiled; "
-            'use backend="reference" for it'
-        )
 
 
 def _forward_fake(latents: list[Tensor], reconstruction: Tensor) -> Tensor:
@@ -65,20 +55,23 @@ def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
 
 
 def _register(overload: str) -> None:
-    def forward_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        refuse_batched("reconstruction_loss", grad)
         *latents, reconstruction = ctx.saved_tensors
         grad_latents, grad_reconstruction = call_backward(
             find("reconstruction_loss_bwd", overload), grad, latents, reconstruction
         )
-        return grad_latents, grad_reconstruction
+        return *grad_latents, grad_reconstruction
 
-    forward = qualified("reconstruction_loss_fwd", overload)
-    backward = qualified("reconstruction_loss_bwd", overload)
-    torch.library.register_fake(forward, _forward_fake)
-    torch.library.register_fake(backward, _backward_fake)
-    # torch's own, unlike the other ops: it follows the tensors of lists
-    torch.library.register_autograd(forward, forward_backward, setup_context=_setup_forward)
-    torch.library.register_autograd(backward, _backward_backward)
+    if not first_time(qualified("reconstruction_loss", overload)):
+        return
+    forward, backward = "reconstruction_loss_fwd", "reconstruction_loss_bwd"
+    torch.library.register_fake(qualified(forward, overload), _forward_fake)
+    torch.library.register_fake(qualified(backward, overload), _backward_fake)
+    register_autograd(forward, overload, forward_backward, setup_context=_setup_forward)
+    register_autograd(backward, overload, _backward_backward)
+    for name in (forward, backward):
+        register_vmap(name, overload)
 
 
 for _overload in overloads("reconstruction_loss"):

@@ -5,8 +5,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast.ops._autograd import FIRST_ARGUMENT, call_backward, register_autograd
+from mcr_fast._process import first_time
+from mcr_fast.ops._autograd import (
+    FIRST_ARGUMENT,
+    call_backward,
+    register_autograd,
+    register_vmap,
+)
 from mcr_fast.ops._backend import resolve_divergence
+from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._divergence import mean_or_zero, weights_in_range
@@ -67,10 +74,14 @@ def _register(overload: str) -> None:
             *(None,) * 4,
         )
 
+    if not first_time(qualified("row_divergence", overload)):
+        return
     torch.library.register_fake(qualified("row_divergence_fwd", overload), _forward_fake)
     torch.library.register_fake(qualified("row_divergence_bwd", overload), _backward_fake)
     register_autograd("row_divergence_fwd", overload, backward, setup_context=_setup)
     register_autograd("row_divergence_bwd", overload, _backward_backward)
+    for name in ("row_divergence_fwd", "row_divergence_bwd"):
+        register_vmap(name, overload)
 
 
 for _overload in overloads("row_divergence"):
@@ -105,7 +116,7 @@ def row_divergence(
             perturbed, clean, rows, row_weight, divergence=divergence
         )
     else:
-        want_grad = torch.is_grad_enabled() and (perturbed.requires_grad or clean.requires_grad)
+        want_grad = wants_gradient(perturbed, clean)
         total, weight, _, _ = of_backend("row_divergence_fwd", chosen)(
             perturbed, clean, rows, row_weight, divergence, want_grad
         )

@@ -51,6 +51,11 @@ def weighted_sum(
     return (weight * rows).sum()
 
 
+def no_negative(weight: Tensor) -> Tensor:
+    """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
+    return torch.where(weight < 0, math.nan, weight)
+
+
 def weights_in_range(weight: Tensor) -> Tensor:
     """Weights of a mean, all times one power of two where they are too small or large to be summed.
 

@@ -1,5 +1,8 @@
 """What the two contrastive references share: the rows, and every pair's scaled similarity."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,11 @@ from torch import Tensor
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 if any input is float64, else float32: nothing is accumulated in 16 bits."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A region whose products keep their inputs' dtype; meta tensors know no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _normalized(x: Tensor) -> Tensor:  # [L, D]
@@ -40,7 +48,7 @@ def scaled_similarities(
         # where, not a product: whatever an absent row holds, NaN included, must not matter
         x = torch.where(present[:, None], x, x.new_zeros(()))
     z = _normalized(x)
-    with torch.autocast(x.device.type, enabled=False):  # logits are never rounded to 16 bits
+    with without_autocast(x.device):  # logits are never rounded to 16 bits
         similarities = z @ z.T / temperature
     other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     if present is not None:

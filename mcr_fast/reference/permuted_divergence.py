@@ -5,11 +5,13 @@ from torch import Tensor
 
 from mcr_fast.reference._divergence import (
     mean_or_zero,
+    no_negative,
     saturated,
     weighted_sum,
     weights_in_range,
 )
 from mcr_fast.reference._game import (
+    checked_donors,
     donor_table,
     head_factor,
     members,
@@ -38,6 +40,7 @@ def permuted_divergence_reference(
 
     The value is the plain mean; the gradient is routed by `strategy` and `clean_path`. Each
     subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
+    Donors that are no permutations: NaN, and NaN gradients.
     """
     num_modalities, num_rows, num_classes = contributions.shape
     dtype = accumulation_dtype(contributions.dtype)
@@ -45,6 +48,9 @@ def permuted_divergence_reference(
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
     if divergence != "mse":
         x, b = saturated(x), saturated(b)
+    order, donors, valid = checked_donors(order, donors, num_rows, x)
+    if valid is not None:
+        x, b = x * valid, b * valid
     table = donor_table(order, donors, num_rows, x.device)
     tables = table.expand(num_modalities, -1, -1)  # [M, K, N]
 
@@ -71,7 +77,9 @@ def permuted_divergence_reference(
         ).to(dtype)
         total = weighted_sum(clean.expand_as(perturbed), perturbed, weight, divergence)
         results.append(mean_or_zero(total, weight.sum()))
-    return torch.stack(results)
+    divergences = torch.stack(results)
+    # again, for where no pair is kept
+    return divergences if valid is None else divergences * valid
 
 
 NAN_CODES = 0x7FF8_0000_0000_0001  # of a row whose label is NaN: this and the row's number
@@ -107,5 +115,5 @@ def pair_weights(
             kept = kept & present[:, m] & present[:, m][table]
     if sample_weight is None:
         return kept.to(torch.float32)
-    weight = weights_in_range(sample_weight)
+    weight = weights_in_range(no_negative(sample_weight))
     return torch.where(kept, weight, weight.new_zeros(()))

@@ -19,6 +19,7 @@ from divergences import (
     with_dirty_memory,
 )
 from mcr_fast.kernels import permuted_divergence as kernels
+from mcr_fast.kernels._permutations import checked_permutations
 from tolerances import TABLE, eps
 
 STRATEGIES = ("greedy", "independent", "collaborative")
@@ -291,3 +292,56 @@ def test_compiled_equals_eager():
         loss = function(*leaves)
         results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
     assert_same_bits(*results)
+
+
+ROWS, CLASSES = 5, 3
+TABLES = {
+    "far": [0, 1, 1 << 40, 3, 4],
+    "before": [0, -1, 2, 3, 4],
+    "past the end": [1, 2, 3, 4, 5],
+    "twice": [1, 1, 2, 3, 4],
+}
+WRONG = {f"table {name}": (None, [[[1, 2, 3, 4, 0], row]]) for name, row in TABLES.items()}
+WRONG |= {f"order {name}": (row, [[1, 2]]) for name, row in TABLES.items()}
+WRONG |= {f"shift {shift}": ([1, 2, 3, 4, 0], [[1, shift]]) for shift in (0, -1, ROWS, 1 << 40)}
+WRONG["one row of one modality"] = None, [[[1, 2, 3, 4, 0]], [[1, 1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize("exclude", ["none", "self"])
+@pytest.mark.parametrize("name", WRONG)
+def test_donors_that_are_no_permutations_give_nan(name, exclude):
+    order, donors = (None if x is None else torch.tensor(x) for x in WRONG[name])
+    contributions = torch.randn(2, ROWS, CLASSES)
+    arguments = {
+        "contributions": contributions,
+        "bias": torch.randn(CLASSES),
+        "order": order,
+        "donors": donors,
+        "labels": None,
+        "present": None,
+        "sample_weight": None,
+        "subsets": [1, 2],
+        "strategy": "independent",
+        "clean_path": "shared",
+        "divergence": "jsd",
+        "exclude": exclude,
+    }
+    for want_grad in (False, True):
+        results = kernels.permuted_divergence_fwd(**arguments, want_grad=want_grad)
+        assert all(x.isnan().all() for x in results if x.numel())
+    again = kernels.permuted_divergence_bwd(torch.tensor([1.0, 2.0]), *results[1:], **arguments)
+    assert all(x.isnan().all() for x in again)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 4096, 4100])
+def test_checked_permutations(rows):
+    given = torch.rand(3, rows).argsort(-1)
+    safe, inverse, _, poison = checked_permutations(given)
+    assert torch.equal(safe, given)
+    assert torch.equal(inverse, given.argsort(-1))
+    assert poison == 0
+    given[1, rows - 1] = given[1, 0] if rows > 1 else 1
+    safe, inverse, _, poison = checked_permutations(given)
+    assert poison.isnan()
+    assert torch.equal(safe[1], torch.arange(rows))
+    assert torch.equal(inverse, safe.argsort(-1))

@@ -1,0 +1,250 @@
+"""The modules that a fusion runs, and the state they are in while the regularizer runs them.
+
+What the divergence compares must differ by the permutation alone. So while the regularizer runs a
+fusion, what a module does in training only is off: dropout draws nothing, normalisation reads its
+statistics and does not update them. And nobody's backward hook hears of these runs: the gradient
+passes it once, in the caller's backward.
+"""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+_MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
+
+
+class Reached(NamedTuple):
+    """What a callable may run."""
+
+    modules: list[nn.Module]
+    function_reads_mode: bool  # a function among it looks at `training`
+
+
+def reach(fusion: object) -> Reached:
+    """The modules inside of a callable: its own, those of its closure, arguments and globals."""
+    found: dict[int, nn.Module] = {}
+    reads_mode = False
+    seen: set[int] = set()
+    pending: list[object] = [fusion]
+    while pending:
+        x = pending.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, nn.Module):
+            found.update((id(module), module) for module in x.modules())
+        else:
+            reads_mode = reads_mode or _function_reads_mode(x)
+            pending.extend(_held_by(x))
+    return Reached(list(found.values()), reads_mode)
+
+
+def _held_by(x: object) -> list[object]:
+    """What a callable or a container holds that may be, or lead to, a module."""
+    if isinstance(x, (list, tuple, set, frozenset)):
+        return list(x) if len(x) <= _MOST_ITEMS else []
+    if isinstance(x, dict):
+        return list(x.values()) if len(x) <= _MOST_ITEMS else []
+    if isinstance(x, functools.partial):
+        return [x.func, *x.args, *x.keywords.values()]
+    if isinstance(x, MethodType):
+        names = _names(x.__func__.__code__) if isinstance(x.__func__, FunctionType) else set()
+        return [x.__func__, x.__self__, *_attributes(x.__self__, names)]
+    if isinstance(x, FunctionType):
+        return _held_by_function(x)
+    if isinstance(x, (type, ModuleType)) or not callable(x):
+        return []
+    return list(getattr(x, "__dict__", {}).values())
+
+
+def _held_by_function(function: FunctionType) -> list[object]:
+    if (function.__module__ or "").startswith("torch."):
+        return list(vars(function).values())  # a wrapper of torch.compile names what it wraps
+    names = _names(function.__code__)
+    held = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+    held += [function.__globals__[name] for name in names if name in function.__globals__]
+    held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    held += vars(function).values()
+    return held + [part for x in held for part in _attributes(x, names)]
+
+
+def _is_full(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals and attributes that a function's code names, its inner functions included."""
+    inner = [_names(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _attributes(x: object, names: set[str]) -> list[object]:
+    """Of a plain object, such as a trainer, the attributes that the code names."""
+    if isinstance(x, (type, ModuleType, nn.Module)):
+        return []
+    held = getattr(x, "__dict__", None)
+    return [held[name] for name in names if name in held] if isinstance(held, dict) else []
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_reads_mode(kind: Hashable) -> bool:
+    """Whether code of the class, torch's base class aside, looks at `training`."""
+    assert isinstance(kind, type)
+    for base in kind.__mro__:
+        if base in (nn.Module, object):
+            continue
+        for member in vars(base).values():
+            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            function = getattr(function, "__wrapped__", function)
+            if isinstance(function, FunctionType) and "training" in _names(function.__code__):
+                return True
+    return False
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module may compute something else in training than in evaluation."""
+    kind = cast(Hashable, type(module))  # mypy takes a module's class for unhashable
+    return (
+        isinstance(module, torch.jit.ScriptModule)
+        or bool(module._forward_hooks or module._forward_pre_hooks)
+        or "forward" in module.__dict__
+        or _class_reads_mode(kind)
+    )
+
+
+def _function_reads_mode(x: object) -> bool:
+    return isinstance(x, FunctionType) and "training" in _names(x.__code__)
+
+
+def to_evaluate(reached: Reached) -> list[nn.Module]:
+    """Those in training mode, if anything computes something else in evaluation."""
+    training = [m for m in reached.modules if m.training]
+    if reached.function_reads_mode or any(depends_on_mode(m) for m in training):
+        return training
+    return []
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules, of `to_evaluate`, in evaluation mode."""
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+# Statistics are small; a table of positions or a cache that is larger is not written to in a run.
+_LARGEST_STATISTIC = 1 << 16
+
+
+@contextmanager
+def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Runs that leave modules as they were: buffers they write to, tensors they keep of a call.
+
+    A normalisation that counts in every mode counts the caller's call alone; an auxiliary loss or
+    an attention map kept as an attribute, or a weight that a hook sets, stays that of this call.
+    """
+    copies: dict[int, Tensor] = {}
+    buffers, kept = [], []
+    for module in modules:
+        kept.append((module, _tensors_of(module)))
+        if _may_write(module):
+            buffers.append((module, dict(module._buffers)))
+            for name, x in module._buffers.items():
+                if x is not None and x.numel() <= _LARGEST_STATISTIC:
+                    module._buffers[name] = copies.setdefault(id(x), x.detach().clone())
+    try:
+        yield
+    finally:
+        for module, before in buffers:
+            module._buffers.update(before)
+        for module, tensors in kept:
+            state = vars(module)
+            for name in _tensors_of(module).keys() - tensors.keys():
+                del state[name]
+            state.update(tensors)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in vars(module).items() if isinstance(x, Tensor)}
+
+
+def _may_write(module: nn.Module) -> bool:
+    """Torch's own layers write to their buffers in training only."""
+    own = type(module).__module__.startswith("torch.nn.")
+    return bool(module._buffers) and not own and not isinstance(module, torch.jit.ScriptModule)
+
+
+def mixes_rows(modules: Sequence[nn.Module]) -> str | None:
+    """The class of a batch norm without running statistics: it mixes rows in evaluation too."""
+    for module in modules:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return type(module).__name__
+    return None
+
+
+_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def without_backward_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Runs whose gradients no backward hook of a module hears of."""
+    with _replaced_hooks(modules, lambda module, hooks: OrderedDict()):
+        yield
+
+
+@contextmanager
+def looking_hooks_only(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The caller's clean run: a backward hook that changes a gradient raises.
+
+    The gradient of the perturbed rows does not pass the hooks of the modules inside of a fusion.
+    That is right for a hook that looks, and would be a wrong number for one that changes it.
+    """
+
+    def guarded(module: nn.Module, hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:
+        return OrderedDict((key, _guard(module, hook)) for key, hook in hooks.items())
+
+    with _replaced_hooks(modules, guarded):
+        yield
+
+
+def _guard(module: nn.Module, hook: Any) -> Any:
+    @functools.wraps(hook)
+    def look(*args: Any) -> None:
+        if hook(*args) is not None:
+            raise RuntimeError(
+                f"a backward hook of {type(module).__name__} in the fusion changes gradients, "
+                "which MCRLoss cannot do for the perturbed rows; change them by hooks on "
+                "parameters or latents (Tensor.register_hook), or inside of the module's forward"
+            )
+
+    return look
+
+
+@contextmanager
+def _replaced_hooks(modules: Sequence[nn.Module], replace: Any) -> Iterator[None]:
+    kept = []
+    for module in modules:
+        for name in _HOOKS:
+            hooks = getattr(module, name)
+            if hooks:
+                kept.append((module, name, hooks))
+                object.__setattr__(module, name, replace(module, hooks))
+    try:
+        yield
+    finally:
+        for module, name, hooks in kept:
+            object.__setattr__(module, name, hooks)

@@ -1,0 +1,118 @@
+"""Launchers of Triton kernels, run up to the launch: kernels are compiled for a GPU, none starts.
+
+What a GPU would compile, with its specialisation of 1, of multiples of 16 and of None: a kernel
+that the interpreter runs can still be one that Triton does not compile. The results are zeros.
+`test_triton_launchers_compile.py` runs this file in a process of its own, for the driver stays.
+"""
+
+import pytest
+import torch
+import triton
+from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
+from mcr_fast.kernels.row_divergence import row_divergence_fwd
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+M, N, C, K = 2, 32, 24, 3
+SINGLE = [1, 2]
+
+
+class FakeDriver:
+    """One GPU of the Hopper generation that is never used."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    """The kernels that a test compiled."""
+    kernels = []
+    run = JITFunction.run
+
+    def warm_up(self, *args, grid, warmup, **kwargs):
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+        return kernels[-1]
+
+    triton.runtime.driver.set_active(FakeDriver())
+    monkeypatch.setattr(JITFunction, "run", warm_up)
+    # launchers index with what their kernels would have written
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
+    yield kernels
+    names = [kernel.metadata.name for kernel in kernels]
+    assert names, "the launcher started no kernel"
+    assert all(len(kernel.asm["cubin"]) > 0 for kernel in kernels), names
+
+
+def masks(exclude="none", present=False, weight=False):
+    return {
+        "labels": torch.arange(N) % 4 if exclude == "same_label" else None,
+        "present": torch.rand(N, M) < 0.8 if present else None,
+        "sample_weight": torch.rand(N) if weight else None,
+        "exclude": exclude,
+    }
+
+
+def cyclic():
+    return {"order": torch.randperm(N), "donors": torch.tensor([[1, 5, 7]])}
+
+
+def table(own=1):
+    return {"order": None, "donors": torch.rand(own, K, N).argsort(-1)}
+
+
+EXHAUSTIVE = {"order": None, "donors": None}
+CASES = {
+    "self": {**cyclic(), **masks("self")},
+    "same label": {**cyclic(), **masks("same_label")},
+    "present": {**table(), **masks(present=True)},
+    "weights": {**cyclic(), **masks(weight=True)},
+    "own donors, every mask": {**table(M), **masks("same_label", present=True, weight=True)},
+    "exhaustive, self": {**EXHAUSTIVE, **masks("self")},
+    "one permutation": {"order": torch.randperm(N), "donors": torch.tensor([[4]]), **masks("self")},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_permuted_divergence(name, compiled):
+    chosen = CASES[name]
+    contributions = torch.randn(M, N, C)
+    arguments = {
+        "contributions": contributions,
+        "bias": torch.randn(C),
+        "subsets": SINGLE,
+        **chosen,
+    }
+    arguments |= {"strategy": "greedy", "clean_path": "shared", "divergence": "jsd"}
+    permuted_divergence_fwd(**arguments, want_grad=True)
+    names = {kernel.metadata.name for kernel in compiled}
+    assert {"_own_side_kernel", "_donor_side_kernel"} <= names
+    assert ("_pair_weight_sums_kernel" in names) == (
+        chosen["exclude"] != "none"
+        or chosen["present"] is not None
+        or chosen["sample_weight"] is not None
+    )
+    if name == "self":
+        permuted_divergence_fwd(**arguments, want_grad=False)
+        # unequal upstream gradients: all of it again
+        permuted_divergence_bwd(torch.rand(2), torch.randn(M, N, C), torch.randn(C), **arguments)
+
+
+def test_sixteen_bits_and_many_modalities():
+    arguments = {"contributions": torch.randn(3, N, C).bfloat16(), "bias": None, **cyclic()}
+    arguments |= masks("self") | {"subsets": [1, 2, 4, 3, 5, 6]}
+    arguments |= {"strategy": "independent", "clean_path": "routed", "divergence": "binary_jsd"}
+    permuted_divergence_fwd(**arguments, want_grad=True)
+
+
+@pytest.mark.parametrize("weight", [None, torch.rand(2 * N)], ids=["plain", "weighted"])
+def test_row_divergence(weight):
+    rows = torch.arange(2 * N) % N
+    row_divergence_fwd(torch.randn(2 * N, C), torch.randn(N, C), rows, weight, "jsd", True)

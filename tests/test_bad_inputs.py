@@ -1,0 +1,58 @@
+"""No input reads or writes outside of a tensor: each case is refused or gives NaN, compiled or not.
+
+The cases run in processes of their own, where a crash is a failed test and not the end of pytest.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcr_fast import env
+
+HERE = Path(__file__).resolve().parent
+needs_library = pytest.mark.skipif(not env.cpu_library_loaded(), reason="no compiled library")
+
+
+def run(program, *arguments):
+    """The program's output, if it ended well."""
+    process = subprocess.run(
+        [sys.executable, str(HERE / program), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, f"ended with {process.returncode}:\n{process.stderr[-4000:]}"
+    return process.stdout
+
+
+# what generates code takes seconds a case: one of each kind
+FEW = ("table far", "cyclic shift far", "rows far", "MCRLoss, label far")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plain",), ("eager",), ("inductor", *FEW)],
+    ids=lambda arguments: arguments[0],
+)
+def test_refused_or_nan(arguments):
+    lines = run("bad_inputs.py", *arguments).splitlines()
+    outcomes = {tuple(line.split(" | ")[:2]): line.split(" | ")[2] for line in lines}
+    assert len(outcomes) >= 2 * len(FEW)
+    accepted = {k: v for k, v in outcomes.items() if v != "NaN" and not v.startswith("refused: ")}
+    assert not accepted
+    if env.cpu_library_loaded():
+        words = outcomes["None", "table far"]
+        assert "every row of permutations must be a permutation of 0..7" in words
+        assert "permutations[1] is [0, 1, " in words
+
+
+@needs_library
+def test_ops_called_with_anything_do_not_crash():
+    calls = run("fuzz_ops.py", "0", "1500")
+    refused, returned = (int(word) for word in calls.split()[:2])
+    assert refused + returned == 1500
+    assert min(refused, returned) > 150, "the fuzz is to reach behind the checks, and to meet them"
