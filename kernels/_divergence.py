@@ -24,6 +24,8 @@ KINDS = {"jsd": 0, "mse": 1, "binary_jsd": 2}
 NEAR = tl.constexpr(0.05)
 # Probabilities below 2^LOW are too close to underflow to be multiplied by r.
 LOW = tl.constexpr(-100.0)
+# Sums whose log2 is nearer to 0 are in range, their inverses and products too; NaN is not nearer.
+IN_RANGE = tl.constexpr(60.0)
 NEAR_RATIO = tl.constexpr(0.5)
 # No logit is taken to be further from 0: a mask as large as the largest number there is stays a
 # number in units of log2, in sums of contributions and in sums over rows.
@@ -82,7 +84,7 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
     g = log2(tl.fma(ratio, 0.5 * scale[:, None], 0.5), PRECISE)
     log = (delta - shift[:, None]) - g
     kl = tl.sum(mass * log, 1) * scale
-    in_range = (total > 1e-18) & (total < 1e18)
+    in_range = tl.abs(shift) < IN_RANGE
     return mass, log, scale, -kl * scale, g, kl, shift, in_range, in_range & (kl > NEAR)
 
 

@@ -1,9 +1,8 @@
 """The rows of permuted_divergence before its kernels read them.
 
 For the divergences of probabilities: in float32, in the order of positions, and no number further
-from 0 than FARTHEST. For the softmax
-each row is taken less its largest: the softmax does not feel what all classes of a contribution
-have in common, and gone it costs no digits.
+from 0 than FARTHEST. For the softmax each row is taken less its largest: the softmax does not feel
+what all classes of a contribution have in common, and gone it costs no digits.
 """
 
 import torch
