@@ -265,6 +265,7 @@ class MCRLoss(nn.Module):
         if self.mipd_weight != 0:
             step = Step(parts, fusion, logits, self.num_classes, rows, self._game(), draw)
             mipd, divergences, logits = evaluate_mipd(step)
+            checks.no_infinite_logits("what the fusion gives", logits)
         else:
             divergences = zero.new_zeros(len(self.subset_masks))
             if logits is None:

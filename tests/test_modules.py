@@ -319,3 +319,18 @@ def test_a_penalty_on_the_task_loss_through_the_logits(kind):
         torch.testing.assert_close(a, b + c)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         sum(g.square().sum() for g in together).backward()
+
+
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
+def test_infinite_logits_are_named_when_asked(kind, monkeypatch):
+    fusion, latents = setting(kind)
+    mask = torch.zeros(C, dtype=torch.float64)
+    mask[1] = -float("inf")
+
+    def masked(z):
+        return fusion(torch.cat(z, 1) if kind == "linear" else z) + mask
+
+    assert mcr()(latents, LABELS, fusion=masked).divergences.isnan().all()
+    monkeypatch.setenv("MCR_FAST_CHECK", "1")
+    with pytest.raises(ValueError, match="what the fusion gives holds infinite logits"):
+        mcr()(latents, LABELS, fusion=masked)
