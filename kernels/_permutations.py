@@ -19,7 +19,7 @@ def _permutations_kernel(
     safe_ptr,  # [lines, N]: the same, or 0..N-1 where a line is no permutation
     inverse_ptr,  # [lines, N]: of the safe ones
     shifts_ptr,  # [num_shifts] or None
-    safe_shifts_ptr,  # [num_shifts], each in 1..N-1, or None
+    safe_shifts_ptr,  # [num_shifts], 0 in place of one that is not in 1..N-1; or None
     poison_ptr,  # [lines]: 0, or NaN where the line or a shift is wrong
     num_rows,
     num_shifts,

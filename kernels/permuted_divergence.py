@@ -107,8 +107,8 @@ def _problem(
     elif order is None:
         donors, inverse, _, poison = checked_permutations(donors)
     else:
-        order, _, inverse, poison = checked_permutations(order, donors)
-        donors = inverse
+        order, _, donors, poison = checked_permutations(order, donors)
+        inverse = donors  # the donor side goes back by the same shifts
         # donors are contiguous after one reorder of the rows
         by_position = order
         labels, present, sample_weight = (

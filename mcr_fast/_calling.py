@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._reach import looking_hooks_only
-from mcr_fast._wrapping import takes_joined, unwrapped
+from mcr_fast._reach import Reached, looking_hooks_only, noting
+from mcr_fast._wrapping import takes_joined, wrapped
 
 Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
 
 
 def call_fusion(
-    fusion: Fusion, latents: Sequence[Tensor], num_classes: int, modules: Sequence[nn.Module] = ()
+    fusion: Fusion, latents: Sequence[Tensor], num_classes: int, reached: Reached | None = None
 ) -> Tensor:  # [N, C]
-    """The clean logits; `modules`: those in which a backward hook may only look."""
+    """The clean logits; the modules that were called are added to those that were `reached`."""
     run: Callable[[Any], Tensor] = fusion
     if takes_joined(fusion):
         inputs: Tensor | list[Tensor] = torch.cat(tuple(latents), dim=-1)
@@ -26,9 +26,20 @@ def call_fusion(
     if torch.compiler.is_compiling():
         logits: Tensor = run(inputs)
     else:
-        with looking_hooks_only(modules):
-            logits = _explained(run, inputs)
+        logits = _heard(run, inputs, reached) if reached else _explained(run, inputs)
     checks.fusion_output(logits, latents[0].shape[0], num_classes)
+    return logits
+
+
+def _heard(
+    fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor], reached: Reached
+) -> Tensor:
+    called = {id(module): module for module in reached.modules}
+    # compiled code would be compiled anew for a hook
+    note = not (reached.compiled or isinstance(fusion, nn.Module))
+    with looking_hooks_only(reached.modules), noting(called, note):
+        logits = _explained(fusion, inputs)
+    reached.modules[:] = called.values()
     return logits
 
 
@@ -50,9 +61,8 @@ def as_callable(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
 
     Without a data-parallel wrapper, which prepares for one backward a call.
     """
-    run: Callable[[Any], Tensor] = (
-        unwrapped(fusion) if type(fusion).__name__ in _PER_PROCESS else fusion
-    )
+    inner = wrapped(fusion) if type(fusion).__name__ in _PER_PROCESS else None
+    run: Callable[[Any], Tensor] = fusion if inner is None else inner
     if takes_joined(fusion):
         return lambda latents: run(torch.cat(latents, dim=-1))
     return run

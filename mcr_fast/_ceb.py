@@ -44,7 +44,9 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) 
         UserWarning,
         stacklevel=5,
     )
-    return ceb_head(num_classes, latent_dims).to(like.device, accumulation_dtype(like.dtype))
+    with torch.inference_mode(False):  # what is made here is trained later
+        head = ceb_head(num_classes, latent_dims)
+        return head.to(like.device, accumulation_dtype(like.dtype))
 
 
 def ceb(

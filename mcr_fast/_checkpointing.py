@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcr_fast._reach import closure_of
+
 # The states in which generators were found, call by call, in the function of one checkpoint; and
 # how many of them a recomputation has taken, by the backward that it belongs to.
 _noted: "weakref.WeakKeyDictionary[Any, list[Tensor]]" = weakref.WeakKeyDictionary()
@@ -54,8 +56,7 @@ def _checkpoint() -> tuple[Any, bool]:
     in_backward = torch._C._current_graph_task_id() != -1
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     pack = inspect.unwrap(hooks[0]) if hooks else None
-    for cell in getattr(pack, "__closure__", None) or ():
-        held = cell.cell_contents
+    for held in closure_of(pack):
         held = held() if isinstance(held, weakref.ref) else held
         if type(held).__name__ == "_CheckpointFrame":
             return held, in_backward

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._game import checked_donors, donor_table, members
+from mcr_fast.reference._game import checked_donors, members
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import pair_weights
 
@@ -85,12 +85,14 @@ class Pairs:
         self.donors = donors.expand(num_modalities, *donors.shape[1:])
         self.count = donors.shape[1]
         self.index = torch.arange(num_rows, device=device)
+        self.position = None if self.order is None else self.order.argsort()
 
     def _table(self, modality: int, chunk: Chunk, sign: int = 1) -> Tensor:  # [permutations, N]
         donors = self.donors[modality, chunk.first : chunk.last]
-        if self.order is None:
+        if self.order is None or self.position is None:
             return donors if sign == 1 else _inverse(donors)
-        return donor_table(self.order, sign * donors[None], len(self.index), donors.device)[0]
+        # row order[a] takes order[a + shift]
+        return self.order[(self.position + sign * donors[:, None]) % max(len(self.index), 1)]
 
     def tables(self, chunk: Chunk, sign: int = 1) -> Tensor:  # [1 or M, permutations, N]
         """The donor of every row, or with -1 the row that every donor replaces."""

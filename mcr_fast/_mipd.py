@@ -1,11 +1,10 @@
 """L_MIPD of latents and a fusion: draws the donors and picks the way the fusion is evaluated."""
 
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
@@ -15,7 +14,7 @@ from mcr_fast._owners import Owners
 from mcr_fast._reach import Reached, looking_hooks_only, reach, without_backward_hooks
 from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
-from mcr_fast._wrapping import initialize_lazy, is_data_parallel, sharded
+from mcr_fast._wrapping import initialize_lazy, is_data_parallel, is_sharded
 from mcr_fast.fusion import Additive, LinearColumns, as_additive, finish
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops._modes import autocast_enabled
@@ -167,8 +166,7 @@ def _called(step: Step) -> tuple[Tensor, Tensor, Tensor]:
     reached = None if compiling else _reach(step.fusion)
     logits = step.logits
     if logits is None:
-        modules = reached.modules if reached else ()
-        logits = call_fusion(step.fusion, step.latents, step.num_classes, modules)
+        logits = call_fusion(step.fusion, step.latents, step.num_classes, reached)
     play = _play_called_uncompiled if compiling else _play_called
     value, divergences = play(step, logits, reached)
     return value, divergences, logits
@@ -236,13 +234,14 @@ _play_added_uncompiled = _disable_dynamo(_play_added)
 def _reach(fusion: object) -> Reached:
     """The fusion's modules; refuses those that the regularizer cannot run."""
     reached = reach(fusion)
-    # a method's owner holds modules that the method does not run
-    name = None if isinstance(fusion, MethodType) else sharded(reached.modules)
-    if name is not None:
+    # what a function can reach may hold modules that it does not run
+    modules = reached.modules if isinstance(fusion, nn.Module) else []
+    sharded = next((type(m).__name__ for m in modules if is_sharded(m)), None)
+    if sharded is not None:
         raise TypeError(
-            f"fusion's {name} is sharded (DTensor), and the regularizer runs it on its own: leave "
-            "the fusion out of fully_shard, so that its parameters belong to the unit around it, "
-            "or pass an nn.Linear or AdditiveFusion of plain tensors"
+            f"fusion's {sharded} is sharded (DTensor), and the regularizer runs it on its own: "
+            "leave the fusion out of fully_shard, so that its parameters belong to the unit around "
+            "it, or pass an nn.Linear or AdditiveFusion of plain tensors"
         )
     return reached
 

@@ -9,12 +9,13 @@ passes it once, in the caller's backward.
 import functools
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as all_modules
 
 _MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
 
@@ -24,12 +25,13 @@ class Reached(NamedTuple):
 
     modules: list[nn.Module]
     function_reads_mode: bool  # a function among it looks at `training`
+    compiled: bool  # something among it went through torch.compile
 
 
 def reach(fusion: object) -> Reached:
     """The modules inside of a callable: its own, those of its closure, arguments and globals."""
     found: dict[int, nn.Module] = {}
-    reads_mode = False
+    reads_mode = compiled = False
     seen: set[int] = set()
     pending: list[object] = [fusion]
     while pending:
@@ -41,8 +43,14 @@ def reach(fusion: object) -> Reached:
             found.update((id(module), module) for module in x.modules())
         else:
             reads_mode = reads_mode or _function_reads_mode(x)
+            compiled = compiled or hasattr(x, "_torchdynamo_orig_callable")
             pending.extend(_held_by(x))
-    return Reached(list(found.values()), reads_mode)
+    modules = list(found.values())
+    return Reached(modules, reads_mode, compiled or any(map(_is_compiled, modules)))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
 
 
 def _held_by(x: object) -> list[object]:
@@ -60,26 +68,29 @@ def _held_by(x: object) -> list[object]:
         return _held_by_function(x)
     if isinstance(x, (type, ModuleType)) or not callable(x):
         return []
-    return list(getattr(x, "__dict__", {}).values())
+    call = type(x).__call__
+    calls = [MethodType(call, x)] if isinstance(call, FunctionType) else []
+    return [*calls, *getattr(x, "__dict__", {}).values()]
 
 
 def _held_by_function(function: FunctionType) -> list[object]:
     if (function.__module__ or "").startswith("torch."):
         return list(vars(function).values())  # a wrapper of torch.compile names what it wraps
     names = _names(function.__code__)
-    held = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+    held = closure_of(function)
     held += [function.__globals__[name] for name in names if name in function.__globals__]
     held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     held += vars(function).values()
     return held + [part for x in held for part in _attributes(x, names)]
 
 
-def _is_full(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+def closure_of(function: object) -> list[Any]:
+    """What a function closes over, as far as it has been given a value."""
+    held = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):
+            held.append(cell.cell_contents)
+    return held
 
 
 def _names(code: CodeType) -> set[str]:
@@ -88,12 +99,20 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _attributes(x: object, names: set[str]) -> list[object]:
-    """Of a plain object, such as a trainer, the attributes that the code names."""
-    if isinstance(x, (type, ModuleType, nn.Module)):
+def _attributes(x: object, names: set[str], depth: int = 3) -> list[object]:
+    """Of a plain object, such as a trainer, the attributes and methods that the code names."""
+    if isinstance(x, (type, ModuleType, nn.Module, FunctionType, torch.Tensor)) or depth == 0:
         return []
     held = getattr(x, "__dict__", None)
-    return [held[name] for name in names if name in held] if isinstance(held, dict) else []
+    if not isinstance(held, dict):
+        return []
+    found = [held[name] for name in names if name in held]
+    for name in names:
+        member = getattr(type(x), name, None)
+        function = member.fget if isinstance(member, property) else member
+        if isinstance(function, FunctionType):
+            found.append(MethodType(function, x))
+    return found + [part for y in found for part in _attributes(y, names, depth - 1)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -128,7 +147,7 @@ def _function_reads_mode(x: object) -> bool:
 
 def to_evaluate(reached: Reached) -> list[nn.Module]:
     """Those in training mode, if anything computes something else in evaluation."""
-    training = [m for m in reached.modules if m.training]
+    training = [m for m in reached.modules if getattr(m, "training", False)]
     if reached.function_reads_mode or any(depends_on_mode(m) for m in training):
         return training
     return []
@@ -197,13 +216,38 @@ def mixes_rows(modules: Sequence[nn.Module]) -> str | None:
 
 
 _HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = (all_modules._global_backward_hooks, all_modules._global_backward_pre_hooks)
+
+
+@contextmanager
+def noting(called: dict[int, nn.Module], wanted: bool) -> Iterator[None]:
+    """Notes the modules that are called: what a callable runs and nothing shows that it holds."""
+    if not wanted:
+        yield
+        return
+
+    def note(module: nn.Module, args: Any) -> None:
+        called[id(module)] = module
+
+    handle = all_modules.register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
 def without_backward_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Runs whose gradients no backward hook of a module hears of."""
+    """Runs whose gradients no backward hook of a module hears of, nor one of all modules."""
+    before = [dict(hooks) for hooks in _GLOBAL_HOOKS]
     with _replaced_hooks(modules, lambda module, hooks: OrderedDict()):
-        yield
+        for hooks in _GLOBAL_HOOKS:
+            hooks.clear()
+        try:
+            yield
+        finally:
+            for hooks, kept in zip(_GLOBAL_HOOKS, before, strict=True):
+                hooks.update(kept)
 
 
 @contextmanager
@@ -215,16 +259,23 @@ def looking_hooks_only(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
 
     def guarded(module: nn.Module, hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:
-        return OrderedDict((key, _guard(module, hook)) for key, hook in hooks.items())
+        return OrderedDict((key, _guard(hook)) for key, hook in hooks.items())
 
+    before = [dict(hooks) for hooks in _GLOBAL_HOOKS]
     with _replaced_hooks(modules, guarded):
-        yield
+        for hooks in _GLOBAL_HOOKS:
+            hooks.update({key: _guard(hook) for key, hook in hooks.items()})
+        try:
+            yield
+        finally:
+            for hooks, kept in zip(_GLOBAL_HOOKS, before, strict=True):
+                hooks.update(kept)
 
 
-def _guard(module: nn.Module, hook: Any) -> Any:
+def _guard(hook: Any) -> Any:
     @functools.wraps(hook)
-    def look(*args: Any) -> None:
-        if hook(*args) is not None:
+    def look(module: nn.Module, *args: Any) -> None:
+        if hook(module, *args) is not None:
             raise RuntimeError(
                 f"a backward hook of {type(module).__name__} in the fusion changes gradients, "
                 "which MCRLoss cannot do for the perturbed rows; change them by hooks on "

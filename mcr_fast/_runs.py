@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map_only
 
 _Key = tuple[Node, int]
 
@@ -50,10 +50,15 @@ class Pulled(NamedTuple):
 
 
 class Runs:
-    """Runs of one fusion in one step, and the caller's tensors with a graph that it uses."""
+    """Runs of one fusion in one step.
+
+    Tensors with a graph of the caller's that the fusion uses are replaced in the runs by leaves, so
+    that no gradient goes past them, nor past one of them to another.
+    """
 
     def __init__(self) -> None:
-        self._foreign: dict[_Key, Tensor] = {}
+        self._stand_ins: dict[_Key, tuple[Tensor, Tensor]] = {}  # the caller's, and ours
+        self._cut = False
 
     def pull(
         self,
@@ -63,16 +68,28 @@ class Runs:
     ) -> Pulled | None:
         """Run, and go back from the output by the cotangent made of it; None: no way back."""
         started = torch._C._autograd._get_sequence_nr()
-        edges, output = run()
+        edges, output = self._run(run, started)
+        stop = [edge.node for edge in edges if edge is not None]
+        leaves, foreign = _entered(output, stop, started) if want_used else ([], [])
+        if foreign and not self._cut:
+            self._cut = True
+            edges, output = self._run(run, started)
+            stop = [edge.node for edge in edges if edge is not None]
+            leaves, foreign = _entered(output, stop, started)
+        if foreign:
+            raise ValueError(
+                "fusion uses a tensor that was computed with gradients outside of it and that only "
+                f"compiled code sees ({foreign[0][0].name()}); compute it inside of the fusion, "
+                "detach it, or do not compile the fusion"
+            )
         cotangent = cotangent_of(output)
         if cotangent is None or not output.requires_grad:
             return None
         wanted = [edge for edge in edges if edge is not None]
-        used = self._used(output, wanted, started, run) if want_used else []
-        if not wanted and not used:
+        if not wanted and not leaves:
             return None
-        with _unheard([x for x, _ in used]):
-            inputs: list[Any] = [*wanted, *(edge for _, edge in used)]
+        with _unheard(leaves):
+            inputs: list[Any] = [*wanted, *leaves]
             grads = torch.autograd.grad(
                 output,
                 inputs,
@@ -81,31 +98,21 @@ class Runs:
             )
         found = iter(grads)
         rows = [None if edge is None else next(found) for edge in edges]
-        used_grads = zip([x for x, _ in used], found, strict=True)
-        return Pulled(rows, [(x, grad) for x, grad in used_grads if grad is not None])
+        owners = {id(ours): theirs for theirs, ours in self._stand_ins.values()}
+        used = [
+            (owners.get(id(x), x), grad)
+            for x, grad in zip(leaves, found, strict=True)
+            if grad is not None
+        ]
+        return Pulled(rows, used)
 
-    def _used(
-        self,
-        output: Tensor,
-        edges: Sequence[GradientEdge],
-        started: int,
-        run: Callable[[], Any],
-    ) -> list[tuple[Tensor, GradientEdge | Tensor]]:
-        """The tensors that entered the run and want a gradient, and where theirs arrives."""
-        leaves, foreign = _entered(output, [edge.node for edge in edges], started)
-        if any(key not in self._foreign for key in foreign):
-            with _Watch(started) as watch:
-                run()
-            self._foreign.update(watch.seen)
-        missing = [key for key in foreign if key not in self._foreign]
-        if missing:
-            raise ValueError(
-                "fusion uses a tensor that was computed with gradients outside of it and that only "
-                f"compiled code sees ({missing[0][0].name()}); compute it inside of the fusion, "
-                "detach it, or do not compile the fusion"
-            )
-        entered: list[tuple[Tensor, GradientEdge | Tensor]] = [(x, x) for x in leaves]
-        return entered + [(self._foreign[key], GradientEdge(*key)) for key in foreign]
+    def _run(
+        self, run: Callable[[], tuple[list[GradientEdge | None], Tensor]], started: int
+    ) -> tuple[list[GradientEdge | None], Tensor]:
+        if not self._cut:
+            return run()
+        with _Cut(self._stand_ins, started):
+            return run()
 
 
 def _entered(output: Tensor, stop: Sequence[Node], started: int) -> tuple[list[Tensor], list[_Key]]:
@@ -116,8 +123,8 @@ def _entered(output: Tensor, stop: Sequence[Node], started: int) -> tuple[list[T
     pending: list[_Key] = [(output.grad_fn, output.output_nr)] if output.grad_fn else []
     while pending:
         node, number = pending.pop()
-        leaf = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
-        if isinstance(leaf, Tensor):
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and node.name() == "torch::autograd::AccumulateGrad":
             leaves[id(leaf)] = leaf
         elif node._sequence_nr() < started:
             foreign[node, number] = None
@@ -143,20 +150,25 @@ def reaches(output: Tensor, inputs: Sequence[Tensor]) -> bool:
     return any(output is x for x in inputs)
 
 
-class _Watch(TorchFunctionMode):
-    """Sees the tensors with a graph older than the run that torch's functions are called with."""
+class _Cut(TorchFunctionMode):
+    """Gives torch's functions a leaf in place of every tensor whose graph is older than the run."""
 
-    def __init__(self, started: int) -> None:
+    def __init__(self, stand_ins: dict[_Key, tuple[Tensor, Tensor]], started: int) -> None:
         super().__init__()
-        self.started = started
-        self.seen: dict[_Key, Tensor] = {}
+        self.stand_ins, self.started = stand_ins, started
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for x in tree_leaves((args, kwargs)):
-            node = x.grad_fn if isinstance(x, Tensor) else None
-            if node is not None and node._sequence_nr() < self.started:
-                self.seen[node, x.output_nr] = x
-        return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, self._stand_in, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _stand_in(self, x: Tensor) -> Tensor:
+        node = x.grad_fn
+        if node is None or node._sequence_nr() >= self.started:
+            return x
+        key = node, x.output_nr
+        if key not in self.stand_ins:
+            self.stand_ins[key] = x, x.detach().requires_grad_()
+        return self.stand_ins[key][1]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ take part in a call, so a weight may be read past the call only where these func
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -23,7 +23,9 @@ _PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 def wrapped(module: object) -> nn.Module | None:
     """What a wrapper of torch's holds (compiled, data-parallel, checkpointed), or None."""
-    if not isinstance(module, nn.Module) or not type(module).__module__.startswith("torch."):
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        return None
+    if not type(module).__module__.startswith("torch."):
         return None
     children = module._modules
     for name in _WRAPPED:
@@ -115,6 +117,8 @@ def takes_joined(fusion: object) -> bool:
         if type(inner).forward is not nn.Sequential.forward or "forward" in inner.__dict__:
             return False
         inner = unwrapped(inner[0])
+    if isinstance(inner, torch.jit.ScriptModule):
+        return getattr(inner, "original_name", "") == "Linear"
     return isinstance(inner, nn.Linear) or (
         type(inner).__name__ == "Linear" and type(inner).__module__.startswith("torch.ao.nn.")
     )
@@ -129,16 +133,9 @@ def initialize_lazy(fusion: object, latents: Sequence[Tensor]) -> None:
             fusion(torch.cat(tuple(latents), dim=-1))
 
 
-def sharded(modules: Sequence[nn.Module]) -> str | None:
-    """The name of a module whose parameters are spread over processes, None if there is none."""
-    for module in modules:
-        names = {kind.__name__ for kind in type(module).__mro__}
-        if names & {"FSDPModule", "FullyShardedDataParallel"}:
-            return type(module).__name__
-        if any(type(p).__name__ == "DTensor" for p in _own_parameters(module)):
-            return type(module).__name__
-    return None
-
-
-def _own_parameters(module: nn.Module) -> Iterator[Tensor]:
-    return (p for p in module._parameters.values() if p is not None)
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the module's parameters are spread over processes, or gathered for its calls only."""
+    names = {kind.__name__ for kind in type(module).__mro__}
+    if names & {"FSDPModule", "FullyShardedDataParallel"}:
+        return True
+    return any(type(p).__name__ == "DTensor" for p in module._parameters.values())

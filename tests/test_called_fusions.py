@@ -631,3 +631,117 @@ def test_a_conditioning_tensor_with_hooks_and_a_compiled_network():
     assert calls == [0]
     for a, b in zip(ours, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS, ids="-".join)
+def test_tensors_with_a_graph_that_are_made_from_each_other(routing):
+    """What flows from one to the other belongs to the caller's backward, once."""
+    latents = make_latents(2, 2, ROWS)
+    base = doubles(Net())
+    results = []
+    for outside in (True, False):
+        w = torch.linspace(0.5, 1.0, D, dtype=torch.float64).requires_grad_()
+
+        def derived(w):
+            h = (w + 1).exp()
+            return h, h.sin() + w
+
+        given = derived(w) if outside else None
+
+        def fusion(z, w=w, given=given, derived=derived):
+            h, g = given or derived(w)
+            return base([z[0] * h + w, z[1] * g])
+
+        _, grads = gradients(fusion, latents, routing, [w, *base.parameters()])
+        results.append(grads)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Inner:
+    def __init__(self):
+        self._net = nn.Sequential(nn.Linear(2 * D, 6), nn.BatchNorm1d(6), nn.Linear(6, C)).double()
+
+    @property
+    def net(self):
+        return self._net
+
+    def _fuse(self, z):
+        return self.net(torch.cat(z, 1))
+
+    def fuse(self, z):
+        return self._fuse(z)
+
+    def __call__(self, z):
+        return self._fuse(z)
+
+
+class Holder:
+    def __init__(self):
+        self.inner = Inner()
+        self.hidden = {"deep": [lambda z: self.inner.fuse(z)]}
+
+
+@pytest.mark.parametrize("form", ["method", "lambda", "object", "deep", "hidden"])
+def test_batch_norm_is_found_wherever_it_is_held(form):
+    torch.manual_seed(0)
+    holder = Holder()
+    forms = {
+        "method": holder.inner.fuse,
+        "lambda": lambda z: holder.inner.fuse(z),
+        "object": holder.inner,
+        "deep": lambda z: holder.inner.net(torch.cat(z, 1)),
+        "hidden": lambda z: holder.hidden["deep"][0](z),
+    }
+    latents = make_latents(2, 2, ROWS)
+    table = table_of()
+    norm = holder.inner.net[1]
+    out = mcr()(latents, None, fusion=forms[form], permutations=table)
+    assert norm.num_batches_tracked == 1
+    steady = copy.deepcopy(holder.inner.net).eval()
+    wanted = mcr()(latents, None, fusion=steady, permutations=table)
+    torch.testing.assert_close(out.divergences, wanted.divergences)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", ["script", "trace", "freeze"])
+def test_torchscript_fusions(make):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2 * D, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, C)).double()
+    latents = make_latents(2, 2, ROWS)
+    if make == "freeze":
+        made = torch.jit.freeze(torch.jit.script(copy.deepcopy(net).eval()))
+    elif make == "script":
+        made = torch.jit.script(copy.deepcopy(net))
+    else:
+        made = torch.jit.trace(copy.deepcopy(net).eval(), torch.cat(latents, 1))
+    fusion = lambda z: made(torch.cat(z, 1))  # noqa: E731
+    out = mcr(strategy="independent")(latents, None, fusion=fusion, permutations=table_of())
+    grads = torch.autograd.grad(out.mipd, latents)
+    if make == "script":
+        net(torch.cat(latents, 1))
+        assert made[1].num_batches_tracked == 1
+        assert made.training
+    net.eval()
+    wanted = mcr(strategy="independent")(latents, None, fusion=net, permutations=table_of())
+    torch.testing.assert_close(out.divergences, wanted.divergences)
+    for a, b in zip(grads, torch.autograd.grad(wanted.mipd, latents), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_random_numbers_of_others_are_not_taken_for_the_fusions():
+    net = doubles(Net())
+
+    def fusion(z):
+        torch.rand(1)  # as another thread would
+        return net(z)
+
+    mcr()(make_latents(2, 2, ROWS), None, fusion=fusion)
+
+
+@pytest.mark.parametrize("form", ["linear", "callable"])
+def test_logits_may_be_changed_in_place_after_the_loss(form):
+    net = doubles(Net() if form == "callable" else nn.Linear(2 * D, C))
+    out = mcr(strategy="independent")(make_latents(2, 2, ROWS), None, fusion=net)
+    out.logits.mul_(2)
+    (out.loss + out.logits.sum()).backward()

@@ -30,7 +30,7 @@ from mcr_fast._checks.options import (
     whole,
 )
 from mcr_fast._checks.permutations import donors
-from mcr_fast._checks.randomness import random_state, same_random_state
+from mcr_fast._checks.randomness import moved, random_state, same_logits
 from mcr_fast._checks.rows import (
     check_labels,
     check_present,
@@ -77,6 +77,7 @@ __all__ = [
     "linear_latents",
     "may_read",
     "modalities",
+    "moved",
     "no_infinite_logits",
     "on_device",
     "plain_tensor",
@@ -86,7 +87,7 @@ __all__ = [
     "row_index",
     "row_logits",
     "same_form",
-    "same_random_state",
+    "same_logits",
     "shaped",
     "stacked_contributions",
     "subset_masks",

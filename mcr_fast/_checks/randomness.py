@@ -15,20 +15,23 @@ def random_state(device: torch.device) -> Tensor | int | None:
         return None
     if device.type == "cpu":
         return torch.get_rng_state()
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         index = torch.cuda.current_device() if device.index is None else device.index
         return torch.cuda.default_generators[index].get_offset()
     return None
 
 
-def same_random_state(before: Tensor | int | None, device: torch.device) -> None:
-    """Raise if random numbers were drawn since."""
+def moved(before: Tensor | int | None, device: torch.device) -> bool:
+    """Whether random numbers were drawn since, by whomever: other threads share them."""
     after = random_state(device)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
-        drawn = not torch.equal(before, after)
-    else:
-        drawn = before != after
-    if drawn:
+        return not torch.equal(before, after)
+    return before != after
+
+
+def same_logits(first: Tensor, again: Tensor) -> None:
+    """Raise if two runs on the same rows differ; compared only where random numbers were drawn."""
+    if not torch.allclose(first.detach(), again.detach(), rtol=0.0, atol=0.0, equal_nan=True):
         raise ValueError(
             "fusion draws random numbers in evaluation mode too, so that its perturbed logits "
             "would differ from the clean ones by more than the permutation: give functional "

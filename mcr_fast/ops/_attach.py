@@ -35,15 +35,16 @@ def _backward_fake(grad: Tensor, inputs: list[Tensor], grads: list[Tensor]) -> l
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, attached, grads = inputs
-    # The inputs are saved for their dtypes, and because their graph leads a second backward to the
-    # error below; the gradients alone are constants, and would let it pass with wrong numbers.
-    ctx.save_for_backward(*attached, *grads)
+    # The inputs are kept for their dtypes, and because their graph leads a second backward to the
+    # error below; the gradients alone are constants, and would let it pass with wrong numbers. The
+    # inputs' values do not matter: the caller may change them in place.
+    ctx.attached = attached
+    ctx.save_for_backward(*grads)
 
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[None, list[Tensor], list[None]]:
-    saved = list(ctx.saved_tensors)
-    half = len(saved) // 2
-    return None, attach_gradients_bwd(grad, saved[:half], saved[half:]), [None] * half
+    grads = list(ctx.saved_tensors)
+    return None, attach_gradients_bwd(grad, ctx.attached, grads), [None] * len(grads)
 
 
 def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
