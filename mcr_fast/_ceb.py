@@ -42,7 +42,7 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) 
         "mcr.ceb_head.parameters()}), or make MCRLoss with a ceb_weight above 0 and lower it until "
         "the term is wanted",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
     with torch.inference_mode(False):  # what is made here is trained later
         head = ceb_head(num_classes, latent_dims)

@@ -198,24 +198,33 @@ def _refuse_others(latents: Sequence[Tensor], logits: Tensor) -> None:
 def _added(step: Step, additive: Additive, contributions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """An additive fusion that has a head, or whose perturbations are no permutations."""
     compiling = torch.compiler.is_compiling()
-    if compiling or additive.head is None:
+    reached = None if compiling else _reach_added(step, additive)
+    if reached is None or additive.head is None:
         logits = _own_logits(step, additive, contributions)
     else:
-        with looking_hooks_only(_reach(additive.head).modules):
+        with looking_hooks_only(reached.modules):
             logits = _own_logits(step, additive, contributions)
     play = _play_added_uncompiled if compiling else _play_added
-    value, divergences = play(step, additive, contributions, logits)
+    value, divergences = play(step, additive, contributions, logits, reached)
     return value, divergences, logits
 
 
+def _reach_added(step: Step, additive: Additive) -> Reached:
+    """The head's modules; the fusion's where replaced latents are projected anew."""
+    return _reach(additive.head if step.draw.perturbation == "permute" else step.fusion)
+
+
 def _play_added(
-    step: Step, additive: Additive, contributions: Tensor, logits: Tensor
+    step: Step,
+    additive: Additive,
+    contributions: Tensor,
+    logits: Tensor,
+    reached: Reached | None,
 ) -> tuple[Tensor, Tensor]:
     rows, game = step.rows, step.game
-    permute = step.draw.perturbation == "permute"
+    reached = reached or _reach_added(step, additive)
     # the contributions are computed once, so that donors' rows are what the projections gave;
     # replaced latents are projected anew, and then the clean ones in the same mode
-    reached = _reach(additive.head if permute else step.fusion)
     with runs_apart(reached, game) as changed:
         with without_backward_hooks(reached.modules):
             replacements = _project_replaced(additive, step.latents, step.draw, rows)

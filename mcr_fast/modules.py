@@ -183,12 +183,7 @@ class MCRLoss(nn.Module):
         checks.choice("perturbation", perturbation, get_args(Perturbation))
         checks.choice("ceb_source", ceb_source, get_args(CEBSource))
         checks.choice("fusion_mode", fusion_mode, get_args(FusionMode))
-        if num_classes == 1 and divergence == "jsd":
-            raise ValueError(
-                "num_classes must be at least 2 for divergence='jsd': the softmax of one logit is "
-                "1, whatever it is; for one logit (binary or multi-label) take "
-                "divergence='binary_jsd', for regression 'mse'"
-            )
+        checks.enough_classes(num_classes, divergence)
         if num_permutations != "all":
             num_permutations = checks.whole("num_permutations", num_permutations)
         if chunk_rows is not None:
@@ -281,17 +276,20 @@ class MCRLoss(nn.Module):
                 name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
-            if self.ceb_head is None:
-                self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, parts[0])
             seen = labels if self.ceb_source == "labels" else logits.detach()
-            assert seen is not None, "checked"
-            classes = self.num_classes
-            ceb = evaluate_ceb(self.ceb_head, pooled, seen, classes, present, self.backend)
+            ceb = self._ceb(pooled, seen, present)
         loss = self._weighted((contrastive, ceb, mipd), zero)
         importance = _importance(divergences, len(parts))
         if self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
+
+    def _ceb(self, latents: list[Tensor], seen: Tensor | None, present: Tensor | None) -> Tensor:
+        assert seen is not None, "checked"
+        if self.ceb_head is None:
+            self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, latents[0])
+        head, classes = self.ceb_head, self.num_classes
+        return evaluate_ceb(head, latents, seen, classes, present, self.backend)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
         """The weighted sum of L_Con, L_CEB and L_MIPD in as few nodes of the graph as it takes."""

@@ -153,3 +153,23 @@ def test_hooks_are_where_they_were_after_an_error():
     assert list(case.fusion.gate.weight._backward_hooks) == [hook.id]
     hook.remove()
     assert not case.fusion.gate.weight._backward_hooks
+
+
+@pytest.mark.parametrize("kind", ["additive_head", "gated"])
+def test_global_backward_hooks_hear_one_backward(kind):
+    case = make_fusion(kind, 1, 2)
+    latents = make_latents(2, 2, ROWS)
+    seen = []
+    handle = nn.modules.module.register_module_full_backward_hook(
+        lambda m, i, o: seen.append(type(m).__name__)
+    )
+    try:
+        fusion = lambda z: case.fusion(z)  # noqa: E731
+        out = loss_of(ROUTINGS[1])(latents, None, fusion=fusion, permutations=table())
+        assert seen == []
+        (out.loss + out.logits.sum()).backward()
+    finally:
+        handle.remove()
+    modules = [m for m in case.fusion.modules() if not isinstance(m, nn.ModuleList)]
+    assert 0 < len(seen) <= len(modules) + 1
+    assert not nn.modules.module._global_backward_hooks

@@ -71,6 +71,16 @@ def divergence_options(
     choice("backend", backend, BACKENDS)
 
 
+def enough_classes(num_classes: int, divergence: str) -> None:
+    """Logits that the divergence can tell apart."""
+    if num_classes == 1 and divergence == "jsd":
+        raise ValueError(
+            "num_classes must be at least 2 for divergence='jsd': the softmax of one logit is 1, "
+            "whatever it is; for one logit (binary or multi-label) take divergence='binary_jsd', "
+            "for regression 'mse'"
+        )
+
+
 def subset_masks(subsets: str, num_modalities: int) -> tuple[int, ...]:
     """One bitmask a subset: by size, then lexicographic."""
     choice("subsets", subsets, SUBSETS)
