@@ -46,6 +46,15 @@ def _heard(
 def _explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) -> Tensor:
     try:
         return fusion(inputs)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        latents = inputs if isinstance(inputs, list) else [inputs]
+        raise TypeError(
+            f"fusion could not be called with latents of {[z.dtype for z in latents]}: {error}. "
+            "Cast them to the dtype of its weights, or call the loss under the autocast of the "
+            "encoders"
+        ) from error
     except (TypeError, AttributeError) as error:
         given = "their concatenation" if isinstance(inputs, Tensor) else "the list of the latents"
         raise TypeError(

@@ -41,8 +41,8 @@ def generator_of_step(generator: torch.Generator | None) -> torch.Generator | No
     index = taken.get(task, 0)
     if index >= len(states):
         raise RuntimeError(
-            "MCRLoss runs again in the backward (activation checkpointing), where generator= would "
-            "draw other donors: pass permutations=sample_permutations(...), drawn outside of the "
+            "donors are drawn again in the backward (activation checkpointing), where generator= "
+            "would draw others: pass permutations=sample_permutations(...), drawn outside of the "
             "checkpointed function, or checkpoint with use_reentrant=False"
         )
     taken[task] = index + 1

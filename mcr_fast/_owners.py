@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mcr_fast._wrapping import unwrapped
-from mcr_fast.fusion import AdditiveFusion, additive_linear
+from mcr_fast.fusion import AdditiveFusion, additive_linear, adds_up
 
 
 class Owners:
@@ -24,7 +24,7 @@ class Owners:
         weight = None if linear is None else linear._parameters.get("weight")
         if weight is not None and weight.shape[1] == sum(latent_dims):
             self._columns[id(weight)] = latent_dims
-        elif type(inner) is AdditiveFusion:
+        elif adds_up(inner) and hasattr(inner, "projections"):
             self._own_projections(inner)
         self.any = bool(self._whole or self._columns)
 

@@ -94,9 +94,10 @@ def closure_of(function: object) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The globals and attributes that a function's code names, its inner functions included."""
+    """What a function's code names: globals, attributes, words; its inner functions' included."""
     inner = [_names(c) for c in code.co_consts if isinstance(c, CodeType)]
-    return set(code.co_names).union(*inner)
+    words = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
+    return set(code.co_names).union(words, *inner)
 
 
 def _attributes(x: object, names: set[str], depth: int = 3) -> list[object]:
@@ -124,8 +125,7 @@ def _class_reads_mode(kind: Hashable) -> bool:
             continue
         for member in vars(base).values():
             function = getattr(member, "fget", None) or getattr(member, "__func__", member)
-            function = getattr(function, "__wrapped__", function)
-            if isinstance(function, FunctionType) and "training" in _names(function.__code__):
+            if _function_reads_mode(function):
                 return True
     return False
 
@@ -141,8 +141,18 @@ def depends_on_mode(module: nn.Module) -> bool:
     )
 
 
-def _function_reads_mode(x: object) -> bool:
-    return isinstance(x, FunctionType) and "training" in _names(x.__code__)
+def _function_reads_mode(x: object, depth: int = 3) -> bool:
+    """Whether a function looks at `training`: by itself, or a function it wraps or names does."""
+    if not isinstance(x, FunctionType) or depth == 0:
+        return False
+    names = _names(x.__code__)
+    if "training" in names:
+        return True
+    if (x.__module__ or "").startswith("torch."):
+        return False
+    others = [*closure_of(x), *(x.__globals__[n] for n in names if n in x.__globals__)]
+    others.append(getattr(x, "__wrapped__", None))
+    return any(_function_reads_mode(other, depth - 1) for other in others)
 
 
 def to_evaluate(reached: Reached) -> list[nn.Module]:
@@ -182,9 +192,10 @@ def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
         kept.append((module, _tensors_of(module)))
         if _may_write(module):
             buffers.append((module, dict(module._buffers)))
-            for name, x in module._buffers.items():
-                if x is not None and x.numel() <= _LARGEST_STATISTIC:
-                    module._buffers[name] = copies.setdefault(id(x), x.detach().clone())
+            for held in (module._buffers, vars(module)):
+                for name, x in list(held.items()):
+                    if isinstance(x, Tensor) and _may_be_statistic(x):
+                        held[name] = copies.setdefault(id(x), x.clone())
     try:
         yield
     finally:
@@ -204,7 +215,11 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def _may_write(module: nn.Module) -> bool:
     """Torch's own layers write to their buffers in training only."""
     own = type(module).__module__.startswith("torch.nn.")
-    return bool(module._buffers) and not own and not isinstance(module, torch.jit.ScriptModule)
+    return not own and not isinstance(module, torch.jit.ScriptModule)
+
+
+def _may_be_statistic(x: Tensor) -> bool:
+    return not x.requires_grad and x.numel() <= _LARGEST_STATISTIC
 
 
 def mixes_rows(modules: Sequence[nn.Module]) -> str | None:

@@ -19,6 +19,7 @@ _WRAPPED = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 # Their forward pre-hooks compute a parameter's value before every call, and nothing else.
 _REPARAMETRIZING = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
+_LINEAR_FORWARD = nn.Linear.forward
 
 
 def wrapped(module: object) -> nn.Module | None:
@@ -66,12 +67,16 @@ def has_hooks(module: nn.Module) -> bool:
 
 def calls_its_class(module: nn.Module) -> bool:
     """Whether a call is the forward that its class defines, and nothing beside it."""
-    return not (has_hooks(module) or "forward" in module.__dict__)
+    if has_hooks(module) or "forward" in module.__dict__:
+        return False
+    return type(module).__call__ is nn.Module.__call__
 
 
 def plain_linear(module: object) -> TypeGuard[nn.Linear]:
     """Whether calling it is F.linear with its weight and bias as they are read, hooks refreshed."""
     if not isinstance(module, nn.Linear) or "forward" in module.__dict__:
+        return False
+    if nn.Linear.forward is not _LINEAR_FORWARD:  # somebody replaced it for all of them
         return False
     kind = type(module)
     if kind is not nn.Linear and not (

@@ -127,8 +127,8 @@ class AdditiveFusion(nn.Module):
         """The fusion that an MLP over the concatenated latents is: its first layer, and the rest.
 
         Args:
-            seq: nn.Sequential that starts with nn.Linear(sum of latent_dims, H); its modules are
-                shared, not copied.
+            seq: nn.Sequential that starts with nn.Linear(sum of latent_dims, H); its modules, as
+                they are now, are shared, not copied.
             latent_dims: the widths D_m, in the order of the concatenation.
 
         Raises:
@@ -158,7 +158,10 @@ class AdditiveFusion(nn.Module):
             # a layer that works in place would overwrite the caller's latents
             projected: Tensor = projection(latent.clone())
             return projected
-        if self.head is None and autocast_enabled(latent.device):
+        if not autocast_enabled(latent.device):
+            _check_dtype(modality, latent, projection.weight)
+            return projection(latent)
+        if self.head is None:
             return _linear_in_float32(latent, *read_linear(projection))
         return projection(latent)
 
@@ -293,12 +296,17 @@ def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
 
 def check_dtypes(latents: Sequence[Tensor], weight: Tensor) -> None:
     """Latents that the layer takes: of its dtype, or under autocast, which casts them."""
-    for m, z in enumerate(latents):
-        if z.dtype != weight.dtype and not autocast_enabled(weight.device):
-            raise TypeError(
-                f"latents[{m}] must be {weight.dtype} like the fusion's weight, got {z.dtype}; "
-                "cast it, or call the loss under the autocast of the encoders"
-            )
+    if not autocast_enabled(weight.device):
+        for m, z in enumerate(latents):
+            _check_dtype(m, z, weight)
+
+
+def _check_dtype(modality: int, latent: Tensor, weight: Tensor) -> None:
+    if latent.dtype != weight.dtype and plain_values(weight):
+        raise TypeError(
+            f"latents[{modality}] must be {weight.dtype} like the fusion's weight, got "
+            f"{latent.dtype}; cast it, or call the loss under the autocast of the encoders"
+        )
 
 
 def check_widths(latents: Sequence[Tensor], latent_dims: Sequence[int]) -> None:
@@ -393,11 +401,12 @@ class _LinearFusion(AdditiveFusion):
 _ADDITIVE_MEMBERS = ("forward", "project", "contributions", "__call__")
 
 
-def _is_as_written(fusion: AdditiveFusion) -> bool:
-    """Whether calling the fusion is what its projections, bias and head say."""
+def adds_up(fusion: object) -> bool:
+    """Whether a fusion is what its projections, bias and head say, but for hooks."""
+    if not isinstance(fusion, AdditiveFusion) or "forward" in fusion.__dict__:
+        return False
     base = _LinearFusion if isinstance(fusion, _LinearFusion) else AdditiveFusion
-    same = all(getattr(type(fusion), n) is getattr(base, n) for n in _ADDITIVE_MEMBERS)
-    return same and calls_its_class(fusion)
+    return all(getattr(type(fusion), n) is getattr(base, n) for n in _ADDITIVE_MEMBERS)
 
 
 def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None:
@@ -408,9 +417,9 @@ def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None
     while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):
         fusion = wrapped(fusion)
     if isinstance(fusion, _LinearFusion):
-        return fusion.columns() if _is_as_written(fusion) else None
+        return fusion.columns() if adds_up(fusion) and not has_hooks(fusion) else None
     if isinstance(fusion, AdditiveFusion):
-        return fusion if _is_as_written(fusion) else None
+        return fusion if adds_up(fusion) and not has_hooks(fusion) else None
     if plain_linear(fusion):
         return linear_columns(fusion, latent_dims)
     # run as any other callable its projections would be shared ones, with other gradients
@@ -427,5 +436,5 @@ _OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
 
 def additive_linear(fusion: object) -> nn.Linear | None:
     """The linear layer that an additive fusion is but for hooks, None if there is none."""
-    linear = fusion.linear if type(fusion) is _LinearFusion else fusion
+    linear = fusion.linear if isinstance(fusion, _LinearFusion) and adds_up(fusion) else fusion
     return linear if type(linear) is nn.Linear else None

@@ -251,6 +251,7 @@ class MCRLoss(nn.Module):
             sample_weight: weight of each row in L_MIPD.
             generator: source of randomness.
         """
+        self._check_weights()
         parts = self._check_latents(latents, fusion, logits, embeddings)
         num_rows = parts[0].shape[0]
         self._check_labels(labels, num_rows, parts[0].device)
@@ -304,6 +305,13 @@ class MCRLoss(nn.Module):
                 loss = term if weight == 1 else weight * term
             started = True
         return loss
+
+    def _check_weights(self) -> None:
+        """They may be set between steps, from any library's numbers."""
+        for name in ("mipd_weight", "contrastive_weight", "ceb_weight"):
+            weight = getattr(self, name)
+            if type(weight) is not float:
+                setattr(self, name, checks.finite(name, weight))
 
     def _check_latents(
         self,

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._numbers import whole
 from mcr_fast.reference._game import donor_table
 
@@ -112,6 +113,7 @@ def sample_permutations(
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     device = None if device is None else _device(device)
     # None: torch's default one
+    generator = generator_of_step(generator)
     draw_on = device if generator is None else generator.device
     draw = _drawn(generator, draw_on)
     if scheme == "uniform":

@@ -745,3 +745,90 @@ def test_logits_may_be_changed_in_place_after_the_loss(form):
     out = mcr(strategy="independent")(make_latents(2, 2, ROWS), None, fusion=net)
     out.logits.mul_(2)
     (out.loss + out.logits.sum()).backward()
+
+
+def read_by_a_helper(module, x):
+    return F.batch_norm(x, module.mean, module.var, training=module.training)
+
+
+class Helped(nn.Module):
+    """Looks at its mode through a function of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2 * D, C)
+        self.register_buffer("mean", torch.zeros(C, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(C, dtype=torch.float64))
+
+    def forward(self, z):
+        return read_by_a_helper(self, self.fc(torch.cat(z, 1)))
+
+
+class Asked(Helped):
+    def forward(self, z):
+        x = self.fc(torch.cat(z, 1))
+        return F.batch_norm(x, self.mean, self.var, training=getattr(self, "training"))  # noqa: B009
+
+
+class Moving(nn.Module):
+    """Keeps a statistic that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2 * D, C)
+        self.mean = torch.zeros(2 * D, dtype=torch.float64)
+
+    def forward(self, z):
+        x = torch.cat(z, 1)
+        self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("kind", [Helped, Asked])
+def test_a_mode_that_is_read_in_a_roundabout_way(kind):
+    fusion, latents = doubles(kind()), make_latents(2, 2, ROWS)
+    out = mcr()(latents, None, fusion=fusion, permutations=table_of())
+    steady = copy.deepcopy(fusion).eval()
+    wanted = mcr()(latents, None, fusion=steady, permutations=table_of())
+    torch.testing.assert_close(out.divergences, wanted.divergences)
+
+
+def test_a_statistic_that_is_no_buffer_counts_one_call():
+    fusion, twin = doubles(Moving()), doubles(Moving())
+    latents = make_latents(2, 2, ROWS)
+    mcr()(latents, None, fusion=fusion)
+    twin(latents)
+    torch.testing.assert_close(fusion.mean, twin.mean)
+
+
+def test_a_linear_forward_that_was_replaced_for_all_is_called(monkeypatch):
+    inner = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: inner(self, x).tanh())
+    head, latents = doubles(nn.Linear(2 * D, C)), make_latents(2, 2, ROWS)
+    out = mcr()(latents, None, fusion=head, permutations=table_of())
+    wanted = mcr()(latents, None, fusion=lambda z: head(joined(z)), permutations=table_of())
+    torch.testing.assert_close(out.divergences, wanted.divergences)
+    torch.testing.assert_close(out.logits, head(joined(latents)))
+
+
+class Sub(AdditiveFusion):
+    """Adds nothing to the class."""
+
+
+def test_a_hooked_subclass_keeps_its_projections():
+    parts = [nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 5)) for _ in range(2)]
+    fusion = doubles(Sub(parts, None, nn.Linear(5, C)))
+    plain, latents = copy.deepcopy(fusion), make_latents(2, 2, ROWS)
+    fusion.register_forward_hook(lambda module, args, out: None)
+    for routing in ROUTINGS:
+        results = [gradients(f, latents, routing, list(f.parameters()))[1] for f in (fusion, plain)]
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["integer", "sparse"])
+def test_logits_that_are_no_dense_floats_are_refused(kind):
+    net, latents = doubles(Net()), make_latents(2, 2, ROWS)
+    make = {"integer": lambda x: x.long(), "sparse": lambda x: x.to_sparse()}[kind]
+    with pytest.raises(TypeError, match="fusion must return dense float logits"):
+        mcr()(latents, None, fusion=lambda z: make(net(z)))

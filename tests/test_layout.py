@@ -41,7 +41,7 @@ LAYER = {
     "_watch": 4,
     "functional": 5,
     "_wrapping": 1,
-    "_reach": 1,
+    "_reach": 0,
     "_runs": 1,
     "_checkpointing": 1,
     "fusion": 4,

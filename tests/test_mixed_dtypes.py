@@ -104,3 +104,13 @@ def test_noise_of_float16_latents(kind, scale):
         use = called if kind == "callable" or dtype == torch.float16 else run
         values.append(loss(latents, None, fusion=use, generator=generator(1)).divergences)
     torch.testing.assert_close(values[0].double(), values[1], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["additive", "callable"])
+def test_latents_of_another_dtype_are_named_for_other_fusions(kind):
+    latents = [z.detach().bfloat16() for z in make_latents(2, 2, ROWS, D, dtype=torch.float32)]
+    net = linear_fusion("linear")
+    fusion = linear_fusion("additive") if kind == "additive" else lambda z: net(torch.cat(z, 1))
+    match = r"latents\[0\] must be torch.float32" if kind == "additive" else "latents of .*bfloat16"
+    with pytest.raises(TypeError, match=match):
+        mipd(fusion, latents)

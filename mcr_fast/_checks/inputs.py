@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from mcr_fast._checks.rows import check_present, label_codes
-from mcr_fast._checks.tensors import float_tensor, modalities, on_device, same_form, shaped
+from mcr_fast._checks.tensors import (
+    FLOAT_DTYPES,
+    float_tensor,
+    modalities,
+    on_device,
+    same_form,
+    shaped,
+)
 from mcr_fast.ops._modes import autocast_enabled
 
 
@@ -83,6 +90,10 @@ def fusion_output(logits: Any, num_rows: int, num_classes: int) -> None:
     """Logits for every row."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"fusion must return a tensor of logits, got {type(logits).__name__}")
+    if logits.dtype not in FLOAT_DTYPES or logits.layout is not torch.strided:
+        raise TypeError(
+            f"fusion must return dense float logits, got {logits.dtype} with layout {logits.layout}"
+        )
     if tuple(logits.shape) != (num_rows, num_classes):
         raise ValueError(
             f"fusion must return logits [rows, C] = {[num_rows, num_classes]}, "
