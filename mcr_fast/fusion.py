@@ -159,7 +159,9 @@ class AdditiveFusion(nn.Module):
             projected: Tensor = projection(latent.clone())
             return projected
         if not autocast_enabled(latent.device):
-            _check_dtype(modality, latent, projection.weight)
+            weight = projection._parameters.get("weight")  # one that is computed is not read twice
+            if weight is not None:
+                _check_dtype(modality, latent, weight)
             return projection(latent)
         if self.head is None:
             return _linear_in_float32(latent, *read_linear(projection))
