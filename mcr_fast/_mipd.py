@@ -87,7 +87,7 @@ def mipd(step: Step) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
     fused = _fused(additive, step)
     contributions = fused[1] if fused else _contributions(additive, step)
     if additive.head is None:
-        checks.fusion_output(contributions[0], len(step.latents[0]), step.num_classes)
+        checks.fusion_output(contributions[0], step.latents[0].shape[0], step.num_classes)
         if step.draw.perturbation == "permute":
             logits = _own_logits(step, additive, contributions)
             rows, game = step.rows, step.game
@@ -111,7 +111,7 @@ def _own_logits(step: Step, additive: Additive, contributions: Tensor) -> Tensor
     if is_data_parallel(step.fusion):  # a call makes it ready for the backward
         return call_fusion(step.fusion, step.latents, step.num_classes)
     logits = finish(additive, contributions)
-    checks.fusion_output(logits, len(step.latents[0]), step.num_classes)
+    checks.fusion_output(logits, step.latents[0].shape[0], step.num_classes)
     return logits
 
 

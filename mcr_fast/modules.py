@@ -58,7 +58,9 @@ class MCROutput(NamedTuple):
 
 def _importance(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] -> [M]
     """Each modality's share of the single-modality divergences, which come first."""
-    single = divergences if len(divergences) == num_modalities else divergences[:num_modalities]
+    single = divergences
+    if divergences.shape[0] != num_modalities:
+        single = divergences[:num_modalities]
     single = single.clamp(min=0)  # rounding can leave one just below
     total = single.sum()
     return torch.where(total == 0, 1 / num_modalities, single / total)
@@ -325,7 +327,7 @@ class MCRLoss(nn.Module):
             raise TypeError(f"fusion must be callable, got {type(fusion).__name__}")
         if logits is not None:
             checks.float_tensor("logits", logits)
-            checks.shaped("logits", logits, (len(parts[0]), self.num_classes), "[N, C]")
+            checks.shaped("logits", logits, (parts[0].shape[0], self.num_classes), "[N, C]")
             checks.on_device("logits", logits, parts[0].device, "latents")
         if self.contrastive_weight != 0:
             if embeddings is not None:
