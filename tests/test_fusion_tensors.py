@@ -1,0 +1,195 @@
+"""A fusion writes to nobody's tensors, and those of others that it uses get their gradient once."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from called import ROUTINGS, ROWS, C, D, Net, doubles, gradients, mcr, table_of
+from inputs import generator, make_latents
+from torch import nn
+
+from mcr_fast import AdditiveFusion, MCRLoss
+
+# The caller's tensors are the caller's
+
+
+class InPlace(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.fc = kind, nn.Linear(2 * D, C)
+        self.act = nn.LeakyReLU(0.2, inplace=True)
+
+    def write(self, z):
+        if self.kind == "module":
+            return self.act(z)
+        if self.kind == "mul_":
+            return z.mul_(0.5).add_(1.0)
+        if self.kind == "elu_":
+            return F.elu_(z)
+        if self.kind == "functional":
+            return F.leaky_relu(z, 0.2, inplace=True)
+        z[:, 0] = z[:, 1]
+        return z
+
+    def read(self, z):
+        if self.kind in ("module", "functional"):
+            return F.leaky_relu(z, 0.2)
+        if self.kind == "mul_":
+            return z * 0.5 + 1
+        return F.elu(z) if self.kind == "elu_" else torch.cat([z[:, 1:2], z[:, 1:]], 1)
+
+    def forward(self, zs):
+        return self.fc(torch.cat([self.write(z) for z in zs], 1))
+
+
+WRITES = ("module", "mul_", "elu_", "functional", "assignment")
+
+
+@pytest.mark.parametrize("perturbation", ["permute", "noise", "zero"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", WRITES)
+def test_fusions_that_work_in_place(kind, frozen, perturbation):
+    fusion = doubles(InPlace(kind))
+    quiet = functools.partial(lambda f, z: f.fc(torch.cat([f.read(x) for x in z], 1)), fusion)
+    base = make_latents(2, 2, ROWS)
+    results = []
+    for run in (fusion, lambda z: fusion(z), quiet):
+        leaves = [z.detach().clone().requires_grad_(not frozen) for z in base]
+        latents = [z * 1.0 for z in leaves]
+        before = [z.detach().clone() for z in latents]
+        table = table_of() if perturbation == "permute" else None
+        loss = mcr(strategy="independent", clean_path="routed", perturbation=perturbation)
+        out = loss(latents, None, fusion=run, permutations=table, generator=generator(1))
+        fusion.zero_grad()
+        out.mipd.backward()
+        assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
+        grads = [p.grad for p in fusion.parameters()]
+        grads += [] if frozen else [z.grad for z in leaves]
+        with torch.no_grad():
+            again = loss(latents, None, fusion=run, permutations=table, generator=generator(1))
+        assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
+        results.append([out.divergences, again.divergences, out.logits, *grads])
+    for other in results[:-1]:
+        for a, b in zip(other, results[-1], strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("place", ["projection", "head"])
+def test_additive_fusions_that_work_in_place(place):
+    results = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        first = [nn.ReLU(inplace=inplace)] if place == "projection" else []
+        parts = [nn.Sequential(*first, nn.Linear(D, 5)) for _ in range(2)]
+        rest = [nn.Sequential(nn.ReLU(inplace=inplace)), nn.Linear(5, C)]
+        fusion = AdditiveFusion(parts, None, nn.Sequential(*rest)).double()
+        leaves = make_latents(2, 2, ROWS)
+        latents = [z * 1.0 for z in leaves]
+        before = [z.detach().clone() for z in latents]
+        out = mcr(strategy="independent")(latents, None, fusion=fusion, permutations=table_of())
+        out.mipd.backward()
+        assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
+        direct = fusion(latents)
+        assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
+        results.append([out.divergences, direct, *(z.grad for z in leaves)])
+        results[-1] += [p.grad for p in fusion.parameters()]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_fusion_may_empty_its_list_and_return_an_input():
+    latents = make_latents(2, 2, ROWS, C)
+
+    def fusion(z):
+        first = z.pop(0)
+        z.clear()
+        return first
+
+    loss = MCRLoss([C, C], C, mipd_weight=1.0, contrastive_weight=0.0, strategy="collaborative")
+    out = loss(latents, None, fusion=fusion, permutations=table_of())
+    wanted = loss(latents, None, fusion=lambda z: z[0] * 1.0, permutations=table_of())
+    torch.testing.assert_close(out.divergences, wanted.divergences)
+    assert out.divergences[1] < 1e-30
+    for a, b in zip(
+        torch.autograd.grad(out.mipd, latents[:1]),
+        torch.autograd.grad(wanted.mipd, latents[:1]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+# Tensors of others
+
+
+def test_the_same_tensor_for_two_modalities():
+    torch.manual_seed(0)
+    gate = nn.Linear(2 * D, C).double()
+    fusion = lambda z: (gate(torch.cat(z, 1)) * z[0][:, :C]).sin()  # noqa: E731
+    first = make_latents(2, 1, ROWS)[0]
+    for routing in ROUTINGS:
+        twins = [first.detach().clone().requires_grad_() for _ in range(2)]
+        _, apart = gradients(fusion, twins, routing, list(gate.parameters()))
+        first.grad = None
+        loss = mcr(strategy=routing[0], clean_path=routing[1])
+        loss([first, first], None, fusion=fusion, permutations=table_of()).mipd.backward()
+        torch.testing.assert_close(first.grad, apart[0] + apart[1])
+
+
+def test_a_conditioning_tensor_with_hooks_and_a_compiled_network():
+    text = doubles(nn.Linear(2, D))
+    net = torch.compile(text, backend="aot_eager")
+    base = doubles(Net())
+    words = torch.randn(2, dtype=torch.float64)
+    latents = make_latents(2, 2, ROWS)
+    calls = []
+
+    def loss_of(condition):
+        fusion = lambda z: base([z[0] * condition, z[1]])  # noqa: E731
+        return mcr(strategy="independent", clean_path="routed", chunk_rows=3)(
+            latents, None, fusion=fusion, permutations=table_of()
+        ).mipd
+
+    condition = net(words)
+    condition.register_hook(lambda g: calls.append(len(calls)) or 2 * g)
+    ours = torch.autograd.grad(loss_of(condition), list(text.parameters()))
+    leaf = text(words).detach().requires_grad_()
+    wanted = torch.autograd.grad(
+        text(words), list(text.parameters()), 2 * torch.autograd.grad(loss_of(leaf), leaf)[0]
+    )
+    assert calls == [0]
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS, ids="-".join)
+def test_tensors_with_a_graph_that_are_made_from_each_other(routing):
+    """What flows from one to the other belongs to the caller's backward, once."""
+    latents = make_latents(2, 2, ROWS)
+    base = doubles(Net())
+    results = []
+    for outside in (True, False):
+        w = torch.linspace(0.5, 1.0, D, dtype=torch.float64).requires_grad_()
+
+        def derived(w):
+            h = (w + 1).exp()
+            return h, h.sin() + w
+
+        given = derived(w) if outside else None
+
+        def fusion(z, w=w, given=given, derived=derived):
+            h, g = given or derived(w)
+            return base([z[0] * h + w, z[1] * g])
+
+        _, grads = gradients(fusion, latents, routing, [w, *base.parameters()])
+        results.append(grads)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("form", ["linear", "callable"])
+def test_logits_may_be_changed_in_place_after_the_loss(form):
+    net = doubles(Net() if form == "callable" else nn.Linear(2 * D, C))
+    out = mcr(strategy="independent")(make_latents(2, 2, ROWS), None, fusion=net)
+    out.logits.mul_(2)
+    (out.loss + out.logits.sum()).backward()
