@@ -8,7 +8,7 @@ passes it once, in the caller's backward.
 
 import functools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
@@ -230,6 +230,7 @@ def mixes_rows(modules: Sequence[nn.Module]) -> str | None:
     return None
 
 
+_Hooks = OrderedDict[int, Any]
 _HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = (all_modules._global_backward_hooks, all_modules._global_backward_pre_hooks)
 
@@ -254,15 +255,8 @@ def noting(called: dict[int, nn.Module], wanted: bool) -> Iterator[None]:
 @contextmanager
 def without_backward_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Runs whose gradients no backward hook of a module hears of, nor one of all modules."""
-    before = [dict(hooks) for hooks in _GLOBAL_HOOKS]
-    with _replaced_hooks(modules, lambda module, hooks: OrderedDict()):
-        for hooks in _GLOBAL_HOOKS:
-            hooks.clear()
-        try:
-            yield
-        finally:
-            for hooks, kept in zip(_GLOBAL_HOOKS, before, strict=True):
-                hooks.update(kept)
+    with _replaced_hooks(modules, lambda hooks: OrderedDict()):
+        yield
 
 
 @contextmanager
@@ -272,19 +266,10 @@ def looking_hooks_only(modules: Sequence[nn.Module]) -> Iterator[None]:
     The gradient of the perturbed rows does not pass the hooks of the modules inside of a fusion.
     That is right for a hook that looks, and would be a wrong number for one that changes it.
     """
-
-    def guarded(module: nn.Module, hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:
-        return OrderedDict((key, _guard(hook)) for key, hook in hooks.items())
-
-    before = [dict(hooks) for hooks in _GLOBAL_HOOKS]
-    with _replaced_hooks(modules, guarded):
-        for hooks in _GLOBAL_HOOKS:
-            hooks.update({key: _guard(hook) for key, hook in hooks.items()})
-        try:
-            yield
-        finally:
-            for hooks, kept in zip(_GLOBAL_HOOKS, before, strict=True):
-                hooks.update(kept)
+    with _replaced_hooks(
+        modules, lambda hooks: OrderedDict((key, _guard(hook)) for key, hook in hooks.items())
+    ):
+        yield
 
 
 def _guard(hook: Any) -> Any:
@@ -301,16 +286,28 @@ def _guard(hook: Any) -> Any:
 
 
 @contextmanager
-def _replaced_hooks(modules: Sequence[nn.Module], replace: Any) -> Iterator[None]:
+def _replaced_hooks(
+    modules: Sequence[nn.Module], replace: Callable[[_Hooks], _Hooks]
+) -> Iterator[None]:
+    """Other hooks in place of the modules' own and of those of all modules."""
     kept = []
     for module in modules:
         for name in _HOOKS:
             hooks = getattr(module, name)
             if hooks:
                 kept.append((module, name, hooks))
-                object.__setattr__(module, name, replace(module, hooks))
+                object.__setattr__(module, name, replace(hooks))
+    # torch holds on to these two, so what is in them changes
+    of_all = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS if hooks]
+    for hooks, before in of_all:
+        others = replace(OrderedDict(before))
+        hooks.clear()
+        hooks.update(others)
     try:
         yield
     finally:
         for module, name, hooks in kept:
             object.__setattr__(module, name, hooks)
+        for hooks, before in of_all:
+            hooks.clear()
+            hooks.update(before)

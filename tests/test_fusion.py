@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mcr_fast import AdditiveFusion, MCRLoss
-from mcr_fast import fusion as fusion_module
+from mcr_fast import AdditiveFusion, MCRLoss, _columns
 from mcr_fast.fusion import finish
 
 N, C = 6, 3
@@ -23,7 +22,7 @@ def latents_of(*widths, dtype=torch.float32):
 @pytest.mark.parametrize("stack", [True, False])
 @pytest.mark.parametrize("widths", [(4, 4), (4, 4, 4), (2, 5), (1, 3, 2)])
 def test_from_linear_is_the_linear_layer(widths, stack, bias, monkeypatch):
-    monkeypatch.setattr(fusion_module, "STACK_ELEMENTS", 1 << 18 if stack else 0)
+    monkeypatch.setattr(_columns, "STACK_ELEMENTS", 1 << 18 if stack else 0)
     linear = nn.Linear(sum(widths), C, bias=bias).double()
     latents = latents_of(*widths, dtype=torch.float64)
     fusion = AdditiveFusion.from_linear(linear, widths)

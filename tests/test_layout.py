@@ -46,6 +46,7 @@ LAYER = {
     "_checkpointing": 1,
     "fusion": 4,
     "_calling": 4,
+    "_columns": 3,
     "_owners": 5,
     "_sources": 6,
     "perturbation": 7,
