@@ -3,6 +3,7 @@
 import own_process
 import pytest
 import torch
+from suite import processes
 
 
 def pytest_addoption(parser):
@@ -10,6 +11,11 @@ def pytest_addoption(parser):
         "--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one"
     )
     parser.addoption("--slow", action="store_true", help="also run what takes minutes")
+    processes.add_options(parser)
+
+
+def pytest_configure(config):
+    processes.configure(config)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -18,7 +24,8 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker("slow")]
     if slow:
         config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+        left = set(slow)
+        items[:] = [item for item in items if item not in left]
 
 
 def pytest_collection_finish(session):
