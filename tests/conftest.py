@@ -1,9 +1,15 @@
 """Settings that all tests share."""
 
-import own_process
 import pytest
 import torch
 from suite import processes
+
+if processes.current() == "emulated":
+    from emulated import library
+
+    library.load()
+
+collect_ignore = ["interpreted", "launched"] if processes.missing("interpreted") else []
 
 
 def pytest_addoption(parser):
@@ -26,20 +32,6 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=slow)
         left = set(slow)
         items[:] = [item for item in items if item not in left]
-
-
-def pytest_collection_finish(session):
-    if session.config.option.collectonly or hasattr(session.config, "workerinput"):  # pytest-xdist
-        return
-    for item in session.items:
-        skipped = any(all(mark.args) for mark in item.iter_markers("skipif"))
-        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
-            if isinstance(value, own_process.OwnProcess) and not skipped:
-                value.start()
-
-
-def pytest_sessionfinish():
-    own_process.stop()
 
 
 @pytest.fixture(autouse=True)

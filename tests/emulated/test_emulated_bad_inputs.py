@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.process("emulated")
+
 FORWARD = torch.ops.mcr_fast.permuted_divergence_fwd.default
 BACKWARD = torch.ops.mcr_fast.permuted_divergence_bwd.default
 ROWS_FORWARD = torch.ops.mcr_fast.row_divergence_fwd.default

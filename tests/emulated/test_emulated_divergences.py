@@ -17,6 +17,8 @@ from divergences import (
     with_dirty_memory,
 )
 
+pytestmark = pytest.mark.process("emulated")
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEMES = [
     ("table", False),

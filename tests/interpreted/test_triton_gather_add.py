@@ -19,6 +19,8 @@ from mcr_fast import _sources
 from mcr_fast.fusion import split_activation
 from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 
+pytestmark = pytest.mark.process("interpreted")
+
 ACTIVATIONS = {
     "none": lambda h: h,
     "relu": F.relu,

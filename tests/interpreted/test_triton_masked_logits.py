@@ -16,6 +16,8 @@ from masks import (
     rows_apart,
 )
 
+pytestmark = pytest.mark.process("interpreted")
+
 run = functools.partial(divergences.run, backend="triton")
 FLOAT32_MIN = torch.finfo(torch.float32).min
 

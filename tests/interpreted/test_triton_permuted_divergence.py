@@ -22,6 +22,8 @@ from mcr_fast.kernels import permuted_divergence as kernels
 from mcr_fast.kernels._permutations import checked_permutations
 from tolerances import TABLE, eps
 
+pytestmark = pytest.mark.process("interpreted")
+
 STRATEGIES = ("greedy", "independent", "collaborative")
 CLEAN_PATHS = ("shared", "routed", "detached")
 SCHEMES = [

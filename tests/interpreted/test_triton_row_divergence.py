@@ -10,6 +10,8 @@ import torch
 from divergences import DIVERGENCES, Rows, assert_same_bits, call, make_rows, with_dirty_memory
 from tolerances import TABLE, eps
 
+pytestmark = pytest.mark.process("interpreted")
+
 check = functools.partial(divergences.check, backend="triton")
 run = functools.partial(divergences.run, backend="triton")
 

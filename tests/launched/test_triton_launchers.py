@@ -13,6 +13,8 @@ from mcr_fast.kernels.row_divergence import row_divergence_fwd
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+pytestmark = pytest.mark.process("launched")
+
 M, N, C, K = 2, 32, 24, 3
 SINGLE = [1, 2]
 

@@ -1,4 +1,4 @@
-"""Where the items of the suite run: a backend of the ops, on a device or on what stands in for it."""
+"""Where items of the suite run: a backend of the ops, on a device or on its stand-in."""
 
 import contextlib
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from suite import processes
 from suite.backends import Backend
-from suite.subjects import Divergence, Results, Subject, worth_nothing
+from suite.subjects import Divergence, Subject, worth_nothing
 
 Check = Callable[[Subject, Backend], None]
 
@@ -269,12 +269,12 @@ def zero(subject: Subject, on: Backend) -> None:
     assert worth_nothing(subject, results), results
 
 
-def next_to_zero(subject: Subject, on: Backend, value: float = 1e-12) -> None:
+def next_to_zero(subject: Subject, on: Backend, value: float = 1e-12, grad: float = 1e-6) -> None:
     """Nothing but rounding is left of the value, on the right side of zero."""
     result, *grads = subject.run(on.argument, torch.ones_like(subject.upstream()))
-    assert (0 <= result).all()
+    assert (result >= 0).all()
     assert (result < value).all(), result
-    assert all(g.abs().max() < 1e-6 for g in grads)
+    assert all(g.abs().max() < grad for g in grads)
 
 
 def gives(subject: Subject, on: Backend, values: list[float]) -> None:
@@ -294,6 +294,17 @@ def keeps_digits(subject: Divergence, on: Backend, delta: float) -> None:
     for a, b, k in zip(ours, truth, (2, 8, 8)[: len(ours)], strict=True):
         error, allowed = (a - b).norm() / b.norm(), k * eps(torch.float32) / delta
         assert error <= allowed, f"{error} > {allowed}"
+
+
+def close(subject: Divergence, on: Backend) -> None:
+    """To the digits of float32, however large the numbers."""
+    upstream = torch.ones_like(subject.upstream())
+    value, *grads = subject.run(on.argument, upstream)
+    wide = subject.map(lambda t: t.double() if t.is_floating_point() else t)
+    truth, *expected = wide.run("reference", upstream)
+    torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
+    for actual, grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(actual.double(), grad, rtol=2e-6, atol=1e-6)
 
 
 def masked(subject: Divergence, on: Backend, size: float = masks.SIZE) -> None:

@@ -1,14 +1,17 @@
 """Tests that need a process of their own, reported one by one as though they had run in this one.
 
-An item marked `process(KIND)` runs in a pytest whose environment is that of the kind. One starts for
-each kind when collection ends, is told its items in order, and sends their reports, line by line;
-this session runs its own items first and then logs those. A process that dies fails the item it was
-at, and another one goes on with the rest. In a process whose environment is already that of a kind,
-such as `TRITON_INTERPRET=1 pytest tests/suite -k ...`, that kind's items run directly.
+An item marked `process(KIND)` runs in a pytest whose environment is that of the kind. One starts
+for each kind when collection ends, is told its items in order, and sends their reports line by
+line; this session runs its own items first and then logs those. A process that dies fails the item
+it was at, and another one goes on with the rest. In a process whose environment is already that of
+a kind, such as `TRITON_INTERPRET=1 pytest tests/suite -k ...`, that kind's items run directly.
 """
 
+import importlib.util
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,15 @@ def kind_of(item: pytest.Item) -> str | None:
     """The kind of process that an item needs, None for any."""
     mark = item.get_closest_marker("process")
     return mark.args[0] if mark else None
+
+
+def missing(kind: str) -> str | None:
+    """Why there can be no such process here."""
+    if kind != "emulated":
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    if platform.machine() != "x86_64":
+        return "float16 is emulated with F16C"
+    return None if shutil.which("c++") else "no C++ compiler"
 
 
 class Worker:
@@ -153,11 +165,14 @@ class Receiver:
             chosen = [item for item in items if kind_of(item) == here]
             self._config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
             items[:] = chosen
+        reasons = {kind: missing(kind) for kind in KINDS}
+        for item in items:
+            if reasons.get(kind_of(item)):
+                item.add_marker(pytest.mark.skip(reason=reasons[kind_of(item)]))
         items.sort(key=self._is_elsewhere)
 
     def _is_elsewhere(self, item: pytest.Item) -> bool:
-        skipped = any(all(mark.args) for mark in item.iter_markers("skipif"))
-        return kind_of(item) not in (None, current()) and not skipped
+        return kind_of(item) not in (None, current()) and not item.get_closest_marker("skip")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:

@@ -136,21 +136,35 @@ def routing() -> Iterator[Case]:
         name = f"{strategy}_{clean_path}"
         for m, count, factor in ((2, 1, -2.5), (3, 1, None)):
             given = {"present": m == 3, "count": count}
-            yield pairs(f"{name}_M{m}", m, 5, 4, given=given, options=options, factor=factor,
-                        quick=("cpu", "cuda"))  # fmt: skip
+            yield pairs(
+                f"{name}_M{m}",
+                m,
+                5,
+                4,
+                given=given,
+                options=options,
+                factor=factor,
+                quick=("cpu", "cuda"),
+            )
         for m, subsets, c in itertools.product((2, 4), ("single", "all"), (5, 70)):
             chosen = {"options": {**options, "subsets": subsets}, "given": {"present": True}}
             for factor in (-2.5, None):
                 more = f"_M{m}_C{c}_{subsets}{'_unequal' * (factor is None)}"
                 yield pairs(name + more, m, 18, c, factor=factor, backends=CPU, **chosen)
-    for m, (subsets, c) in itertools.product(
-        range(2, 9), (("single", 5), ("all", 5), ("all", 66))
-    ):
+    for m, (subsets, c) in itertools.product(range(2, 9), (("single", 5), ("all", 5), ("all", 66))):
         if subsets == "single" or m < (6 if c == 66 else 9):
             options, quick = {"subsets": subsets, "clean_path": "routed"}, m == 8 and c == 5
             given = {"own": True, "count": 1}
-            yield pairs(f"M{m}_{subsets}_C{c}", m, 6, c, given=given, options=options, factor=None,
-                        quick=("cpu",) if quick else False)  # fmt: skip
+            yield pairs(
+                f"M{m}_{subsets}_C{c}",
+                m,
+                6,
+                c,
+                given=given,
+                options=options,
+                factor=None,
+                quick=("cpu",) if quick else False,
+            )
 
 
 def dtypes() -> Iterator[Case]:
@@ -182,8 +196,9 @@ def magnitudes() -> Iterator[Case]:
             name = f"logits_{scale:g}_{scheme}_{divergence}_C{c}"
             quick = scale == 1e4 and c == 6 and divergence != "mse" and scheme == "cyclic"
             given = {"own": own, "scale": scale, "count": 2}
-            yield pairs(name, 2, 5 if c < 66 else 20, c, scheme, given=given, options=options,
-                        quick=quick)  # fmt: skip
+            yield pairs(
+                name, 2, 5 if c < 66 else 20, c, scheme, given=given, options=options, quick=quick
+            )
         for dtype in DTYPES[1:]:
             given = {"scale": scale, "dtype": dtype}
             name = f"logits_{scale:g}_{divergence}_{short(dtype)}"
@@ -195,13 +210,17 @@ def magnitudes() -> Iterator[Case]:
 
         for (scheme, own), c in itertools.product(SCHEMES, (5, 33, 101)):
             yield pairs(
-                f"near_{delta:g}_{called(scheme, own)}_{divergence}_C{c}", 2, 8, c, scheme,
+                f"near_{delta:g}_{called(scheme, own)}_{divergence}_C{c}",
+                2,
+                8,
+                c,
+                scheme,
                 given={"own": own, "bias": False, "scale": 1.0},
                 change=near,
                 options={"exclude": "self", "divergence": divergence},
                 checks=(partial(checks.keeps_digits, delta=delta),),
                 quick=CPU if delta == 1e-4 and c == 33 else False,
-            )  # fmt: skip
+            )
 
 
 def one_class(size: float, x: Batch) -> Batch:
@@ -227,14 +246,29 @@ def saturated() -> Iterator[Case]:
         for size in (80.0, 1e4, -1e4):
             options = {"exclude": "self", "subsets": "single"}
             yield pairs(
-                f"one_class_{size:g}_{at}", 2, n, c, scheme, given=given, options=options,
-                change=partial(one_class, size), checks=(partial(checks.gives, values=[LN2, 0]),),
+                f"one_class_{size:g}_{at}",
+                2,
+                n,
+                c,
+                scheme,
+                given=given,
+                options=options,
+                change=partial(one_class, size),
+                checks=(partial(checks.gives, values=[LN2, 0]),),
                 quick=quick,
-            )  # fmt: skip
+            )
         zero = {"change": no_share, "checks": (checks.zero,), "quick": quick}
         yield pairs(f"underflow_{at}", 2, n, c, scheme, given=given, **zero)
-        yield pairs(f"masked_class_{at}", 2, 8, c, scheme, given={"own": own, "count": 2},
-                    checks=(checks.no_class,), quick=quick)  # fmt: skip
+        yield pairs(
+            f"masked_class_{at}",
+            2,
+            8,
+            c,
+            scheme,
+            given={"own": own, "count": 2},
+            checks=(checks.no_class,),
+            quick=quick,
+        )
     dtypes_and_backends = {"backends": (*EVERYWHERE, "reference")}
     for divergence in ("jsd", "binary_jsd"):
         options = {"divergence": divergence}
@@ -243,28 +277,67 @@ def saturated() -> Iterator[Case]:
             name = f"mask_{mask:.2g}_{carrier.replace(' ', '_').replace(',', '')}_{divergence}"
             for scheme, c in masks.LAYOUTS:
                 n = 9 if c < 10 else 19
-                yield pairs(f"{name}_{scheme}_C{c}", 2, n, c, scheme, factor=1.0,
-                            given={"count": 2, "seed": 5}, options=options, change=change,
-                            checks=check, quick=CPU if mask == -1e9 and c in (5, 51) else False,
-                            **dtypes_and_backends)  # fmt: skip
+                yield pairs(
+                    f"{name}_{scheme}_C{c}",
+                    2,
+                    n,
+                    c,
+                    scheme,
+                    factor=1.0,
+                    given={"count": 2, "seed": 5},
+                    options=options,
+                    change=change,
+                    checks=check,
+                    quick=CPU if mask == -1e9 and c in (5, 51) else False,
+                    **dtypes_and_backends,
+                )
             if mask not in (-1e6, -1e9):
                 continue
             routed = {"clean_path": "routed", "strategy": "collaborative", **options}
             for scheme, own in (("cyclic", False), ("table", True)):
-                yield pairs(f"{name}_{called(scheme, own)}_M3", 3, 7, 5, scheme, factor=None,
-                            given={"count": 2, "seed": 6, "own": own}, options=routed,
-                            change=change, checks=check, **dtypes_and_backends)  # fmt: skip
+                yield pairs(
+                    f"{name}_{called(scheme, own)}_M3",
+                    3,
+                    7,
+                    5,
+                    scheme,
+                    factor=None,
+                    given={"count": 2, "seed": 6, "own": own},
+                    options=routed,
+                    change=change,
+                    checks=check,
+                    **dtypes_and_backends,
+                )
             given = {"dtype": torch.float64}
-            yield pairs(f"{name}_float64", 2, 9, 5, given=given, options=options, factor=1.0,
-                        change=change, checks=check, backends=("cpu", "reference"))  # fmt: skip
+            yield pairs(
+                f"{name}_float64",
+                2,
+                9,
+                5,
+                given=given,
+                options=options,
+                factor=1.0,
+                change=change,
+                checks=check,
+                backends=("cpu", "reference"),
+            )
     for where, offset in itertools.product(("bias", "first", "every row"), masks.OFFSETS):
         for scheme, c in masks.LAYOUTS:  # the reference's sums keep the offset
             name = f"offset_{offset:g}_{where.replace(' ', '_')}_{scheme}_C{c}"
             change = partial(lambda where, offset, x: masks.batch_apart(where, offset, x), where)
-            yield pairs(name, 2, 9 if c < 10 else 19, c, scheme, given={"count": 2, "seed": 5},
-                        change=partial(change, offset), factor=1.0, checks=(checks.masked,),
-                        backends=EVERYWHERE,
-                        quick=CPU if offset == 1e6 and c == 5 else False)  # fmt: skip
+            yield pairs(
+                name,
+                2,
+                9 if c < 10 else 19,
+                c,
+                scheme,
+                given={"count": 2, "seed": 5},
+                change=partial(change, offset),
+                factor=1.0,
+                checks=(checks.masked,),
+                backends=EVERYWHERE,
+                quick=CPU if offset == 1e6 and c == 5 else False,
+            )
 
 
 def every_pair_dropped(how: str, x: Batch) -> Batch:
@@ -280,8 +353,8 @@ def every_pair_dropped(how: str, x: Batch) -> Batch:
 def nothing() -> Iterator[Case]:
     zero = {"checks": (checks.zero,), "quick": True}
     for (scheme, own), dtype in itertools.product(SCHEMES, (torch.float32, torch.float64)):
-        sizes = [(0, 5, 3)] + [(1, 5, 3)] * (scheme != "table") + [(6, 5, 0)] * (
-            scheme != "exhaustive"
+        sizes = (
+            [(0, 5, 3)] + [(1, 5, 3)] * (scheme != "table") + [(6, 5, 0)] * (scheme != "exhaustive")
         )
         for (n, _, count), c in itertools.product(sizes, (5, 80)):
             name = f"{called(scheme, own)}_N{n}_K{count}_C{c}_{short(dtype)}"
@@ -293,9 +366,17 @@ def nothing() -> Iterator[Case]:
                 options = {"exclude": "same_label" if how == "labels" else "none"}
                 name = f"dropped_by_{how}_{called(scheme, own)}_C{c}"
                 chosen = {**zero, "quick": CPU if c == 4 else False}
-                yield pairs(name, 2, 7 if c == 4 else 20, c, scheme, options=options,
-                            change=partial(every_pair_dropped, how),
-                            given={"own": own, "bias": False}, **chosen)  # fmt: skip
+                yield pairs(
+                    name,
+                    2,
+                    7 if c == 4 else 20,
+                    c,
+                    scheme,
+                    options=options,
+                    change=partial(every_pair_dropped, how),
+                    given={"own": own, "bias": False},
+                    **chosen,
+                )
 
 
 def alone(how: str, i: int, x: Batch) -> Batch:
@@ -317,9 +398,17 @@ def not_finite() -> Iterator[Case]:
         for c, scale in itertools.product((1, 6, 40, 70), (1.5, 60.0)):
             options = {"divergence": divergence, "strategy": "collaborative"}
             quick = c == 6 and scale == 1.5 and scheme == "cyclic" and not own
-            yield pairs(f"finite_{at}_C{c}_{scale:g}", 3, 5, c, scheme, options=options,
-                        given={"own": own, "scale": scale, "count": 1},
-                        checks=(checks.not_finite,), quick=quick)  # fmt: skip
+            yield pairs(
+                f"finite_{at}_C{c}_{scale:g}",
+                3,
+                5,
+                c,
+                scheme,
+                options=options,
+                given={"own": own, "scale": scale, "count": 1},
+                checks=(checks.not_finite,),
+                quick=quick,
+            )
         for c, i in itertools.product((6, 40, 70), (0, 5)):
             hows = {"present": "none"}
             if scheme == "table":
@@ -329,10 +418,18 @@ def not_finite() -> Iterator[Case]:
                 check = partial(checks.anything_in, rows={"contributions": rows})
                 given = {"own": own, "present": how == "present", "count": 2}
                 given["weighted"] = how != "same_label"
-                yield pairs(f"anything_{at}_C{c}_{how}_{i}", 2, 8, c, scheme, given=given,
-                            change=partial(alone, how, i), checks=(check,),
-                            options={"divergence": divergence, "exclude": exclude},
-                            quick=CPU if c == 6 and divergence == "jsd" else False)  # fmt: skip
+                yield pairs(
+                    f"anything_{at}_C{c}_{how}_{i}",
+                    2,
+                    8,
+                    c,
+                    scheme,
+                    given=given,
+                    change=partial(alone, how, i),
+                    checks=(check,),
+                    options={"divergence": divergence, "exclude": exclude},
+                    quick=CPU if c == 6 and divergence == "jsd" else False,
+                )
 
 
 TABLES = {
@@ -358,9 +455,18 @@ def wrong_donors() -> Iterator[Case]:
         for exclude, (path, emulator) in itertools.product(("none", "self"), PATHS.items()):
             if path != "_far_busy":
                 options = {"strategy": "independent", "subsets": "single", "exclude": exclude}
-                yield pairs(f"wrong_{name}_{exclude}{path}", 2, 5, 3, change=change, factor=None,
-                            options=options, checks=check, emulator=emulator,
-                            quick=exclude == "self" and not path)  # fmt: skip
+                yield pairs(
+                    f"wrong_{name}_{exclude}{path}",
+                    2,
+                    5,
+                    3,
+                    change=change,
+                    factor=None,
+                    options=options,
+                    checks=check,
+                    emulator=emulator,
+                    quick=exclude == "self" and not path,
+                )
 
 
 def behaviour() -> Iterator[Case]:
@@ -372,27 +478,61 @@ def behaviour() -> Iterator[Case]:
             given = {**masked, "dtype": dtype}
             quick = (c == 9 and dtype == torch.float32) or (c == 20 and dtype == torch.bfloat16)
             small = {"triton", "cuda"} & set(KERNELS) if c < 30 and dtype in DTYPES[:2] else set()
-            yield pairs(f"behaviour_{scheme}_C{c}_{short(dtype)}", 3, 9, c, scheme, given=given,
-                        backends=(*CPU, *sorted(small)), quick=quick, **rest)  # fmt: skip
+            yield pairs(
+                f"behaviour_{scheme}_C{c}_{short(dtype)}",
+                3,
+                9,
+                c,
+                scheme,
+                given=given,
+                backends=(*CPU, *sorted(small)),
+                quick=quick,
+                **rest,
+            )
         rest_of_all = {"checks": (bound, *checks.BEHAVIOUR[:6]), "backends": CPU}
         given = {"count": 20, "dtype": dtype}
         yield pairs(f"behaviour_N90_{short(dtype)}", 2, 90, 30, given=given, **rest_of_all)
         given = {"own": True, "dtype": dtype}
-        yield pairs(f"behaviour_N90_own_{short(dtype)}", 2, 90, 101, "table", given=given,
-                    options={"exclude": "self"}, **rest_of_all)  # fmt: skip
+        yield pairs(
+            f"behaviour_N90_own_{short(dtype)}",
+            2,
+            90,
+            101,
+            "table",
+            given=given,
+            options={"exclude": "self"},
+            **rest_of_all,
+        )
     for (scheme, own), divergence in itertools.product(SCHEMES, DIVERGENCES):
         given = {"own": own, "present": True, "weighted": True, "dtype": torch.float64}
-        yield pairs(f"gradcheck_{called(scheme, own)}_{divergence}", 3, 5, 3, scheme, given=given,
-                    checks=(checks.gradcheck,), quick=scheme == "table",
-                    options={"strategy": "collaborative", "divergence": divergence})  # fmt: skip
+        yield pairs(
+            f"gradcheck_{called(scheme, own)}_{divergence}",
+            3,
+            5,
+            3,
+            scheme,
+            given=given,
+            checks=(checks.gradcheck,),
+            quick=scheme == "table",
+            options={"strategy": "collaborative", "divergence": divergence},
+        )
     for (scheme, own), present, (path, emulator) in itertools.product(
         SCHEMES, (False, True), PATHS.items()
     ):
         given = {"own": own, "present": present, "count": 2}
         quick = ("cpu", "cuda") if scheme == "cyclic" and not present and path != "_far" else False
-        yield pairs(f"looks_unequal_{called(scheme, own)}{'_present' * present}{path}",
-                    3 if own else 2, 6, 9, scheme, given=given, factor=None, emulator=emulator,
-                    checks=(bound, checks.looks_unequal, checks.adds_up), quick=quick)  # fmt: skip
+        yield pairs(
+            f"looks_unequal_{called(scheme, own)}{'_present' * present}{path}",
+            3 if own else 2,
+            6,
+            9,
+            scheme,
+            given=given,
+            factor=None,
+            emulator=emulator,
+            checks=(bound, checks.looks_unequal, checks.adds_up),
+            quick=quick,
+        )
 
 
 def instruction_sets() -> Iterator[Case]:
@@ -400,16 +540,34 @@ def instruction_sets() -> Iterator[Case]:
         SCHEMES[::2], DIVERGENCES, (1, 9, 31, 63, 65, 129)
     ):
         options, given = {"divergence": divergence}, {"own": own}
-        yield pairs(f"isa_{scheme}_{divergence}_C{c}", 3, 21, c, scheme, given=given,
-                    options=options, backends=EVERYWHERE[3:],
-                    quick=divergence == "jsd" and c in (9, 65))  # fmt: skip
+        yield pairs(
+            f"isa_{scheme}_{divergence}_C{c}",
+            3,
+            21,
+            c,
+            scheme,
+            given=given,
+            options=options,
+            backends=EVERYWHERE[3:],
+            quick=divergence == "jsd" and c in (9, 65),
+        )
     for dtype in DTYPES:
         given, options = {"present": True, "dtype": dtype}, {"exclude": "self"}
-        yield pairs(f"isa_{short(dtype)}", 2, 33, 20, "table", given=given, options=options,
-                    backends=EVERYWHERE[3:], quick=True)  # fmt: skip
+        yield pairs(
+            f"isa_{short(dtype)}",
+            2,
+            33,
+            20,
+            "table",
+            given=given,
+            options=options,
+            backends=EVERYWHERE[3:],
+            quick=True,
+        )
     for scale in (60.0, 1e4):
-        yield pairs(f"isa_logits_{scale:g}", 2, 21, 40, given={"scale": scale},
-                    backends=EVERYWHERE[3:])  # fmt: skip
+        yield pairs(
+            f"isa_logits_{scale:g}", 2, 21, 40, given={"scale": scale}, backends=EVERYWHERE[3:]
+        )
 
 
 # N, K, C with just the 2^20 elements in both subsets from which the CUDA C++ kernels take pairs
@@ -470,15 +628,32 @@ def emulated() -> Iterator[Case]:
     ):
         for scheme, factor in itertools.product(("table", "cyclic"), (1.0, None)):
             name = f"busy_C{c}_{scheme}_{divergence}{'_unequal' * (factor is None)}"
-            yield case(name, 2, 3, c, scheme, given={"count": 2}, factor=factor, emulator=BUSY,
-                       options={"divergence": divergence},
-                       quick=c in (7, 174) and divergence == "jsd")  # fmt: skip
+            yield case(
+                name,
+                2,
+                3,
+                c,
+                scheme,
+                given={"count": 2},
+                factor=factor,
+                emulator=BUSY,
+                options={"divergence": divergence},
+                quick=c in (7, 174) and divergence == "jsd",
+            )
         if c in (29, 50, 101, 174):
             few = {"count": 16, "present": True}
             chosen = {"divergence": divergence}
             yield case(f"few_rows_C{c}_{divergence}", 2, 9, c, "table", given=few, options=chosen)
-            yield case(f"few_rows_C{c}_{divergence}_self", 2, 9, c, "table", given=few,
-                       factor=None, options=chosen | {"exclude": "self"})  # fmt: skip
+            yield case(
+                f"few_rows_C{c}_{divergence}_self",
+                2,
+                9,
+                c,
+                "table",
+                given=few,
+                factor=None,
+                options=chosen | {"exclude": "self"},
+            )
     options = {"exclude": "same_label", "clean_path": "routed"}
     far_classes = (6, 20, 50, 101, 174, 250, 300, 500, 700, 1000)
     for (path, emulator), scheme, c, scale in itertools.product(
@@ -488,8 +663,18 @@ def emulated() -> Iterator[Case]:
         quick = c in (6, 174) and scale == 1.5 and scheme == "table" and path == "_far"
         yield case(f"pairs_{name}", 2, 7, c, scheme, given=given, emulator=emulator, quick=quick)
         given |= {"present": True, "weighted": True}
-        yield case(f"pairs_masked_{name}", 2, 7, c, scheme, given=given, options=options,
-                   factor=None, emulator=emulator, quick=quick)  # fmt: skip
+        yield case(
+            f"pairs_masked_{name}",
+            2,
+            7,
+            c,
+            scheme,
+            given=given,
+            options=options,
+            factor=None,
+            emulator=emulator,
+            quick=quick,
+        )
     for (path, emulator), scheme, dtype in itertools.product(
         PATHS.items(), ("table", "cyclic"), DTYPES[:3]
     ):
@@ -499,16 +684,40 @@ def emulated() -> Iterator[Case]:
             yield case(name, 2, n, c, scheme, given=given, emulator=emulator)
     for (path, emulator), c in itertools.product(PATHS.items(), (6, 101, 500)):
         given = {"count": 6, "scale": 2.0}
-        yield case(f"own_donors_C{c}{path}", 2, 9, c, "table", given=given, factor=None,
-                   change=partial(own_donors, c), emulator=emulator)  # fmt: skip
+        yield case(
+            f"own_donors_C{c}{path}",
+            2,
+            9,
+            c,
+            "table",
+            given=given,
+            factor=None,
+            change=partial(own_donors, c),
+            emulator=emulator,
+        )
         bits = (checks.dirty_memory, checks.not_finite)
-        yield case(f"bits_C{c}{path}", 2, 12, c, "table", given={"count": 9}, emulator=emulator,
-                   checks=bits if c < 500 else bits[:1])  # fmt: skip
+        yield case(
+            f"bits_C{c}{path}",
+            2,
+            12,
+            c,
+            "table",
+            given={"count": 9},
+            emulator=emulator,
+            checks=bits if c < 500 else bits[:1],
+        )
     yield case("far_by_itself_C520", 2, 64, 520, given={"count": 16})
     yield case("far_by_itself_C390", 2, 12, 390, given={"count": 9})
     for n, c in ((64, 3), (65, 40), (700, 9), (33000, 1)):  # csrc/cuda/sums.cu
-        yield case(f"bias_N{n}", 2, n, c, "table" if c > 1 else "cyclic", given={"count": 1},
-                   options={"divergence": "mse", "strategy": "collaborative"})  # fmt: skip
+        yield case(
+            f"bias_N{n}",
+            2,
+            n,
+            c,
+            "table" if c > 1 else "cyclic",
+            given={"count": 1},
+            options={"divergence": "mse", "strategy": "collaborative"},
+        )
     for n in (1, 2, 70, 300):
         yield case(f"rows_N{n}_table", 2, n, 3, "table", given={"count": 2})
         if n < 100:
@@ -539,8 +748,18 @@ def fuzz(seed: int) -> Case:
         "exclude": rng.choice(["none", "self", "same_label"]),
     }
     factor = rng.choice([None, 1.0, -0.3])
-    return pairs(f"fuzz_{seed}", m, n, c, scheme, given=given, options=options, factor=factor,
-                 backends=CPU, quick=seed < 40)  # fmt: skip
+    return pairs(
+        f"fuzz_{seed}",
+        m,
+        n,
+        c,
+        scheme,
+        given=given,
+        options=options,
+        factor=factor,
+        backends=CPU,
+        quick=seed < 40,
+    )
 
 
 def cases() -> Iterator[Case]:
