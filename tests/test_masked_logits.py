@@ -1,4 +1,4 @@
-"""Masked and infinite logits above the ops; tests/suite has what the ops make of them (masks.py)."""
+"""Masked and infinite logits above the ops; tests/suite has those of the ops (masks.py)."""
 
 import pytest
 import torch

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS = {
     "interpreted": {"TRITON_INTERPRET": "1"},
     "emulated": {"MCR_FAST_EMULATED": "1"},
@@ -55,11 +54,11 @@ def missing(kind: str) -> str | None:
 class Worker:
     """A process of one kind: the items it has been given, and the reports it has sent."""
 
-    def __init__(self, kind: str, nodeids: Sequence[str], options: Sequence[str]):
+    def __init__(self, kind: str, nodeids: Sequence[str], options: Sequence[str], root: Path):
         self.left = list(nodeids)
         self.reports: dict[str, list[dict]] = {nodeid: [] for nodeid in nodeids}
         self.crashes: dict[str, str] = {}
-        self._kind, self._options = kind, options
+        self._kind, self._options, self._root = kind, options, root
         self._changed = threading.Condition()
         self._process: subprocess.Popen | None = None
         self._stopped = False
@@ -97,7 +96,7 @@ class Worker:
         log = folder / "log"
         with log.open("w") as out:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=out, pass_fds=[write]
+                command, cwd=self._root, env=environment, stdout=out, stderr=out, pass_fds=[write]
             )
         os.close(write)
         if self._stopped:
@@ -182,7 +181,7 @@ class Receiver:
             chosen.setdefault(kind_of(item), []).append(item.nodeid)
         options = ["--slow"] if session.config.option.slow else []
         for kind, nodeids in chosen.items():
-            self._workers[kind] = Worker(kind, nodeids, options)
+            self._workers[kind] = Worker(kind, nodeids, options, self._config.rootpath)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
