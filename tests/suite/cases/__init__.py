@@ -12,6 +12,7 @@ from suite.checks import Check
 from suite.subjects import Subject
 
 KERNELS = ("cpu", "triton", "cuda")
+CPU, NATIVE = ("cpu",), ("cpu", "cuda")  # the interpreter is the slowest
 EVERYWHERE = (*KERNELS, "portable", "avx2", "avx512")  # and every instruction set
 
 

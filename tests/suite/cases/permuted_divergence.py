@@ -16,7 +16,7 @@ import torch
 from divergences import DIVERGENCES, DTYPES, Batch, make_batch, paired_off
 
 from suite import checks
-from suite.cases import EVERYWHERE, KERNELS, Case
+from suite.cases import CPU, EVERYWHERE, KERNELS, NATIVE, Case
 from suite.checks import bound
 from suite.subjects import LN2, Divergence
 
@@ -27,7 +27,6 @@ SCHEMES = [
     ("exhaustive", False),
 ]
 HALVES = (torch.bfloat16, torch.float16)
-CPU = ("cpu",)
 UNEQUAL = {"factor": None}
 FAR = {"MCR_EMULATED_FAR": "1"}  # small problems too take the path for pairs that are far apart
 BUSY = {"MCR_EMULATED_BUSY": "1"}  # as though the rows filled a GPU
@@ -75,7 +74,7 @@ def donors() -> Iterator[Case]:
     for (scheme, own), divergence in itertools.product(SCHEMES, DIVERGENCES):
         name, options = f"{called(scheme, own)}_{divergence}", {"divergence": divergence}
         given = {"own": own, "count": 2}
-        quick = divergence == "jsd" or (scheme == "cyclic" and not own)
+        quick = NATIVE if divergence == "jsd" else scheme == "cyclic" and not own
         yield pairs(name, 2, 7, 6, scheme, given=given, options=options, quick=quick)
         all_given = {"given": given | masked, "options": options | ALL_OF_IT, "factor": None}
         yield pairs(f"{name}_M3", 3, 5, 6, scheme, quick=divergence == "jsd", **all_given)
@@ -87,7 +86,7 @@ def donors() -> Iterator[Case]:
                 wide |= {"factor": None, "options": options | ALL_OF_IT}
                 yield pairs(f"{name}_all_M3_N21_C7", 3, 21, 7, scheme, **wide)
         if scheme == "table" and not own:
-            quick = ("cpu",)
+            quick = CPU
             for exclude in ("self", "same_label"):
                 for present, weighted in itertools.product((False, True), repeat=2):
                     given = {"present": present, "weighted": weighted, "bias": False, "count": 2}
@@ -104,7 +103,7 @@ SHAPES = [
     *((2, 19, 65), (3, 15, 37), (2, 3, 101), (2, 2, 174), (2, 5, 513), (2, 3, 1025)),
     *((2, 65, 101), (2, 130, 174), (2, 40, 513), (2, 12, 1025), (2, 7, 2049), (2, 5, 4096)),
 ]
-QUICK_CLASSES = (7, 1, 33, 174)
+QUICK_CLASSES = {7: True, 174: True, 1: NATIVE, 33: NATIVE}
 
 
 def shapes() -> Iterator[Case]:
@@ -114,14 +113,14 @@ def shapes() -> Iterator[Case]:
             continue
         options = {"divergence": "binary_jsd" if (n + c) % 3 == 0 else "jsd"}
         name, given = f"M{m}_N{n}_C{c}_{scheme}", {"count": 1 if c > 100 and n < 10 else 3}
-        quick = c in QUICK_CLASSES and scheme != "exhaustive"
+        quick = scheme != "exhaustive" and QUICK_CLASSES.get(c, False)
         yield pairs(name, m, n, c, scheme, given=given, options=options, quick=quick)
         others = [d for d in DIVERGENCES if d != options["divergence"]]
         for divergence in others if not large else ():
             options = {"divergence": divergence}
             yield pairs(f"{name}_{divergence}", m, n, c, scheme, given=given, options=options)
     yield pairs("C4100", 2, 2, 4100, given={"count": 1}, backends=("cuda",))
-    yield pairs("parts", 2, 40, 6, given={"count": 33}, quick=("cpu",))
+    yield pairs("parts", 2, 40, 6, given={"count": 33}, quick=CPU)
     yield pairs("production_table", 2, 256, 101, "table", given={"count": 32, "dtype": HALVES[0]})
     yield pairs("production_cyclic", 2, 256, 101, given={"count": 32})
     for scheme, n, k, c in (("table", 2048, 4, 1000), ("cyclic", 2048, 4, 1000)):
@@ -144,7 +143,7 @@ def routing() -> Iterator[Case]:
                 given=given,
                 options=options,
                 factor=factor,
-                quick=("cpu", "cuda"),
+                quick=NATIVE,
             )
         for m, subsets, c in itertools.product((2, 4), ("single", "all"), (5, 70)):
             chosen = {"options": {**options, "subsets": subsets}, "given": {"present": True}}
@@ -163,7 +162,7 @@ def routing() -> Iterator[Case]:
                 given=given,
                 options=options,
                 factor=None,
-                quick=("cpu",) if quick else False,
+                quick=quick and CPU,
             )
 
 
@@ -172,8 +171,9 @@ def dtypes() -> Iterator[Case]:
         options = {"divergence": divergence}
         name = f"{short(dtype)}_{called(scheme, own)}_{divergence}"
         given = {"own": own, "weighted": True, "dtype": dtype, "count": 2}
-        quick = DIVERGENCES.index(divergence) == SCHEMES[::2].index((scheme, own)) if not own else 0
-        yield pairs(name, 2, 7, 10, scheme, given=given, options=options, quick=bool(quick))
+        chosen = ((scheme, own), divergence) in zip(SCHEMES[::2], DIVERGENCES, strict=True)
+        quick = chosen and (dtype == torch.bfloat16 or NATIVE)
+        yield pairs(name, 2, 7, 10, scheme, given=given, options=options, quick=quick)
         given["count"] = 3
         wide = {"given": given, "options": options, "backends": ("cpu",)}
         yield pairs(f"{name}_C80", 2, 23, 80, scheme, **wide)
@@ -398,6 +398,7 @@ def not_finite() -> Iterator[Case]:
         for c, scale in itertools.product((1, 6, 40, 70), (1.5, 60.0)):
             options = {"divergence": divergence, "strategy": "collaborative"}
             quick = c == 6 and scale == 1.5 and scheme == "cyclic" and not own
+            quick = quick and (divergence == "jsd" or NATIVE)
             yield pairs(
                 f"finite_{at}_C{c}_{scale:g}",
                 3,
@@ -444,6 +445,9 @@ WRONG |= {f"shift_{shift}": ([1, 2, 3, 4, 0], [[1, shift]]) for shift in (0, -1,
 WRONG["one_modality"] = None, [[[1, 2, 3, 4, 0]], [[1, 1, 2, 3, 4]]]
 
 
+WRONG_IN_SHORT = ("table_far", "order_twice", "shift_0", "one_modality")
+
+
 def wrong_donors() -> Iterator[Case]:
     for name, (order, donors) in WRONG.items():
 
@@ -465,7 +469,7 @@ def wrong_donors() -> Iterator[Case]:
                     options=options,
                     checks=check,
                     emulator=emulator,
-                    quick=exclude == "self" and not path,
+                    quick=exclude == "self" and not path and (name in WRONG_IN_SHORT or NATIVE),
                 )
 
 
@@ -476,7 +480,8 @@ def behaviour() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for scheme, c in (("table", 9), ("cyclic", 20), ("table", 40), ("exhaustive", 70)):
             given = {**masked, "dtype": dtype}
-            quick = (c == 9 and dtype == torch.float32) or (c == 20 and dtype == torch.bfloat16)
+            quick = c == 9 and dtype == torch.float32
+            quick = quick or (c == 20 and dtype == torch.bfloat16 and CPU)
             small = {"triton", "cuda"} & set(KERNELS) if c < 30 and dtype in DTYPES[:2] else set()
             yield pairs(
                 f"behaviour_{scheme}_C{c}_{short(dtype)}",
@@ -520,7 +525,7 @@ def behaviour() -> Iterator[Case]:
         SCHEMES, (False, True), PATHS.items()
     ):
         given = {"own": own, "present": present, "count": 2}
-        quick = ("cpu", "cuda") if scheme == "cyclic" and not present and path != "_far" else False
+        quick = NATIVE if scheme == "cyclic" and not present and path != "_far" else False
         yield pairs(
             f"looks_unequal_{called(scheme, own)}{'_present' * present}{path}",
             3 if own else 2,
