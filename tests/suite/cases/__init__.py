@@ -2,9 +2,11 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+
+import torch
 
 from suite import checks
 from suite.backends import Backend
@@ -13,7 +15,8 @@ from suite.subjects import Subject
 
 KERNELS = ("cpu", "triton", "cuda")
 CPU, NATIVE = ("cpu",), ("cpu", "cuda")  # the interpreter is the slowest
-EVERYWHERE = (*KERNELS, "portable", "avx2", "avx512")  # and every instruction set
+CAPABILITIES = ("portable", "avx2", "avx512")
+EVERYWHERE = (*KERNELS, *CAPABILITIES)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,31 @@ class Case:
         return self.quick if isinstance(self.quick, bool) else on.name in self.quick
 
 
+def named(**features: object) -> str:
+    """A name that lists what is particular: True by its key, others by their value."""
+    words = []
+    for key, value in features.items():
+        if value is True:
+            words.append(key)
+        elif value is not None and value is not False:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = text.removeprefix("torch.").replace(" ", "_").replace(",", "")
+            words.append(text if isinstance(value, str | torch.dtype) else key + text)
+    return "_".join(words)
+
+
+def take(given: dict, names: Iterable[str]) -> dict:
+    """Those of the arguments, which leave `given`."""
+    return {name: given.pop(name) for name in names if name in given}
+
+
 @cache
 def every() -> tuple[Case, ...]:
     """All cases of all ops: the modules of this folder."""
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
     found = [importlib.import_module(f"{__name__}.{name}").cases() for name in modules]
-    return tuple(case for cases in found for case in cases)
+    by_name = {}
+    for case in (case for cases in found for case in cases):
+        key = case.op, case.name
+        assert by_name.setdefault(key, case) is case, f"two cases of {key}"
+    return tuple(by_name.values())
