@@ -238,11 +238,12 @@ def looks_unequal(subject: Divergence, on: Backend) -> None:
 def not_finite(subject: Divergence, on: Backend) -> None:
     """NaN or infinity in gives no finite value, and no finite gradient where it went in."""
     for bad in (torch.nan, torch.inf, -torch.inf):
-        for y, which, where in subject.edge(bad):
+        for y, places in subject.edges(bad):
             results = y.run(on.argument, torch.ones_like(y.upstream()))
-            assert results[0].isnan().all(), f"{results[0]} of {bad} at {where}"
-            assert results[which][where].isnan().any(), f"gradient {which} of {bad} at {where}"
-            assert y.call(on.argument).isnan().all()
+            assert results[0].isnan().all(), f"{results[0]} of {bad}"
+            for which, where in places:
+                assert results[which][where].isnan().any(), f"result {which} of {bad} at {where}"
+        assert y.call(on.argument).isnan().all()
 
 
 def anything_in(subject: Divergence, on: Backend, rows: dict[str, list]) -> None:

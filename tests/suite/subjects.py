@@ -93,28 +93,27 @@ class Divergence:
         options = divergences.options_of(self.inputs, **self.options)
         return *self.inputs.tensors(), *options.values(), want_grad
 
-    def edge(self, bad: float) -> "list[tuple[Divergence, int, tuple]]":
-        """Copies with a number that is not finite; which gradient must not be, and where."""
+    def edges(self, bad: float) -> "list[tuple[Divergence, list[tuple[int, tuple]]]]":
+        """Copies with a number that is not finite: which results must not be either, and where."""
         x, found = self.inputs, []
 
-        def put(name: str, at: tuple, which: int, where: tuple) -> None:
+        def put(name: str, at: tuple, *where: tuple[int, tuple]) -> None:
             y = self.map(torch.clone)
             getattr(y.inputs, name)[at] = bad
-            found.append((y, which, where))
+            found.append((y, [(0, ()), *where]))
 
         if isinstance(x, Rows):
             r, c = len(x.rows) // 2, x.clean.shape[1] // 2
-            put("perturbed", (r, c), 1, (r,))
-            put("clean", (int(x.rows[r]), c), 1, (r,))
-            put("clean", (int(x.rows[r]), c), 2, (int(x.rows[r]),))
+            i = int(x.rows[r])
+            put("perturbed", (r, c), (1, (r,)), (2, (i,)))
+            put("clean", (i, c), (1, (r,)), (2, (i,)))
             return found
         m, n, c = x.contributions.shape
+        bias = [] if x.bias is None else [(2, ())]
         for at in ((0, 0), (m // 2, n // 2), (m - 1, n - 1)):
-            put("contributions", (*at, c // 2), 1, at)
-            if x.bias is not None:
-                put("contributions", (*at, c // 2), 2, ())
-        if x.bias is not None:
-            put("bias", (0,), 2, (0,))
+            put("contributions", (*at, c // 2), (1, at), *bias)
+        if bias:
+            put("bias", (0,), *bias)
         return found
 
 
