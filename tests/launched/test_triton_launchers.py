@@ -2,7 +2,7 @@
 
 What a GPU would compile, with its specialisation of 1, of multiples of 16 and of None: a kernel
 that the interpreter runs can still be one that Triton does not compile. The results are zeros.
-`test_triton_launchers_compile.py` runs this file in a process of its own, for the driver stays.
+It runs in a process of its own, for the driver stays.
 """
 
 import pytest
