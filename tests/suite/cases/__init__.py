@@ -42,6 +42,10 @@ class Case:
     def is_quick(self, on: Backend) -> bool:
         return self.quick if isinstance(self.quick, bool) else on.name in self.quick
 
+    def is_thorough(self, on: Backend) -> bool:
+        """Whether a GPU takes its streams and graphs too: the quick ones and the large ones."""
+        return self.is_quick(on) or self.work > 1e5
+
 
 def named(**features: object) -> str:
     """A name that lists what is particular: True by its key, others by their value."""
