@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "permuted_divergence_problem.h"
+#include "permuted_divergence/problem.h"
 
 namespace mcr {
 

@@ -27,7 +27,7 @@ FARTHEST = 1e20
 @functools.cache
 def module() -> ModuleType:
     """The compiled teams; built again when a header has changed."""
-    headers = sorted((ROOT / "csrc").glob("*.h"))
+    headers = sorted((ROOT / "csrc").glob("**/*.h"))
     digest = hashlib.sha256()
     for path in (*headers, *sorted(TEAMS.iterdir())):
         digest.update(path.read_bytes())

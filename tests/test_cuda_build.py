@@ -63,8 +63,7 @@ def compile_library(log: Path) -> None:
 @pytest.fixture(scope="module")
 def library() -> Path:
     """Compiled again when a source has changed: it takes a minute."""
-    sources = [ROOT / "CMakeLists.txt", *sorted(ROOT.glob("csrc/*.h"))]
-    sources += sorted(ROOT.glob("csrc/cuda/*"))
+    sources = [ROOT / "CMakeLists.txt", *sorted(ROOT.glob("csrc/**/*.*"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     log = BUILD / f"{digest[:16]}.log"
     if not log.exists():

@@ -5,11 +5,11 @@
 // the tiles are local memory.
 #pragma once
 
+#include "core/whole.h"
 #include "cuda/parts.h"
 #include "cuda/sums.h"
-#include "divergence.h"
-#include "divergence_kind.h"
-#include "whole.h"
+#include "divergence/divergence.h"
+#include "divergence/kind.h"
 
 namespace mcr {
 namespace cuda {

@@ -2,7 +2,7 @@
 // keeps.
 #include <pybind11/pybind11.h>
 
-#include "divergence_options.h"
+#include "permuted_divergence/options.h"
 #include "reconstruction.h"
 #include "teams.h"
 

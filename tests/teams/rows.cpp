@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "permuted_divergence_far.h"
-#include "row_divergence_pull.h"
+#include "permuted_divergence/far.h"
+#include "row_divergence/held.h"
 #include "teams.h"
 
 namespace mcr {

@@ -1,8 +1,8 @@
 // The teams that rows.cpp is compiled for.
 #pragma once
 
-#include "permuted_divergence_far_problem.h"
-#include "row_divergence_problem.h"
+#include "permuted_divergence/far_problem.h"
+#include "row_divergence/problem.h"
 
 // `spare_steps`: steps beyond the row's end, as where a GPU's team has more than a row needs.
 #define MCR_TEAM(NAME)                                                                         \
