@@ -11,90 +11,13 @@
 // where z is a mask.
 #pragma once
 
-#if defined(__CUDACC__)
-#include "core/lane.h"
-#else
-#include "core/team.h"
-#endif
+#include "divergence/rows.h"
 
 namespace mcr {
 namespace MCR_ISA {
 
-constexpr double kLog2e = 1.44269504088896340736;
-constexpr double kHalfLn2 = 0.34657359027997265471;
-
 // From this JSD on, over ln2 / 2, two rows are far apart (Jsd::far_terms): 0.0035 nats.
-constexpr double kFar = 0.01;
-
-// No logit is taken to be further from 0: a mask as large as the largest number there is stays a
-// number in units of log2, in sums of contributions and in sums over rows. What the padding holds
-// is further out, so that it is no class even of a row that is masked altogether.
-constexpr double kFarthest = 1e20;
-constexpr double kNoClass = -1e30;
-
-// What a clean row is to all the rows held against it.
-template <class T>
-struct CleanRow {
-  T* logits;              // [steps] of vectors, in the units of the input
-  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
-  T* p;                   // [steps] of the softmax
-  T unit;                 // of the input, in units of log2
-  T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
-};
-
-// A perturbed row kept in tiles: its difference from the clean row, in the units of the input, and
-// up to a factor 2^w.
-template <class T>
-struct StoredRow {
-  static constexpr bool kHasPowers = false;
-  T *delta, *q;
-  T unit = T(1);
-
-  MCR_FN Vec<T> difference(int64_t n) const { return load(delta + n * kWidth<T>) * unit; }
-  MCR_FN Vec<T> power(int64_t n) const { return load(q + n * kWidth<T>); }
-};
-
-// The same before the first pass, with the logits in the place of the powers; `settle` fills the
-// tiles again where that is needed (Jsd::rescale).
-template <class T, class Settle>
-struct FilledRow : StoredRow<T> {
-  static constexpr bool kMayOverflow = false;
-  const Settle& settle;
-
-  MCR_FN FilledRow(const StoredRow<T>& pair, const Settle& f) : StoredRow<T>(pair), settle(f) {}
-  MCR_FN Vec<T> raw_difference(int64_t n) const { return load(this->delta + n * kWidth<T>); }
-  MCR_FN Vec<T> logit(int64_t n) const { return load(this->q + n * kWidth<T>); }
-  MCR_FN const FilledRow& settled(int64_t) const {
-    settle();
-    return *this;
-  }
-};
-
-// Calls `second_pass` with what the first pass left: the row itself, or the tiles.
-template <class D, class T, class Row, class F>
-MCR_INLINE auto with_row(const Row& row, StoredRow<T> tiles, bool stored, const F& second_pass) {
-  if constexpr (!D::kReadsPowers) {
-    return second_pass(row);
-  } else if constexpr (!Row::kHasPowers) {
-    return second_pass(tiles);
-  } else {
-    return stored ? second_pass(tiles) : second_pass(row);
-  }
-}
-
-// 0 where every element is finite, else NaN: added to a normaliser so that an infinite logit gives
-// NaN and not a plausible number.
-template <class V>
-MCR_INLINE V poison(V x) {
-  return x * V{};
-}
-
-// x within +-limit; NaN where it is not finite.
-template <class V>
-MCR_INLINE V saturated(V x, double limit) {
-  using T = typename ElementOf<V>::type;
-  return vmax(V{} - T(limit), vmin(V{} + T(limit), x)) + poison(x);
-}
+constexpr double kFarJsd = 0.01;
 
 // d = log2(q / p), but no less than what leaves q nothing beside p: log2(p / m) comes from it by
 // adding log2(q / m), which would lose its digits to the d of a mask.
@@ -130,7 +53,7 @@ MCR_INLINE V not_negative(V x) {
 }
 
 struct Jsd {
-  static constexpr bool kReadsPowers = true;
+  static constexpr DivergenceTraits kTraits = traits_of(DivergenceKind::kJsd);
 
   // Returns log2 sum_c 2^(logits_c - max) in units of log2, and `max`, the largest logit: a common
   // offset of all of them is gone before it could cost digits.
@@ -177,12 +100,11 @@ struct Jsd {
 
   // First pass: the mass sum_c p 2^delta with delta = w - z, up to the power of two whose log2 is
   // returned. Rows go through the two passes in groups, so that the sum and logarithm between them
-  // are not waited for. `row` reads the perturbed row: difference(n) is delta, raw_difference(n)
-  // the same in the units of the input, logit(n) is w less the clean row's normaliser, so that
-  // p 2^delta is 2^logit; and, if it has them as products of stored powers, power(n) is 2^w up to
-  // the factor 2^log2_factor(). To read those again in the second pass costs less than to keep
-  // them. Otherwise, and where the powers leave their range, the tiles keep delta and p 2^delta:
-  // `stored`.
+  // are not waited for. `row` reads the perturbed row: difference(n) is delta, logit(n) is w less
+  // the clean row's normaliser, so that p 2^delta is 2^logit; and, if it has them as products of
+  // stored powers, power(n) is 2^w up to the factor 2^log2_factor(). To read those again in the
+  // second pass costs less than to keep them. Otherwise, and where the powers leave their range,
+  // the tiles keep delta and p 2^delta: `stored`.
   template <class Team, class T, class Row>
   MCR_FN static typename Team::Scalar first_pass(int64_t steps, const Row& row, StoredRow<T> tiles,
                                                  typename Team::Scalar& total, bool& stored) {
@@ -195,7 +117,7 @@ struct Jsd {
       Vec<T> squares = {};
       MCR_UNROLL
       for (int64_t n = 0; n < steps; ++n) {
-        const Vec<T> d = row.raw_difference(n), e = exp2(row.logit(n));
+        const Vec<T> d = row.difference(n), e = exp2(row.logit(n));
         store(tiles.delta + n * W, d);
         store(tiles.q + n * W, e);
         mass += e;
@@ -226,7 +148,7 @@ struct Jsd {
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> logit = row.logit(n);
-      store(tiles.delta + n * W, row.raw_difference(n));
+      store(tiles.delta + n * W, row.difference(n));
       store(tiles.q + n * W, logit);
       top = vmax(logit, top);
     }
@@ -313,7 +235,7 @@ struct Jsd {
       if (!near) {
         sum = far_terms<kGrad, kBoth>(steps, clean, row, scale, log2_total, logs);
         value = Team::reduce_sum(sum.value);
-        near = Team::any_below(kept, value, T(kFar));
+        near = Team::any_below(kept, value, T(kFarJsd));
       }
     } else {
       near = true;
@@ -321,7 +243,7 @@ struct Jsd {
     if (near) {
       sum = near_terms<kGrad, kBoth>(steps, clean, row, scale, log2_total, logs);
       value = Team::reduce_sum(sum.value);
-      if constexpr (Team::kFarTerms) near = Team::any_below(kept, value, T(kFar));
+      if constexpr (Team::kFarTerms) near = Team::any_below(kept, value, T(kFarJsd));
     }
     if (kGrad) {
       mean_q = Team::reduce_sum(sum.kl_q);

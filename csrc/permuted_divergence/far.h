@@ -1,5 +1,5 @@
 // permuted_divergence of two modalities where the rows of a pair are some way apart, which is most
-// of the work there is: the two passes of permuted_divergence_pull.h with as little arithmetic as
+// of the work there is: the two passes of sides.h with as little arithmetic as
 // they can have. What is not far (see below), the passes of that file do.
 //
 // With A' = A - its row's largest and E = 2^A' as the rows' powers, B those of the bias, m the
@@ -14,16 +14,18 @@
 // so that a class costs one logarithm and, where E is read and not computed, no exponential. The
 // donor's side takes log2(T / E_m[j]) = log2(r + E_m[i] / E_m[j]); what depends on the donor alone
 // waits for the end of its sum. Here log2(q / mean) is off by a rounding of A', which the
-// divergence feels in first order: so only pairs with KL(q | mean) above kFar. And sums below
+// divergence feels in first order: so only pairs with KL(q | mean) above kFarKl. And sums below
 // kLeast may have lost terms to underflow.
 #pragma once
 
 #include "permuted_divergence/far_problem.h"
-#include "permuted_divergence/pull.h"
+#include "permuted_divergence/sides.h"
 
 namespace mcr {
 namespace MCR_ISA {
 
+// From this KL(q | mean) on, over ln2, two rows are far apart: 0.007 nats.
+constexpr double kFarKl = 0.01;
 constexpr double kLeast = 1e-6;
 // The clean path adds up log2 T: not so many of them that its rounding shows.
 constexpr int64_t kFarRun = 64;
@@ -108,7 +110,7 @@ MCR_FN bool add_far_pair(const FarProblem<T>& pr, int32_t j, int64_t steps, cons
   }
   const T mean = Team::reduce_sum(sum) * inverse;
   const T kl_q = mean + T(1) + Team::quick_log2(ratio);
-  const bool far = in_range && kl_q > T(kFar);
+  const bool far = in_range && kl_q > T(kFarKl);
   if (far) {
     row.kept += T(1);
     row.kl_q += kl_q;
@@ -201,7 +203,7 @@ MCR_FN FarRow<T> begin_far_row(const FarProblem<T>& pr, int s, int64_t i, int64_
 // numbers are finite and in range: S is NaN where they are not.
 template <bool kTable, class T>
 MCR_FN bool has_something(const FarProblem<T>& pr, const FarRow<T>& row, int32_t j) {
-  if (row.weight == T(0) || (pr.masked && !pr.far_keeps(pr.taken(row.s), row.i, j))) return false;
+  if (row.weight == T(0) || (pr.may_drop && !pr.far_keeps(pr.taken(row.s), row.i, j))) return false;
   return !kTable || j != row.i || !(row.clean_sum > T(kLeast));
 }
 
@@ -253,12 +255,13 @@ MCR_FN void leave_pairs(const FarProblem<T>& pr, int64_t k, int64_t last, FarRow
   }
 }
 
-// Row i with its donors, those that are far; the others are left to pull_row. The lanes of several
-// teams stay together: one without a row or a permutation of its own goes through the motions. More
-// than one part: kFarRun permutations in each at most. `memory` holds FarTiles<T>::kCount tiles.
+// Row i with its donors, those that are far; the others are left to own_side_of. The lanes of
+// several teams stay together: one without a row or a permutation of its own goes through the
+// motions. More than one part: kFarRun permutations in each at most. `memory` holds
+// FarTiles<T>::kCount tiles.
 template <class Team, bool kGrad, bool kTable, class T, class Parts>
-MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, int64_t steps, T* memory,
-                         const Parts& parts) {
+MCR_FN void far_own_side_of(const FarProblem<T>& pr, int64_t i, int64_t steps, T* memory,
+                            const Parts& parts) {
   const PartRange<Parts> range(pr, parts);
   const FarTiles<T> tile(memory, steps * kWidth<T>);
   for (int s = 0; s < pr.num_subsets; ++s) {
@@ -283,8 +286,8 @@ MCR_FN void pull_far_row(const FarProblem<T>& pr, int64_t i, int64_t steps, T* m
 // What row j gets from the rows that it gives to, as far as they are far. Class by class: any cut
 // of a row's classes will do. `memory` holds 6 tiles.
 template <class Team, bool kTable, class T, class Parts>
-MCR_FN void pull_far_donations(const FarProblem<T>& pr, int64_t j, int64_t steps, T* memory,
-                               const Parts& parts) {
+MCR_FN void far_donor_side(const FarProblem<T>& pr, int64_t j, int64_t steps, T* memory,
+                           const Parts& parts) {
   constexpr int W = kWidth<T>;
   const PartRange<Parts> range(pr, parts);
   const int64_t size = steps * W;

@@ -1,7 +1,7 @@
-// What the launcher tells the row algorithms of permuted_divergence_far.h. Plain data.
+// What the launcher tells the row algorithms of far.h. Plain data.
 #pragma once
 
-#include "permuted_divergence/pull_problem.h"
+#include "permuted_divergence/sides_problem.h"
 
 namespace mcr {
 
@@ -11,7 +11,7 @@ constexpr double kLeastPower = 1.17549435e-38;
 // Two modalities, the JSD, donors that both share. Rows [2, N, row_stride] in units of log2, less
 // the row's largest, and 0 past their end.
 template <class T>
-struct FarProblem : PullProblem<T> {
+struct FarProblem : SidesProblem<T> {
   const T* powers;       // the same layout: 2^row, 1 past the end
   const T* bias_powers;  // [row_stride] 2^(bias - its largest), 0 past the end
   int subset_of[2];      // the subset that takes modality m, or -1

@@ -1,20 +1,14 @@
-// What the launchers of the two divergences share: the options by their names.
+// The options of permuted_divergence by their names.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
 
 #include <string>
 
+#include "divergence/options.h"
 #include "permuted_divergence/problem.h"
 
 namespace mcr {
-
-inline DivergenceKind divergence_kind(const std::string& name) {
-  if (name == "jsd") return DivergenceKind::kJsd;
-  if (name == "binary_jsd") return DivergenceKind::kBinaryJsd;
-  STD_TORCH_CHECK(name == "mse", "divergence must be jsd, mse or binary_jsd, got ", name);
-  return DivergenceKind::kSquaredError;
-}
 
 inline CleanPath clean_path(const std::string& name) {
   if (name == "shared") return CleanPath::kShared;

@@ -44,7 +44,7 @@ struct PermutedDivergenceProblem {
   const int64_t* shifts;  // [1 or M, K], or null; without both: all shifts 1..N-1
   bool own_donors;
 
-  bool masked;  // some pair may be dropped
+  bool may_drop;  // some pair may be dropped
   Exclude exclude;
   const int64_t* labels;    // [N] or null
   const uint32_t* present;  // [N] bit m: modality m is there; or null
@@ -90,7 +90,7 @@ struct PermutedDivergenceProblem {
 
   // What the pair (row, its donors) weighs; 0 if it is dropped.
   MCR_ALWAYS_INLINE T pair_weight(uint32_t subset, int64_t k, int64_t row, T factor) const {
-    if (masked && !keeps(subset, k, row)) return T(0);
+    if (may_drop && !keeps(subset, k, row)) return T(0);
     return row_weight ? factor * row_weight[row] : factor;
   }
 

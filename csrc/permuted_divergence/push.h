@@ -16,9 +16,7 @@ namespace mcr {
 namespace MCR_ISA {
 
 template <class Team, bool kGather, class D>
-constexpr bool kUsesPowers = false;
-template <class Team>
-constexpr bool kUsesPowers<Team, false, Jsd> = true;
+constexpr bool kUsesPowers = D::kTraits.softmax && !kGather;
 
 // Tiles of one block in a part's scratch memory, each of steps * kWidth<T> numbers.
 template <class T>
@@ -89,7 +87,7 @@ typename Team::Scalar start_subset(const PermutedDivergenceProblem<T>& pr,
     store(tile.acc + i, Vec<T>{});
     store(tile.u_sum + i, Vec<T>{});
   }
-  constexpr bool kNeedsRest = !SameType<D, SquaredError>::value;
+  constexpr bool kNeedsRest = D::kTraits.log2();
   if (kNeedsRest) load_bias<T, Team, kGather>(pr, tile.rest);
   for (int m = 0; m < pr.modalities; ++m) {
     const bool member = subset >> m & 1;
@@ -128,7 +126,6 @@ struct PerturbedRow {
     return sum;
   }
   Vec<T> difference(int64_t n) const { return from_donors(n) - load(own + n * kWidth<T>); }
-  Vec<T> raw_difference(int64_t n) const { return difference(n); }
   Vec<T> logit(int64_t n) const { return from_donors(n) + load(rest + n * kWidth<T>); }
   Vec<T> power(int64_t n) const {
     Vec<T> product = load(rest_powers + n * kWidth<T>) * first.power(n);
@@ -184,7 +181,7 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
             pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
             tile.logs, tile.acc, mean_q, near, sink);
       };
-      if (kGather && !D::kReadsPowers) gather_donors(now);
+      if (kGather && !D::kTraits.softmax) gather_donors(now);
       const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
       for (int i = 0; kGather && kGrad && i < now.members; ++i) {
         now.donors[i].add_tile(tile.donors, pr.steps);
@@ -263,28 +260,18 @@ void run_team(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end
   run_blocks<T, RowTeam<T>, false, D, kGrad>(pr, begin, end, part);
 }
 
-template <class T, class D>
-void run_kind(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
-              PermutedDivergencePart<T>& part) {
-  if (pr.want_grad) {
-    run_team<T, D, true>(pr, begin, end, part);
-  } else {
-    run_team<T, D, false>(pr, begin, end, part);
-  }
-}
-
 // Blocks [begin, end) of the problem: rows of a row team, kWidth rows of a lane team.
 template <class T>
 void permuted_divergence(const PermutedDivergenceProblem<T>& pr, int64_t begin, int64_t end,
                          PermutedDivergencePart<T>& part) {
-  switch (pr.divergence) {
-    case DivergenceKind::kJsd:
-      return run_kind<T, Jsd>(pr, begin, end, part);
-    case DivergenceKind::kBinaryJsd:
-      return run_kind<T, BinaryJsd>(pr, begin, end, part);
-    case DivergenceKind::kSquaredError:
-      return run_kind<T, SquaredError>(pr, begin, end, part);
-  }
+  with_divergence(pr.divergence, [&](auto divergence) {
+    using D = decltype(divergence);
+    if (pr.want_grad) {
+      run_team<T, D, true>(pr, begin, end, part);
+    } else {
+      run_team<T, D, false>(pr, begin, end, part);
+    }
+  });
 }
 
 }  // namespace MCR_ISA

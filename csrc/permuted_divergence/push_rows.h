@@ -122,7 +122,7 @@ class Block {
   bool weigh(uint32_t subset, int64_t k, T factor, Pairs<T, Team, kGather>& pairs) const {
     if constexpr (kLanes) {
       T weights[Team::kRows];
-      if (!pr_.masked && !pr_.row_weight && first_ + Team::kRows <= pr_.rows) {
+      if (!pr_.may_drop && !pr_.row_weight && first_ + Team::kRows <= pr_.rows) {
         pairs.weight = splat(factor);
       } else {
         for (int l = 0; l < Team::kRows; ++l) {

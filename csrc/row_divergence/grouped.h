@@ -34,10 +34,11 @@ struct GivenRow {
     for (int l = 0; l < W; ++l) x[l] = n * W + l < classes ? x[l] : otherwise;
     return x;
   }
-  Vec<T> raw_difference(int64_t n) const {
-    return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return w - (kSettled ? z - clean_base : z); });
+  // Differences first, units after: a mask as large as numbers go would overflow in units of log2.
+  Vec<T> difference(int64_t n) const {
+    return map(n, T(0), [&](Vec<T> w, Vec<T> z) { return w - (kSettled ? z - clean_base : z); }) *
+           unit;
   }
-  Vec<T> difference(int64_t n) const { return raw_difference(n) * unit; }
   Vec<T> logit(int64_t n) const {
     return map(n, past_end,
                [&](Vec<T> w, Vec<T>) { return (kSettled ? w : w - top) * unit - lse; });
@@ -58,7 +59,7 @@ void load_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T past_end, T*
   constexpr int W = kWidth<T>;
   for (int64_t n = 0; n < pr.steps; ++n) {
     Vec<T> z = load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
-    if constexpr (!SameType<D, SquaredError>::value) z = saturated(z, kFarthest);
+    if constexpr (D::kTraits.log2()) z = saturated(z, kFarthest);
     for (int l = 0; (n + 1) * W > pr.classes && l < W; ++l) {
       z[l] = n * W + l < pr.classes ? z[l] : past_end;
     }
@@ -70,16 +71,16 @@ template <class T, class D, bool kGrad>
 void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, double& value) {
   constexpr int W = kWidth<T>;
   using Team = RowTeam<T>;
-  constexpr bool kSettled = SameType<D, BinaryJsd>::value;  // the softmax looks for what needs it
-  const T unit = SameType<D, SquaredError>::value ? T(1) : T(kLog2e);
-  const T past_end = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
+  constexpr bool kSettled = D::kTraits.binary;  // the softmax looks for what needs it
+  const T unit = D::kTraits.log2() ? T(kLog2e) : T(1);
+  const T past_end = D::kTraits.softmax ? T(kNoClass) : T(0);
   const int64_t tile = pr.steps * W;
   const CleanRow<T> clean{scratch, scratch + tile, scratch + 2 * tile, unit, scratch + 4 * tile};
   T* acc = scratch + 3 * tile;
   T* logs = scratch + 4 * tile;  // of the softmax, which has no outcomes
   const auto tiles = [&](int g) {
     T* base = scratch + (6 + 2 * g) * tile;
-    return StoredRow<T>{base, base + tile, unit};
+    return StoredRow<T>{base, base + tile};
   };
   T top, lse;
   const auto row_of = [&](int64_t r) {
@@ -140,31 +141,21 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
 }
 
 // Clean rows [begin, end) of the problem; scratch: [6 + 2 group, steps * W].
-template <class T, class D>
-double run_rows(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
-  double value = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    if (pr.start[i] == pr.start[i + 1]) continue;  // its gradient is 0 already
-    if (pr.want_grad) {
-      run_clean_row<T, D, true>(pr, i, scratch, value);
-    } else {
-      run_clean_row<T, D, false>(pr, i, scratch, value);
-    }
-  }
-  return value;
-}
-
 template <class T>
 double row_divergence(const RowDivergenceProblem<T>& pr, int64_t begin, int64_t end, T* scratch) {
-  switch (pr.divergence) {
-    case DivergenceKind::kJsd:
-      return run_rows<T, Jsd>(pr, begin, end, scratch);
-    case DivergenceKind::kBinaryJsd:
-      return run_rows<T, BinaryJsd>(pr, begin, end, scratch);
-    case DivergenceKind::kSquaredError:
-      return run_rows<T, SquaredError>(pr, begin, end, scratch);
-  }
-  return 0;
+  return with_divergence(pr.divergence, [&](auto divergence) {
+    using D = decltype(divergence);
+    double value = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      if (pr.start[i] == pr.start[i + 1]) continue;  // its gradient is 0 already
+      if (pr.want_grad) {
+        run_clean_row<T, D, true>(pr, i, scratch, value);
+      } else {
+        run_clean_row<T, D, false>(pr, i, scratch, value);
+      }
+    }
+    return value;
+  });
 }
 
 }  // namespace MCR_ISA

@@ -1,5 +1,5 @@
 // row_divergence where a team holds the perturbed rows of one clean row against it, one after the
-// other: what a team of a GPU runs. (The CPU takes them in groups: row_divergence.h.) Where there
+// other: what a team of a GPU runs. (The CPU takes them in groups: grouped.h.) Where there
 // are few clean rows several teams share those of one (`parts`), and the first one takes the sums.
 //
 // Between a perturbed row and its numbers lie three reads that wait for each other: which row it
@@ -26,7 +26,7 @@ struct HeldTiles {
       : clean{base, base + size, base + 2 * size, unit},
         acc(base + 3 * size),
         logs(base + 4 * size),
-        pair{base + 5 * size, base + 6 * size, unit},
+        pair{base + 5 * size, base + 6 * size},
         next(kAhead ? base + 7 * size : pair.delta) {}
 };
 
@@ -58,13 +58,13 @@ template <class Team, class D, bool kGrad, bool kAhead, class T, class Rows, cla
 MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64_t i, int64_t steps,
                       T* memory, double& value, double& weights, const Parts& parts) {
   constexpr int W = kWidth<T>;
-  constexpr bool kSquares = SameType<D, SquaredError>::value;
-  const T unit = kSquares ? T(1) : T(kLog2e);
+  constexpr bool kLog2 = D::kTraits.log2();
+  const T unit = kLog2 ? T(kLog2e) : T(1);
   const HeldTiles<T, kAhead> tile(memory, steps * W, unit);
   const int64_t C = pr.classes;
-  const T fill = SameType<D, Jsd>::value ? T(kNoClass) : T(0);  // the padding is no class
+  const T fill = D::kTraits.softmax ? T(kNoClass) : T(0);  // the padding is no class
   const Members<T> members(pr, i, parts);
-  const T limit = kSquares ? T(INFINITY) : T(kFarthest);
+  const T limit = kLog2 ? T(kFarthest) : T(INFINITY);
   rows.clean(i, steps, fill, limit, tile.clean.logits);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) store(tile.acc + n * W, Vec<T>{});
@@ -76,8 +76,8 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     MCR_UNROLL
     for (int64_t n = 0; n < steps; ++n) {
       const Vec<T> w = load(from + n * W) - base;
-      store(tile.pair.delta + n * W, w - (load(tile.clean.logits + n * W) - clean_base));
-      if (!kSquares) store(tile.pair.q + n * W, (w - (top - clean_base)) * unit - lse);
+      store(tile.pair.delta + n * W, (w - (load(tile.clean.logits + n * W) - clean_base)) * unit);
+      if (kLog2) store(tile.pair.q + n * W, (w - (top - clean_base)) * unit - lse);
     }
   };
   bool any = false;

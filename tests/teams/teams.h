@@ -5,12 +5,12 @@
 #include "row_divergence/problem.h"
 
 // `spare_steps`: steps beyond the row's end, as where a GPU's team has more than a row needs.
-#define MCR_TEAM(NAME)                                                                         \
-  namespace NAME {                                                                             \
-  void pull(const PullProblem<float>& problem, int64_t chunk, int64_t spare_steps, int parts); \
-  void pull_far(FarProblem<float> problem, int64_t chunk, int parts);                          \
-  void hold(const RowDivergenceProblem<float>& problem, int64_t rows, int64_t spare_steps,     \
-            int parts, double* sums);                                                          \
+#define MCR_TEAM(NAME)                                                                          \
+  namespace NAME {                                                                              \
+  void pull(const SidesProblem<float>& problem, int64_t chunk, int64_t spare_steps, int parts); \
+  void pull_far(FarProblem<float> problem, int64_t chunk, int parts);                           \
+  void hold(const RowDivergenceProblem<float>& problem, int64_t rows, int64_t spare_steps,      \
+            int parts, double* sums);                                                           \
   }
 
 namespace mcr {

@@ -54,8 +54,8 @@ template <class T>
 void Similarities<T>::sort_rows(const Tensor& labels, const OptionalTensor& present) {
   const Tensor codes = contiguous_as(labels, ScalarType::Long);
   const int64_t* code = codes.const_data_ptr<int64_t>();
-  const OptionalTensor mask = present ? contiguous_as(*present, ScalarType::Bool) : present;
-  const bool* there = mask ? mask->template const_data_ptr<bool>() : nullptr;
+  const OptionalTensor marks = present ? contiguous_as(*present, ScalarType::Bool) : present;
+  const bool* there = marks ? marks->template const_data_ptr<bool>() : nullptr;
   std::vector<std::pair<int64_t, int64_t>> sorted;
   sorted.reserve(all_rows_);
   for (int64_t i = 0; i < all_rows_; ++i) {

@@ -35,7 +35,7 @@ template <class T>
 struct Units {
   bool saturates;
 
-  explicit Units(DivergenceKind divergence) : saturates(divergence == DivergenceKind::kBinaryJsd) {}
+  explicit Units(DivergenceKind divergence) : saturates(traits_of(divergence).binary) {}
   T operator()(T x) const {
     if (!saturates) return x;
     return std::min(std::max(x, T(-kFarthest)), T(kFarthest)) * T(kLog2e) + T(0) * x;
@@ -67,7 +67,7 @@ PermutedDivergenceInputs<T>::PermutedDivergenceInputs(
               labels, present, sample_weight, options.subsets, options.exclude);
   read_options(options);
   read_donors(order, donors);
-  read_masks(labels, present, sample_weight);
+  read_conditions(labels, present, sample_weight);
   choose_team();
   lay_out(contributions);
   lay_out_bias(bias);
@@ -139,9 +139,9 @@ void PermutedDivergenceInputs<T>::read_table(const Tensor& donors) {
 }
 
 template <class T>
-void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
-                                             const OptionalTensor& present,
-                                             const OptionalTensor& sample_weight) {
+void PermutedDivergenceInputs<T>::read_conditions(const OptionalTensor& labels,
+                                                  const OptionalTensor& present,
+                                                  const OptionalTensor& sample_weight) {
   if (problem_.exclude == Exclude::kSameLabel) {
     const Tensor codes = contiguous_as(*labels, ScalarType::Long);
     const int64_t* from = codes.const_data_ptr<int64_t>();
@@ -149,8 +149,8 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
     problem_.labels = labels_.data();
   }
   if (present) {
-    const Tensor mask = contiguous_as(*present, ScalarType::Bool);
-    const bool* from = mask.const_data_ptr<bool>();
+    const Tensor marks = contiguous_as(*present, ScalarType::Bool);
+    const bool* from = marks.const_data_ptr<bool>();
     for (int64_t a = 0; a < N_; ++a) {
       uint32_t bits = 0;
       for (int64_t m = 0; m < M_; ++m) bits |= uint32_t(from[row_at(a) * M_ + m]) << m;
@@ -168,7 +168,7 @@ void PermutedDivergenceInputs<T>::read_masks(const OptionalTensor& labels,
     }
     problem_.row_weight = row_weight_.data();
   }
-  problem_.masked = present || problem_.exclude != Exclude::kNone;
+  problem_.may_drop = present || problem_.exclude != Exclude::kNone;
 }
 
 template <class T>
@@ -182,7 +182,7 @@ template <class T>
 void PermutedDivergenceInputs<T>::lay_out(const Tensor& contributions) {
   const Tensor source = contiguous_as(contributions, scalar_type_of<T>());
   const Units<T> units(problem_.divergence);
-  const bool softmax = problem_.divergence == DivergenceKind::kJsd;
+  const bool softmax = traits_of(problem_.divergence).softmax;
   const bool centered = softmax && problem_.team == TeamKind::kLanesGathered;
   const T* from = source.const_data_ptr<T>();
   const int64_t W = width();
@@ -231,10 +231,10 @@ void PermutedDivergenceInputs<T>::lay_out_bias(const OptionalTensor& bias) {
     const Tensor b = contiguous_as(*bias, scalar_type_of<T>());
     const Units<T> units(problem_.divergence);
     for (int64_t c = 0; c < C_; ++c) bias_[c] = units(b.const_data_ptr<T>()[c]);
-    if (problem_.divergence == DivergenceKind::kJsd && C_ > 0) center_row(bias_.get(), C_);
+    if (traits_of(problem_.divergence).softmax && C_ > 0) center_row(bias_.get(), C_);
   }
   // The padding is no class of the softmax.
-  if (problem_.divergence == DivergenceKind::kJsd) {
+  if (traits_of(problem_.divergence).softmax) {
     std::fill(bias_.get() + C_, bias_.get() + padded, T(-1e30));
   }
 }
@@ -242,7 +242,7 @@ void PermutedDivergenceInputs<T>::lay_out_bias(const OptionalTensor& bias) {
 template <class T>
 void PermutedDivergenceInputs<T>::center() {
   const bool used =
-      problem_.divergence == DivergenceKind::kJsd && problem_.team != TeamKind::kLanesGathered;
+      traits_of(problem_.divergence).softmax && problem_.team != TeamKind::kLanesGathered;
   if (!used || N_ == 0) return;
   powers_.resize(M_ * problem_.modality_stride);
   problem_.powers = powers_.get();
@@ -266,7 +266,7 @@ void PermutedDivergenceInputs<T>::sum_weights() {
     for (const T w : row_weight_) all_rows += double(w);
   }
   weight_sums_.assign(subsets_.size(), all_rows * double(problem_.permutations));
-  if (!problem_.masked) return;
+  if (!problem_.may_drop) return;
   for (size_t s = 0; s < subsets_.size(); ++s) {
     // Row sums first: their order does not depend on who adds them up.
     std::vector<double> row_sums(N_);

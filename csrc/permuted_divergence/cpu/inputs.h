@@ -49,8 +49,8 @@ class PermutedDivergenceInputs {
   void read_options(const PermutedDivergenceOptions& options);
   void read_donors(const OptionalTensor& order, const OptionalTensor& donors);
   void read_table(const Tensor& donors);
-  void read_masks(const OptionalTensor& labels, const OptionalTensor& present,
-                  const OptionalTensor& sample_weight);
+  void read_conditions(const OptionalTensor& labels, const OptionalTensor& present,
+                       const OptionalTensor& sample_weight);
   void choose_team();
   void lay_out(const Tensor& contributions);
   void lay_out_bias(const OptionalTensor& bias);

@@ -64,7 +64,7 @@ void run(const PermutedDivergenceInputs<T>& in, const T* upstream, bool want_gra
          T* grad, T* grad_bias) {
   PermutedDivergenceProblem<T> problem = in.problem();
   const int64_t S = problem.num_subsets, N = in.rows(), M = in.modalities(), C = in.classes();
-  const double classes = problem.divergence == DivergenceKind::kJsd ? 1.0 : double(C);
+  const double classes = double(traits_of(problem.divergence).terms(C));
   std::vector<T> factors(S, T(0));
   for (int64_t s = 0; s < S; ++s) {
     const double g = upstream ? double(upstream[s]) : 1.0;

@@ -1,4 +1,4 @@
-// The kernels of permuted_divergence_far.h.
+// The kernels of far.h.
 #include <algorithm>
 
 #include "cuda/parts.h"
@@ -12,7 +12,7 @@ namespace {
 
 template <class Team, bool kGrad, bool kTable>
 __global__ void __launch_bounds__(Team::kThreads, Team::kBlocks)
-    pull_far_rows_kernel(const __grid_constant__ FarProblem<float> problem, int parts) {
+    far_own_side_kernel(const __grid_constant__ FarProblem<float> problem, int parts) {
   if (problem.skip && *problem.skip) return;
   const int teams = int(blockDim.x) / Team::kLanes, team = int(threadIdx.x) / Team::kLanes;
   const int64_t row = int64_t(blockIdx.x) * (teams / parts) + team / parts;
@@ -20,21 +20,21 @@ __global__ void __launch_bounds__(Team::kThreads, Team::kBlocks)
   if (Team::kLanes == 32 && !Team::kSplits && !live) return;  // nobody has to keep step with it
   const Parts<PartsInTurn<Team, Team::kThreads>> part(Team::kSplits ? parts : 1, live);
   float memory[FarTiles<float>::kCount * Team::kSteps];
-  pull_far_row<Team, kGrad, kTable>(problem, live ? row : problem.rows - 1, int64_t(Team::kSteps),
-                                    memory, part);
+  far_own_side_of<Team, kGrad, kTable>(problem, live ? row : problem.rows - 1,
+                                       int64_t(Team::kSteps), memory, part);
 }
 
 // Blocks of threads [columns, rows, parts].
 template <bool kTable>
 __global__ void __launch_bounds__(ColumnTeam::kThreads)
-    pull_far_donations_kernel(const __grid_constant__ FarProblem<float> problem) {
+    far_donor_side_kernel(const __grid_constant__ FarProblem<float> problem) {
   if (problem.skip && *problem.skip) return;
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool live = row < problem.rows;
   const Parts<PartsInLayers<ColumnTeam>> part(int(blockDim.z), live);
   float memory[6 * ColumnTeam::kSteps];
-  pull_far_donations<ColumnTeam, kTable>(problem, live ? row : problem.rows - 1,
-                                         int64_t(ColumnTeam::kSteps), memory, part);
+  far_donor_side<ColumnTeam, kTable>(problem, live ? row : problem.rows - 1,
+                                     int64_t(ColumnTeam::kSteps), memory, part);
 }
 
 // Whether rows of so many lanes are a block of 256 threads for every multiprocessor.
@@ -67,10 +67,10 @@ void launch_rows(const FarProblem<float>& pr, cudaStream_t stream) {
   int parts = Team::kSplits ? parts_of(pr.rows, Team::kLanes, pairs, teams) : 1;
   if (pairs > parts * kFarRun) parts = 1;
   const unsigned blocks = blocks_of(pr.rows, parts, teams);
-  const auto kernel = pr.want_grad ? (pr.table ? pull_far_rows_kernel<Team, true, true>
-                                               : pull_far_rows_kernel<Team, true, false>)
-                                   : (pr.table ? pull_far_rows_kernel<Team, false, true>
-                                               : pull_far_rows_kernel<Team, false, false>);
+  const auto kernel = pr.want_grad ? (pr.table ? far_own_side_kernel<Team, true, true>
+                                               : far_own_side_kernel<Team, true, false>)
+                                   : (pr.table ? far_own_side_kernel<Team, false, true>
+                                               : far_own_side_kernel<Team, false, false>);
   kernel<<<blocks, threads, 0, stream>>>(pr, parts);
 }
 
@@ -82,11 +82,11 @@ int64_t far_row_stride(int64_t rows, int64_t classes) {
   });
 }
 
-void pull_far_rows(const FarProblem<float>& pr, cudaStream_t stream) {
+void far_own_side(const FarProblem<float>& pr, cudaStream_t stream) {
   with_far_team(pr.rows, pr.classes, [&](auto team) { launch_rows<decltype(team)>(pr, stream); });
 }
 
-void pull_far_donations(const FarProblem<float>& pr, cudaStream_t stream) {
+void far_donor_side(const FarProblem<float>& pr, cudaStream_t stream) {
   const int columns = int(pr.row_stride / ColumnTeam::kSteps);
   const int teams = ColumnTeam::kThreads / columns;
   constexpr int kMaxParts = 64;  // of a block's third dimension
@@ -98,9 +98,9 @@ void pull_far_donations(const FarProblem<float>& pr, cudaStream_t stream) {
   const dim3 threads(columns, unsigned(rows), unsigned(parts));
   const unsigned blocks = blocks_of(pr.rows, 1, int(rows));
   if (pr.table) {
-    pull_far_donations_kernel<true><<<blocks, threads, 0, stream>>>(pr);
+    far_donor_side_kernel<true><<<blocks, threads, 0, stream>>>(pr);
   } else {
-    pull_far_donations_kernel<false><<<blocks, threads, 0, stream>>>(pr);
+    far_donor_side_kernel<false><<<blocks, threads, 0, stream>>>(pr);
   }
 }
 

@@ -1,9 +1,9 @@
-// Who runs the row algorithms of permuted_divergence_far.h. Rows are padded to whole teams and read
+// Who runs the row algorithms of far.h. Rows are padded to whole teams and read
 // several classes at a time; nothing in the loops over the pairs asks where a row ends.
 #pragma once
 
 #include "core/lane.h"
-#include "permuted_divergence/pull_problem.h"
+#include "permuted_divergence/sides_problem.h"
 
 namespace mcr {
 namespace cuda {

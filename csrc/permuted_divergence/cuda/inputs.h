@@ -50,16 +50,17 @@ class PermutedDivergenceInputs {
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     far_ = takes_far(arguments);
     LayOut& in = layout;
-    in.scale = pr.divergence == DivergenceKind::kSquaredError ? 1.0f : 1.44269504088896340736f;
-    in.centered = pr.divergence == DivergenceKind::kJsd;
-    in.saturated = pr.divergence == DivergenceKind::kBinaryJsd;
+    const DivergenceTraits traits = traits_of(pr.divergence);
+    in.scale = traits.log2() ? 1.44269504088896340736f : 1.0f;
+    in.centered = traits.softmax;
+    in.saturated = traits.binary;
     read_rows(arguments, in);
     read_donors(arguments, in);
   }
 
   bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
   const Subsets& subsets() const { return subsets_; }
-  // Whether the passes of permuted_divergence_far.h go first.
+  // Whether the passes of far.h go first.
   bool far() const { return far_; }
 
   // Memory that lives as long as this.
@@ -84,9 +85,9 @@ class PermutedDivergenceInputs {
     pr.clean_path = clean_path(arguments.clean_path);
     pr.outsider = outsider(arguments.strategy);
     pr.exclude = exclude(arguments.exclude);
-    pr.masked = arguments.present || pr.exclude != Exclude::kNone;
+    pr.may_drop = arguments.present || pr.exclude != Exclude::kNone;
     pr.num_subsets = int(arguments.subsets.size());
-    for (int s = 0; s < pr.num_subsets; ++s) subsets_.masks[s] = uint8_t(arguments.subsets[s]);
+    for (int s = 0; s < pr.num_subsets; ++s) subsets_.bits[s] = uint8_t(arguments.subsets[s]);
   }
 
   // They have more launches: a small problem is done before they have paid. Without them rows of
@@ -95,14 +96,14 @@ class PermutedDivergenceInputs {
     constexpr int64_t kLeastElements = int64_t{1} << 20;
     const int64_t rows = pr.classes > kMaxSharedClasses ? std::max(pr.rows, kRowsAtOnce) : pr.rows;
     pr.subset_of[0] = pr.subset_of[1] = -1;
-    if (pr.divergence != DivergenceKind::kJsd || pr.modalities != 2 || pr.num_subsets > 2 ||
+    if (!traits_of(pr.divergence).softmax || pr.modalities != 2 || pr.num_subsets > 2 ||
         pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {
       return false;
     }
     for (int s = 0; s < pr.num_subsets; ++s) {
-      const int mask = subsets_.masks[s];
-      if ((mask != 1 && mask != 2) || pr.subset_of[mask >> 1] >= 0) return false;
-      pr.subset_of[mask >> 1] = s;
+      const int subset = subsets_.bits[s];
+      if ((subset != 1 && subset != 2) || pr.subset_of[subset >> 1] >= 0) return false;
+      pr.subset_of[subset >> 1] = s;
     }
     return pr.num_subsets * rows * pr.permutations * pr.classes >= kLeastElements;
   }

@@ -12,7 +12,7 @@ constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
 constexpr int kBiasRows = 64;     // rows that one partial sum of the bias' gradient takes
 
 struct Subsets {
-  uint8_t masks[kMaxSubsets];
+  uint8_t bits[kMaxSubsets];
 };
 
 constexpr int kCleared = 5, kPoisoned = 4;
@@ -53,31 +53,31 @@ struct LayOut {
   // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
   Subsets subsets;
   int num_subsets;
-  double pairs;           // times the terms of a mean over the classes
+  double pairs, terms;    // terms: of the mean over the classes
   const float* upstream;  // [S], or null: 1
   float* factors_to;      // [S]
-  uint32_t* masks_to;     // [S]
+  uint32_t* subsets_to;   // [S]
 };
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
-// masks -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
+// The subsets -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
 // problem.factors.
-void weigh_subsets(const PullProblem<float>& problem, const Subsets& subsets, const LayOut& layout,
+void weigh_subsets(const SidesProblem<float>& problem, const Subsets& subsets, const LayOut& layout,
                    const float* upstream,
                    double* row_sums,  // [S, N], used where pairs may be dropped
-                   float* factors, uint32_t* masks, cudaStream_t stream);
+                   float* factors, uint32_t* subsets_to, cudaStream_t stream);
 
 // Few rows of as many classes share their pairs among teams; more classes do not, and then so many
 // rows are under way at once.
 constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
-void pull_rows(const PullProblem<float>& problem, cudaStream_t stream);
-void pull_donations(const PullProblem<float>& problem, cudaStream_t stream);
+void own_side(const SidesProblem<float>& problem, cudaStream_t stream);
+void donor_side(const SidesProblem<float>& problem, cudaStream_t stream);
 
-// The pairs that are far (permuted_divergence_far.h); the two above then do the rest.
+// The pairs that are far (far.h); the two above then do the rest.
 constexpr int64_t kMaxFarClasses = 1024;
 int64_t far_row_stride(int64_t rows, int64_t classes);
-void pull_far_rows(const FarProblem<float>& problem, cudaStream_t stream);
-void pull_far_donations(const FarProblem<float>& problem, cudaStream_t stream);
+void far_own_side(const FarProblem<float>& problem, cudaStream_t stream);
+void far_donor_side(const FarProblem<float>& problem, cudaStream_t stream);
 
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C]. Nothing where *skip is
 // 1.

@@ -17,12 +17,12 @@ struct Results {
 };
 
 // One chunk of permutations: first the pairs that are far, where those go first.
-void pull_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
-  if (pr.records) pull_far_rows(pr, stream);
-  pull_rows(pr, stream);
+void own_side_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
+  if (pr.records) far_own_side(pr, stream);
+  own_side(pr, stream);
   if (!pr.want_grad) return;
-  if (pr.records) pull_far_donations(pr, stream);
-  pull_donations(pr, stream);
+  if (pr.records) far_donor_side(pr, stream);
+  donor_side(pr, stream);
 }
 
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
@@ -44,15 +44,15 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   }
 
   bool reaches_bias = false;  // the greedy strategy with two modalities leaves it alone
-  std::vector<uint32_t> masks(arguments.subsets.begin(), arguments.subsets.end());
-  pr.subsets = masks.data();
+  std::vector<uint32_t> subsets(arguments.subsets.begin(), arguments.subsets.end());
+  pr.subsets = subsets.data();
   for (int s = 0; s < S; ++s) reaches_bias |= pr.head(s) != 0 || pr.clean_head(s) != 0;
   const bool bias_grad = want_grad && arguments.bias && reaches_bias;
 
   pr.skip = skip;
   float* factors = in.take<float>(S, ScalarType::Float);
-  uint32_t* device_masks = in.take<uint32_t>(S, ScalarType::Int);
-  const bool sums = pr.masked || arguments.sample_weight;
+  uint32_t* device_subsets = in.take<uint32_t>(S, ScalarType::Int);
+  const bool sums = pr.may_drop || arguments.sample_weight;
   pr.row_values = in.take<double>(S * N, ScalarType::Double);
   if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C, ScalarType::Float);
   LayOut& layout = in.layout;
@@ -64,18 +64,18 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
                        bias_grad ? 0 : g * C};
   layout.subsets = in.subsets();
   layout.num_subsets = int(S);
-  layout.pairs = double(N) * double(pr.permutations) *
-                 (pr.divergence == DivergenceKind::kJsd ? 1.0 : double(C));
+  layout.pairs = double(N) * double(pr.permutations);
+  layout.terms = double(traits_of(pr.divergence).terms(C));
   layout.upstream = upstream;
   layout.factors_to = sums ? nullptr : factors;
-  layout.masks_to = device_masks;
+  layout.subsets_to = device_subsets;
   lay_out(layout, stream);
   if (sums) {
-    double* row_sums = in.take<double>(pr.masked ? S * N : 0, ScalarType::Double);
-    weigh_subsets(pr, in.subsets(), layout, upstream, row_sums, factors, device_masks, stream);
+    double* row_sums = in.take<double>(pr.may_drop ? S * N : 0, ScalarType::Double);
+    weigh_subsets(pr, in.subsets(), layout, upstream, row_sums, factors, device_subsets, stream);
   }
   pr.factors = factors;
-  pr.subsets = device_masks;
+  pr.subsets = device_subsets;
   pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
   pr.clean = in.take<float>(g * N * C, ScalarType::Float);
   pr.clean_lse = in.take<float>(g * N, ScalarType::Float);
@@ -90,7 +90,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
   for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
     pr.last = std::min(pr.first + chunk, pr.permutations);
-    pull_pairs(pr, stream);
+    own_side_pairs(pr, stream);
   }
   sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream, skip,
              factors);

@@ -48,9 +48,9 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
     for (int64_t n = first; n < range.count; n += step) range.to[n] = start;
   }
   if (first < in.num_subsets && in.factors_to) {
-    const double share = (in.upstream ? double(in.upstream[first]) : 1.0) / in.pairs;
+    const double share = (in.upstream ? double(in.upstream[first]) : 1.0) / (in.pairs * in.terms);
     in.factors_to[first] = float(share) + poison;
-    in.masks_to[first] = in.subsets.masks[first];
+    in.subsets_to[first] = in.subsets.bits[first];
   }
 }
 
@@ -154,10 +154,10 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 // A warp has a row; permutations are below 2^31.
-__global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
+__global__ void count_pairs_kernel(const __grid_constant__ SidesProblem<float> pr, Subsets subsets,
                                    double* row_sums) {
   if (is_set(pr.skip)) return;
-  const uint32_t subset = subsets.masks[blockIdx.y];
+  const uint32_t subset = subsets.bits[blockIdx.y];
   for (int64_t a = first_index() / 32; a < pr.rows; a += index_step() / 32) {
     int kept = 0;
     for (int64_t k = threadIdx.x % 32; k < pr.permutations; k += 32) kept += pr.keeps(subset, k, a);
@@ -170,21 +170,20 @@ __global__ void count_pairs_kernel(const __grid_constant__ PullProblem<float> pr
 }
 
 __global__ void __launch_bounds__(kSumThreads)
-    weigh_subsets_kernel(const __grid_constant__ PullProblem<float> pr, Subsets subsets,
+    weigh_subsets_kernel(const __grid_constant__ SidesProblem<float> pr, Subsets subsets,
                          const __grid_constant__ LayOut layout, const float* upstream,
-                         const double* row_sums, float* factors, uint32_t* masks) {
+                         const double* row_sums, float* factors, uint32_t* subsets_to) {
   if (is_set(pr.skip)) return;
   const int s = int(blockIdx.x);
   const double* counted = row_sums + s * pr.rows;
-  const double sum = pr.masked ? sum_over<8>(pr.rows, [&](int64_t a) { return counted[a]; })
-                               : sum_over<8>(pr.rows, [&](int64_t a) {
-                                   return double(pr.row_weight[a]);
-                                 }) * double(pr.permutations);
+  const double sum = pr.may_drop ? sum_over<8>(pr.rows, [&](int64_t a) { return counted[a]; })
+                                 : sum_over<8>(pr.rows, [&](int64_t a) {
+                                     return double(pr.row_weight[a]);
+                                   }) * double(pr.permutations);
   if (threadIdx.x != 0) return;
-  const double classes = pr.divergence == DivergenceKind::kJsd ? 1.0 : double(pr.classes);
   const double g = upstream ? double(upstream[s]) : 1.0;
-  factors[s] = (sum != 0 ? float(g / (sum * classes)) : 0.0f) + poison_of(layout);
-  masks[s] = subsets.masks[s];
+  factors[s] = (sum != 0 ? float(g / (sum * layout.terms)) : 0.0f) + poison_of(layout);
+  subsets_to[s] = subsets.bits[s];
 }
 
 // Sums `count` rows of [rows, classes] from each multiple of it on; threads [columns, rows], a
@@ -262,16 +261,16 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
   });
 }
 
-void weigh_subsets(const PullProblem<float>& pr, const Subsets& subsets, const LayOut& layout,
-                   const float* upstream, double* row_sums, float* factors, uint32_t* masks,
+void weigh_subsets(const SidesProblem<float>& pr, const Subsets& subsets, const LayOut& layout,
+                   const float* upstream, double* row_sums, float* factors, uint32_t* subsets_to,
                    cudaStream_t stream) {
   const unsigned count = unsigned(pr.num_subsets);
-  if (pr.masked) {
+  if (pr.may_drop) {
     const dim3 grid(blocks_for(pr.rows * 32), count);
     count_pairs_kernel<<<grid, kBlockThreads, 0, stream>>>(pr, subsets, row_sums);
   }
   weigh_subsets_kernel<<<count, kSumThreads, 0, stream>>>(pr, subsets, layout, upstream, row_sums,
-                                                          factors, masks);
+                                                          factors, subsets_to);
 }
 
 void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,

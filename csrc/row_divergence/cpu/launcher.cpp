@@ -6,7 +6,7 @@
 #include "arguments.h"
 #include "cpu/tensors.h"
 #include "dispatch.h"
-#include "permuted_divergence/options.h"
+#include "divergence/options.h"
 
 namespace mcr {
 namespace {
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   pr.members = grouping.members.data();
   pr.classes = C;
   pr.divergence = divergence_kind(divergence);
-  pr.factor = pr.divergence == DivergenceKind::kJsd || C == 0 ? T(1) : T(1) / T(C);
+  pr.factor = T(1) / T(traits_of(pr.divergence).terms(C));
   pr.want_grad = want_grad;
   pr.grad_perturbed = grad_perturbed.mutable_data_ptr<T>();
   pr.grad_clean = grad_clean.mutable_data_ptr<T>();

@@ -87,7 +87,7 @@ constexpr bool kSplits = Team::kLanes <= 32;
 // Whether there are registers for the next row: a block of 16 warps has none left beside the two
 // outcomes of a class.
 template <class Team, class D>
-constexpr bool kAhead = kInRegisters<Team> && !(SameType<D, BinaryJsd>::value && Team::kLanes > 32);
+constexpr bool kAhead = kInRegisters<Team> && !(D::kTraits.binary && Team::kLanes > 32);
 
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)

@@ -5,7 +5,7 @@
 #include "arguments.h"
 #include "cuda/sort.h"
 #include "cuda/tensors.h"
-#include "permuted_divergence/options.h"
+#include "divergence/options.h"
 #include "row_divergence/cuda/kernels.h"
 
 namespace mcr {
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   }
   pr.classes = C;
   pr.divergence = divergence_kind(divergence);
-  pr.factor = pr.divergence == DivergenceKind::kJsd || C == 0 ? 1.0f : 1.0f / float(C);
+  pr.factor = 1.0f / float(traits_of(pr.divergence).terms(C));
   pr.want_grad = want_grad;
   pr.grad_perturbed = static_cast<float*>(grad_perturbed.mutable_data_ptr());
   pr.grad_clean = static_cast<float*>(grad_clean.mutable_data_ptr());

@@ -1,4 +1,4 @@
-// What the launcher tells the row algorithms of permuted_divergence_pull.h. Plain data.
+// What the launcher tells the row algorithms of sides.h. Plain data.
 #pragma once
 
 #include "permuted_divergence/problem.h"
@@ -11,7 +11,7 @@ struct PairNumbers {
   T log2_mass, kl_q;  // of the perturbed row: the normaliser's log2, and KL(q | mean) over ln2
 };
 
-// The same where the passes of permuted_divergence_far.h go first.
+// The same where the passes of far.h go first.
 template <class T>
 struct alignas(4 * sizeof(T)) FarRecord {
   T ratio;  // S / Z of a pair that is far, else one of the two below
@@ -26,7 +26,7 @@ constexpr float kNothing = -1.0f;  // it adds nothing: dropped, or a row that is
 
 // What the passes need beyond the rows and the options. Rows [M, N, row_stride], in units of log2.
 template <class T>
-struct PullProblem : PermutedDivergenceProblem<T> {
+struct SidesProblem : PermutedDivergenceProblem<T> {
   const int32_t* receivers;  // [1 or M, K, N] the table's inverse, with a table
   const int64_t* order;      // [N] the row at a position, or null
   int64_t classes;

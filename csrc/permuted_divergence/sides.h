@@ -1,4 +1,4 @@
-// permuted_divergence where every row pulls its own gradient together and writes nobody else's: no
+// permuted_divergence where every row collects its own gradient and writes nobody else's: no
 // atomics, no copy of the gradient for each team. (The CPU's threads push to donors instead, each
 // into memory of its own: permuted_divergence.h.) Two passes over the pairs:
 //
@@ -14,7 +14,7 @@
 
 #include "core/whole.h"
 #include "divergence/divergence.h"
-#include "permuted_divergence/pull_problem.h"
+#include "permuted_divergence/sides_problem.h"
 
 namespace mcr {
 namespace MCR_ISA {
@@ -24,13 +24,13 @@ template <class Parts>
 struct PartRange {
   int64_t first, last;
   template <class T>
-  MCR_FN PartRange(const PullProblem<T>& pr, const Parts& parts) {
+  MCR_FN PartRange(const SidesProblem<T>& pr, const Parts& parts) {
     const int64_t each = (pr.last - pr.first + parts.parts - 1) / parts.parts;
     first = pr.first + parts.part * each;
     last = first + each;
   }
   template <class T>
-  MCR_FN int64_t end(const PullProblem<T>& pr) const {
+  MCR_FN int64_t end(const SidesProblem<T>& pr) const {
     return last < pr.last ? last : pr.last;
   }
 };
@@ -39,22 +39,22 @@ template <>
 struct PartRange<Whole> {
   int64_t first;
   template <class T>
-  MCR_FN PartRange(const PullProblem<T>& pr, const Whole&) : first(pr.first) {}
+  MCR_FN PartRange(const SidesProblem<T>& pr, const Whole&) : first(pr.first) {}
   template <class T>
-  MCR_FN int64_t end(const PullProblem<T>& pr) const {
+  MCR_FN int64_t end(const SidesProblem<T>& pr) const {
     return pr.last;
   }
 };
 
 // Tiles of one row, each of steps * kWidth<T> numbers.
 template <class T>
-struct PullTiles {
+struct SideTiles {
   static constexpr int kCount = 10;
   CleanRow<T> clean;
   T *own, *rest, *acc, *u_sum, *logs;
   StoredRow<T> pair;
 
-  MCR_FN PullTiles(T* base, int64_t size)
+  MCR_FN SideTiles(T* base, int64_t size)
       : clean{base, base + size, base + 2 * size, T(1)},
         own(base + 3 * size),
         rest(base + 4 * size),
@@ -102,8 +102,8 @@ MCR_FN void add_to_row(T* row, int64_t classes, const T* tile, int64_t steps, T 
 
 // tile = bias; the padding is no class of the softmax.
 template <class Team, class D, class T>
-MCR_FN void load_bias(const PullProblem<T>& pr, int64_t steps, T* tile) {
-  const T fill = SameType<D, Jsd>::value ? T(kNoClass) : T(0);
+MCR_FN void load_bias(const SidesProblem<T>& pr, int64_t steps, T* tile) {
+  const T fill = D::kTraits.softmax ? T(kNoClass) : T(0);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
     store(tile + n * kWidth<T>, Team::load_step(pr.bias, n, pr.classes, fill));
@@ -113,7 +113,7 @@ MCR_FN void load_bias(const PullProblem<T>& pr, int64_t steps, T* tile) {
 // The gradients that stay at row i: k u of the modalities that were not taken, c v of the clean
 // path, and the bias. add(row, of_u, factor) adds the sum of u or of v over its pairs.
 template <class T, class F>
-MCR_FN void route_own_row(const PullProblem<T>& pr, int s, int64_t i, const F& add) {
+MCR_FN void route_own_row(const SidesProblem<T>& pr, int s, int64_t i, const F& add) {
   if (pr.grad_bias_rows) {
     T* row = pr.grad_bias_rows + i * pr.classes;
     add(row, true, T(pr.head(s)));
@@ -128,8 +128,8 @@ MCR_FN void route_own_row(const PullProblem<T>& pr, int s, int64_t i, const F& a
 }
 
 template <class Team, class D, class T>
-MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t steps,
-                        const PullTiles<T>& tile) {
+MCR_FN void add_own_row(const SidesProblem<T>& pr, int s, int64_t i, int64_t steps,
+                        const SideTiles<T>& tile) {
   constexpr int W = kWidth<T>;
   const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
   MCR_UNROLL
@@ -145,8 +145,8 @@ MCR_FN void add_own_row(const PullProblem<T>& pr, int s, int64_t i, int64_t step
 // One pair: its divergence; with kGrad its gradients are added to the tiles and the pair's two
 // numbers kept.
 template <class Team, class D, bool kGrad, class T>
-MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t i,
-                                      int64_t steps, const PullTiles<T>& tile, T weight) {
+MCR_FN typename Team::Scalar add_pair(const SidesProblem<T>& pr, int s, int64_t k, int64_t i,
+                                      int64_t steps, const SideTiles<T>& tile, T weight) {
   constexpr int W = kWidth<T>;
   const auto add_donors = [&](T* to) {
     for (int m = 0; m < pr.modalities; ++m) {
@@ -188,7 +188,7 @@ MCR_FN typename Team::Scalar add_pair(const PullProblem<T>& pr, int s, int64_t k
 // The first of the permutations k .. last - 1 whose pair is to be gone through, or `last`;
 // receiver(k) is its row. The lanes of a team look at several at once.
 template <class Team, class T, class F>
-MCR_FN int64_t next_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t last,
+MCR_FN int64_t next_pair(const SidesProblem<T>& pr, int s, int64_t k, int64_t last,
                          const F& receiver) {
   if (!pr.records) return k;
   return Team::first_of(k, last, [&](int64_t at) {
@@ -196,13 +196,13 @@ MCR_FN int64_t next_pair(const PullProblem<T>& pr, int s, int64_t k, int64_t las
   });
 }
 
-// Row i with its donors under the chunk's permutations; `memory` holds PullTiles<T>::kCount tiles.
+// Row i with its donors under the chunk's permutations; `memory` holds SideTiles<T>::kCount tiles.
 template <class Team, class D, bool kGrad, class T, class Parts>
-MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memory,
-                     const Parts& parts) {
+MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* memory,
+                        const Parts& parts) {
   constexpr int W = kWidth<T>;
   const PartRange<Parts> range(pr, parts);
-  const PullTiles<T> tile(memory, steps * W);
+  const SideTiles<T> tile(memory, steps * W);
   load_bias<Team, D>(pr, steps, tile.clean.logits);
   for (int m = 0; m < pr.modalities; ++m) {
     add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
@@ -259,7 +259,7 @@ MCR_FN void pull_row(const PullProblem<T>& pr, int64_t i, int64_t steps, T* memo
 
 // Step n of row i's logits with its donors, less the row's normaliser; `mine` is row j's own.
 template <class Team, class T>
-MCR_NOINLINE Vec<T> direct_logit(const PullProblem<T>& pr, uint32_t subset, int m, int64_t k,
+MCR_NOINLINE Vec<T> direct_logit(const SidesProblem<T>& pr, uint32_t subset, int m, int64_t k,
                                  int64_t i, int64_t n, Vec<T> mine) {
   Vec<T> w = Team::load_step(pr.bias, n, pr.classes, T(0)) - pr.clean_lse[i];
   for (int o = 0; o < pr.modalities; ++o) {
@@ -278,8 +278,8 @@ constexpr double kTellsDifference = 128;
 
 // What row j gets for modality m from the rows that it gives to; `memory` holds 4 tiles.
 template <class Team, class D, class T, class Parts>
-MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory,
-                           const Parts& parts) {
+MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory,
+                       const Parts& parts) {
   constexpr int W = kWidth<T>;
   const PartRange<Parts> range(pr, parts);
   T *mine = memory, *sum = memory + steps * W, *delta = memory + 2 * steps * W;
@@ -317,7 +317,7 @@ MCR_FN void pull_donations(const PullProblem<T>& pr, int m, int64_t j, int64_t s
       for (int64_t n = 0; n < steps; ++n) {
         const Vec<T> clean = Team::load_step(pr.clean + i * pr.classes, n, pr.classes, T(0));
         Vec<T> w = clean + load(delta + n * W);
-        if (!SameType<D, SquaredError>::value && any(minus_abs(clean) < T(-kTellsDifference))) {
+        if (D::kTraits.log2() && any(minus_abs(clean) < T(-kTellsDifference))) {
           w = direct_logit<Team>(pr, subset, m, k, i, n, load(mine + n * W));
         }
         const Vec<T> u = D::perturbed_grad(clean, w, load(delta + n * W), log2_total, mean_q);
