@@ -179,7 +179,7 @@ MCR_FN typename Team::Scalar add_pair(const SidesProblem<T>& pr, int s, int64_t 
   const auto value =
       D::template second_pass<Team, kGrad, T>(steps, tile.clean, filled, total, log2_total, {},
                                               weight, tile.logs, tile.acc, mean_q, near, sink);
-  if (kGrad && D::kReadsPowers && Team::leads()) {
+  if (kGrad && D::kTraits.softmax && Team::leads()) {
     pr.numbers(s, k, i) = {log2_total, mean_q};
   }
   return value;
@@ -309,7 +309,7 @@ MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t step
       }
       add_tile(delta, steps, own, T(-1));
       T log2_total = 0, mean_q = 0;
-      if (D::kReadsPowers) {
+      if (D::kTraits.softmax) {
         log2_total = pr.numbers(s, k, i).log2_mass;
         mean_q = pr.numbers(s, k, i).kl_q;
       }
