@@ -4,7 +4,7 @@
 // for AVX-512 would then run on machines without it. What is inline lives in namespace MCR_ISA.
 #include "contrastive/cpu/loss_loops.h"
 #include "dispatch.h"
-#include "permuted_divergence/linear.h"
+#include "permuted_divergence/cpu/linear_loops.h"
 #include "permuted_divergence/push.h"
 #include "reconstruction_loss/rows.h"
 #include "reconstruction_loss/vector_team.h"

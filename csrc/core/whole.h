@@ -1,7 +1,9 @@
 // A row's pairs that one team has to itself. Several teams of a GPU share them by cuda/parts.h.
 #pragma once
 
-#include "divergence/divergence.h"
+#include <stdint.h>
+
+#include "core/macros.h"
 
 namespace mcr {
 namespace MCR_ISA {

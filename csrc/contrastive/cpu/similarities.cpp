@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "arguments.h"
+#include "contrastive/arguments.h"
 #include "cpu/products.h"
 
 namespace mcr {

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "arguments.h"
+#include "contrastive/arguments.h"
 #include "cuda/products.h"
 #include "cuda/sort.h"
 

@@ -1,5 +1,5 @@
 // Checks of arguments that plain torch would make in ten times the time of a small batch.
-#include "arguments.h"
+#include "core/arguments.h"
 #include "cpu/tensors.h"
 #include "permuted_divergence/cpu/permutations.h"
 

@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "arguments.h"
 #include "permuted_divergence/cpu/permutations.h"
-#include "permuted_divergence/options.h"
 
 namespace mcr {
 namespace {
@@ -55,37 +53,22 @@ void center_row(T* row, int64_t classes) {
 }  // namespace
 
 template <class T>
-PermutedDivergenceInputs<T>::PermutedDivergenceInputs(
-    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
-    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
-    const OptionalTensor& sample_weight, const PermutedDivergenceOptions& options)
-    : M_(contributions.size(0)),
-      N_(contributions.size(1)),
-      C_(contributions.size(2)),
+PermutedDivergenceInputs<T>::PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments)
+    : M_(arguments.contributions.size(0)),
+      N_(arguments.contributions.size(1)),
+      C_(arguments.contributions.size(2)),
       kernels_(cpu_kernels().permuted_divergence) {
-  check_pairs(Arguments("permuted_divergence", contributions), M_, N_, C_, bias, order, donors,
-              labels, present, sample_weight, options.subsets, options.exclude);
-  read_options(options);
-  read_donors(order, donors);
-  read_conditions(labels, present, sample_weight);
+  arguments.check();
+  read_options(arguments, problem_);
+  subsets_.assign(arguments.subsets.begin(), arguments.subsets.end());
+  problem_.subsets = subsets_.data();
+  read_donors(arguments.order, arguments.donors);
+  read_conditions(arguments.labels, arguments.present, arguments.sample_weight);
   choose_team();
-  lay_out(contributions);
-  lay_out_bias(bias);
+  lay_out(arguments.contributions);
+  lay_out_bias(arguments.bias);
   center();
   sum_weights();
-}
-
-template <class T>
-void PermutedDivergenceInputs<T>::read_options(const PermutedDivergenceOptions& options) {
-  problem_.divergence = divergence_kind(options.divergence);
-  problem_.clean_path = clean_path(options.clean_path);
-  problem_.outsider = outsider(options.strategy);
-  problem_.exclude = exclude(options.exclude);
-  subsets_.assign(options.subsets.begin(), options.subsets.end());
-  problem_.subsets = subsets_.data();
-  problem_.num_subsets = int(subsets_.size());
-  problem_.modalities = int(M_);
-  problem_.rows = N_;
 }
 
 template <class T>
@@ -168,7 +151,6 @@ void PermutedDivergenceInputs<T>::read_conditions(const OptionalTensor& labels,
     }
     problem_.row_weight = row_weight_.data();
   }
-  problem_.may_drop = present || problem_.exclude != Exclude::kNone;
 }
 
 template <class T>

@@ -1,33 +1,20 @@
 // The inputs of permuted_divergence as its row loops read them.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "cpu/tensors.h"
 #include "dispatch.h"
-#include "permuted_divergence/problem.h"
+#include "permuted_divergence/arguments.h"
 
 namespace mcr {
-
-struct PermutedDivergenceOptions {
-  std::vector<int64_t> subsets;
-  std::string strategy, clean_path, divergence, exclude;
-};
 
 // Owns what a PermutedDivergenceProblem points to: converted, in the order of positions, padded or
 // transposed for the team that runs it.
 template <class T>
 class PermutedDivergenceInputs {
  public:
-  PermutedDivergenceInputs(const Tensor& contributions,          // [M, N, C]
-                           const OptionalTensor& bias,           // [C]
-                           const OptionalTensor& order,          // [N]
-                           const OptionalTensor& donors,         // [1 or M, K] or [1 or M, K, N]
-                           const OptionalTensor& labels,         // [N]
-                           const OptionalTensor& present,        // [N, M]
-                           const OptionalTensor& sample_weight,  // [N]
-                           const PermutedDivergenceOptions& options);
+  explicit PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments);
 
   const PermutedDivergenceProblem<T>& problem() const { return problem_; }
   const PermutedDivergenceKernels& kernels() const { return kernels_; }
@@ -46,7 +33,6 @@ class PermutedDivergenceInputs {
   double weight_sum(int s) const { return weight_sums_[s]; }
 
  private:
-  void read_options(const PermutedDivergenceOptions& options);
   void read_donors(const OptionalTensor& order, const OptionalTensor& donors);
   void read_table(const Tensor& donors);
   void read_conditions(const OptionalTensor& labels, const OptionalTensor& present,

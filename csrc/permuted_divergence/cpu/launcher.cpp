@@ -5,9 +5,6 @@
 #include <algorithm>
 #include <string>
 
-#include "arguments.h"
-#include "permuted_divergence/options.h"
-
 namespace mcr {
 namespace {
 
@@ -132,35 +129,25 @@ std::tuple<Tensor, Tensor, Tensor> forward(const PermutedDivergenceInputs<T>& in
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cpu(
-    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
-    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
-    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
-    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
-    const std::string& exclude, bool want_grad) {
-  Arguments("permuted_divergence", contributions)
-      .check("contributions", contributions, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
-  const PermutedDivergenceOptions options{subsets, strategy, clean_path, divergence, exclude};
+std::tuple<Tensor, Tensor, Tensor> permuted_divergence_forward(
+    const PermutedDivergenceArguments& arguments, bool want_grad) {
+  const Tensor& x = arguments.contributions;
+  Arguments("permuted_divergence", x)
+      .check("contributions", x, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const PermutedDivergenceInputs<T> in(contributions, bias, order, donors, labels, present,
-                                         sample_weight, options);
-    return forward<T>(in, contributions, nullptr, want_grad);
+    return forward<T>(PermutedDivergenceInputs<T>(arguments), x, nullptr, want_grad);
   };
-  return accumulation_type(contributions) == ScalarType::Double ? run(double{}) : run(float{});
+  return accumulation_type(x) == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
+std::tuple<Tensor, Tensor> permuted_divergence_backward(
     const Tensor& grad, const Tensor& unit_grad, const Tensor& unit_grad_bias,
-    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
-    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
-    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
-    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
-    const std::string& exclude) {
-  const ScalarType dtype = contributions.scalar_type();
-  const ScalarType bias_dtype = bias ? bias->scalar_type() : dtype;
-  check_pair_gradients(grad, unit_grad, unit_grad_bias, contributions, bias, subsets,
-                       dtype == ScalarType::Double);
+    const PermutedDivergenceArguments& arguments) {
+  const Tensor& x = arguments.contributions;
+  const ScalarType dtype = x.scalar_type();
+  const ScalarType bias_dtype = arguments.bias ? arguments.bias->scalar_type() : dtype;
+  arguments.check_gradients(grad, unit_grad, unit_grad_bias, dtype == ScalarType::Double);
   const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const Tensor upstream = contiguous_as(grad, scalar_type_of<T>());
@@ -171,15 +158,41 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
       const T factor = upstream.numel() ? g[0] : T(0);
       return {scaled<T>(unit_grad, factor, dtype), scaled<T>(unit_grad_bias, factor, bias_dtype)};
     }
-    const PermutedDivergenceOptions options{subsets, strategy, clean_path, divergence, exclude};
-    const PermutedDivergenceInputs<T> in(contributions, bias, order, donors, labels, present,
-                                         sample_weight, options);
-    const auto [values, to_contributions, to_bias] = forward<T>(in, contributions, g, true);
+    const auto [values, to_contributions, to_bias] =
+        forward<T>(PermutedDivergenceInputs<T>(arguments), x, g, true);
     return {contiguous_as(to_contributions, dtype), contiguous_as(to_bias, bias_dtype)};
   };
-  return accumulation_type(contributions) == ScalarType::Double ? run(double{}) : run(float{});
+  return accumulation_type(x) == ScalarType::Double ? run(double{}) : run(float{});
 }
 
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cpu(
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude, bool want_grad) {
+  return permuted_divergence_forward(
+      {contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
+       clean_path, divergence, exclude},
+      want_grad);
+}
+
+std::tuple<Tensor, Tensor> permuted_divergence_bwd_cpu(
+    const Tensor& grad, const Tensor& unit_grad, const Tensor& unit_grad_bias,
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude) {
+  return permuted_divergence_backward(
+      grad, unit_grad, unit_grad_bias,
+      {contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
+       clean_path, divergence, exclude});
+}
+
+}  // namespace
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m) {

@@ -1,7 +1,6 @@
 // permuted_divergence of a linear layer over concatenated latents, from the latents: the layer's
 // products and the divergence in one call. On a small batch the calls between them would cost as
 // much as the arithmetic.
-#include "arguments.h"
 #include "cpu/products.h"
 #include "dispatch.h"
 #include "permuted_divergence/cpu/launcher.h"
@@ -121,9 +120,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
     const Tensor w = columns.next(latents[m].size(1));
     Products(latents[m], w).forward(matrix_of(contributions, m));
   }
-  const auto [values, unit_grad, unit_grad_bias] = permuted_divergence_fwd_cpu(
-      contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
-      clean_path, divergence, exclude, want_grad);
+  const auto [values, unit_grad, unit_grad_bias] = permuted_divergence_forward(
+      {contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
+       clean_path, divergence, exclude},
+      want_grad);
   return {values, unit_grad, unit_grad_bias, contributions};
 }
 
@@ -151,9 +151,10 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
   Tensor to_contributions = contributions, grad_bias = unit_grad_bias;
   if (grad_contributions) to_contributions = contiguous_as(*grad_contributions, dtype);
   if (grad) {
-    const auto [routed, to_bias] = permuted_divergence_bwd_cpu(
-        *grad, unit_grad, unit_grad_bias, contributions, bias, order, donors, labels, present,
-        sample_weight, subsets, strategy, clean_path, divergence, exclude);
+    const auto [routed, to_bias] = permuted_divergence_backward(
+        *grad, unit_grad, unit_grad_bias,
+        {contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
+         clean_path, divergence, exclude});
     to_contributions =
         grad_contributions ? torch::stable::subtract(routed, to_contributions, -1.0) : routed;
     grad_bias = to_bias;

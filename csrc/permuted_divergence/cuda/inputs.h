@@ -5,25 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "arguments.h"
 #include "cuda/tensors.h"
+#include "permuted_divergence/arguments.h"
 #include "permuted_divergence/cuda/kernels.h"
-#include "permuted_divergence/options.h"
 
 namespace mcr {
 namespace cuda {
-
-struct PermutedDivergenceArguments {
-  const Tensor& contributions;          // [M, N, C]
-  const OptionalTensor& bias;           // [C]
-  const OptionalTensor& order;          // [N]
-  const OptionalTensor& donors;         // [1 or M, K] shifts or [1 or M, K, N] table
-  const OptionalTensor& labels;         // [N]
-  const OptionalTensor& present;        // [N, M]
-  const OptionalTensor& sample_weight;  // [N]
-  const std::vector<int64_t>& subsets;
-  const std::string &strategy, &clean_path, &divergence, &exclude;
-};
 
 // The problem on the device, with the memory it points to.
 class PermutedDivergenceInputs {
@@ -31,21 +18,16 @@ class PermutedDivergenceInputs {
   PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad)
       : like_(arguments.contributions) {
     const Tensor& x = arguments.contributions;
-    const Arguments given("permuted_divergence", x);
-    given.check("contributions", x, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
-    check_pairs(given, x.size(0), x.size(1), x.size(2), arguments.bias, arguments.order,
-                arguments.donors, arguments.labels, arguments.present, arguments.sample_weight,
-                arguments.subsets, arguments.exclude);
-    pr.modalities = int(x.size(0));
-    pr.rows = x.size(1);
+    arguments.check();
+    STD_TORCH_CHECK(arguments.subsets.size() <= kMaxSubsets, "permuted_divergence: more than ",
+                    kMaxSubsets, " subsets");
+    read_options(arguments, pr);
+    for (int s = 0; s < pr.num_subsets; ++s) subsets_.bits[s] = uint8_t(arguments.subsets[s]);
     pr.classes = x.size(2);
     pr.want_grad = want_grad;
-    STD_TORCH_CHECK(pr.modalities <= kMaxModalities && arguments.subsets.size() <= kMaxSubsets,
-                    "permuted_divergence: more than ", kMaxModalities, " modalities");
     STD_TORCH_CHECK(pr.rows < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
     STD_TORCH_CHECK(pr.classes <= kMaxClasses, "the CUDA kernel of permuted_divergence takes ",
                     kMaxClasses, " classes at most, got ", pr.classes);
-    read_options(arguments);
     pr.permutations =
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     far_ = takes_far(arguments);
@@ -78,16 +60,6 @@ class PermutedDivergenceInputs {
   const T* hold(const Tensor& x, ScalarType dtype) {
     kept_alive_.push_back(contiguous_as(x, dtype));
     return static_cast<const T*>(kept_alive_.back().const_data_ptr());
-  }
-
-  void read_options(const PermutedDivergenceArguments& arguments) {
-    pr.divergence = divergence_kind(arguments.divergence);
-    pr.clean_path = clean_path(arguments.clean_path);
-    pr.outsider = outsider(arguments.strategy);
-    pr.exclude = exclude(arguments.exclude);
-    pr.may_drop = arguments.present || pr.exclude != Exclude::kNone;
-    pr.num_subsets = int(arguments.subsets.size());
-    for (int s = 0; s < pr.num_subsets; ++s) subsets_.bits[s] = uint8_t(arguments.subsets[s]);
   }
 
   // They have more launches: a small problem is done before they have paid. Without them rows of

@@ -130,7 +130,10 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
-  check_pair_gradients(grad, unit_grad, unit_grad_bias, contributions, bias, subsets, false);
+  const PermutedDivergenceArguments arguments{contributions, bias,       order,         donors,
+                                              labels,        present,    sample_weight, subsets,
+                                              strategy,      clean_path, divergence,    exclude};
+  arguments.check_gradients(grad, unit_grad, unit_grad_bias, false);
   STD_TORCH_CHECK(!subsets.empty(), "permuted_divergence: no subset, and so no gradient");
   const OnDeviceOf device(contributions);
   const bool equal = grad.numel() <= 1 || grad.stride(0) == 0;
@@ -141,9 +144,7 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
   std::optional<Results> again;
   if (!equal) {
     compare_upstream(g, upstream.numel(), skips, device.stream());
-    again = run({contributions, bias, order, donors, labels, present, sample_weight, subsets,
-                 strategy, clean_path, divergence, exclude},
-                g, skips, true, device.stream());
+    again = run(arguments, g, skips, true, device.stream());
   }
   // The bias' gradient comes along: a launch costs more than its few numbers, wanted or not.
   const ScaledGrad to_contributions(unit_grad, contributions.scalar_type(),

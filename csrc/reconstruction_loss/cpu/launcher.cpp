@@ -1,9 +1,9 @@
 // Launcher of reconstruction_loss.
 #include <torch/csrc/stable/library.h>
 
-#include "arguments.h"
 #include "cpu/tensors.h"
 #include "dispatch.h"
+#include "reconstruction_loss/arguments.h"
 
 namespace mcr {
 namespace {

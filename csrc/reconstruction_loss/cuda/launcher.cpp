@@ -3,8 +3,8 @@
 #include <tuple>
 #include <vector>
 
-#include "arguments.h"
 #include "cuda/tensors.h"
+#include "reconstruction_loss/arguments.h"
 #include "reconstruction_loss/cuda/kernels.h"
 #include "reconstruction_loss/piece_team.h"
 

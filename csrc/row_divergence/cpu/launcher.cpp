@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <string>
 
-#include "arguments.h"
 #include "cpu/tensors.h"
 #include "dispatch.h"
 #include "divergence/options.h"
+#include "row_divergence/arguments.h"
 
 namespace mcr {
 namespace {

@@ -2,10 +2,10 @@
 #include <string>
 #include <tuple>
 
-#include "arguments.h"
 #include "cuda/sort.h"
 #include "cuda/tensors.h"
 #include "divergence/options.h"
+#include "row_divergence/arguments.h"
 #include "row_divergence/cuda/kernels.h"
 
 namespace mcr {
