@@ -12,7 +12,8 @@ for every d and costs twice as much.
 
 import triton
 import triton.language as tl
-from mcr_fast.kernels._math import exp2, log2, reciprocal
+
+from mcr_fast.kernels.math import exp2, log2, reciprocal
 
 JSD = tl.constexpr(0)
 SQUARED_ERROR = tl.constexpr(1)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels._math import exp2, reciprocal
-from mcr_fast.kernels._pair_rows import load_members, members_of
-from mcr_fast.kernels._pairs import TABLE, donors_of
 from torch import Tensor
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels.math import exp2, reciprocal
+from mcr_fast.kernels.pairs.donors import TABLE, donors_of
+from mcr_fast.kernels.pairs.rows import load_members, members_of
 
 NONE = tl.constexpr(0)
 RELU = tl.constexpr(1)

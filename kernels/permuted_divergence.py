@@ -14,17 +14,23 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels import _pairs
-from mcr_fast.kernels._arguments import FLOATS, check, check_pairs
-from mcr_fast.kernels._divergence import KINDS
-from mcr_fast.kernels._donor_side import _donor_side_kernel
-from mcr_fast.kernels._lay_out import lay_out
-from mcr_fast.kernels._own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
-from mcr_fast.kernels._pairs import EXCLUDE, _pair_weight_sums_kernel
-from mcr_fast.kernels._permutations import checked_permutations
-from mcr_fast.kernels._scale import scale_or_take
 from torch import Tensor
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import FLOATS, check, check_pairs
+from mcr_fast.kernels.divergence import KINDS
+from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
+from mcr_fast.kernels.pairs.donors import (
+    EXCLUDE,
+    EXHAUSTIVE,
+    SHIFTS,
+    TABLE,
+    _pair_weight_sums_kernel,
+)
+from mcr_fast.kernels.pairs.lay_out import lay_out
+from mcr_fast.kernels.pairs.own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
+from mcr_fast.kernels.pairs.permutations import checked_permutations
+from mcr_fast.kernels.scale import scale_or_take
 
 PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 
@@ -100,10 +106,10 @@ def _problem(
 ) -> Problem:
     x = contributions
     num_permutations = x.shape[1] - 1 if donors is None else donors.shape[1]
-    scheme = _pairs.TABLE if order is None else _pairs.SHIFTS
+    scheme = TABLE if order is None else SHIFTS
     inverse = poison = by_position = None
     if donors is None:
-        scheme, order = _pairs.EXHAUSTIVE, None
+        scheme, order = EXHAUSTIVE, None
     elif order is None:
         donors, inverse, _, poison = checked_permutations(donors)
     else:

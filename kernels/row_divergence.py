@@ -14,9 +14,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels._arguments import CODES, FLOATS, check
-from mcr_fast.kernels._divergence import (
+from torch import Tensor
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import CODES, FLOATS, check
+from mcr_fast.kernels.divergence import (
     BINARY_JSD,
     JSD,
     KINDS,
@@ -28,9 +30,8 @@ from mcr_fast.kernels._divergence import (
     plain_jsd,
     saturated,
 )
-from mcr_fast.kernels._math import HALF_LN2, LOG2E
-from mcr_fast.kernels._scale import scale_or_take
-from torch import Tensor
+from mcr_fast.kernels.math import HALF_LN2, LOG2E
+from mcr_fast.kernels.scale import scale_or_take
 
 # Nearer rows lose no more digits than their logits have.
 APART = tl.constexpr(32.0)

@@ -3,9 +3,10 @@
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._config import SCALE_BLOCK
-from mcr_fast.kernels._pair_rows import all_equal
 from torch import Tensor
+
+from mcr_fast.kernels.config import SCALE_BLOCK
+from mcr_fast.kernels.pairs.rows import all_equal
 
 
 @triton.jit

@@ -16,17 +16,18 @@ import math
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._arguments import check_rows
-from mcr_fast.kernels._exp_sums import exp_sums
-from mcr_fast.kernels._math import reciprocal
-from mcr_fast.kernels._panels import (
+from torch import Tensor
+
+from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels.contrastive.batch import class_columns, logit_tile, make_batch
+from mcr_fast.kernels.contrastive.exp_sums import exp_sums
+from mcr_fast.kernels.contrastive.panels import (
     gradient,
     panel_scale,
     store_panel,
     weighted_exponentials,
 )
-from mcr_fast.kernels._similarity import class_columns, logit_tile, make_batch
-from torch import Tensor
+from mcr_fast.kernels.math import reciprocal
 
 
 @triton.jit

@@ -5,15 +5,15 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from aot import TARGETS, Compiled, compile_kernel
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels import row_divergence as rows
-from mcr_fast.kernels._config import TABLE, Config
-from mcr_fast.kernels._divergence import KINDS
-from mcr_fast.kernels._donor_side import _donor_side_kernel
-from mcr_fast.kernels._own_side import _own_side_kernel
-from mcr_fast.kernels._pairs import _pair_weight_sums_kernel
-from mcr_fast.kernels._scale import _scale_or_take_kernel
 
+from mcr_fast.kernels import config
+from mcr_fast.kernels import row_divergence as rows
+from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.kernels.divergence import KINDS
+from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
+from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel
+from mcr_fast.kernels.pairs.own_side import _own_side_kernel
+from mcr_fast.kernels.scale import _scale_or_take_kernel
 from mcr_fast.ops._backend import MAX_CLASSES
 
 POINTERS = {

@@ -7,8 +7,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 from aot import TARGETS, compile_kernel
-from mcr_fast.kernels import _config
+
 from mcr_fast.kernels import gather_add as kernels
+from mcr_fast.kernels.config import TABLE
 
 POINTERS = {
     "donors_ptr": "*i64",
@@ -51,7 +52,7 @@ def build(kernel, config, dtype, target, **constexprs):
 
 
 # every tile with the activation that takes most registers, the widest with the others
-ROWS = [(config, 90, "gelu") for config in _config.TABLE["gather_add"]]
+ROWS = [(config, 90, "gelu") for config in TABLE["gather_add"]]
 ROWS += [(ROWS[-1][0], 90, name) for name in ("none", "relu", "gelu_tanh")]
 ROWS += [(ROWS[-1][0], 80, name) for name in ("none", "gelu")]
 
@@ -71,7 +72,7 @@ def test_rows(config, target, activation):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_donor_side(target):
-    for config in _config.TABLE["gather_add"]:
+    for config in TABLE["gather_add"]:
         for dtype, own_donors in (("bf16", False), ("fp32", True)):
             kernel = kernels._gather_add_donor_side_kernel
             compiled = build(kernel, config, dtype, target, OWN_DONORS=own_donors)

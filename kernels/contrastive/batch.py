@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config
-from mcr_fast.kernels._config import Config, choose
-from mcr_fast.kernels._math import INTERPRETED
-from mcr_fast.kernels._rows import Rows, scale_rows, sort_by_label
 from torch import Tensor
+
+from mcr_fast.kernels.config import PRECISE, Config, choose
+from mcr_fast.kernels.contrastive.rows import Rows, scale_rows, sort_by_label
+from mcr_fast.kernels.math import INTERPRETED
 
 
 @triton.jit
@@ -92,7 +92,7 @@ class Batch:
             "num_present_ptr": self.rows.num_present,
             "width": self.rows.padded_width,
             "scale": self.scale,
-            "PRECISE": _config.PRECISE,
+            "PRECISE": PRECISE,
             # three products of tf32 parts: float32 up to its last bit or two, on tensor cores
             "DOT_PRECISION": "tf32x3" if wide else "ieee",
             **config.launch(),

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config
-from mcr_fast.kernels._config import choose
-from mcr_fast.kernels._math import exp2
-from mcr_fast.kernels._similarity import Batch, logit_tile
 from torch import Tensor
+
+from mcr_fast.kernels.config import PRECISE, choose
+from mcr_fast.kernels.contrastive.batch import Batch, logit_tile
+from mcr_fast.kernels.math import exp2
 
 # Row tiles whose partial sums are kept at once: of 128 rows, 512 bytes for a row of the batch.
 _BAND_TILES = 64
@@ -187,7 +187,7 @@ def exp_sums(
             sum_ptr=total,
             max_ptr=top,
             no_max=-4 * batch.scale,
-            PRECISE=_config.PRECISE,
+            PRECISE=PRECISE,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             **partials,

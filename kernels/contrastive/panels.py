@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._math import exp2
-from mcr_fast.kernels._rows import project_rows
-from mcr_fast.kernels._similarity import Batch, logit_tile
 from torch import Tensor
+
+from mcr_fast.kernels.contrastive.batch import Batch, logit_tile
+from mcr_fast.kernels.contrastive.rows import project_rows
+from mcr_fast.kernels.math import exp2
 
 # Bytes of a panel of H, within these numbers of rows: enough for a product that fills the machine,
 # and a bound on memory.

@@ -7,7 +7,8 @@ sum over classes is needed, and a row can be cut anywhere.
 
 import triton
 import triton.language as tl
-from mcr_fast.kernels._divergence import (
+
+from mcr_fast.kernels.divergence import (
     BINARY_JSD,
     JSD,
     NEAR,
@@ -16,9 +17,9 @@ from mcr_fast.kernels._divergence import (
     log_ratios,
     logistic,
 )
-from mcr_fast.kernels._math import HALF_LN2, LOG2E, exp2, log2
-from mcr_fast.kernels._pair_rows import all_equal, load_members, load_rest, load_rows, members_of
-from mcr_fast.kernels._pairs import donors_of, pair_weight
+from mcr_fast.kernels.math import HALF_LN2, LOG2E, exp2, log2
+from mcr_fast.kernels.pairs.donors import donors_of, pair_weight
+from mcr_fast.kernels.pairs.rows import all_equal, load_members, load_rest, load_rows, members_of
 
 
 @triton.jit

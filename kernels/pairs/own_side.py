@@ -6,7 +6,8 @@ v = dD_S/dz:   A_m[i] += k u for m not in S,   A_m[i] += c(S, m) v   (spec: L_MI
 
 import triton
 import triton.language as tl
-from mcr_fast.kernels._divergence import (
+
+from mcr_fast.kernels.divergence import (
     BINARY_JSD,
     JSD,
     SQUARED_ERROR,
@@ -16,9 +17,9 @@ from mcr_fast.kernels._divergence import (
     logistic,
     plain_jsd,
 )
-from mcr_fast.kernels._math import HALF_LN2, LOG2E
-from mcr_fast.kernels._pair_rows import all_equal, load_members, load_rest, members_of
-from mcr_fast.kernels._pairs import pair_weight
+from mcr_fast.kernels.math import HALF_LN2, LOG2E
+from mcr_fast.kernels.pairs.donors import pair_weight
+from mcr_fast.kernels.pairs.rows import all_equal, load_members, load_rest, members_of
 
 SHARED = tl.constexpr(0)
 ROUTED = tl.constexpr(1)

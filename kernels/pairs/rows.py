@@ -6,7 +6,8 @@ present, weight), the pointers that decide what a pair weighs.
 
 import triton
 import triton.language as tl
-from mcr_fast.kernels._pairs import donors_of
+
+from mcr_fast.kernels.pairs.donors import donors_of
 
 
 @triton.jit

@@ -18,9 +18,10 @@ from divergences import (
     unequal,
     with_dirty_memory,
 )
-from mcr_fast.kernels import permuted_divergence as kernels
-from mcr_fast.kernels._permutations import checked_permutations
 from tolerances import TABLE, eps
+
+from mcr_fast.kernels import permuted_divergence as kernels
+from mcr_fast.kernels.pairs.permutations import checked_permutations
 
 STRATEGIES = ("greedy", "independent", "collaborative")
 CLEAN_PATHS = ("shared", "routed", "detached")
