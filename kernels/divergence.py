@@ -1,24 +1,42 @@
-"""Divergence of rows against their clean row on tiles [BLOCK_R, BLOCK_C]: what both ops share.
+"""The divergence of a pair on tiles [BLOCK_R, BLOCK_C]: one interface, three kinds behind it.
 
-With d = log2(q / p), r = 2^d and g = log2((1 + r) / 2), all in log2 units:
+A kernel knows a divergence by KIND, a constexpr, and by these four:
+
+- `clean_rows`: what a program keeps of its clean rows;
+- `divergence_of_pair`: the value of each row's pair, its gradient to the perturbed row, and what
+  the row adds up for its own gradient; of a JSD also two numbers for each pair, which the donor
+  side takes in place of the sums over classes that it does not make;
+- `finish_rows`: the gradient to the clean rows from what they added up;
+- `gradient_of_pair`: the gradient to the perturbed row alone, on the donor side.
+
+Logits are in units of log2 inside (`in_log2`), values and gradients in those of ln 2 / 2 nats
+(`in_nats`); a squared error has no units. A pair's value is never below 0, and NaN stays NaN.
+
+With d = log2(q / p), r = 2^d and g = log2((1 + r) / 2):
 
     log2(q / m) = d - g,   log2(p / m) = -g,   2 JSD / ln 2 = sum_c q (d - g) - p g
 
 d comes from the difference of the logits and not from two rounded logs. The plain form costs one
 power and one logarithm for each class. It loses digits of the value where all ratios are near 1,
 and range where a class has next to no probability: there `log_ratios` takes over, which is right
-for every d and costs twice as much.
+for every d and costs twice as much. What it needs besides, a function of the caller reads, READ:
+by then the registers of the plain form are free.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from mcr_fast.kernels.math import exp2, log2, reciprocal
+from mcr_fast.kernels.math import HALF_LN2, LOG2E, exp2, log2, reciprocal
 
 JSD = tl.constexpr(0)
 SQUARED_ERROR = tl.constexpr(1)
 BINARY_JSD = tl.constexpr(2)
 KINDS = {"jsd": 0, "mse": 1, "binary_jsd": 2}
+NATS = {"jsd": HALF_LN2.value, "mse": 1.0, "binary_jsd": HALF_LN2.value}  # of its unit
+OF_WHOLE_ROWS = {"jsd"}  # the others are means over classes
+STORED = {"jsd"}  # the donor side wants `stats` and the clean rows' p, lse and normal
 
 # Below it KL(q|m) / ln 2 of a row is summed again: g has an absolute error of 2^-22.6, which is
 # then more than what a row's logits are known to.
@@ -35,6 +53,44 @@ FARTHEST = tl.constexpr(1e20)
 COSH_1 = tl.constexpr(0.08664339756999316)
 COSH_2 = tl.constexpr(-0.0017345033957756745)
 COSH_3 = tl.constexpr(5.555649227678517e-05)
+
+
+class Clean(NamedTuple):
+    """What a program keeps of its clean rows; of p, lse and normal only a JSD has any."""
+
+    z: Any  # [BLOCK_R, BLOCK_C] in log2 units
+    p: Any  # [BLOCK_R, BLOCK_C] softmax
+    lse: Any  # [BLOCK_R] log2 sum 2^z
+    normal: Any  # [BLOCK_R] whether p is far from underflow
+
+
+class Pair(NamedTuple):
+    """One pair of each row of a program: its divergence and what comes with it."""
+
+    value: Any  # [BLOCK_R]
+    to_perturbed: Any  # [BLOCK_R, BLOCK_C] u
+    to_clean: Any  # [BLOCK_R, BLOCK_C] what `finish_rows` makes v of, summed over a row's pairs
+    due: Any  # [BLOCK_R] 1 where the value lacks sum p to_clean, which `finish_rows` tells; else 0
+    shift: Any  # [BLOCK_R] of a JSD, log2 of the sum of p 2^step
+    kl: Any  # [BLOCK_R] of a JSD, KL(q|m) / ln 2
+
+
+@triton.jit
+def in_log2(x, KIND: tl.constexpr):
+    """Logits, or their differences, in the divergence's units."""
+    return x * (1.0 if KIND == SQUARED_ERROR else LOG2E)
+
+
+@triton.jit
+def in_nats(x, KIND: tl.constexpr):
+    """Values or gradients in nats, from the divergence's units."""
+    return x * (1.0 if KIND == SQUARED_ERROR else HALF_LN2)
+
+
+@triton.jit
+def not_below_0(x):
+    """0 for what a rounding took below it; NaN stays."""
+    return tl.where(x <= 0.0, 0.0, x)
 
 
 @triton.jit
@@ -91,7 +147,7 @@ def plain_jsd(delta, p, PRECISE: tl.constexpr):
 
 @triton.jit
 def careful_jsd(delta, p, w, in_range, PRECISE: tl.constexpr):
-    """As `plain_jsd`, for any delta; w less the clean row's normaliser, -inf outside the classes.
+    """As `plain_jsd`, for any delta; w less the clean row's lse, -inf outside the classes.
 
     q comes from w itself, of which z and the difference tell nothing where z is a mask. Where it is
     in range, the shift comes from powers of differences: the largest logit that the other one
@@ -108,6 +164,36 @@ def careful_jsd(delta, p, w, in_range, PRECISE: tl.constexpr):
     mass = mass * reciprocal(total, PRECISE)[:, None] + poison
     kl = tl.sum(mass * log2_qm, 1)
     return mass, log2_qm, tl.full(kl.shape, 1.0, tl.float32), -kl, poison - log2_pm, kl, shift
+
+
+@triton.jit
+def jsd_of_pair(
+    step, clean, kept, READ: tl.constexpr, source, WHOLE: tl.constexpr, PRECISE: tl.constexpr
+):
+    """The JSD as `divergence_of_pair` has it, in its plain form where all kept rows allow that.
+
+    Without WHOLE a plain pair, which is no rounding above 0, leaves half of its value to the end of
+    the row: there it is one sum for all pairs. Of the other pairs nothing may be left to it, so
+    that g goes less its mean, which v does not feel.
+    """
+    mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(step, clean.p, PRECISE)
+    value = kl
+    due = kept.to(tl.float32)
+    if tl.min(((plain & clean.normal) | ~kept).to(tl.int32), 0) == 0:
+        careful_step, w, exact = READ(source, True)
+        mass, log, scale, offset, g, kl, shift = careful_jsd(
+            careful_step, clean.p, w, in_range & exact, PRECISE
+        )
+        value = kl
+        if not WHOLE:
+            mean = tl.sum(clean.p * g, 1)
+            g -= mean[:, None]
+            value = not_below_0(kl - mean)
+            due = tl.zeros(kl.shape, tl.float32)
+    if WHOLE:
+        value = not_below_0(kl - tl.sum(clean.p * g, 1))
+    u = mass * tl.fma(log, scale[:, None], offset[:, None])
+    return Pair(value, u, -g, due, shift, kl)
 
 
 @triton.jit
@@ -140,3 +226,103 @@ def binary_terms(step, on, off, excess, z, w, PRECISE: tl.constexpr):
     qm_off, pm_off = log_ratios(rarer_off - change, PRECISE)
     value = on * pm_on + q_on * qm_on + off * pm_off + q_off * qm_off
     return value, q_on * q_off * (qm_on - qm_off), pm_on - pm_off
+
+
+@triton.jit
+def squared_error(step, finite):
+    """The gradient to w; NaN, as of the other divergences, where `finite` is not."""
+    return 2.0 * (step + 0.0 * finite)
+
+
+@triton.jit
+def clean_rows(z, real, inside, KIND: tl.constexpr, PRECISE: tl.constexpr):
+    """What is kept of clean logits z [BLOCK_R, BLOCK_C]; `real` classes, rows `inside`."""
+    z = in_log2(z, KIND)
+    if KIND == JSD:
+        z = tl.where(real[None, :], z, -float("inf"))
+        p, lse, normal = clean_softmax(z, PRECISE)
+        return Clean(z, p, lse, normal)
+    else:
+        return Clean(z, z, tl.zeros(inside.shape, tl.float32), inside)
+
+
+@triton.jit
+def divergence_of_pair(
+    step,  # [BLOCK_R, BLOCK_C] w - z in log2 units, 0 outside the classes
+    clean,
+    kept,  # [BLOCK_R] rows whose pair counts
+    real,  # [BLOCK_C]
+    READ: tl.constexpr,
+    source,
+    KIND: tl.constexpr,
+    WHOLE: tl.constexpr,  # leave nothing of the values to `finish_rows`
+    PRECISE: tl.constexpr,
+):
+    """Value and gradients of each row's pair.
+
+    READ(source, CAREFUL) gives the step and w in log2 units, with digits of their own, and which
+    rows have a step whose powers tell enough. CAREFUL, for the JSD, w is less the clean row's lse
+    and -inf outside the classes.
+    """
+    if KIND == JSD:
+        return jsd_of_pair(step, clean, kept, READ, source, WHOLE, PRECISE)
+    else:
+        nothing = clean.lse
+        if KIND == BINARY_JSD:
+            # made and read again for each pair, to spare the registers
+            on, off, excess = logistic(clean.z, PRECISE)
+            step, w, _ = READ(source, False)
+            terms, u, v = binary_terms(step, on, off, excess, clean.z, w, PRECISE)
+            value = not_below_0(tl.sum(tl.where(real[None, :], terms, 0.0), 1))
+        else:
+            u = squared_error(step, step + clean.z)
+            v = -u
+            value = 0.25 * tl.sum(u * u, 1)
+        return Pair(value, u, v, nothing, nothing, nothing)
+
+
+@triton.jit
+def finish_rows(total, clean, KIND: tl.constexpr, PRECISE: tl.constexpr):
+    """v from a row's sum of `to_clean`, and what the values lack where it is due."""
+    if KIND == JSD:
+        mean = tl.sum(clean.p * total, 1)
+        return clean.p * (total - mean[:, None]), mean
+    elif KIND == BINARY_JSD:
+        on, off, _ = logistic(clean.z, PRECISE)
+        return on * off * total, clean.lse
+    else:
+        return total, clean.lse
+
+
+@triton.jit
+def gradient_of_pair(
+    step,  # [BLOCK_R, BLOCK_C] w - z in log2 units
+    clean,  # without lse
+    shift,  # [BLOCK_R] of a JSD: these two as `divergence_of_pair` left them
+    kl,
+    inside,  # [BLOCK_R]
+    READ: tl.constexpr,
+    source,
+    KIND: tl.constexpr,
+    PRECISE: tl.constexpr,
+):
+    """u of each row's pair, on any part of the classes; READ as above."""
+    if KIND == JSD:
+        d = step - shift[:, None]
+        ratio = exp2(d, PRECISE)
+        g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
+        u = clean.p * ratio * (d - kl[:, None] - g)
+        plain = clean.normal & (kl > NEAR)
+        if tl.min((plain | ~inside).to(tl.int32), 0) == 0:
+            _, w, _ = READ(source, True)
+            log2_qm, log2_pm = log_ratios(d, PRECISE)
+            q = exp2(w - shift[:, None], PRECISE) + 0.0 * step
+            u = q * (log2_qm - kl[:, None])
+        return u
+    elif KIND == BINARY_JSD:
+        _, w, _ = READ(source, False)
+        on, off, excess = logistic(clean.z, PRECISE)
+        _, u, _ = binary_terms(step, on, off, excess, clean.z, w, PRECISE)
+        return u
+    else:
+        return squared_error(step, step)

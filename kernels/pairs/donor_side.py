@@ -1,119 +1,101 @@
-"""The donors' side of permuted_divergence: A_m[j] += u for m in S (spec: L_MIPD, Eq. 12-13).
+"""The donor side of permuted_divergence: A_m[j] += u for m in S (spec: L_MIPD, Eq. 12-13).
 
-A tile of donors runs through the rows that they replace, by the inverse permutations, so that no
-two programs add to one address. With the two numbers that the rows' side left for each pair no
-sum over classes is needed, and a row can be cut anywhere.
+A tile of donors runs through its receivers, so that no two programs add to one address. With the
+notes that the own side left of each pair no sum over classes is needed, and a row can be cut
+anywhere.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from mcr_fast.kernels.divergence import (
-    BINARY_JSD,
-    JSD,
-    NEAR,
-    SQUARED_ERROR,
-    binary_terms,
-    log_ratios,
-    logistic,
+from mcr_fast.kernels.divergence import Clean, gradient_of_pair, in_log2, in_nats
+from mcr_fast.kernels.math import LOG2E
+from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight, receivers_of
+from mcr_fast.kernels.pairs.own_side import Notes
+from mcr_fast.kernels.pairs.rows import (
+    Subset,
+    Tile,
+    load_members,
+    load_rest,
+    load_rows,
+    subset_of,
 )
-from mcr_fast.kernels.math import HALF_LN2, LOG2E, exp2, log2
-from mcr_fast.kernels.pairs.donors import donors_of, pair_weight
-from mcr_fast.kernels.pairs.rows import all_equal, load_members, load_rest, load_rows, members_of
+from mcr_fast.kernels.scale import all_equal
+
+
+class Received(NamedTuple):
+    """What the perturbed logits of the receivers are read from."""
+
+    tile: Tile
+    subset: Subset
+    receivers: Any  # [BLOCK_R]
+    there: Any  # [BLOCK_R, BLOCK_C], the members' sum at the donors
+    step: Any  # of that from the receivers' own, in log2 units
+    lse_ptr: Any
 
 
 @triton.jit
-def jsd_gradient(
-    x_ptr,
-    bias_ptr,
-    stats_ptr,  # [K, N, 2] of the subset
-    clean,  # p [N, C], lse [N], normal [N]
-    subset,
-    there,  # the members' sum at the donors
-    difference,  # of that from the rows'
-    i,
-    k,
-    inside,
-    classes,
-    mask,
-    sizes,
-    PRECISE: tl.constexpr,
-):
-    """u of the rows i under permutation k, 2 / ln 2 times."""
-    p_ptr, lse_ptr, normal_ptr = clean
-    pair = 2 * ((tl.full((), 0, tl.int64) + k) * sizes[1] + i)
-    shift = tl.load(stats_ptr + pair, mask=inside, other=0.0)[:, None]
-    kl = tl.load(stats_ptr + pair + 1, mask=inside, other=0.0)
-    p = tl.load(p_ptr + i[:, None] * sizes[3] + classes[None, :], mask=mask, other=0.0)
-    d = difference * LOG2E - shift
-    ratio = exp2(d, PRECISE)
-    g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
-    u = p * ratio * (d - kl[:, None] - g)
-    plain = (tl.load(normal_ptr + i, mask=inside, other=1) != 0) & (kl > NEAR)
-    if tl.min((plain | ~inside).to(tl.int32), 0) == 0:
-        w = LOG2E * (there + load_rest(x_ptr, bias_ptr, subset, i, classes, mask, sizes))
-        lse = tl.load(lse_ptr + i, mask=inside, other=0.0)
-        log2_qm, log2_pm = log_ratios(d, PRECISE)
-        q = exp2(w - lse[:, None] - shift, PRECISE) + 0.0 * difference
-        u = q * (log2_qm - kl[:, None])
-    return u
+def read_received(pair, CAREFUL: tl.constexpr):
+    """READ of `gradient_of_pair`."""
+    tile = pair.tile
+    w = LOG2E * (pair.there + load_rest(tile, pair.subset.bits, pair.receivers))
+    if CAREFUL:
+        inside = tile.rows < tile.pairs.num_rows
+        w -= tl.load(pair.lse_ptr + pair.receivers, mask=inside, other=0.0)[:, None]
+    return pair.step, w, True
+
+
+@triton.jit
+def load_pair(notes, tile, receivers, k, KIND: tl.constexpr):
+    """The receivers as clean rows, and shift and KL of their pairs: as far as KIND has notes."""
+    inside = tile.rows < tile.pairs.num_rows
+    nothing = tl.zeros(receivers.shape, tl.float32)
+    if notes.stats_ptr is None:
+        z = in_log2(load_rest(tile, 0, receivers), KIND)
+        return Clean(z, z, nothing, inside), nothing, nothing
+    else:
+        at = 2 * ((tl.full((), 0, tl.int64) + k) * tile.pairs.num_rows + receivers)
+        shift = tl.load(notes.stats_ptr + at, mask=inside, other=0.0)
+        kl = tl.load(notes.stats_ptr + at + 1, mask=inside, other=0.0)
+        at = receivers[:, None] * tile.num_classes + tile.classes[None, :]
+        p = tl.load(notes.p_ptr + at, mask=tile.inside, other=0.0)
+        normal = tl.load(notes.normal_ptr + receivers, mask=inside, other=1) != 0
+        return Clean(p, p, nothing, normal), shift, kl
 
 
 @triton.jit
 def donor_subset(
-    x_ptr,
-    bias_ptr,
-    masks,
-    inverse_ptr,
-    stats_ptr,  # [K, N, 2] of this subset
-    clean,  # p [N, C], lse [N], normal [N]
-    m,
+    tile,
     subset,
-    member,
+    notes,
+    inverse_ptr,
+    m,
+    mine,  # A_m of the donors
     first,
     last,
-    mine,  # A_m of the donors
-    rows,
-    classes,
-    sizes,
+    options,
     KIND: tl.constexpr,
-    SCHEME: tl.constexpr,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
     MASKED: tl.constexpr,
-    EXCLUDE: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
     """Sum of u over permutations first..last, without the subset's factor."""
-    inside = rows < sizes[1]
-    mask = inside[:, None] & (classes < sizes[3])[None, :]
+    inside = tile.rows < tile.pairs.num_rows
     u_sum = tl.zeros(mine.shape, tl.float32)
     for k in range(first, last):
-        i = donors_of(inverse_ptr, rows, m, k, sizes, SCHEME, OWN_DONORS, True)
+        receivers = receivers_of(tile.rows, m, k, tile.pairs, inverse_ptr, options)
         there = mine
-        if not SINGLE:
-            there = load_members(
-                x_ptr, masks[0], subset, member, i, k, classes, mask, sizes,
-                True, SCHEME, OWN_DONORS, SINGLE,
-            )  # fmt: skip
-        difference = there - load_members(
-            x_ptr, masks[0], subset, member, i, k, classes, mask, sizes,
-            False, SCHEME, OWN_DONORS, SINGLE,
+        if not options.SINGLE:
+            there = load_members(tile, subset, receivers, k, options, True)
+        step = in_log2(there - load_members(tile, subset, receivers, k, options, False), KIND)
+        clean, shift, kl = load_pair(notes, tile, receivers, k, KIND)
+        u = gradient_of_pair(
+            step, clean, shift, kl, inside, read_received,
+            Received(tile, subset, receivers, there, step, notes.lse_ptr), KIND, PRECISE,
         )  # fmt: skip
-        if KIND == JSD:
-            u = jsd_gradient(
-                x_ptr, bias_ptr, stats_ptr, clean, subset, there, difference, i, k, inside,
-                classes, mask, sizes, PRECISE,
-            )  # fmt: skip
-        elif KIND == BINARY_JSD:
-            z = LOG2E * load_rest(x_ptr, bias_ptr, 0, i, classes, mask, sizes)
-            w = LOG2E * (there + load_rest(x_ptr, bias_ptr, subset, i, classes, mask, sizes))
-            on, off, excess = logistic(z, PRECISE)
-            terms, u, to_clean = binary_terms(difference * LOG2E, on, off, excess, z, w, PRECISE)
-        else:
-            u = 2.0 * (difference + 0.0 * difference)
         if MASKED:
-            weight = pair_weight(i, subset, k, masks, sizes, SCHEME, OWN_DONORS, EXCLUDE)
+            weight = pair_weight(receivers, subset.bits, k, tile.pairs, options)
             u = tl.where((weight != 0.0)[:, None], weight[:, None] * u, 0.0)
         u_sum += u
     return u_sum
@@ -132,7 +114,7 @@ def _donor_side_kernel(
     subsets_ptr,  # [S]
     factors_ptr,  # [S]
     upstream_ptr,  # [S] or None: return at once if all are equal
-    stats_ptr,  # [S, K, N, 2]
+    stats_ptr,  # [S, K, N, 2] or None, with the next three: `Notes`
     p_ptr,  # [N, C]
     lse_ptr,  # [N]
     normal_ptr,  # [N]
@@ -165,30 +147,33 @@ def _donor_side_kernel(
     rows = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     classes = tl.program_id(0) % class_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = rows < num_rows
-    mask = inside[:, None] & (classes < num_classes)[None, :]
-    masks = (donors_ptr, labels_ptr, present_ptr, weight_ptr)
-    sizes = (num_modalities, num_rows, num_permutations, num_classes)
+    pairs = Pairs(
+        donors_ptr, labels_ptr, present_ptr, weight_ptr,
+        num_modalities, num_rows, num_permutations,
+    )  # fmt: skip
+    within = inside[:, None] & (classes < num_classes)[None, :]
+    tile = Tile(x_ptr, bias_ptr, pairs, num_classes, rows, classes, within)
     first = part * part_permutations
     last = tl.minimum(first + part_permutations, num_permutations)
-    mine = load_rows(x_ptr, m, rows, classes, mask, sizes)
+    mine = load_rows(tile, m, rows)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for s in range(num_subsets):
-        subset = tl.load(subsets_ptr + s)
-        size, member = members_of(subset, num_modalities)
-        if (subset >> m) & 1:
+        bits = tl.load(subsets_ptr + s)
+        subset = subset_of(bits, num_modalities)
+        if (bits >> m) & 1:
             stats = stats_ptr
-            if KIND == JSD:
+            if stats_ptr is not None:
                 stats += (tl.full((), 2, tl.int64) * s) * num_permutations * num_rows
+            notes = Notes(stats, p_ptr, lse_ptr, normal_ptr)
             u_sum = donor_subset(
-                x_ptr, bias_ptr, masks, inverse_ptr, stats, (p_ptr, lse_ptr, normal_ptr), m,
-                subset, member, first, last, mine, rows, classes, sizes, KIND, SCHEME, OWN_DONORS,
-                SINGLE, MASKED, EXCLUDE, PRECISE,
+                tile, subset, notes, inverse_ptr, m, mine, first, last,
+                Options(SCHEME, OWN_DONORS, SINGLE, EXCLUDE), KIND, MASKED, PRECISE,
             )  # fmt: skip
             total += u_sum * tl.load(factors_ptr + s)
-    total *= 1.0 if KIND == SQUARED_ERROR else HALF_LN2
+    total = in_nats(total, KIND)
     out = rows
     if order_ptr is not None:
         out = tl.load(order_ptr + rows, mask=inside, other=0)
     plane = part.to(tl.int64) * num_modalities + m
     at = (plane * num_rows + out)[:, None] * num_classes + classes[None, :]
-    tl.store(grad_ptr + at, tl.load(grad_ptr + at, mask=mask, other=0.0) + total, mask=mask)
+    tl.store(grad_ptr + at, tl.load(grad_ptr + at, mask=within, other=0.0) + total, mask=within)

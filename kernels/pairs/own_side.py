@@ -1,25 +1,26 @@
-"""The rows' side of permuted_divergence: value, own side of the gradient, two numbers a pair.
+"""The own side of permuted_divergence: values, a row's gradient from its pairs, notes of each pair.
 
 A tile of rows stays in registers while it runs through its donors. With u = dD_S/dw and
 v = dD_S/dz:   A_m[i] += k u for m not in S,   A_m[i] += c(S, m) v   (spec: L_MIPD, Eq. 12-13).
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from mcr_fast.kernels.divergence import (
-    BINARY_JSD,
-    JSD,
-    SQUARED_ERROR,
-    binary_terms,
-    careful_jsd,
-    clean_softmax,
-    logistic,
-    plain_jsd,
+    Clean,
+    clean_rows,
+    divergence_of_pair,
+    finish_rows,
+    in_log2,
+    in_nats,
 )
-from mcr_fast.kernels.math import HALF_LN2, LOG2E
-from mcr_fast.kernels.pairs.donors import pair_weight
-from mcr_fast.kernels.pairs.rows import all_equal, load_members, load_rest, members_of
+from mcr_fast.kernels.math import LOG2E
+from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight
+from mcr_fast.kernels.pairs.rows import Subset, Tile, load_members, load_rest, subset_of
+from mcr_fast.kernels.scale import all_equal
 
 SHARED = tl.constexpr(0)
 ROUTED = tl.constexpr(1)
@@ -28,59 +29,115 @@ CLEAN_PATHS = {"shared": 0, "routed": 1, "detached": 2}
 OUTSIDERS = {"greedy": -1, "independent": 0, "collaborative": 1}
 
 
+class Notes(NamedTuple):
+    """What the donor side reads of a divergence that has them (`STORED`); None for the others."""
+
+    stats_ptr: Any  # [K, N, 2] of the subset: shift and KL of each pair
+    p_ptr: Any  # [N, C]
+    lse_ptr: Any  # [N]
+    normal_ptr: Any  # [N]
+
+
+class Perturbed(NamedTuple):
+    """What the perturbed logits of a pair are read from."""
+
+    tile: Tile
+    subset: Subset
+    k: Any
+    clean: Clean
+    own: Any  # [BLOCK_R, BLOCK_C], the members' sum at the rows
+    there: Any  # the same at their donors
+    options: Options
+
+
 @triton.jit
-def jsd_pair(
-    x_ptr,
-    bias_ptr,
-    donors_ptr,
+def read_perturbed(pair, CAREFUL: tl.constexpr):
+    """READ of `divergence_of_pair`."""
+    tile = pair.tile
+    there = pair.there
+    if CAREFUL:
+        # once more, to spare the registers
+        there = load_members(tile, pair.subset, tile.rows, pair.k, pair.options, True)
+    w = (there + load_rest(tile, pair.subset.bits, tile.rows)) * LOG2E
+    if CAREFUL:
+        real = tile.classes < tile.num_classes
+        w = tl.where(real[None, :], w - pair.clean.lse[:, None], -float("inf"))
+    return (there - pair.own) * LOG2E, w, pair.clean.normal
+
+
+@triton.jit
+def note_clean_rows(notes, clean, tile):
+    """Store what the donor side reads of the clean rows; every part and subset stores the same."""
+    inside = tile.rows < tile.pairs.num_rows
+    at = tile.rows[:, None] * tile.num_classes + tile.classes[None, :]
+    tl.store(notes.p_ptr + at, clean.p, mask=tile.inside)
+    tl.store(notes.lse_ptr + tile.rows, clean.lse, mask=inside)
+    tl.store(notes.normal_ptr + tile.rows, clean.normal.to(tl.int8), mask=inside)
+
+
+@triton.jit
+def own_subset(
+    tile,
     subset,
-    member,
-    rows,
-    k,
-    classes,
-    mask,
-    sizes,
-    own,  # the members' sum at the rows
-    p,
-    lse,
-    normal,
-    kept,
-    SCHEME: tl.constexpr,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
+    notes,
+    first,
+    last,
+    options,
+    KIND: tl.constexpr,
+    MASKED: tl.constexpr,
+    GRAD: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """`plain_jsd` of the rows and their donors, or `careful_jsd` where a kept row needs that."""
-    there = load_members(
-        x_ptr, donors_ptr, subset, member, rows, k, classes, mask, sizes,
-        True, SCHEME, OWN_DONORS, SINGLE,
-    )  # fmt: skip
-    mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(
-        (there - own) * LOG2E, p, PRECISE
-    )
-    if tl.min(((plain & normal) | ~kept).to(tl.int32), 0) == 0:
-        # read again, to spare the registers
-        donor = load_members(
-            x_ptr, donors_ptr, subset, member, rows, k, classes, mask, sizes,
-            True, SCHEME, OWN_DONORS, SINGLE,
+    """Sum over permutations first..last of value, u and v, all without the subset's factor."""
+    rows, pairs = tile.rows, tile.pairs
+    inside = rows < pairs.num_rows
+    real = tile.classes < tile.num_classes
+    own = load_members(tile, subset, rows, 0, options, False)
+    clean = clean_rows(load_rest(tile, 0, rows), real, inside, KIND, PRECISE)
+    if notes.stats_ptr is not None:
+        note_clean_rows(notes, clean, tile)
+    v_sum = tl.zeros(own.shape, tl.float32)
+    u_sum = tl.zeros(own.shape, tl.float32)
+    value = tl.zeros(rows.shape, tl.float32)
+    seen = (rows < 0) if MASKED else inside
+    due = tl.zeros(rows.shape, tl.float32)
+    for k in range(first, last):
+        weight = inside.to(tl.float32)
+        if MASKED:
+            weight = pair_weight(rows, subset.bits, k, pairs, options)
+        kept = weight != 0.0
+        there = load_members(tile, subset, rows, k, options, True)
+        pair = divergence_of_pair(
+            in_log2(there - own, KIND), clean, kept, real, read_perturbed,
+            Perturbed(tile, subset, k, clean, own, there, options), KIND, not GRAD, PRECISE,
         )  # fmt: skip
-        w = (donor + load_rest(x_ptr, bias_ptr, subset, rows, classes, mask, sizes)) * LOG2E
-        w = tl.where((classes < sizes[3])[None, :], w - lse[:, None], -float("inf"))
-        mass, log, scale, offset, g, kl, shift = careful_jsd(
-            (donor - own) * LOG2E, p, w, in_range & normal, PRECISE
-        )
-    return mass, log, scale, offset, g, kl, shift
+        if notes.stats_ptr is not None:
+            at = 2 * ((tl.full((), 0, tl.int64) + k) * pairs.num_rows + rows)
+            tl.store(notes.stats_ptr + at, pair.shift, mask=inside)
+            tl.store(notes.stats_ptr + at + 1, pair.kl, mask=inside)
+        row_value, u, v = pair.value, pair.to_perturbed, pair.to_clean
+        if MASKED:
+            u = tl.where(kept[:, None], weight[:, None] * u, 0.0)
+            v = tl.where(kept[:, None], weight[:, None] * v, 0.0)
+            row_value = tl.where(kept, weight * row_value, 0.0)
+            seen = seen | kept
+        value += row_value
+        if GRAD:
+            due += pair.due
+            u_sum += u
+            v_sum += v
+    if GRAD:
+        v_sum, lacking = finish_rows(v_sum, clean, KIND, PRECISE)
+        value += tl.where(due > 0.0, lacking, 0.0)
+    return tl.where(seen, value, 0.0), u_sum, tl.where(seen[:, None], v_sum, 0.0)
 
 
 @triton.jit
 def store_own_side(
     grad_ptr,  # [M, N, C] of this part
     out,  # the rows that the gradient goes to
-    classes,
-    mask,
-    sizes,
+    tile,
     subset,
-    size,
     add,  # to what other subsets left there
     u_sum,
     v,
@@ -89,134 +146,23 @@ def store_own_side(
 ):
     """Routes one subset's u and v to all modalities, and returns what the bias gets."""
     if OUTSIDER > 0:
-        head = size * 0 + 1
+        head = subset.size * 0 + 1
     else:
-        head = size + OUTSIDER * (sizes[0] - size)
+        head = subset.size + OUTSIDER * (tile.pairs.num_modalities - subset.size)
     clean_head = head * (CLEAN_PATH != DETACHED)
     # A number that another subset left may come back to another thread than the one that stored it:
     # with 16-bit inputs the loads and the stores have layouts of their own.
     tl.debug_barrier()
-    for m in range(sizes[0]):
-        member = (subset >> m) & 1
+    for m in range(tile.pairs.num_modalities):
+        member = (subset.bits >> m) & 1
         outside = (1 - member) * OUTSIDER
         clean = clean_head
         if CLEAN_PATH == ROUTED:
             clean = member + outside
-        at = (m * sizes[1] + out)[:, None] * sizes[3] + classes[None, :]
-        before = tl.load(grad_ptr + at, mask=mask & add, other=0.0)
-        tl.store(grad_ptr + at, before + outside * u_sum + clean * v, mask=mask)
+        at = (m * tile.pairs.num_rows + out)[:, None] * tile.num_classes + tile.classes[None, :]
+        before = tl.load(grad_ptr + at, mask=tile.inside & add, other=0.0)
+        tl.store(grad_ptr + at, before + outside * u_sum + clean * v, mask=tile.inside)
     return head * u_sum + clean_head * v
-
-
-@triton.jit
-def own_subset(
-    x_ptr,
-    bias_ptr,
-    masks,
-    stats_ptr,  # [K, N, 2] of this subset
-    p_ptr,
-    lse_ptr,
-    normal_ptr,
-    subset,
-    member,
-    first,
-    last,
-    rows,
-    classes,
-    sizes,
-    KIND: tl.constexpr,
-    SCHEME: tl.constexpr,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
-    MASKED: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    GRAD: tl.constexpr,
-    PRECISE: tl.constexpr,
-):
-    """Sum over permutations first..last of value, u and v, all without the subset's factor."""
-    inside = rows < sizes[1]
-    real = classes < sizes[3]
-    mask = inside[:, None] & real[None, :]
-    own = load_members(
-        x_ptr, masks[0], subset, member, rows, 0, classes, mask, sizes,
-        False, SCHEME, OWN_DONORS, SINGLE,
-    )  # fmt: skip
-    z = load_rest(x_ptr, bias_ptr, 0, rows, classes, mask, sizes)
-    lse = tl.zeros(rows.shape, tl.float32)
-    normal = inside
-    p = z
-    if KIND == JSD:
-        p, lse, normal = clean_softmax(tl.where(real[None, :], LOG2E * z, -float("inf")), PRECISE)
-        if GRAD:
-            # every part and subset writes the same numbers
-            tl.store(p_ptr + rows[:, None] * sizes[3] + classes[None, :], p, mask=mask)
-            tl.store(lse_ptr + rows, lse, mask=inside)
-            tl.store(normal_ptr + rows, normal.to(tl.int8), mask=inside)
-    if KIND == BINARY_JSD:
-        z *= LOG2E
-    acc = tl.zeros(z.shape, tl.float32)
-    u_sum = tl.zeros(z.shape, tl.float32)
-    value = tl.zeros(rows.shape, tl.float32)
-    seen = rows < 0
-    for k in range(first, last):
-        weight = inside.to(tl.float32)
-        if MASKED:
-            weight = pair_weight(rows, subset, k, masks, sizes, SCHEME, OWN_DONORS, EXCLUDE)
-        kept = weight != 0.0
-        if KIND == JSD:
-            mass, log, scale, offset, g, kl, shift = jsd_pair(
-                x_ptr, bias_ptr, masks[0], subset, member, rows, k, classes, mask, sizes,
-                own, p, lse, normal, kept, SCHEME, OWN_DONORS, SINGLE, PRECISE,
-            )  # fmt: skip
-            row_value = kl
-            to_donor = mass
-            to_clean = -g
-            if GRAD:
-                pair = 2 * ((tl.full((), 0, tl.int64) + k) * sizes[1] + rows)
-                tl.store(stats_ptr + pair, shift, mask=inside)
-                tl.store(stats_ptr + pair + 1, kl, mask=inside)
-                to_donor = mass * tl.fma(log, scale[:, None], offset[:, None])
-            else:
-                row_value -= tl.sum(p * g, 1)
-        else:
-            there = load_members(
-                x_ptr, masks[0], subset, member, rows, k, classes, mask, sizes,
-                True, SCHEME, OWN_DONORS, SINGLE,
-            )  # fmt: skip
-            if KIND == BINARY_JSD:
-                # made and read again for each pair, to spare the registers
-                on, off, excess = logistic(z, PRECISE)
-                w = (there + load_rest(x_ptr, bias_ptr, subset, rows, classes, mask, sizes)) * LOG2E
-                terms, to_donor, to_clean = binary_terms(
-                    (there - own) * LOG2E, on, off, excess, z, w, PRECISE
-                )
-                row_value = tl.sum(tl.where(real[None, :], terms, 0.0), 1)
-            else:
-                # 0 * difference: infinite ones are NaN, as they are for the other divergences
-                to_donor = 2.0 * ((there - own) + 0.0 * (there - own + z))
-                to_clean = -to_donor
-                row_value = 0.25 * tl.sum(to_donor * to_donor, 1)
-        if MASKED:
-            to_donor = tl.where(kept[:, None], weight[:, None] * to_donor, 0.0)
-            to_clean = tl.where(kept[:, None], weight[:, None] * to_clean, 0.0)
-            row_value = tl.where(kept, weight * row_value, 0.0)
-        seen = seen | kept
-        value += row_value
-        if GRAD:
-            u_sum += to_donor
-            acc += to_clean
-    v = acc
-    if GRAD:
-        if KIND == JSD:
-            acc_kl = tl.sum(p * acc, 1)
-            value += acc_kl
-            v = p * (acc - acc_kl[:, None])
-        elif KIND == BINARY_JSD:
-            on, off, excess = logistic(z, PRECISE)
-            v = on * off * acc
-    # equal rows but for a rounding can sum up to a rounding below 0; NaN stays NaN
-    value = tl.where(seen & ~(value <= 0.0), value, 0.0)
-    return value, u_sum, tl.where(seen[:, None], v, 0.0)
 
 
 @triton.jit
@@ -232,10 +178,10 @@ def _own_side_kernel(
     factors_ptr,  # [S] upstream gradient over the weights' sum
     upstream_ptr,  # [S] or None: return at once if all are equal
     values_ptr,  # [S, programs]
-    stats_ptr,  # [S, K, N, 2]: log2 of the sum of p 2^delta, KL(q|m) / ln 2
+    stats_ptr,  # [S, K, N, 2] or None, with the next three: `Notes`
     p_ptr,  # [N, C]
-    lse_ptr,  # [N], and
-    normal_ptr,  # [N] whether p is far from underflow
+    lse_ptr,  # [N]
+    normal_ptr,  # [N]
     grad_ptr,  # [parts, M, N, C]
     shared_ptr,  # [programs, C] or None: the bias's
     num_modalities,
@@ -267,35 +213,36 @@ def _own_side_kernel(
     programs = tl.num_programs(0) * tl.num_programs(1)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     classes = tl.arange(0, BLOCK_C)
-    mask = (rows < num_rows)[:, None] & (classes < num_classes)[None, :]
+    inside = (rows < num_rows)[:, None] & (classes < num_classes)[None, :]
     out = rows
     if order_ptr is not None:
         out = tl.load(order_ptr + rows, mask=rows < num_rows, other=0)
-    masks = (donors_ptr, labels_ptr, present_ptr, weight_ptr)
-    sizes = (num_modalities, num_rows, num_permutations, num_classes)
+    pairs = Pairs(
+        donors_ptr, labels_ptr, present_ptr, weight_ptr,
+        num_modalities, num_rows, num_permutations,
+    )  # fmt: skip
+    tile = Tile(x_ptr, bias_ptr, pairs, num_classes, rows, classes, inside)
     first = tl.program_id(1) * part_permutations
     last = tl.minimum(first + part_permutations, num_permutations)
     if GRAD:
         grad_ptr += part * num_modalities * num_rows * num_classes
     shared = tl.zeros([BLOCK_C], tl.float32)
     for s in range(num_subsets):
-        subset = tl.load(subsets_ptr + s)
-        size, member = members_of(subset, num_modalities)
+        subset = subset_of(tl.load(subsets_ptr + s), num_modalities)
         stats = stats_ptr
-        if GRAD and KIND == JSD:
+        if stats_ptr is not None:
             stats += (tl.full((), 2, tl.int64) * s) * num_permutations * num_rows
+        notes = Notes(stats, p_ptr, lse_ptr, normal_ptr)
         value, u_sum, v = own_subset(
-            x_ptr, bias_ptr, masks, stats, p_ptr, lse_ptr, normal_ptr, subset, member, first,
-            last, rows, classes, sizes, KIND, SCHEME, OWN_DONORS, SINGLE, MASKED, EXCLUDE, GRAD,
-            PRECISE,
+            tile, subset, notes, first, last, Options(SCHEME, OWN_DONORS, SINGLE, EXCLUDE),
+            KIND, MASKED, GRAD, PRECISE,
         )  # fmt: skip
-        factor = tl.load(factors_ptr + s) * (1.0 if KIND == SQUARED_ERROR else HALF_LN2)
+        factor = in_nats(tl.load(factors_ptr + s), KIND)
         tl.store(values_ptr + s * programs + program, tl.sum(value * factor, 0))
         if GRAD:
             both = store_own_side(
-                grad_ptr, out, classes, mask, sizes, subset, size, s > 0, u_sum * factor,
-                v * factor, CLEAN_PATH, OUTSIDER,
-            )  # fmt: skip
-            shared += tl.sum(tl.where(mask, both, 0.0), 0)
+                grad_ptr, out, tile, subset, s > 0, u_sum * factor, v * factor, CLEAN_PATH, OUTSIDER
+            )
+            shared += tl.sum(tl.where(inside, both, 0.0), 0)
     if shared_ptr is not None:
         tl.store(shared_ptr + program * num_classes + classes, shared, mask=classes < num_classes)
