@@ -11,15 +11,18 @@ No two programs add to one address.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import choice
 from mcr_fast.kernels.math import exp2, reciprocal
-from mcr_fast.kernels.pairs.donors import TABLE, donors_of
-from mcr_fast.kernels.pairs.rows import load_members, members_of
+from mcr_fast.kernels.pairs.donors import KEEP_ALL, TABLE, Options, Pairs, receivers_of
+from mcr_fast.kernels.pairs.rows import Subset, Tile, load_members, subset_of
 
 NONE = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -33,8 +36,6 @@ HALF_LOG2E = tl.constexpr(0.72134752044448170368)
 TANH_SLOPE = tl.constexpr(1.59576912160573071176)  # 2 sqrt(2 / pi)
 TANH_LOG2_SLOPE = tl.constexpr(2.30220819814432504)  # the same times log2(e)
 TANH_CUBIC = tl.constexpr(0.044715)
-
-PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 
 
 @triton.jit
@@ -73,40 +74,56 @@ def through_activation(grad, h, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr)
         return grad
 
 
+class Program(NamedTuple):
+    """One program's rows of a chunk, and what all their permutations share."""
+
+    tile: Tile
+    subset: Subset
+    kept_ptr: Any  # [K, stop - start] or None
+    start: Any
+    stop: Any
+    clean: Any  # [BLOCK_R, BLOCK_H] hidden rows
+    own: Any  # [BLOCK_R, BLOCK_H], the members' sum at the rows
+
+
 @triton.jit
-def tile_of(first, num_rows, width, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Rows from `first` on, columns and which of them exist."""
+def rows_and_columns(first, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Rows, from `first` on, and columns of this program."""
     tile = tl.program_id(0)
     rows = first + (tile // column_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    columns = tile % column_tiles * BLOCK_H + tl.arange(0, BLOCK_H)
-    return rows, columns, (rows < num_rows)[:, None] & (columns < width)[None, :]
+    return rows, tile % column_tiles * BLOCK_H + tl.arange(0, BLOCK_H)
 
 
 @triton.jit
-def perturbed_rows(
-    inputs,  # x, donors and kept
-    clean,  # hidden minus the subset's own contributions is what all permutations share
-    own,
-    subset,
-    member,
-    rows,
-    k,
-    at,  # [BLOCK_R] of the pairs (k, row)
-    columns,
-    mask,
-    sizes,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
-):
-    """h of the rows under permutation k; 0 where the pair is dropped."""
-    x_ptr, donors_ptr, kept_ptr = inputs
-    there = load_members(
-        x_ptr, donors_ptr, subset, member, rows, k, columns, mask, sizes,
-        True, TABLE, OWN_DONORS, SINGLE,
-    )  # fmt: skip
-    h = clean + (there - own)
-    if kept_ptr is not None:
-        kept = tl.load(kept_ptr + at, mask=rows < sizes[1], other=0)
+def make_program(tile, bits, hidden_ptr, kept_ptr, start, stop, options, NEEDED: tl.constexpr):
+    """A program over a tile; its clean rows are read if they are NEEDED."""
+    subset = subset_of(bits, tile.pairs.num_modalities)
+    clean = tl.zeros(tile.inside.shape, tl.float32)
+    own = clean
+    if NEEDED:
+        at = tile.rows[:, None] * tile.num_classes + tile.classes[None, :]
+        clean = tl.load(hidden_ptr + at, mask=tile.inside, other=0.0)
+        own = load_members(tile, subset, tile.rows, 0, options, False)
+    return Program(tile, subset, kept_ptr, start, stop, clean, own)
+
+
+@triton.jit
+def pair_places(rows, k, start, stop):
+    """Where the pairs (k, row) stand in a chunk."""
+    return (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+
+
+@triton.jit
+def perturbed_rows(program, k, at, options):
+    """h of the rows under permutation k, whose pairs stand `at`; 0 where the pair is dropped."""
+    rows = program.tile.rows
+    there = load_members(program.tile, program.subset, rows, k, options, True)
+    h = program.clean + (there - program.own)
+    if program.kept_ptr is not None:
+        # rows behind the chunk's have pairs of their own in the table, but none in `kept`
+        at = tl.where(rows < program.stop, at, 0)
+        inside = rows < program.tile.pairs.num_rows
+        kept = tl.load(program.kept_ptr + at, mask=inside, other=0)
         h = tl.where((kept != 0)[:, None], h, 0.0)
     return h
 
@@ -134,25 +151,19 @@ def _gather_add_fwd_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    sizes = (num_modalities, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
-    size, member = members_of(subset, num_modalities)
-    clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
-    own = load_members(
-        x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
-        False, TABLE, OWN_DONORS, SINGLE,
+    rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
+    inside = (rows < stop)[:, None] & (columns < width)[None, :]
+    pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
+    program = make_program(
+        Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
+        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), True,
     )  # fmt: skip
     first = tl.program_id(1) * part_permutations
     for k in range(first, tl.minimum(first + part_permutations, num_permutations)):
-        at = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
-        # rows behind the chunk's have pairs of their own in the table, but none in `kept`
-        inside = tl.where(rows < stop, at, 0)
-        h = perturbed_rows(
-            (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside, columns,
-            mask, sizes, OWN_DONORS, SINGLE,
-        )  # fmt: skip
+        at = pair_places(rows, k, start, stop)
+        h = perturbed_rows(program, k, at, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL))
         out = activate(h, ACTIVATION, PRECISE).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at[:, None] * width + columns[None, :], out, mask=mask)
+        tl.store(out_ptr + at[:, None] * width + columns[None, :], out, mask=inside)
 
 
 @triton.jit
@@ -179,34 +190,26 @@ def _gather_add_own_side_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    sizes = (num_modalities, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
-    size, member = members_of(subset, num_modalities)
-    clean = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    own = clean
-    if ACTIVATION != NONE:
-        clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
-        own = load_members(
-            x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
-            False, TABLE, OWN_DONORS, SINGLE,
-        )  # fmt: skip
+    rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
+    inside = (rows < stop)[:, None] & (columns < width)[None, :]
+    pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
+    program = make_program(
+        Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
+        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), ACTIVATION != NONE,
+    )  # fmt: skip
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     for k in range(num_permutations):
-        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+        pair = pair_places(rows, k, start, stop)
         at = pair[:, None] * width + columns[None, :]
-        grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if ACTIVATION != NONE:
-            inside = tl.where(rows < stop, pair, 0)
-            h = perturbed_rows(
-                (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside,
-                columns, mask, sizes, OWN_DONORS, SINGLE,
-            )  # fmt: skip
+            h = perturbed_rows(program, k, pair, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL))
             grad = through_activation(grad, h, ACTIVATION, PRECISE)
             stored = grad.to(grad_hidden_ptr.dtype.element_ty)
-            tl.store(grad_hidden_ptr + at, stored, mask=mask)
+            tl.store(grad_hidden_ptr + at, stored, mask=inside)
         total += grad
     at = (rows - start)[:, None] * width + columns[None, :]
-    tl.store(sums_ptr + at, total, mask=mask)
+    tl.store(sums_ptr + at, total, mask=inside)
 
 
 @triton.jit
@@ -228,17 +231,19 @@ def _gather_add_donor_side_kernel(
     m = tl.program_id(1)
     if (subset >> m) & 1 == 0:
         return
-    sizes = (0, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(0, num_rows, width, column_tiles, BLOCK_R, BLOCK_H)
+    rows, columns = rows_and_columns(0, column_tiles, BLOCK_R, BLOCK_H)
+    inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+    pairs = Pairs(None, None, None, None, 0, num_rows, num_permutations)
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     for k in range(num_permutations):
-        i = donors_of(inverse_ptr, rows, m, k, sizes, TABLE, OWN_DONORS, True)
-        given = mask & ((i >= start) & (i < stop))[:, None]
-        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + i - start
-        at = pair[:, None] * width + columns[None, :]
+        i = receivers_of(
+            rows, m, k, pairs, inverse_ptr, Options(TABLE, OWN_DONORS, False, KEEP_ALL)
+        )
+        given = inside & ((i >= start) & (i < stop))[:, None]
+        at = pair_places(i, k, start, stop)[:, None] * width + columns[None, :]
         total += tl.load(grad_hidden_ptr + at, mask=given, other=0.0).to(tl.float32)
     at = (m.to(tl.int64) * num_rows + rows)[:, None] * width + columns[None, :]
-    tl.store(total_ptr + at, tl.load(total_ptr + at, mask=mask, other=0.0) + total, mask=mask)
+    tl.store(total_ptr + at, tl.load(total_ptr + at, mask=inside, other=0.0) + total, mask=inside)
 
 
 def _tiles(num_rows: int, width: int) -> tuple[int, dict[str, int]]:
@@ -264,7 +269,7 @@ def _arguments(
         "num_rows": num_rows,
         "num_permutations": donors.shape[1],
         "width": width,
-        "ACTIVATION": ACTIVATIONS[activation],
+        "ACTIVATION": choice("activation", activation, ACTIVATIONS),
         "OWN_DONORS": donors.shape[0] > 1,
         "SINGLE": subset & (subset - 1) == 0,
         "PRECISE": config.PRECISE,
@@ -288,8 +293,8 @@ def gather_add_fwd(
     if out.numel() == 0:
         return out
     tiles, options = _tiles(stop - start, width)
-    each = triton.cdiv(count, max(1, min(PROGRAMS // tiles, count)))
-    _gather_add_fwd_kernel[(tiles, triton.cdiv(count, each))](
+    parts, each = config.parts(tiles, count)
+    _gather_add_fwd_kernel[(tiles, parts)](
         **_arguments(x, hidden, donors, kept, subset, activation),
         out_ptr=out,
         start=start,

@@ -14,7 +14,7 @@ from torch import nn
 import mcr_fast
 from mcr_fast import _sources
 from mcr_fast.fusion import split_activation
-from mcr_fast.kernels import gather_add as kernels
+from mcr_fast.kernels import config
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 
@@ -125,7 +125,7 @@ def test_the_tiles_of_the_table(width):
 
 def test_parts_of_the_permutations(small_tiles, monkeypatch):
     """More permutations than one program takes, and a last part that is shorter."""
-    monkeypatch.setattr(kernels, "PROGRAMS", 3)
+    monkeypatch.setattr(config, "PROGRAMS", 3)
     for count in (2, 7):
         inputs = make_inputs((2, 2, 3, count, 0b01, (0, 2)))
         check(inputs, "relu")

@@ -20,6 +20,7 @@ from divergences import (
 )
 from tolerances import TABLE, eps
 
+from mcr_fast.kernels import config
 from mcr_fast.kernels import permuted_divergence as kernels
 from mcr_fast.kernels.pairs.permutations import checked_permutations
 
@@ -93,10 +94,10 @@ def test_masks_weights_and_no_bias(exclude):
 
 def test_permutations_cut_into_parts(monkeypatch):
     x = make_batch(2, 40, 6, count=7)
-    assert kernels._parts(2, 7) == (7, 1)
-    assert kernels._parts(300, 7) == (1, 7)
+    assert config.parts(2, 7) == (7, 1)
+    assert config.parts(300, 7) == (1, 7)
     cut = run(x)
-    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    monkeypatch.setattr(config, "PROGRAMS", 1)
     whole = run(x)
     for a, b in zip(cut, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
