@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels.config import PRECISE, choose
-from mcr_fast.kernels.contrastive.batch import Batch, logit_tile
+from mcr_fast.kernels.contrastive.batch import Batch, Vectors, logit_tile
 from mcr_fast.kernels.math import exp2
 
 # Row tiles whose partial sums are kept at once: of 128 rows, 512 bytes for a row of the batch.
@@ -48,10 +48,8 @@ def _exp_sums_kernel(
     first_col = first_row + tl.program_id(1) * BLOCK_N
     if (first_col + BLOCK_N <= first) | (tl.maximum(first, first_col) >= num_present):
         return
-    s = logit_tile(
-        scaled_ptr, inverse_ptr, first, first_col, width, scale,
-        DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     rows = first + tl.arange(0, BLOCK_M)
     cols = first_col + tl.arange(0, BLOCK_N)
     enter = tl.load(enter_ptr + rows)
