@@ -234,9 +234,8 @@ def permuted_divergence_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """The divergences, and with `want_grad` the gradients for upstream gradients of 1."""
     _check_names(strategy, clean_path, divergence, exclude)
-    check_pairs(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+    given = contributions, bias, order, donors, labels, present, sample_weight, subsets
+    check_pairs(*given, exclude)
     num_modalities, num_rows, num_classes = contributions.shape
     num_permutations = num_rows - 1 if donors is None else donors.shape[1]
     if num_rows == 0 or num_classes == 0 or num_permutations == 0:
@@ -244,10 +243,7 @@ def permuted_divergence_fwd(
         if not want_grad:
             return zeros(len(subsets)), zeros((0, 0, 0)), zeros(0)
         return zeros(len(subsets)), zeros(contributions.shape), zeros(num_classes)
-    problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
-        exclude,
-    )  # fmt: skip
+    problem = _problem(*given, divergence, exclude)
     return _run(problem, None, strategy, clean_path, want_grad)
 
 
@@ -274,9 +270,8 @@ def permuted_divergence_bwd(
     backward of a sum, nothing is launched for it.
     """
     _check_names(strategy, clean_path, divergence, exclude)
-    check_pairs(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+    given = contributions, bias, order, donors, labels, present, sample_weight, subsets
+    check_pairs(*given, exclude)
     check("grad", grad, contributions, FLOATS, len(subsets))
     check("unit_grad", unit_grad, contributions, FLOATS[:1], *contributions.shape)
     check("unit_grad_bias", unit_grad_bias, contributions, FLOATS[:1], contributions.shape[2])
@@ -288,10 +283,7 @@ def permuted_divergence_bwd(
             scale_or_take(unit_grad, None, grad[:1], dtype),
             scale_or_take(unit_grad_bias, None, grad[:1], bias_dtype),
         )
-    problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
-        exclude,
-    )  # fmt: skip
+    problem = _problem(*given, divergence, exclude)
     upstream = grad.contiguous()
     _, again, again_bias = _run(problem, upstream, strategy, clean_path, True)
     return (

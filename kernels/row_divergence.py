@@ -185,11 +185,13 @@ def row_divergence_fwd(
     if num_clean == 0 and num_perturbed > 0:
         raise ValueError("rows must be in 0..N-1, but clean has no rows")
     device = perturbed.device
-    shapes = (perturbed.shape, clean.shape) if want_grad else ((0, 0), (0, 0))
-    grads = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
+    to_perturbed, to_clean = (
+        torch.empty(x.shape if want_grad else (0, 0), dtype=torch.float32, device=device)
+        for x in (perturbed, clean)
+    )
     weight = _sum_of_weights(rows, row_weight)
     if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
-        return weight.new_zeros(()), weight, *(g.zero_() for g in grads)
+        return weight.new_zeros(()), weight, to_perturbed.zero_(), to_clean.zero_()
     rows = rows.contiguous()
     order = starts = None
     if want_grad:
@@ -207,8 +209,8 @@ def row_divergence_fwd(
         order_ptr=order,
         starts_ptr=starts,
         values_ptr=values,
-        grad_perturbed_ptr=grads[0] if want_grad else None,
-        grad_clean_ptr=grads[1] if want_grad else None,
+        grad_perturbed_ptr=to_perturbed if want_grad else None,
+        grad_clean_ptr=to_clean if want_grad else None,
         num_perturbed=num_perturbed,
         num_clean=num_clean,
         num_classes=num_classes,
@@ -219,7 +221,7 @@ def row_divergence_fwd(
         ALIGN=config.alignment(num_classes),
         **chosen.launch(),
     )
-    return values.sum(), weight, *grads
+    return values.sum(), weight, to_perturbed, to_clean
 
 
 def row_divergence_bwd(
