@@ -2,11 +2,11 @@
 
     h[k, i] = hidden_i + sum over m in S of (A_m[j] - A_m[i]),   j = donors[m, k, i]
 
-A forward program has a tile of rows and runs through their permutations, so that what belongs to
-the rows themselves is read once. The backward is two kernels: the rows' side sums over the
-permutations what reaches a row itself, and takes the gradient through the activation on its way;
-the donors' side runs through the rows that a tile of donors replaces, by the inverse permutations.
-No two programs add to one address.
+A program has a tile of rows and runs through their permutations, so that what belongs to the rows
+themselves is read once. The backward is that kernel again, for the own side: it sums over the
+permutations what reaches a row itself, and takes the gradient through the activation on its way.
+The donor side is a second one, through the receivers of a tile of donors. No two programs add to
+one address.
 """
 
 from __future__ import annotations
@@ -129,12 +129,14 @@ def perturbed_rows(program, k, at, options):
 
 
 @triton.jit
-def _gather_add_fwd_kernel(
+def _gather_add_rows_kernel(
+    grad_ptr,  # [K, stop - start, H] in the backward, None in the forward
     x_ptr,  # [M, N, H]
     hidden_ptr,  # [N, H]
     donors_ptr,  # [1 or M, K, N]
     kept_ptr,  # [K, stop - start] or None
-    out_ptr,  # [K, stop - start, H]
+    out_ptr,  # [K, stop - start, H]: the rows, or their gradient; None where that is grad_ptr's
+    sums_ptr,  # [stop - start, H] in the backward
     subset,
     num_modalities,
     num_rows,
@@ -156,60 +158,28 @@ def _gather_add_fwd_kernel(
     pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
     program = make_program(
         Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
-        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), True,
-    )  # fmt: skip
-    first = tl.program_id(1) * part_permutations
-    for k in range(first, tl.minimum(first + part_permutations, num_permutations)):
-        at = pair_places(rows, k, start, stop)
-        h = perturbed_rows(program, k, at, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL))
-        out = activate(h, ACTIVATION, PRECISE).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at[:, None] * width + columns[None, :], out, mask=inside)
-
-
-@triton.jit
-def _gather_add_own_side_kernel(
-    grad_ptr,  # [K, stop - start, H]
-    x_ptr,  # [M, N, H]
-    hidden_ptr,  # [N, H]
-    donors_ptr,  # [1 or M, K, N]
-    kept_ptr,  # [K, stop - start] or None
-    grad_hidden_ptr,  # [K, stop - start, H]; None without an activation
-    sums_ptr,  # [stop - start, H]
-    subset,
-    num_modalities,
-    num_rows,
-    num_permutations,
-    width,
-    start,
-    stop,
-    column_tiles,
-    ACTIVATION: tl.constexpr,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
-    PRECISE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
-    inside = (rows < stop)[:, None] & (columns < width)[None, :]
-    pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
-    program = make_program(
-        Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
-        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), ACTIVATION != NONE,
+        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), out_ptr is not None,
     )  # fmt: skip
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    for k in range(num_permutations):
+    first = tl.program_id(1) * part_permutations
+    for k in range(first, tl.minimum(first + part_permutations, num_permutations)):
         pair = pair_places(rows, k, start, stop)
         at = pair[:, None] * width + columns[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if ACTIVATION != NONE:
+        if grad_ptr is not None:
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if out_ptr is not None:
             h = perturbed_rows(program, k, pair, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL))
-            grad = through_activation(grad, h, ACTIVATION, PRECISE)
-            stored = grad.to(grad_hidden_ptr.dtype.element_ty)
-            tl.store(grad_hidden_ptr + at, stored, mask=inside)
-        total += grad
-    at = (rows - start)[:, None] * width + columns[None, :]
-    tl.store(sums_ptr + at, total, mask=inside)
+            if grad_ptr is None:
+                out = activate(h, ACTIVATION, PRECISE)
+            else:
+                grad = through_activation(grad, h, ACTIVATION, PRECISE)
+                out = grad
+            tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+        if grad_ptr is not None:
+            total += grad
+    if grad_ptr is not None:
+        at = (rows - start)[:, None] * width + columns[None, :]
+        tl.store(sums_ptr + at, total, mask=inside)
 
 
 @triton.jit
@@ -254,26 +224,45 @@ def _tiles(num_rows: int, width: int) -> tuple[int, dict[str, int]]:
     return tiles, {"column_tiles": column_tiles, **chosen.launch()}
 
 
-def _arguments(
-    x: Tensor, hidden: Tensor, donors: Tensor, kept: Tensor | None, subset: int, activation: str
-) -> dict[str, Tensor | int | bool | None]:
-    """What the forward and the rows' side of the backward are launched with."""
+def _launch_rows(
+    grad: Tensor | None,
+    x: Tensor,
+    hidden: Tensor,
+    donors: Tensor,
+    kept: Tensor | None,
+    subset: int,
+    bounds: tuple[int, int],
+    activation: str,
+    out: Tensor | None,
+    sums: Tensor | None,
+) -> None:
     num_modalities, num_rows, width = x.shape
-    return {
-        "x_ptr": x,
-        "hidden_ptr": hidden,
-        "donors_ptr": donors,
-        "kept_ptr": None if kept is None else kept.to(torch.int8),
-        "subset": subset,
-        "num_modalities": num_modalities,
-        "num_rows": num_rows,
-        "num_permutations": donors.shape[1],
-        "width": width,
-        "ACTIVATION": choice("activation", activation, ACTIVATIONS),
-        "OWN_DONORS": donors.shape[0] > 1,
-        "SINGLE": subset & (subset - 1) == 0,
-        "PRECISE": config.PRECISE,
-    }
+    start, stop = bounds
+    count = donors.shape[1]
+    tiles, options = _tiles(stop - start, width)
+    parts, each = config.parts(tiles, count) if grad is None else (1, count)
+    _gather_add_rows_kernel[(tiles, parts)](
+        grad_ptr=grad,
+        x_ptr=x,
+        hidden_ptr=hidden,
+        donors_ptr=donors,
+        kept_ptr=None if kept is None else kept.to(torch.int8),
+        out_ptr=out,
+        sums_ptr=sums,
+        subset=subset,
+        num_modalities=num_modalities,
+        num_rows=num_rows,
+        num_permutations=count,
+        width=width,
+        start=start,
+        stop=stop,
+        part_permutations=each,
+        ACTIVATION=ACTIVATIONS[activation],
+        OWN_DONORS=donors.shape[0] > 1,
+        SINGLE=subset & (subset - 1) == 0,
+        PRECISE=config.PRECISE,
+        **options,
+    )
 
 
 def gather_add_fwd(
@@ -288,20 +277,12 @@ def gather_add_fwd(
     dtype: torch.dtype,
 ) -> Tensor:  # [K * (stop - start), H]
     """The perturbed rows start..stop of every permutation."""
-    count, width = donors.shape[1], x.shape[2]
-    out = torch.empty((count * (stop - start), width), dtype=dtype, device=x.device)
-    if out.numel() == 0:
-        return out
-    tiles, options = _tiles(stop - start, width)
-    parts, each = config.parts(tiles, count)
-    _gather_add_fwd_kernel[(tiles, parts)](
-        **_arguments(x, hidden, donors, kept, subset, activation),
-        out_ptr=out,
-        start=start,
-        stop=stop,
-        part_permutations=each,
-        **options,
-    )
+    choice("activation", activation, ACTIVATIONS)
+    shape = (donors.shape[1] * (stop - start), x.shape[2])
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    if out.numel() > 0:
+        given = x, hidden, donors, kept, subset, (start, stop), activation
+        _launch_rows(None, *given, out, None)
     return out
 
 
@@ -319,22 +300,15 @@ def gather_add_bwd(
     total: Tensor,  # [M, N, H] float32 contiguous, added to
 ) -> Tensor:  # [stop - start, H] float32
     """Add what the subset's donors get to `total`, return what reaches the rows themselves."""
+    choice("activation", activation, ACTIVATIONS)
     num_modalities, num_rows, width = x.shape
     sums = torch.zeros((stop - start, width), dtype=torch.float32, device=x.device)
     if grad.numel() == 0:
         return sums
     grad = grad.contiguous()
     grad_hidden = None if activation == "none" else torch.empty_like(grad)
-    tiles, options = _tiles(stop - start, width)
-    _gather_add_own_side_kernel[(tiles,)](
-        grad_ptr=grad,
-        **_arguments(x, hidden, donors, kept, subset, activation),
-        grad_hidden_ptr=grad_hidden,
-        sums_ptr=sums,
-        start=start,
-        stop=stop,
-        **options,
-    )
+    given = x, hidden, donors, kept, subset, (start, stop), activation
+    _launch_rows(grad, *given, grad_hidden, sums)
     tiles, options = _tiles(num_rows, width)
     _gather_add_donor_side_kernel[(tiles, num_modalities)](
         grad_hidden_ptr=grad if grad_hidden is None else grad_hidden,
