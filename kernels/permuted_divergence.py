@@ -143,6 +143,20 @@ def _factors(problem: Problem, upstream: Tensor | None) -> Tensor:  # [S]
     return factors if problem.poison is None else factors + problem.poison
 
 
+def _notes(problem: Problem, want_grad: bool) -> dict[str, Tensor | None]:
+    """Memory for what the own side leaves for the donor side, if the divergence has that."""
+    if not (want_grad and problem.divergence in STORED):
+        return dict.fromkeys(["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr"])
+    _, num_rows, num_classes = problem.x.shape
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=problem.x.device)
+    return {
+        "stats_ptr": empty((problem.num_subsets, problem.num_permutations, num_rows, 2)),
+        "p_ptr": empty((num_rows, num_classes)),
+        "lse_ptr": empty(num_rows),
+        "normal_ptr": empty(num_rows, dtype=torch.int8),
+    }
+
+
 def _run(
     problem: Problem,
     upstream: Tensor | None,  # [S]
@@ -151,19 +165,15 @@ def _run(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """Launch; with an upstream gradient the kernels do nothing where all of it is equal."""
-    x, num_subsets, count = problem.x, problem.num_subsets, problem.num_permutations
+    x, num_subsets = problem.x, problem.num_subsets
     (num_modalities, num_rows, num_classes), device = x.shape, x.device
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=device)
     own = config.own_side(num_classes, want_grad, problem.divergence)
     tiles = triton.cdiv(num_rows, own.blocks["BLOCK_R"])
-    parts, each = config.parts(tiles, count)
-    notes = want_grad and problem.divergence in STORED
-    values = empty(num_subsets, tiles * parts)
-    grad = empty(parts, num_modalities, num_rows, num_classes) if want_grad else None
-    shared = empty(tiles * parts, num_classes) if want_grad and problem.bias is not None else None
+    parts, each = config.parts(tiles, problem.num_permutations)
+    values = empty((num_subsets, tiles * parts))
+    grad = empty((parts, num_modalities, num_rows, num_classes)) if want_grad else None
+    shared = empty((tiles * parts, num_classes)) if want_grad and problem.bias is not None else None
     common = {
         **problem.pairs,
         "x_ptr": x,
@@ -171,10 +181,7 @@ def _run(
         "order_ptr": problem.order,
         "factors_ptr": _factors(problem, upstream),
         "upstream_ptr": upstream,
-        "stats_ptr": empty(num_subsets, count, num_rows, 2) if notes else None,
-        "p_ptr": empty(num_rows, num_classes) if notes else None,
-        "lse_ptr": empty(num_rows) if notes else None,
-        "normal_ptr": empty(num_rows, dtype=torch.int8) if notes else None,
+        **_notes(problem, want_grad),
         "grad_ptr": grad,
         "num_subsets": num_subsets,
         "num_classes": num_classes,
@@ -196,7 +203,7 @@ def _run(
     )
     divergences = values.sum(1)
     if grad is None:
-        return divergences, empty(0, 0, 0), empty(0)
+        return divergences, empty((0, 0, 0)), empty(0)
     donor = config.choose("pairs_donor_side", num_classes)
     class_blocks = triton.cdiv(num_classes, donor.blocks["BLOCK_C"])
     row_blocks = triton.cdiv(num_rows, donor.blocks["BLOCK_R"])
