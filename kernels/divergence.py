@@ -172,9 +172,9 @@ def jsd_of_pair(
 ):
     """The JSD as `divergence_of_pair` has it, in its plain form where all kept rows allow that.
 
-    Without WHOLE a plain pair, which is no rounding above 0, leaves half of its value to the end of
-    the row: there it is one sum for all pairs. Of the other pairs nothing may be left to it, so
-    that g goes less its mean, which v does not feel.
+    Without WHOLE a plain pair leaves KL(p|m), half of its value, to the end of the row, where it is
+    one sum for all pairs. Such a pair is above 0 by more than any rounding. Any other pair is
+    clamped here and leaves nothing: its g goes less its mean, which the gradient does not feel.
     """
     mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(step, clean.p, PRECISE)
     value = kl
