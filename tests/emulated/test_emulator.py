@@ -5,9 +5,8 @@ import subprocess
 
 import pytest
 import torch
-from torch.utils import cpp_extension
-
 from build import DEFINES, FLAGS, HERE, QUIET, RENAMED, ROOT, TORCH, translate_launches
+from torch.utils import cpp_extension
 
 SOURCE = """
 __global__ void reverse_kernel(const int* from, int* to) {

@@ -7,9 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs import generator, make_latents, make_present
-from mcr_fast.kernels import _config
-from mcr_fast.kernels import gather_add as kernels
-from mcr_fast.kernels._config import Config
 from test_routing import mcr
 from tolerances import check_gradient
 from torch import nn
@@ -17,6 +14,8 @@ from torch import nn
 import mcr_fast
 from mcr_fast import _sources
 from mcr_fast.fusion import split_activation
+from mcr_fast.kernels import config
+from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 
 ACTIVATIONS = {
@@ -41,7 +40,7 @@ SHAPES = [
 @pytest.fixture
 def small_tiles(monkeypatch):
     config = Config(1, {"BLOCK_R": 16, "BLOCK_H": 16}, 4)
-    monkeypatch.setitem(_config.TABLE, "gather_add", (config,))
+    monkeypatch.setitem(TABLE, "gather_add", (config,))
 
 
 def make_inputs(shape, dtype=torch.float32, own_donors=True, dropped=False):
@@ -126,7 +125,7 @@ def test_the_tiles_of_the_table(width):
 
 def test_parts_of_the_permutations(small_tiles, monkeypatch):
     """More permutations than one program takes, and a last part that is shorter."""
-    monkeypatch.setattr(kernels, "PROGRAMS", 3)
+    monkeypatch.setattr(config, "PROGRAMS", 3)
     for count in (2, 7):
         inputs = make_inputs((2, 2, 3, count, 0b01, (0, 2)))
         check(inputs, "relu")

@@ -8,8 +8,9 @@ what all classes of a contribution have in common, and gone it costs no digits.
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._divergence import FARTHEST, saturated
 from torch import Tensor
+
+from mcr_fast.kernels.divergence import FARTHEST, saturated
 
 
 @triton.jit

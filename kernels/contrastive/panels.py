@@ -7,15 +7,16 @@ kernel over all tiles keeps to the registers it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._math import exp2
-from mcr_fast.kernels._rows import project_rows
-from mcr_fast.kernels._similarity import Batch, logit_tile
 from torch import Tensor
+
+from mcr_fast.kernels.contrastive.batch import Batch, Vectors, logit_tile
+from mcr_fast.kernels.contrastive.rows import project_rows
+from mcr_fast.kernels.math import exp2
 
 # Bytes of a panel of H, within these numbers of rows: enough for a product that fills the machine,
 # and a bound on memory.
@@ -92,17 +93,15 @@ def _panel_kernel(
     # Columns from num_present on become 0: x', inverse and weight are. The product reads them, and
     # 0 times what memory holds may be NaN.
     width = tl.where(first_col < num_present, width, 0)
-    s = logit_tile(
-        scaled_ptr, inverse_ptr, first, first_col, width, scale,
-        DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
     tl.debug_barrier()
     row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
     store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, None)
 
 
-def panel_scale(batch: Batch, largest: Tensor) -> Tensor:  # [] -> [1]
+def _panel_scale(batch: Batch, largest: Tensor) -> Tensor:  # [] -> [1]
     """What H is multiplied by before it is rounded, 2 `largest` being the bound of its entries.
 
     float16 has few exponents, so its panels are brought to the upper end of them; the other 2^14 is
@@ -118,17 +117,19 @@ def gradient(
     batch: Batch,
     weight: Tensor,  # [padded L]
     top: Tensor,  # [padded L]
-    h_scale: Tensor,  # [1]
-    factor: Tensor,  # [1]
-    put_positives: Callable[[Tensor, int], None],
+    largest: Tensor,  # []
+    positives_kernel: Any,
+    places: dict[str, Any],
 ) -> Tensor:  # [L, D] float32
-    """The rows' gradient, factor H Z through the normalisation, for H times h_scale.
+    """The rows' gradient: H Z over temperature and terms, through the normalisation.
 
-    H_ab = weight_a e^(s_ab - top_a) + weight_b e^(s_ab - top_b), but for what `put_positives(panel,
-    first_row)` puts into a panel that begins with that row.
+    H_ab = weight_a e^(s_ab - top_a) + weight_b e^(s_ab - top_b) of at most 2 `largest`, but for
+    what `positives_kernel`, launched with `places`, puts into the tiles that hold positives.
     """
     rows, blocks = batch.rows, batch.triangle.blocks
     padded = rows.padded_rows
+    h_scale = _panel_scale(batch, largest)
+    factor = (1 / (batch.terms.clamp(min=1) * batch.temperature * h_scale)).float()
     grad_x = rows.embeddings.new_empty(rows.embeddings.shape, dtype=torch.float32)
     step = max(blocks["BLOCK_M"], blocks["BLOCK_N"])
     fitting = _PANEL_BYTES // (padded * rows.scaled.element_size())
@@ -136,20 +137,32 @@ def gradient(
     memory = rows.scaled.new_empty((min(panel_rows, padded), padded))
     for first_row in range(0, padded, panel_rows):
         panel = memory[: padded - first_row]
+        given = {
+            "h_scale_ptr": h_scale,
+            "h_ptr": panel,
+            "first_row": first_row,
+            "padded_rows": padded,
+        }
         grid = (panel.shape[0] // blocks["BLOCK_M"], padded // blocks["BLOCK_N"])
         _panel_kernel[grid](
             weight_ptr=weight,
             max_ptr=top,
-            h_scale_ptr=h_scale,
-            h_ptr=panel,
-            first_row=first_row,
-            padded_rows=padded,
             RUNNING_MAX=batch.running_max,
+            **given,
             **batch.tiles(batch.triangle),
         )
-        put_positives(panel, first_row)
+        positives_kernel[(panel.shape[0] // places["BLOCK_M"],)](**given, **places)
         project_rows(rows, _product(panel, rows.scaled), first_row, factor, grad_x)
     return grad_x
+
+
+def scaled(
+    grad: Tensor,  # []
+    unit_grad: Tensor,  # [L, D] float32
+    dtype: torch.dtype,
+) -> Tensor:  # [L, D]
+    """The backward of a contrastive loss: its unit gradient scaled and cast."""
+    return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))
 
 
 def _product(h: Tensor, x: Tensor) -> Tensor:  # [panel, L], [L, D] -> [panel, D] float32

@@ -39,6 +39,17 @@ def check(
         )
 
 
+def choice(name: str, value: str, known: dict[str, int]) -> int:
+    """The number of an option's value.
+
+    Raises:
+        ValueError: for a value that is not known.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return known[value]
+
+
 def check_pairs(
     contributions: Tensor,  # [M, N, C]
     bias: Tensor | None,  # [C]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config
-from mcr_fast.kernels._config import choose
-from mcr_fast.kernels._math import exp2
-from mcr_fast.kernels._similarity import Batch, logit_tile
 from torch import Tensor
+
+from mcr_fast.kernels.config import PRECISE, choose
+from mcr_fast.kernels.contrastive.batch import Batch, Vectors, logit_tile
+from mcr_fast.kernels.math import exp2
 
 # Row tiles whose partial sums are kept at once: of 128 rows, 512 bytes for a row of the batch.
 _BAND_TILES = 64
@@ -48,10 +48,8 @@ def _exp_sums_kernel(
     first_col = first_row + tl.program_id(1) * BLOCK_N
     if (first_col + BLOCK_N <= first) | (tl.maximum(first, first_col) >= num_present):
         return
-    s = logit_tile(
-        scaled_ptr, inverse_ptr, first, first_col, width, scale,
-        DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     rows = first + tl.arange(0, BLOCK_M)
     cols = first_col + tl.arange(0, BLOCK_N)
     enter = tl.load(enter_ptr + rows)
@@ -187,7 +185,7 @@ def exp_sums(
             sum_ptr=total,
             max_ptr=top,
             no_max=-4 * batch.scale,
-            PRECISE=_config.PRECISE,
+            PRECISE=PRECISE,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             **partials,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._config import choose
 from torch import Tensor
+
+from mcr_fast.kernels.config import choose
 
 # 1 / F.normalize's smallest norm; what the kernels store for rows that it clamps
 MAX_INVERSE_NORM = tl.constexpr(1e12)

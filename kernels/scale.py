@@ -3,9 +3,19 @@
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._config import SCALE_BLOCK
-from mcr_fast.kernels._pair_rows import all_equal
 from torch import Tensor
+
+from mcr_fast.kernels.config import SCALE_BLOCK
+
+
+@triton.jit
+def all_equal(upstream_ptr, count):
+    """Whether the upstream gradients are all the same number."""
+    first = tl.load(upstream_ptr)
+    different = 0
+    for s in range(count):
+        different += (tl.load(upstream_ptr + s) != first).to(tl.int32)
+    return different == 0
 
 
 @triton.jit

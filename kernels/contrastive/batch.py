@@ -9,37 +9,54 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config
-from mcr_fast.kernels._config import Config, choose
-from mcr_fast.kernels._math import INTERPRETED
-from mcr_fast.kernels._rows import Rows, scale_rows, sort_by_label
 from torch import Tensor
+
+from mcr_fast.kernels.config import PRECISE, Config, choose
+from mcr_fast.kernels.contrastive.rows import Rows, scale_rows, sort_by_label
+from mcr_fast.kernels.math import INTERPRETED
+
+
+class Vectors(NamedTuple):
+    """The rows that logits are products of, as a kernel hands them on."""
+
+    scaled_ptr: Any  # [padded L, width]
+    inverse_ptr: Any  # [padded L]
+    width: Any
+    scale: Any
+
+
+class ClassColumns(NamedTuple):
+    """Some rows, and the columns of their labels."""
+
+    rows: Any  # [BLOCK_M]
+    begin: Any  # [BLOCK_M, 1], first row of the same label
+    end: Any  # [BLOCK_M, 1], one past the last
+    low: Any  # first column of the tiles that hold all of them
+    high: Any  # one past the last column
 
 
 @triton.jit
 def logit_tile(
-    scaled_ptr,  # [padded L, width]
-    inverse_ptr,  # [padded L]
+    vectors,
     first_row,
     first_col,
-    width,
-    scale,
     DOT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """s of rows first_row .. and columns first_col .., [BLOCK_M, BLOCK_N] float32."""
+    width = vectors.width
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    row_ptr = scaled_ptr + tl.cast(first_row, tl.int64) * width
-    col_ptr = scaled_ptr + tl.cast(first_col, tl.int64) * width
+    row_ptr = vectors.scaled_ptr + tl.cast(first_row, tl.int64) * width
+    col_ptr = vectors.scaled_ptr + tl.cast(first_col, tl.int64) * width
     a_ptrs = row_ptr + rows[:, None] * width + k[None, :]
     b_ptrs = col_ptr + cols[None, :] * width + k[:, None]
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -52,8 +69,8 @@ def logit_tile(
         product = tl.dot(a, b, product, input_precision=DOT_PRECISION)
         a_ptrs += BLOCK_K
         b_ptrs += BLOCK_K
-    inverse_a = tl.load(inverse_ptr + first_row + rows) * scale
-    inverse_b = tl.load(inverse_ptr + first_col + cols)
+    inverse_a = tl.load(vectors.inverse_ptr + first_row + rows) * vectors.scale
+    inverse_b = tl.load(vectors.inverse_ptr + first_col + cols)
     return product * inverse_a[:, None] * inverse_b[None, :]
 
 
@@ -66,11 +83,20 @@ def class_columns(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The tiles' first column and one past the last column of the classes of BLOCK_M rows."""
+    """BLOCK_M rows from `first` on, and the columns of their classes."""
+    rows = first + tl.arange(0, BLOCK_M)
+    begin = tl.load(begin_ptr + rows)[:, None]
+    end = tl.load(end_ptr + rows)[:, None]
     last = tl.minimum(first + BLOCK_M, tl.load(num_present_ptr).to(tl.int32)) - 1
     low = tl.load(begin_ptr + first) // BLOCK_N * BLOCK_N
     high = tl.load(end_ptr + last, mask=last >= first, other=0)
-    return low, high
+    return ClassColumns(rows, begin, end, low, high)
+
+
+@triton.jit
+def same_label(of_class, cols):
+    """Which columns have the label of which rows, [BLOCK_M, BLOCK_N]."""
+    return (cols[None, :] >= of_class.begin) & (cols[None, :] < of_class.end)
 
 
 @dataclass(frozen=True)
@@ -78,6 +104,8 @@ class Batch:
     """A batch's rows, its temperature, and how the kernels cut it into tiles."""
 
     rows: Rows
+    terms: Tensor  # [], what the loss averages
+    temperature: float
     scale: float  # log2(e) / temperature
     running_max: bool
     triangle: Config  # of kernels over all tiles
@@ -92,11 +120,31 @@ class Batch:
             "num_present_ptr": self.rows.num_present,
             "width": self.rows.padded_width,
             "scale": self.scale,
-            "PRECISE": _config.PRECISE,
+            "PRECISE": PRECISE,
             # three products of tf32 parts: float32 up to its last bit or two, on tensor cores
             "DOT_PRECISION": "tf32x3" if wide else "ieee",
             **config.launch(),
         }
+
+    def positives(self, **given: Tensor) -> dict[str, Any]:
+        """What every kernel over the tiles that hold positives is launched with."""
+        places = {"begin_ptr": self.rows.begin, "end_ptr": self.rows.end}
+        return {**places, **given, **self.tiles(self.diagonal)}
+
+    @property
+    def diagonal_tiles(self) -> tuple[int]:
+        """The programs of such a kernel over all rows."""
+        return (self.rows.padded_rows // self.diagonal.blocks["BLOCK_M"],)
+
+    def mean(self, total: Tensor) -> Tensor:  # [] float64 in log2 units -> [] float32
+        """The loss from the sum of its terms."""
+        return (total * math.log(2) / self.terms.clamp(min=1)).float()
+
+
+def nothing(embeddings: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of no rows."""
+    zero = embeddings.new_zeros((), dtype=torch.float32)
+    return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))
 
 
 def make_batch(
@@ -105,11 +153,11 @@ def make_batch(
     present: Tensor | None,  # [L]
     temperature: float,
     count: Callable[[Tensor], Tensor],
-) -> tuple[Batch, Tensor]:  # and []
+) -> Batch:
     """Sort and lay out a batch.
 
     `count` gets the size of each row's class [L], 0 for absent rows, and says how many terms the
-    loss averages: the second result. Where there are none, the batch counts as empty.
+    loss averages. Where there are none, the batch counts as empty.
     """
     num_rows = len(labels)
     order, begin, end, num_present = sort_by_label(labels, present)
@@ -131,4 +179,4 @@ def make_batch(
     scale = math.log2(math.e) / temperature
     # 2^(-2 scale), the least exponential there is, and L times its inverse must be normal numbers
     running_max = not 2 * scale + math.log2(num_rows + 1) < 120
-    return Batch(rows, scale, running_max, triangle, diagonal), terms
+    return Batch(rows, terms, temperature, scale, running_max, triangle, diagonal)

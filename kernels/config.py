@@ -5,6 +5,8 @@ numbers mean is said beside each table, and why: registers per thread decide, si
 BLOCK_R rows by BLOCK_C classes lives in registers from its first load to its last use.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ MAX_CLASSES = 4096  # of a row that is kept in the registers of one program
 # Inline approximations in the inner loops, or Triton's own functions.
 PRECISE = False
 
+PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 WEIGHT_ROWS = 256  # of one program that adds up what pairs weigh
 SCALE_BLOCK = 4096  # elements of one program that scales a gradient
 
@@ -39,6 +42,12 @@ SCALE_BLOCK = 4096  # elements of one program that scales a gradient
 def alignment(num_classes: int) -> int:
     """Elements that a load can join: the power of two, up to 16, that divides the classes."""
     return math.gcd(num_classes, 16)
+
+
+def parts(tiles: int, num_permutations: int) -> tuple[int, int]:
+    """Into how many parts the permutations of `tiles` programs are cut, and how many each has."""
+    each = -(-num_permutations // max(1, min(PROGRAMS // tiles, num_permutations)))
+    return -(-num_permutations // each), each
 
 
 def _tile(up_to: int, rows: int, classes: int, num_warps: int) -> Config:
