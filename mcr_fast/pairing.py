@@ -1,4 +1,4 @@
-"""Donors and routing: what the reference and the generic-fusion engine share."""
+"""Who is whose donor, and what each pair of a row and its donor weighs."""
 
 import math
 
@@ -51,31 +51,59 @@ def _are_permutations(rows: Tensor) -> Tensor:  # [..., N] -> []
     return (rows.sort(-1).values == torch.arange(rows.shape[-1], device=rows.device)).all()
 
 
-def members(subset: int, num_modalities: int) -> list[int]:
-    """The modalities in a bitmask."""
-    return [m for m in range(num_modalities) if subset >> m & 1]
+NAN_CODES = 0x7FF8_0000_0000_0001  # of a row whose label is NaN: this and the row's number
 
 
-_OUTSIDE = {"greedy": -1, "independent": 0, "collaborative": 1}
+def is_nan_code(labels: Tensor) -> Tensor:  # [N] int64 codes -> [N] bool
+    """Whose label is NaN, which equals nothing, itself included."""
+    return (labels >= NAN_CODES) & (labels < NAN_CODES + 2**31)
 
 
-def route_factors(strategy: str, subset: int, num_modalities: int) -> list[int]:
-    """route(S, m) for every modality: 1 if m is in S, else the strategy's k."""
-    outside = _OUTSIDE[strategy]
-    return [1 if subset >> m & 1 else outside for m in range(num_modalities)]
+def pair_weights(
+    tables: list[Tensor],  # a donor table [K, N] for each member of the subset
+    modalities: list[int],  # the members
+    labels: Tensor | None,  # [N] int64 codes
+    present: Tensor | None,  # [N, M] bool
+    sample_weight: Tensor | None,  # [N]
+    *,
+    exclude: str,
+) -> Tensor:  # [K, N]
+    """The weight of each pair (i, its donors), 0 where the pair is dropped.
+
+    Excluding equal labels drops a row paired with itself too, unless its label is NaN.
+    """
+    if exclude not in ("none", "self", "same_label"):
+        raise ValueError(f"exclude must be none, self or same_label, got {exclude!r}")
+    kept = torch.ones_like(tables[0], dtype=torch.bool)
+    rows = torch.arange(kept.shape[-1], device=kept.device)
+    for table, m in zip(tables, modalities, strict=True):
+        if exclude == "self":
+            kept = kept & (table != rows)
+        elif exclude == "same_label":
+            assert labels is not None, "checked at the public edge"
+            kept = kept & ((labels[table] != labels) | is_nan_code(labels))
+        if present is not None:
+            kept = kept & present[:, m] & present[:, m][table]
+    if sample_weight is None:
+        return kept.to(torch.float32)
+    weight = weights_in_range(no_negative(sample_weight))
+    return torch.where(kept, weight, weight.new_zeros(()))
 
 
-def head_factor(strategy: str, subset: int, num_modalities: int) -> int:
-    """head(S): the factor of the parameters that all modalities share."""
-    if strategy == "collaborative":
-        return 1
-    return sum(route_factors(strategy, subset, num_modalities))
+def no_negative(weight: Tensor) -> Tensor:
+    """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
+    return torch.where(weight < 0, math.nan, weight)
 
 
-def scale_gradient(x: Tensor, factor: int) -> Tensor:
-    """x with its gradient multiplied by `factor`; the value is unchanged."""
-    if factor == 1:
-        return x
-    if factor == 0:
-        return x.detach()
-    return x.detach() + factor * (x - x.detach())
+def weights_in_range(weight: Tensor) -> Tensor:
+    """Weights of a mean, all times one power of two where they are too small or large to be summed.
+
+    A mean does not feel it; the inverse of the smallest float32, or the sum of large ones, would be
+    infinite. At least float32.
+    """
+    if weight.numel() == 0:
+        return weight
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    largest = weight.amax()
+    factor = torch.where(largest < 1e-15, 2.0**100, torch.where(largest > 1e15, 2.0**-100, 1.0))
+    return weight * factor.to(weight.dtype)

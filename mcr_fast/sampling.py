@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._numbers import whole
-from mcr_fast.reference._game import donor_table
+from mcr_fast.pairing import donor_table
 
 Scheme = Literal["uniform", "cyclic"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)

@@ -6,12 +6,12 @@ import pickle
 import pytest
 import torch
 from inputs import make_latents, make_present
+from mcr_fast._calling import call_fusion
 from regularizer import LABELS, WAYS, C, D, N, mcr, setting
 from torch import nn
 
 import mcr_fast
 from mcr_fast import functional as F
-from mcr_fast._calling import call_fusion
 
 # The terms
 

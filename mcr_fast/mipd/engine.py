@@ -14,11 +14,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-
-from mcr_fast import _checks as checks
-from mcr_fast._checkpointing import without_recomputation
 from mcr_fast._chunks import CHUNK_ELEMENTS, Chunk, GradientSums, Pairs, Rows, chunks
 from mcr_fast._reach import (
     Reached,
@@ -30,11 +25,16 @@ from mcr_fast._reach import (
 )
 from mcr_fast._runs import Runs, fresh_casts
 from mcr_fast._sources import CLEAN, Source, Turn
+from mcr_fast.reference._game import head_factor, route_factors
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from mcr_fast import _checks as checks
+from mcr_fast._checkpointing import without_recomputation
 from mcr_fast.ops._attach import attach_gradients
 from mcr_fast.ops._modes import has_tangent, refuse_transforms
 from mcr_fast.ops.row_divergence import row_divergence_parts
 from mcr_fast.reference._divergence import mean_or_zero
-from mcr_fast.reference._game import head_factor, route_factors
 from mcr_fast.reference._similarity import accumulation_dtype
 
 _WAY_OUT = (

@@ -4,23 +4,23 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._compile import _disable_dynamo
-
-from mcr_fast import _checks as checks
 from mcr_fast._calling import Fusion, as_callable, call_fusion
 from mcr_fast._chunks import Chunk, Rows
-from mcr_fast._columns import LinearColumns
 from mcr_fast._owners import Owners
 from mcr_fast._reach import Reached, looking_hooks_only, reach, without_backward_hooks
 from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
+from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+
+from mcr_fast import _checks as checks
+from mcr_fast._columns import LinearColumns
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, is_sharded
 from mcr_fast.fusion import Additive, as_additive, finish
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence
-from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
 from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import GradientEdge
-
 from mcr_fast._chunks import Chunk, GradientSums, Pairs
 from mcr_fast._owners import Owners
 from mcr_fast._runs import Pulled, own
-from mcr_fast.fusion import Additive, split_activation
 from mcr_fast.ops._gather_add import gather_add, gather_add_backward, serves
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mcr_fast.fusion import Additive, split_activation
 from mcr_fast.reference._similarity import accumulation_dtype
 
 # Of a turn whose rows are the clean ones: nobody's latents are replaced.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from mcr_fast.reference._game import checked_donors, members
 from torch import Tensor
 
-from mcr_fast.reference._game import checked_donors, members
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import pair_weights
 

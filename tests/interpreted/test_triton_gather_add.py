@@ -10,6 +10,7 @@ from inputs import generator, make_latents, make_present
 from mcr_fast.kernels import _config
 from mcr_fast.kernels import gather_add as kernels
 from mcr_fast.kernels._config import Config
+from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 from test_routing import mcr
 from tolerances import check_gradient
 from torch import nn
@@ -17,7 +18,6 @@ from torch import nn
 import mcr_fast
 from mcr_fast import _sources
 from mcr_fast.fusion import split_activation
-from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 
 ACTIVATIONS = {
     "none": lambda h: h,

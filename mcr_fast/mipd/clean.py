@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from mcr_fast._reach import Reached, looking_hooks_only, noting
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._reach import Reached, looking_hooks_only, noting
 from mcr_fast._wrapping import takes_joined, wrapped
 
 Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
