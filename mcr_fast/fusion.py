@@ -202,25 +202,6 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
     return hidden if fusion.head is None else fusion.head(hidden)
 
 
-def split_activation(
-    head: Callable[[Tensor], Tensor] | None,
-) -> tuple[str, Callable[[Tensor], Tensor] | None]:
-    """The activation that a head starts with, as a kernel can compute it, and what comes after.
-
-    "none" and the whole head if it starts with something else, or where a hook would miss a call.
-    """
-    if type(head) is not nn.Sequential or len(head) == 0:
-        return "none", head
-    if not (calls_its_class(head) and calls_its_class(head[0])):
-        return "none", head
-    first = head[0]
-    if type(first) is nn.ReLU:
-        return "relu", head[1:]
-    if type(first) is nn.GELU:
-        return "gelu" if first.approximate == "none" else "gelu_tanh", head[1:]
-    return "none", head
-
-
 class _LinearFusion(AdditiveFusion):
     """An additive fusion whose projections are column blocks of one linear layer."""
 

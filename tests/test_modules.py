@@ -6,12 +6,12 @@ import pickle
 import pytest
 import torch
 from inputs import make_latents, make_present
-from mcr_fast._calling import call_fusion
 from regularizer import LABELS, WAYS, C, D, N, mcr, setting
 from torch import nn
 
 import mcr_fast
 from mcr_fast import functional as F
+from mcr_fast.mipd.clean import call_fusion
 
 # The terms
 
@@ -51,7 +51,7 @@ def test_a_term_of_weight_0_is_not_computed(off, monkeypatch):
         monkeypatch.setattr("mcr_fast.modules.evaluate_mipd", refuse)
         monkeypatch.setattr("mcr_fast.modules.draw_donors", refuse)
     if off == "contrastive":
-        monkeypatch.setitem(mcr_fast.modules._CONTRASTIVE, "nt_xent", refuse)
+        monkeypatch.setattr("mcr_fast.modules.contrastive_loss", refuse)
     if off == "ceb":
         monkeypatch.setattr(F, "reconstruction_loss", refuse)
     fusion, latents = setting()
@@ -170,8 +170,8 @@ def test_draws(options, num_modalities, num_rows, expected, monkeypatch):
     drawn = []
     draw_donors = mcr_fast.modules.draw_donors
 
-    def spy(*args):
-        drawn.append(draw_donors(*args))
+    def spy(*args, **given):
+        drawn.append(draw_donors(*args, **given))
         return drawn[-1]
 
     monkeypatch.setattr("mcr_fast.modules.draw_donors", spy)

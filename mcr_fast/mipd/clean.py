@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mcr_fast._reach import Reached, looking_hooks_only, noting
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._wrapping import takes_joined, wrapped
-
-Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
+from mcr_fast._wrapping import takes_joined
+from mcr_fast.mipd.apart import looking_hooks_only, noting
+from mcr_fast.mipd.reach import Reached
+from mcr_fast.mipd.request import Fusion
 
 
 def call_fusion(
@@ -63,18 +63,3 @@ def _explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) -
             "concatenation. For another module over joined latents pass "
             "fusion=lambda z: module(torch.cat(z, -1))"
         ) from error
-
-
-def as_callable(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
-    """The fusion as a function of the list of latents, for the regularizer's own runs.
-
-    Without a data-parallel wrapper, which prepares for one backward a call.
-    """
-    inner = wrapped(fusion) if type(fusion).__name__ in _PER_PROCESS else None
-    run: Callable[[Any], Tensor] = fusion if inner is None else inner
-    if takes_joined(fusion):
-        return lambda latents: run(torch.cat(latents, dim=-1))
-    return run
-
-
-_PER_PROCESS = ("DistributedDataParallel", "DataParallel")

@@ -1,32 +1,20 @@
-"""Bookkeeping of the generic-fusion engine: chunks of (row, donor) pairs and sums of gradients."""
+"""The pairs of rows and donors that the engine runs a fusion on, a chunk at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from mcr_fast.reference._game import checked_donors, members
 from torch import Tensor
 
-from mcr_fast.reference._similarity import accumulation_dtype
-from mcr_fast.reference.permuted_divergence import pair_weights
+from mcr_fast.game import members
+from mcr_fast.mipd.request import Request
+from mcr_fast.pairing import checked_donors, pair_weights
 
 # Devices whose donors were looked at before they came here; others are not waited for.
 READ_AT_THE_EDGE = ("cpu", "meta")
 
 # Elements of perturbed input in one chunk when `chunk_rows` is None: 16 MB of float32.
 CHUNK_ELEMENTS = 1 << 22
-
-
-class Rows(NamedTuple):
-    """What is known of the rows, and which of them donate; in the form the ops take."""
-
-    order: Tensor | None  # [N] int64
-    donors: Tensor | None  # [1 or M, K] or [1 or M, K, N] int64
-    codes: Tensor | None  # [N] int64
-    present: Tensor | None  # [N, M] bool
-    sample_weight: Tensor | None  # [N]
-    exclude: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +30,10 @@ class Chunk:
         """The row i of every pair."""
         count = self.last - self.first
         return x[self.start : self.stop].repeat(count, *(1 for _ in x.shape[1:]))
+
+    def cut(self, x: Tensor) -> Tensor:  # [K, N, ...] -> [R, ...]
+        """What each pair has of its own."""
+        return x[self.first : self.last, self.start : self.stop].flatten(0, 1)
 
     def fold(self, pairs: Tensor) -> Tensor:  # [R, ...] -> [permutations, rows, ...]
         """The pairs by permutation."""
@@ -70,9 +62,11 @@ def chunks(num_permutations: int, num_rows: int, chunk_rows: int) -> Iterator[Ch
 class Pairs:
     """Who donates to whom and with what weight, a chunk at a time."""
 
-    def __init__(self, rows: Rows, num_modalities: int, num_rows: int, device: torch.device):
-        self.rows = rows
-        self.order, donors = rows.order, rows.donors
+    def __init__(self, request: Request):
+        self.request = request
+        num_modalities, num_rows = len(request.latents), request.num_rows
+        device = request.latents[0].device
+        self.order, donors = request.order, request.donors
         self.valid: Tensor | None = None  # [], 1, or NaN where donors are no permutations
         if donors is None:
             self.order = torch.arange(num_rows, device=device)
@@ -104,17 +98,17 @@ class Pairs:
 
     def weights(self, subset: int, chunk: Chunk) -> Tensor | None:  # [R]
         """The weight of every pair, 0 if dropped; None if all are 1."""
-        rows = self.rows
-        if rows.exclude == "none" and rows.present is None and rows.sample_weight is None:
+        asked = self.request
+        if asked.exclude == "none" and asked.present is None and asked.sample_weight is None:
             return None
-        inside = members(subset, len(self.donors))
+        modalities = members(subset, len(self.donors))
         weights = pair_weights(
-            [self._table(m, chunk) for m in inside],
-            inside,
-            rows.codes,
-            rows.present,
-            rows.sample_weight,
-            exclude=rows.exclude,
+            [self._table(m, chunk) for m in modalities],
+            modalities,
+            asked.codes,
+            asked.present,
+            asked.sample_weight,
+            exclude=asked.exclude,
         )
         return weights[:, chunk.start : chunk.stop].reshape(-1)
 
@@ -134,26 +128,3 @@ class Pairs:
 def _inverse(donors: Tensor) -> Tensor:  # [permutations, N]
     rows = torch.arange(donors.shape[-1], device=donors.device).expand_as(donors)
     return torch.zeros_like(donors).scatter_(-1, donors, rows)
-
-
-class GradientSums:
-    """Sums of gradients, one for each tensor that got any, in its accumulation dtype."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def of(self, x: Tensor) -> Tensor:
-        """The sum for x, to be added to in place."""
-        if id(x) not in self._sums:
-            zeros = torch.zeros(x.shape, dtype=accumulation_dtype(x.dtype), device=x.device)
-            self._sums[id(x)] = x, zeros
-        return self._sums[id(x)][1]
-
-    def merge(self, other: "GradientSums", factor: Tensor) -> None:
-        """Add another's sums, scaled."""
-        for x, total in other._sums.values():
-            self.of(x).add_(total * factor)
-
-    def items(self) -> list[tuple[Tensor, Tensor]]:
-        """The tensors and their sums."""
-        return list(self._sums.values())

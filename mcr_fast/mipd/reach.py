@@ -1,21 +1,15 @@
-"""The modules that a fusion runs, and the state they are in while the regularizer runs them.
-
-What the divergence compares must differ by the permutation alone. So while the regularizer runs a
-fusion, what a module does in training only is off: dropout draws nothing, normalisation reads its
-statistics and does not update them. And nobody's backward hook hears of these runs: the gradient
-passes it once, in the caller's backward.
-"""
+"""The modules that a callable may run, and what of them depends on the mode they are in."""
 
 import functools
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as all_modules
+from torch import nn
+
+from mcr_fast._checkpointing import closure_of
+from mcr_fast._wrapping import is_sharded
 
 _MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
 
@@ -29,7 +23,11 @@ class Reached(NamedTuple):
 
 
 def reach(fusion: object) -> Reached:
-    """The modules inside of a callable: its own, those of its closure, arguments and globals."""
+    """The modules inside of a callable: its own, those of its closure, arguments and globals.
+
+    Raises:
+        TypeError: a fusion that the regularizer cannot run.
+    """
     found: dict[int, nn.Module] = {}
     reads_mode = compiled = False
     seen: set[int] = set()
@@ -46,7 +44,19 @@ def reach(fusion: object) -> Reached:
             compiled = compiled or hasattr(x, "_torchdynamo_orig_callable")
             pending.extend(_held_by(x))
     modules = list(found.values())
+    if isinstance(fusion, nn.Module):  # what a function can reach it need not run
+        _refuse_sharded(modules)
     return Reached(modules, reads_mode, compiled or any(map(_is_compiled, modules)))
+
+
+def _refuse_sharded(modules: list[nn.Module]) -> None:
+    sharded = next((type(m).__name__ for m in modules if is_sharded(m)), None)
+    if sharded is not None:
+        raise TypeError(
+            f"fusion's {sharded} is sharded (DTensor), and the regularizer runs it on its own: "
+            "leave the fusion out of fully_shard, so that its parameters belong to the unit around "
+            "it, or pass an nn.Linear or AdditiveFusion of plain tensors"
+        )
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -82,15 +92,6 @@ def _held_by_function(function: FunctionType) -> list[object]:
     held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     held += vars(function).values()
     return held + [part for x in held for part in _attributes(x, names)]
-
-
-def closure_of(function: object) -> list[Any]:
-    """What a function closes over, as far as it has been given a value."""
-    held = []
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):
-            held.append(cell.cell_contents)
-    return held
 
 
 def _names(code: CodeType) -> set[str]:
@@ -130,7 +131,7 @@ def _class_reads_mode(kind: Hashable) -> bool:
     return False
 
 
-def depends_on_mode(module: nn.Module) -> bool:
+def _depends_on_mode(module: nn.Module) -> bool:
     """Whether a module may compute something else in training than in evaluation."""
     kind = cast(Hashable, type(module))  # mypy takes a module's class for unhashable
     return (
@@ -158,156 +159,6 @@ def _function_reads_mode(x: object, depth: int = 3) -> bool:
 def to_evaluate(reached: Reached) -> list[nn.Module]:
     """Those in training mode, if anything computes something else in evaluation."""
     training = [m for m in reached.modules if getattr(m, "training", False)]
-    if reached.function_reads_mode or any(depends_on_mode(m) for m in training):
+    if reached.function_reads_mode or any(_depends_on_mode(m) for m in training):
         return training
     return []
-
-
-@contextmanager
-def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """These modules, of `to_evaluate`, in evaluation mode."""
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
-
-
-# Statistics are small; a table of positions or a cache that is larger is not written to in a run.
-_LARGEST_STATISTIC = 1 << 16
-
-
-@contextmanager
-def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Runs that leave modules as they were: buffers they write to, tensors they keep of a call.
-
-    A normalisation that counts in every mode counts the caller's call alone; an auxiliary loss or
-    an attention map kept as an attribute, or a weight that a hook sets, stays that of this call.
-    """
-    copies: dict[int, Tensor] = {}
-    buffers, kept = [], []
-    for module in modules:
-        kept.append((module, _tensors_of(module)))
-        if _may_write(module):
-            buffers.append((module, dict(module._buffers)))
-            for held in (module._buffers, vars(module)):
-                for name, x in list(held.items()):
-                    if isinstance(x, Tensor) and _may_be_statistic(x):
-                        held[name] = copies.setdefault(id(x), x.clone())
-    try:
-        yield
-    finally:
-        for module, before in buffers:
-            module._buffers.update(before)
-        for module, tensors in kept:
-            state = vars(module)
-            for name in _tensors_of(module).keys() - tensors.keys():
-                del state[name]
-            state.update(tensors)
-
-
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: x for name, x in vars(module).items() if isinstance(x, Tensor)}
-
-
-def _may_write(module: nn.Module) -> bool:
-    """Torch's own layers write to their buffers in training only."""
-    own = type(module).__module__.startswith("torch.nn.")
-    return not own and not isinstance(module, torch.jit.ScriptModule)
-
-
-def _may_be_statistic(x: Tensor) -> bool:
-    return not x.requires_grad and x.numel() <= _LARGEST_STATISTIC
-
-
-def mixes_rows(modules: Sequence[nn.Module]) -> str | None:
-    """The class of a batch norm without running statistics: it mixes rows in evaluation too."""
-    for module in modules:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            return type(module).__name__
-    return None
-
-
-_Hooks = OrderedDict[int, Any]
-_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = (all_modules._global_backward_hooks, all_modules._global_backward_pre_hooks)
-
-
-@contextmanager
-def noting(called: dict[int, nn.Module], wanted: bool) -> Iterator[None]:
-    """Notes the modules that are called: what a callable runs and nothing shows that it holds."""
-    if not wanted:
-        yield
-        return
-
-    def note(module: nn.Module, args: Any) -> None:
-        called[id(module)] = module
-
-    handle = all_modules.register_module_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def without_backward_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Runs whose gradients no backward hook of a module hears of, nor one of all modules."""
-    with _replaced_hooks(modules, lambda hooks: OrderedDict()):
-        yield
-
-
-@contextmanager
-def looking_hooks_only(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The caller's clean run: a backward hook that changes a gradient raises.
-
-    The gradient of the perturbed rows does not pass the hooks of the modules inside of a fusion.
-    That is right for a hook that looks, and would be a wrong number for one that changes it.
-    """
-    with _replaced_hooks(
-        modules, lambda hooks: OrderedDict((key, _guard(hook)) for key, hook in hooks.items())
-    ):
-        yield
-
-
-def _guard(hook: Any) -> Any:
-    @functools.wraps(hook)
-    def look(module: nn.Module, *args: Any) -> None:
-        if hook(module, *args) is not None:
-            raise RuntimeError(
-                f"a backward hook of {type(module).__name__} in the fusion changes gradients, "
-                "which MCRLoss cannot do for the perturbed rows; change them by hooks on "
-                "parameters or latents (Tensor.register_hook), or inside of the module's forward"
-            )
-
-    return look
-
-
-@contextmanager
-def _replaced_hooks(
-    modules: Sequence[nn.Module], replace: Callable[[_Hooks], _Hooks]
-) -> Iterator[None]:
-    """Other hooks in place of the modules' own and of those of all modules."""
-    kept = []
-    for module in modules:
-        for name in _HOOKS:
-            hooks = getattr(module, name)
-            if hooks:
-                kept.append((module, name, hooks))
-                object.__setattr__(module, name, replace(hooks))
-    # torch holds on to these two, so what is in them changes
-    of_all = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS if hooks]
-    for hooks, before in of_all:
-        others = replace(OrderedDict(before))
-        hooks.clear()
-        hooks.update(others)
-    try:
-        yield
-    finally:
-        for module, name, hooks in kept:
-            object.__setattr__(module, name, hooks)
-        for hooks, before in of_all:
-            hooks.clear()
-            hooks.update(before)

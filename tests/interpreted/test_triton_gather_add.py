@@ -10,14 +10,13 @@ from inputs import generator, make_latents, make_present
 from mcr_fast.kernels import _config
 from mcr_fast.kernels import gather_add as kernels
 from mcr_fast.kernels._config import Config
-from mcr_fast.ops._gather_add import gather_add, gather_add_backward
 from test_routing import mcr
 from tolerances import check_gradient
 from torch import nn
 
 import mcr_fast
-from mcr_fast import _sources
-from mcr_fast.fusion import split_activation
+from mcr_fast.mipd import hidden
+from mcr_fast.mipd.gather_add import gather_add, gather_add_backward
 
 ACTIVATIONS = {
     "none": lambda h: h,
@@ -223,7 +222,7 @@ def launches(monkeypatch):
         found.append(inputs[-2])
         return gather_add(*inputs)
 
-    monkeypatch.setattr(_sources, "gather_add", counted)
+    monkeypatch.setattr(hidden, "gather_add", counted)
     return found
 
 
@@ -294,9 +293,9 @@ def test_other_ways_stay_eager(launches):
 def test_what_is_split_off():
     linear = nn.Linear(3, 2)
     for head in (None, linear, nn.Sequential(), nn.Sequential(nn.Tanh(), nn.ReLU())):
-        assert split_activation(head) == ("none", head)
-    name, rest = split_activation(nn.Sequential(nn.GELU(approximate="tanh"), linear))
+        assert hidden.split_activation(head) == ("none", head)
+    name, rest = hidden.split_activation(nn.Sequential(nn.GELU(approximate="tanh"), linear))
     assert (name, list(rest)) == ("gelu_tanh", [linear])
     hooked = nn.Sequential(nn.ReLU(), linear)
     hooked[0].register_forward_hook(lambda *_: None)
-    assert split_activation(hooked) == ("none", hooked)
+    assert hidden.split_activation(hooked) == ("none", hooked)
