@@ -19,9 +19,9 @@ def importance_of(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] ->
     single = divergences
     if divergences.shape[0] != num_modalities:
         single = divergences[:num_modalities]
-    single = single.clamp(min=0)  # rounding can leave one just below
+    single = single.relu()  # rounding can leave one just below 0
     total = single.sum()
-    return torch.where(total == 0, 1 / num_modalities, single / total)
+    return (single / total).masked_fill_(total.logical_not(), 1 / num_modalities)
 
 
 class ImportanceWatch:

@@ -1,6 +1,6 @@
 """L_MIPD of latents and a fusion, by one of four ways to evaluate the fusion."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from mcr_fast.mipd.callable import CallableSource
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.engine import perturbed_divergences
 from mcr_fast.mipd.gradients import reaches
-from mcr_fast.mipd.hidden import HiddenSource, project_replaced
+from mcr_fast.mipd.hidden import HiddenSource
 from mcr_fast.mipd.reach import Reached, reach
 from mcr_fast.mipd.request import Request
+from mcr_fast.mipd.source import Source
 from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.reference._similarity import without_autocast
@@ -74,75 +75,68 @@ def _from_contributions(request: Request, additive: Additive) -> _Result:
 
 def _clean_logits(request: Request, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
     """The clean logits of an additive fusion, as calling it gives them."""
-    if additive.head is None:
-        checks.fusion_output(contributions[0], request.num_rows, request.num_classes)
+    wanted = (request.num_rows, request.num_classes)
+    if additive.head is None and (request.logits is not None or contributions.shape[1:] != wanted):
+        checks.fusion_output(contributions[0], *wanted)
     if request.logits is not None:
         return request.logits
     if is_data_parallel(request.fusion):  # a call makes it ready for the backward
         return call_fusion(request.fusion, request.latents, request.num_classes)
     logits = finish(additive, contributions)
-    checks.fusion_output(logits, request.num_rows, request.num_classes)
+    checks.fusion_output(logits, *wanted)
     return logits
 
 
 def _added(request: Request, additive: Additive) -> _Result:
     """An additive fusion that has a head, or whose latents are replaced by other than donors'."""
-    reached = None if torch.compiler.is_compiling() else _reach_added(request, additive)
-    with _listening(reached):
+    compiling = torch.compiler.is_compiling()
+    reached = None if compiling else _reach(request, additive)
+    # a hook may look at the clean run; a compiler sees to hooks itself
+    with looking_hooks_only(reached.modules) if reached else nullcontext():
         contributions = additive.contributions(request.latents)
         logits = _clean_logits(request, additive, contributions)
-    play = _play_added if reached else _play_added_uncompiled
-    return *play(request, additive, contributions, logits, reached), logits
-
-
-def _reach_added(request: Request, additive: Additive) -> Reached:
-    """The head's modules; the fusion's where replaced latents are projected anew."""
-    return reach(additive.head if request.permutes else request.fusion)
-
-
-def _listening(reached: Reached | None) -> AbstractContextManager[None]:
-    """The caller's clean run, in which a hook may look only; a compiler sees to hooks itself."""
-    return looking_hooks_only(reached.modules) if reached else nullcontext()
-
-
-def _play_added(
-    request: Request,
-    additive: Additive,
-    contributions: Tensor,  # [M, N, H]
-    logits: Tensor,  # [N, C]
-    reached: Reached | None,
-) -> tuple[Tensor, Tensor]:  # [], [S]
-    reached = reached or _reach_added(request, additive)
-    with runs_apart(reached, request.fusion_mode) as changed:
-        # contributions are computed once, so that donors' rows are what the projections gave;
-        # replaced latents are projected anew, and then the clean ones in the same mode
-        with without_backward_hooks(reached.modules):
-            replacements = project_replaced(request, additive)
-            if replacements and changed:
-                contributions = additive.contributions(request.latents)
-        source = HiddenSource(request, additive, contributions, replacements)
-        return perturbed_divergences(request, source, logits, not changed, reached.modules)
+    play = _play_uncompiled if compiling else _play
+    return *play(request, logits, reached, additive, contributions), logits
 
 
 def _called(request: Request) -> _Result:
     """A fusion that is any function of the latents."""
-    reached = None if torch.compiler.is_compiling() else reach(request.fusion)
+    compiling = torch.compiler.is_compiling()
+    reached = None if compiling else _reach(request, None)
     logits = request.logits
     if logits is None:
         logits = call_fusion(request.fusion, request.latents, request.num_classes, reached)
-    play = _play_called if reached else _play_called_uncompiled
+    play = _play_uncompiled if compiling else _play
     return *play(request, logits, reached), logits
 
 
-def _play_called(
-    request: Request, logits: Tensor, reached: Reached | None
+def _reach(request: Request, additive: Additive | None) -> Reached:
+    """What is run anew: a head alone, or the fusion as replaced latents are projected too."""
+    return reach(additive.head if additive and request.permutes else request.fusion)
+
+
+def _play(
+    request: Request,
+    logits: Tensor,  # [N, C]
+    reached: Reached | None,
+    additive: Additive | None = None,
+    contributions: Tensor | None = None,  # [M, N, H], of an additive fusion
 ) -> tuple[Tensor, Tensor]:  # [], [S]
-    reached = reached or reach(request.fusion)
-    if request.logits is not None and request.clean_path == "routed":
-        _refuse_others(request.latents, logits)
+    """L_MIPD and the divergences of a fusion that has to be run."""
+    reached = reached or _reach(request, additive)
+    if additive is None and request.logits is not None and request.clean_path == "routed":
+        _refuse_others(request.latents, request.logits)
     with runs_apart(reached, request.fusion_mode) as changed:
-        source = CallableSource(request)
+        if additive is None or contributions is None:
+            source: Source = CallableSource(request)
+        else:
+            with without_backward_hooks(reached.modules):
+                source = HiddenSource(request, additive, contributions, changed)
         return perturbed_divergences(request, source, logits, not changed, reached.modules)
+
+
+# torch.compiler.disable, but without importing the compiler with the package
+_play_uncompiled = _disable_dynamo(_play)
 
 
 def _refuse_others(latents: list[Tensor], logits: Tensor) -> None:
@@ -153,8 +147,3 @@ def _refuse_others(latents: list[Tensor], logits: Tensor) -> None:
             "logits must be computed from these latents for clean_path='routed', but their "
             "graph does not reach them; leave logits out, or take another clean_path"
         )
-
-
-# torch.compiler.disable, but without importing the compiler with the package
-_play_called_uncompiled = _disable_dynamo(_play_called)
-_play_added_uncompiled = _disable_dynamo(_play_added)

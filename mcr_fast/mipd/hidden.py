@@ -1,6 +1,8 @@
 """An additive fusion with a head: perturbed hidden rows by gather and add, then the head."""
 
+import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,10 @@ from torch.autograd.graph import GradientEdge
 from mcr_fast._wrapping import calls_its_class
 from mcr_fast.fusion import Additive
 from mcr_fast.mipd.draw import replaced_latents
-from mcr_fast.mipd.gather_add import gather_add, gather_add_backward, serves
 from mcr_fast.mipd.gradients import GradientSums, Pulled, own
 from mcr_fast.mipd.request import Request
 from mcr_fast.mipd.source import CLEAN, Turn
+from mcr_fast.ops._backend import resolve
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -24,17 +26,22 @@ class HiddenSource:
         request: Request,
         fusion: Additive,
         contributions: Tensor,  # [M, N, H]
-        replacements: list[Tensor],  # M tensors [K, N, H]; none: donors' rows
+        changed: bool,  # the mode is another one than contributions were computed in
     ):
+        # contributions are computed once, so that donors' rows are what the projections gave;
+        # replaced latents are projected anew, and then the clean ones in the same mode
+        replacements = [] if request.permutes else _project_replaced(request, fusion)
+        if replacements and changed:
+            contributions = fusion.contributions(request.latents)
         self.fusion, self.contributions = fusion, contributions
-        self.replacements = replacements
+        self.replacements = replacements  # M tensors [K, N, H]; none: donors' rows
         self.players: Sequence[Tensor] = [contributions, *replacements]
         x = contributions.detach()
         self.bias = fusion.bias
         dtype = x.dtype if self.bias is None else torch.promote_types(x.dtype, self.bias.dtype)
         # without a head the sum is the logits, which are not rounded to 16 bits
         self.dtype = accumulation_dtype(dtype) if fusion.head is None else dtype
-        self.fused = request.permutes and serves(request.backend, x, self.bias)
+        self.fused = request.permutes and _triton_serves(request.backend, x, self.bias)
         # kernels convert what they read, and compute the head's first activation with it
         self.x = x.contiguous() if self.fused else x.to(accumulation_dtype(x.dtype))
         self.activation, self.rest = (
@@ -56,7 +63,8 @@ class HiddenSource:
         """Add what the subset changes to the clean hidden rows, run the head."""
         head = self.fusion.head
         if self._in_kernel(turn):
-            rows, head = gather_add(*self._kernel_inputs(turn), self.dtype), self.rest
+            rows = _launch("gather_add_fwd", *self._kernel_inputs(turn), self.dtype)
+            head = self.rest
         else:
             rows = turn.safe(self._rows(turn).to(self.dtype))
         rows, edge = own(rows, self.wants_grad)
@@ -65,11 +73,10 @@ class HiddenSource:
     def _in_kernel(self, turn: Turn) -> bool:
         return self.fused and turn.subset != CLEAN
 
-    def _kernel_inputs(
-        self, turn: Turn
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, tuple[int, int], str]:
-        donors, bounds = turn.pairs.tables(turn.chunk), (turn.chunk.start, turn.chunk.stop)
-        return self.x, self.hidden, donors, turn.kept, turn.subset, bounds, self.activation
+    def _kernel_inputs(self, turn: Turn) -> tuple[Any, ...]:
+        rows = (turn.chunk.start, turn.chunk.stop)
+        donors = turn.pairs.tables(turn.chunk)
+        return self.x, self.hidden, donors, turn.kept, turn.subset, *rows, self.activation
 
     def _rows(self, turn: Turn) -> Tensor:  # [R, H]
         chunk = turn.chunk
@@ -109,7 +116,8 @@ class HiddenSource:
     def _collect_fused(self, turn: Turn, grad: Tensor, sums: GradientSums) -> None:
         chunk, total = turn.chunk, sums.of(self.contributions)
         inverse = turn.pairs.tables(chunk, sign=-1)
-        to_rows = gather_add_backward(grad, *self._kernel_inputs(turn), inverse, total)
+        inputs = (grad, *self._kernel_inputs(turn), inverse, total)
+        to_rows = _launch("gather_add_bwd", *inputs)  # [rows, H]; adds the donors' to the total
         for m, factor in enumerate(turn.route):
             if not turn.replaces(m) and factor != 0:
                 total[m, chunk.start : chunk.stop].add_(to_rows, alpha=factor)
@@ -117,17 +125,38 @@ class HiddenSource:
             sums.of(self.bias).add_(to_rows.sum(0), alpha=turn.head)
 
 
-def project_replaced(request: Request, additive: Additive) -> list[Tensor]:  # M tensors [K, N, H]
-    """Contributions of zeros or noisy latents, with a graph; none if latents are permuted.
+def _project_replaced(request: Request, additive: Additive) -> list[Tensor]:
+    """Contributions [K, N, H] of zeros or noisy latents, M of them. They carry a graph.
 
     So the gradient of one reaches its encoder and its projection with one factor.
     """
-    if request.permutes:
-        return []
     return [
         additive.project(m, x.flatten(0, 1)).unflatten(0, x.shape[:2])
         for m, x in enumerate(replaced_latents(request))
     ]
+
+
+def _triton_serves(backend: str | None, x: Tensor, bias: Tensor | None) -> bool:
+    """Whether Triton's kernels take the hidden rows: where they take the rows' divergence.
+
+    Raises:
+        ValueError, RuntimeError: as `resolve`, which the rows' divergence would raise too.
+    """
+    dtypes = [x.dtype] if bias is None else [x.dtype, bias.dtype]
+    if torch.float64 in dtypes:
+        return False
+    return resolve("row_divergence", backend, x.device, *dtypes) == "triton"
+
+
+def _launch(name: str, like: Tensor, *arguments: Any) -> Tensor:
+    """Call a launcher of the kernels, imported when it is first called, under the tensors' device.
+
+    No dispatcher op: all tensors are cut from every graph, and no compiler is tracing.
+    """
+    launcher = getattr(importlib.import_module("mcr_fast.kernels.gather_add"), name)
+    with torch.cuda.device_of(like):  # for CPU tensors a no-op
+        launched: Tensor = launcher(like, *arguments)
+    return launched
 
 
 def split_activation(

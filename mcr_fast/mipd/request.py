@@ -1,28 +1,27 @@
 """What `MCRLoss` asks of the engine: one object a step, which every part of it takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 # The options of MCRLoss that a request holds as they are.
 ASKED_AS_SET = (
-    *("num_classes", "strategy", "clean_path", "divergence", "perturbation"),
+    *("latent_dims", "num_classes", "strategy", "clean_path", "divergence", "perturbation"),
     *("chunk_rows", "fusion_mode", "backend"),
 )
 
 Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """L_MIPD of one batch, checked, its donors drawn."""
 
     latents: list[Tensor]  # M tensors [N, ..., D_m]
     fusion: Fusion
     logits: Tensor | None  # [N, C], the caller's; None: call the fusion
+    latent_dims: tuple[int, ...]
     num_classes: int
     order: Tensor | None  # [N] int64
     donors: Tensor | None  # [1 or M, K] or [1 or M, K, N] int64; in the form the ops take
@@ -44,11 +43,6 @@ class Request:
     def num_rows(self) -> int:
         """N."""
         return self.latents[0].shape[0]
-
-    @property
-    def latent_dims(self) -> tuple[int, ...]:
-        """The D_m."""
-        return tuple(z.shape[-1] for z in self.latents)
 
     @property
     def permutes(self) -> bool:
