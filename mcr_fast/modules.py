@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._ceb import ceb as evaluate_ceb
-from mcr_fast._ceb import ceb_head, late_ceb_head
+from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._embedding_losses import contrastive as contrastive_loss
@@ -230,7 +229,7 @@ class MCRLoss(nn.Module):
             generator: source of randomness.
         """
         self._check_weights()
-        parts = checks.batch(
+        parts, codes = checks.batch(
             (latents, fusion, logits, embeddings, labels, present, sample_weight),
             self.latent_dims,
             self.num_classes,
@@ -238,10 +237,9 @@ class MCRLoss(nn.Module):
             same_label=self.exclude == "same_label",
             ceb_labels=self.ceb_weight != 0 and self.ceb_source == "labels",
         )
-        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
-        contrastive, ceb = zero, zero
+        contrastive = ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         mipd, divergences, logits = self._mipd(
-            parts, labels, fusion, logits, permutations, present, sample_weight, generator
+            parts, codes, fusion, logits, permutations, present, sample_weight, generator
         )
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
@@ -266,7 +264,7 @@ class MCRLoss(nn.Module):
     def _mipd(
         self,
         latents: list[Tensor],
-        labels: Tensor | None,
+        codes: Tensor | None,
         fusion: Fusion,
         logits: Tensor | None,
         permutations: Tensor | CyclicPermutations | None,
@@ -275,7 +273,6 @@ class MCRLoss(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
         """L_MIPD, the divergences and the clean logits."""
-        order, donors = None, None
         if permutations is not None:
             order, donors = checks.given_donors(permutations, self.perturbation, latents)
         if self.mipd_weight == 0:
@@ -283,19 +280,8 @@ class MCRLoss(nn.Module):
             given = call_fusion(fusion, latents, self.num_classes) if logits is None else logits
             return zero, zero.new_zeros(len(self._subsets)), given
         if permutations is None:
-            order, donors = draw_donors(
-                latents,
-                self._subsets,
-                perturbation=self.perturbation,
-                num_permutations=self.num_permutations,
-                scheme=self.scheme,
-                shared_donor=self.shared_donor,
-                generator=generator,
-            )
-        exclude = self.exclude if self.exclude and self.perturbation == "permute" else "none"
-        codes = None
-        if exclude == "same_label":
-            codes = checks.label_codes(labels, len(latents[0]), latents[0].device)
+            how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
+            order, donors = draw_donors(latents, self._subsets, *how, generator)
         request = Request(
             latents=latents,
             fusion=fusion,
@@ -307,7 +293,7 @@ class MCRLoss(nn.Module):
             sample_weight=sample_weight,
             generator=generator,
             subsets=self._subsets,
-            exclude=exclude,
+            exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
             **{name: getattr(self, name) for name in ASKED_AS_SET},
         )
         mipd, divergences, logits = evaluate_mipd(request)
@@ -318,20 +304,17 @@ class MCRLoss(nn.Module):
         assert seen is not None, "checked"
         if self.ceb_head is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, latents[0])
-        head, classes = self.ceb_head, self.num_classes
-        return evaluate_ceb(head, latents, seen, classes, present, self.backend)
+        return evaluate_ceb(self.ceb_head, latents, seen, self.num_classes, present, self.backend)
 
     def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], zero: Tensor) -> Tensor:
         """The weighted sum of L_Con, L_CEB and L_MIPD in as few nodes of the graph as it takes."""
-        weights, loss = (self.contrastive_weight, self.ceb_weight, self.mipd_weight), None
+        weights, loss = (self.contrastive_weight, self.ceb_weight, self.mipd_weight), zero
         for weight, term in zip(weights, terms, strict=True):
-            if weight == 0:
-                continue
-            if loss is None:
+            if weight != 0 and loss is zero:
                 loss = term if weight == 1 else weight * term
-            else:
+            elif weight != 0:
                 loss = torch.add(loss, term, alpha=weight)
-        return zero if loss is None else loss
+        return loss
 
     def _check_weights(self) -> None:
         """They may be set between steps, from any library's numbers."""

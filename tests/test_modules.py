@@ -170,8 +170,8 @@ def test_draws(options, num_modalities, num_rows, expected, monkeypatch):
     drawn = []
     draw_donors = mcr_fast.modules.draw_donors
 
-    def spy(*args, **given):
-        drawn.append(draw_donors(*args, **given))
+    def spy(*args):
+        drawn.append(draw_donors(*args))
         return drawn[-1]
 
     monkeypatch.setattr("mcr_fast.modules.draw_donors", spy)

@@ -2,12 +2,17 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mcr_fast._checks.inputs import declared_latents
 from mcr_fast._checks.permutations import donors
-from mcr_fast._checks.rows import check_labels, check_present, check_weight, class_labels
+from mcr_fast._checks.rows import (
+    check_labels,
+    check_present,
+    check_weight,
+    class_labels,
+    label_codes,
+)
 from mcr_fast._checks.tensors import (
     float_tensor,
     modalities,
@@ -26,8 +31,8 @@ def batch(
     contrasts: bool,  # L_Con is wanted
     same_label: bool,  # rows of equal label are not paired
     ceb_labels: bool,  # L_CEB sees class labels
-) -> list[Tensor]:  # M tensors [N, ..., D_m]
-    """The latents, as a list, of a batch that is what `MCRLoss` was made for."""
+) -> tuple[list[Tensor], Tensor | None]:  # M tensors [N, ..., D_m]; [N] int64
+    """The latents and the labels' codes, if pairs depend on them, of a batch that fits."""
     latents, fusion, logits, embeddings, labels, present, sample_weight = given
     parts = declared_latents(latents, latent_dims)
     num_rows, device = parts[0].shape[0], parts[0].device
@@ -39,16 +44,19 @@ def batch(
         on_device("logits", logits, device, "latents")
     if contrasts:
         _contrasted(embeddings, latent_dims)
-    if labels is not None:
-        _labels(labels, num_rows, device, contrasts or same_label or ceb_labels)
-    elif same_label or ceb_labels:
+    if labels is None and (same_label or ceb_labels):
         needed_by = "ceb_source='labels'" if ceb_labels else "exclude='same_label'"
         raise ValueError(f"labels must be given for {needed_by}, got None")
+    if same_label or (labels is not None and (contrasts or ceb_labels)):
+        check_labels(labels, num_rows, device)
+    elif labels is not None and len(plain_tensor("labels", labels)) != num_rows:
+        # of any form, as for several labels a row: nothing compares them
+        raise ValueError(f"labels must have {num_rows} rows, got shape {list(labels.shape)}")
     if ceb_labels:
         class_labels(labels, num_classes)
     check_present(present, (num_rows, len(parts)), "[N, M]", device)
     check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
-    return parts
+    return parts, label_codes(labels, num_rows, device) if same_label else None
 
 
 def _contrasted(embeddings: Any, latent_dims: tuple[int, ...]) -> None:
@@ -61,14 +69,6 @@ def _contrasted(embeddings: Any, latent_dims: tuple[int, ...]) -> None:
             f"width, got latent_dims {list(latent_dims)}; project the latents to one "
             "width, or set contrastive_weight=0"
         )
-
-
-def _labels(labels: Any, num_rows: int, device: torch.device, compared: bool) -> None:
-    """One label a row; of any form, as for several labels a row, if nothing compares them."""
-    if compared:
-        check_labels(labels, num_rows, device)
-    elif len(plain_tensor("labels", labels)) != num_rows:
-        raise ValueError(f"labels must have {num_rows} rows, got shape {list(labels.shape)}")
 
 
 def given_donors(

@@ -9,7 +9,7 @@ passes it once, in the caller's backward.
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -33,20 +33,14 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
                 "fusion_mode='own'"
             )
     changed = to_evaluate(reached)
-    with _evaluating(changed), _unremembered(reached.modules):
-        yield bool(changed)
-
-
-@contextmanager
-def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """These modules, which are in training mode, in evaluation mode."""
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
+    with _unremembered(reached.modules):
+        try:
+            for module in changed:
+                module.training = False
+            yield bool(changed)
+        finally:
+            for module in changed:
+                module.training = True
 
 
 # Statistics are small; a table of positions or a cache that is larger is not written to in a run.
@@ -102,11 +96,8 @@ _GLOBAL_HOOKS = (all_modules._global_backward_hooks, all_modules._global_backwar
 
 
 @contextmanager
-def noting(called: dict[int, nn.Module], wanted: bool) -> Iterator[None]:
+def noting(called: dict[int, nn.Module]) -> Iterator[None]:
     """Notes the modules that are called: what a callable runs and nothing shows that it holds."""
-    if not wanted:
-        yield
-        return
 
     def note(module: nn.Module, args: Any) -> None:
         called[id(module)] = module
@@ -118,24 +109,20 @@ def noting(called: dict[int, nn.Module], wanted: bool) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def without_backward_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+def without_backward_hooks(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Runs whose gradients no backward hook of a module hears of, nor one of all modules."""
-    with _replaced_hooks(modules, lambda hooks: OrderedDict()):
-        yield
+    return _replaced_hooks(modules, lambda hooks: OrderedDict())
 
 
-@contextmanager
-def looking_hooks_only(modules: Sequence[nn.Module]) -> Iterator[None]:
+def looking_hooks_only(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """The caller's clean run: a backward hook that changes a gradient raises.
 
     The gradient of the perturbed rows does not pass the hooks of the modules inside of a fusion.
     That is right for a hook that looks, and would be a wrong number for one that changes it.
     """
-    with _replaced_hooks(
+    return _replaced_hooks(
         modules, lambda hooks: OrderedDict((key, _guard(hook)) for key, hook in hooks.items())
-    ):
-        yield
+    )
 
 
 def _guard(hook: Any) -> Any:

@@ -1,6 +1,7 @@
 """Calling a fusion for the caller: in its own mode, with its hooks, on copies of the latents."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,21 +26,16 @@ def call_fusion(
         inputs = [z.clone() for z in latents]
     if torch.compiler.is_compiling():
         logits: Tensor = run(inputs)
+    elif reached is None:
+        logits = _explained(run, inputs)
     else:
-        logits = _heard(run, inputs, reached) if reached else _explained(run, inputs)
+        called = {id(module): module for module in reached.modules}
+        # compiled code would be compiled anew for a hook
+        unknown = not (reached.compiled or isinstance(fusion, nn.Module))
+        with looking_hooks_only(reached.modules), noting(called) if unknown else nullcontext():
+            logits = _explained(run, inputs)
+        reached.modules[:] = called.values()
     checks.fusion_output(logits, latents[0].shape[0], num_classes)
-    return logits
-
-
-def _heard(
-    fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor], reached: Reached
-) -> Tensor:
-    called = {id(module): module for module in reached.modules}
-    # compiled code would be compiled anew for a hook
-    note = not (reached.compiled or isinstance(fusion, nn.Module))
-    with looking_hooks_only(reached.modules), noting(called, note):
-        logits = _explained(fusion, inputs)
-    reached.modules[:] = called.values()
     return logits
 
 

@@ -12,7 +12,6 @@ from mcr_fast.sampling import CyclicPermutations, Scheme, sample_permutations
 def draw_donors(
     latents: list[Tensor],  # M tensors [N, ..., D_m]
     subsets: tuple[int, ...],
-    *,
     perturbation: str,
     num_permutations: int | str,
     scheme: Scheme,
