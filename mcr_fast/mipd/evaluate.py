@@ -30,6 +30,7 @@ def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
     """L_MIPD, the divergences without gradient, and the clean logits.
 
     | fusion                                | perturbed | evaluated |
+    |---------------------------------------|-----------|-----------|
     | a linear layer over the latents       | permuted  | from the latents, in one op |
     | additive without head, that op absent | permuted  | from its contributions |
     | additive with a head                  | permuted  | its head, on hidden rows |
@@ -112,7 +113,7 @@ def _called(request: Request) -> _Result:
 
 def _reach(request: Request, additive: Additive | None) -> Reached:
     """What is run anew: a head alone, or the fusion as replaced latents are projected too."""
-    return reach(additive.head if additive and request.permutes else request.fusion)
+    return reach(additive.head if additive is not None and request.permutes else request.fusion)
 
 
 def _play(

@@ -1,4 +1,4 @@
-"""An additive fusion with a head: perturbed hidden rows by gather and add, then the head."""
+"""An additive fusion that is run: perturbed hidden rows by gather and add, then its head."""
 
 import importlib
 from collections.abc import Callable, Sequence
