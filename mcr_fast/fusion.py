@@ -1,7 +1,6 @@
 """Fusions that add up: logits = head(sum over modalities of P_m(Z_m), plus a bias)."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +26,6 @@ from mcr_fast._wrapping import (
 from mcr_fast.ops._modes import autocast_enabled
 
 __all__ = ["AdditiveFusion"]
-
-
-class Additive(Protocol):
-    """What the regularizer needs of an additive fusion."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """[H]."""
-
-    @property
-    def head(self) -> Callable[[Tensor], Tensor] | None:
-        """[rows, H] -> logits [rows, C]; None: the sum is the logits."""
-
-    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
-        """M latents -> [M, N, H]."""
-
-    def project(self, modality: int, latent: Tensor) -> Tensor:
-        """One modality's latent [rows, ...] -> [rows, H]."""
 
 
 class AdditiveFusion(nn.Module):
@@ -189,6 +170,10 @@ def _check_bias_and_head(bias: Tensor | None, head: nn.Module | None) -> None:
             raise ValueError(f"bias must have shape [H], got {list(bias.shape)}")
     if head is not None and not isinstance(head, nn.Module):
         raise TypeError(f"head must be a module, got {type(head).__name__}")
+
+
+# What the regularizer takes for an additive fusion.
+Additive = AdditiveFusion | LinearColumns
 
 
 def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [N, C]

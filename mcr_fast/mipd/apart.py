@@ -55,29 +55,24 @@ def _unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
     an attention map kept as an attribute, or a weight that a hook sets, stays that of this call.
     """
     copies: dict[int, Tensor] = {}
-    buffers, kept = [], []
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for module in modules:
-        kept.append((module, _tensors_of(module)))
-        if _may_write(module):
-            buffers.append((module, dict(module._buffers)))
-            for held in (module._buffers, vars(module)):
-                for name, x in list(held.items()):
-                    if isinstance(x, Tensor) and _may_be_statistic(x):
-                        held[name] = copies.setdefault(id(x), x.clone())
+        writes = _may_write(module)
+        for held in (vars(module), module._buffers) if writes else (vars(module),):
+            before = dict(held)
+            kept.append((held, before))
+            for name, x in before.items() if writes else ():
+                if isinstance(x, Tensor) and _may_be_statistic(x):
+                    held[name] = copies.setdefault(id(x), x.clone())
     try:
         yield
     finally:
-        for module, before in buffers:
-            module._buffers.update(before)
-        for module, tensors in kept:
-            state = vars(module)
-            for name in _tensors_of(module).keys() - tensors.keys():
-                del state[name]
-            state.update(tensors)
-
-
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: x for name, x in vars(module).items() if isinstance(x, Tensor)}
+        for held, before in kept:
+            both = [*held.items(), *before.items()]
+            tensors = {name for name, x in both if isinstance(x, Tensor)}
+            for name in tensors - before.keys():
+                del held[name]
+            held.update({name: before[name] for name in tensors & before.keys()})
 
 
 def _may_write(module: nn.Module) -> bool:

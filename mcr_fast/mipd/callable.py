@@ -40,7 +40,7 @@ class CallableSource:
         for m, z in enumerate(self.players):
             x, replaces = z.detach(), turn.replaces(m)
             donated = replaces and self.permutes
-            rows = x[turn.pairs.donors_of(m, turn.chunk)] if donated else turn.chunk.repeat(x)
+            rows = x[turn.chunk.donors(m)] if donated else turn.chunk.repeat(x)
             rows, edge = own(turn.safe(rows), z.requires_grad and turn.route[m] != 0)
             if replaces and not self.permutes:
                 noise = turn.chunk.cut(self.noise[m]) if self.noise else None
@@ -57,7 +57,7 @@ class CallableSource:
             if grad is None:
                 continue
             if turn.replaces(m) and self.permutes:
-                turn.pairs.sum_by_donor(sums.of(z), grad, m, turn.chunk)
+                turn.chunk.sum_by_donor(sums.of(z), grad, m)
             else:
                 turn.chunk.sum_by_row(sums.of(z), grad, turn.route[m])
 

@@ -20,7 +20,7 @@ from mcr_fast._checkpointing import without_recomputation
 from mcr_fast.game import head_factor, route_factors
 from mcr_fast.mipd.apart import without_backward_hooks
 from mcr_fast.mipd.gradients import GradientSums, Runs, fresh_casts
-from mcr_fast.mipd.pairs import CHUNK_ELEMENTS, Chunk, Pairs, chunks
+from mcr_fast.mipd.pairs import CHUNK_ELEMENTS, Pairs
 from mcr_fast.mipd.request import Request
 from mcr_fast.mipd.source import CLEAN, Source, Turn
 from mcr_fast.ops._attach import attach_gradients
@@ -109,13 +109,10 @@ class _Engine:
         """The clean logits in the mode of the perturbed ones."""
         nobody, parts = [0] * self.num_modalities, []
         with torch.no_grad():
-            for chunk in self._clean_chunks():
-                parts.append(self._run(Turn(CLEAN, nobody, 0, chunk, self.pairs))[1])
+            for chunk in self.pairs.clean_chunks(self.chunk_rows):
+                parts.append(self._run(Turn(CLEAN, nobody, 0, chunk))[1])
                 self._check(parts[-1], chunk.stop - chunk.start)
         return torch.cat(parts) if parts else self.logits.detach()
-
-    def _clean_chunks(self) -> list[Chunk]:
-        return list(chunks(1, self.request.num_rows, self.chunk_rows))
 
     def _check(self, logits: Tensor, num_rows: int) -> None:
         checks.fusion_output(logits, num_rows, self.logits.shape[1])
@@ -138,12 +135,12 @@ class _Engine:
         head = head_factor(self.request.strategy, subset, self.num_modalities)
         sums, grad_clean = GradientSums(), torch.zeros_like(self.shared_cotangent)
         total, weight = grad_clean.new_zeros(()), grad_clean.new_zeros(())
-        for chunk in chunks(self.pairs.count, len(self.clean), self.chunk_rows):
-            row_weight = self.pairs.weights(subset, chunk)
+        for chunk in self.pairs.chunks(self.chunk_rows):
+            row_weight = chunk.weights(subset)
             kept = None
             if row_weight is not None and self.request.present is not None:
                 kept = row_weight.ne(0)
-            turn = Turn(subset, route, head, chunk, self.pairs, kept)
+            turn = Turn(subset, route, head, chunk, kept)
             t, w, g = self._compare(turn, row_weight, sums)
             total, weight = total + t, weight + w
             if self.wants_clean:
@@ -215,9 +212,9 @@ class _Engine:
         self._pull_clean([0 if self.cotangents else 1] * num, 1, self.shared_cotangent)
 
     def _pull_clean(self, route: list[int], head: int, cotangent: Tensor) -> None:
-        for chunk in self._clean_chunks():
+        for chunk in self.pairs.clean_chunks(self.chunk_rows):
             rows = cotangent[chunk.start : chunk.stop]
-            turn = Turn(CLEAN, route, head, chunk, self.pairs)
+            turn = Turn(CLEAN, route, head, chunk)
             self._pull(turn, functools.partial(_given, rows), self.sums)
 
 

@@ -75,7 +75,7 @@ class HiddenSource:
 
     def _kernel_inputs(self, turn: Turn) -> tuple[Any, ...]:
         rows = (turn.chunk.start, turn.chunk.stop)
-        donors = turn.pairs.tables(turn.chunk)
+        donors = turn.chunk.tables()
         return self.x, self.hidden, donors, turn.kept, turn.subset, *rows, self.activation
 
     def _rows(self, turn: Turn) -> Tensor:  # [R, H]
@@ -87,7 +87,7 @@ class HiddenSource:
             if self.replacements:
                 new = chunk.cut(self.replacements[m].detach())
             else:
-                new = x[turn.pairs.donors_of(m, chunk)]
+                new = x[chunk.donors(m)]
             rows = rows + (new - chunk.repeat(x))
         return rows
 
@@ -106,7 +106,7 @@ class HiddenSource:
                 part = sums.of(self.replacements[m])[chunk.first : chunk.last]
                 part[:, chunk.start : chunk.stop] += chunk.fold(grad)
             elif turn.replaces(m):
-                turn.pairs.sum_by_donor(sums.of(self.contributions)[m], grad, m, chunk)
+                chunk.sum_by_donor(sums.of(self.contributions)[m], grad, m)
             elif turn.route[m] != 0:
                 chunk.sum_by_row(sums.of(self.contributions)[m], grad, turn.route[m])
         if self.bias is not None and turn.head != 0:
@@ -115,7 +115,7 @@ class HiddenSource:
 
     def _collect_fused(self, turn: Turn, grad: Tensor, sums: GradientSums) -> None:
         chunk, total = turn.chunk, sums.of(self.contributions)
-        inverse = turn.pairs.tables(chunk, sign=-1)
+        inverse = chunk.tables(sign=-1)
         inputs = (grad, *self._kernel_inputs(turn), inverse, total)
         to_rows = _launch("gather_add_bwd", *inputs)  # [rows, H]; adds the donors' to the total
         for m, factor in enumerate(turn.route):

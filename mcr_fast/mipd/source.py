@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mcr_fast.mipd.gradients import GradientSums, Pulled
-from mcr_fast.mipd.pairs import Chunk, Pairs
+from mcr_fast.mipd.pairs import Chunk
 
 # Of a turn whose rows are the clean ones: nobody's latents are replaced.
 CLEAN = 0
@@ -23,7 +23,6 @@ class Turn:
     route: Sequence[int]  # to each modality
     head: int  # to what all modalities share
     chunk: Chunk
-    pairs: Pairs
     kept: Tensor | None = None  # [R] bool; None unless rows can be missing
 
     def replaces(self, modality: int) -> bool:
