@@ -253,8 +253,7 @@ class MCRLoss(nn.Module):
                 name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
-            seen = labels if self.ceb_source == "labels" else logits.detach()
-            ceb = self._ceb(pooled, seen, present)
+            ceb = self._ceb(pooled, labels, logits, present)
         loss = self._weighted((contrastive, ceb, mipd), zero)
         importance = importance_of(divergences, len(parts))
         if self.mipd_weight != 0 and loss.requires_grad:
@@ -300,7 +299,10 @@ class MCRLoss(nn.Module):
         checks.no_infinite_logits("what the fusion gives", logits)
         return mipd, divergences, logits
 
-    def _ceb(self, latents: list[Tensor], seen: Tensor | None, present: Tensor | None) -> Tensor:
+    def _ceb(
+        self, latents: list[Tensor], labels: Tensor | None, logits: Tensor, present: Tensor | None
+    ) -> Tensor:
+        seen = labels if self.ceb_source == "labels" else logits.detach()
         assert seen is not None, "checked"
         if self.ceb_head is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, latents[0])
