@@ -4,8 +4,8 @@ Nothing here waits for a device. Checks that read a tensor's values run on CPU t
 only with MCR_FAST_CHECK=1.
 """
 
+from mcr_fast._checks.batch import batch, given_donors
 from mcr_fast._checks.inputs import (
-    declared_latents,
     embedding_rows,
     fusion_output,
     linear_latents,
@@ -60,12 +60,12 @@ __all__ = [
     "Exclude",
     "Strategy",
     "Subsets",
+    "batch",
     "check_labels",
     "check_present",
     "check_weight",
     "choice",
     "class_labels",
-    "declared_latents",
     "divergence_options",
     "donors",
     "embedding_rows",
@@ -74,6 +74,7 @@ __all__ = [
     "finite",
     "float_tensor",
     "fusion_output",
+    "given_donors",
     "label_codes",
     "latent_dims",
     "linear_latents",

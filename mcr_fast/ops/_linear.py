@@ -18,7 +18,7 @@ from mcr_fast import env
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded, refuse_batched
 from mcr_fast.ops._unit_grad import raise_double_backward
-from mcr_fast.reference._divergence import weights_in_range
+from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
 _SERVED = env.has_kernel("linear_permuted_divergence_fwd", "CPU")

@@ -16,7 +16,8 @@ from mcr_fast.ops._backend import resolve_divergence
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
 from mcr_fast.ops._unit_grad import raise_double_backward
-from mcr_fast.reference._divergence import mean_or_zero, weights_in_range
+from mcr_fast.pairing import weights_in_range
+from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.row_divergence import row_divergence_reference
 
