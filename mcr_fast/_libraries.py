@@ -1,31 +1,16 @@
-"""Loads the compiled libraries; the only module that reads environment variables.
+"""Loads the compiled libraries and says what is missing; the only reader of environment variables.
 
-- ``MCR_FAST_CHECK=1``: also run the argument checks that need a host synchronisation
-- ``MCR_FAST_CPU_CAPABILITY``: use the instruction set of that name (``portable``, ``avx2``,
-  ``avx512``) and not the best
-- ``TRITON_INTERPRET=1`` (Triton's own): ``backend="triton"`` takes CPU tensors, interpreted, slowly
-
-``python -m mcr_fast.env`` prints what was loaded, what was not, and why.
+`mcr_fast.env` is the public side of it, and has the list of the variables.
 """
 
-from __future__ import annotations
-
-import importlib.metadata
 import importlib.util
 import os
-import platform
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 
 from mcr_fast._process import first_time, kept
-from mcr_fast._version import __version__
-
-if sys.argv[:1] == ["-m"]:
-    # Under `python -m mcr_fast.env` the package imports this module before it runs as __main__.
-    warnings.filterwarnings("ignore", "'mcr_fast.env' found in sys.modules", RuntimeWarning)
 
 MIN_TORCH = (2, 10)
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
@@ -114,7 +99,12 @@ def _load_cuda(path: Path = CUDA_LIBRARY) -> None:
 
 def cuda_load_error() -> str | None:
     """Why the CUDA kernels are not loaded, None if they are."""
-    return _cuda_error if _cpu_loaded else f"no compiled library ({_cpu_error}); {HOW_TO_BUILD}"
+    return _cuda_error if _cpu_loaded else cpu_load_error()
+
+
+def cpu_load_error() -> str | None:
+    """Why the CPU kernels are not loaded and how to build them, None if they are loaded."""
+    return None if _cpu_loaded else f"no compiled library ({_cpu_error}); {HOW_TO_BUILD}"
 
 
 def cpu_library_loaded() -> bool:
@@ -125,6 +115,11 @@ def cpu_library_loaded() -> bool:
 def load_error() -> str | None:
     """The exact reason why the CPU library is not loaded, None if it is."""
     return _cpu_error
+
+
+def cpu_source() -> str:
+    """Where the CPU ops come from, empty if there are none."""
+    return _cpu_source
 
 
 def has_kernel(name: str, dispatch_key: str) -> bool:
@@ -167,57 +162,3 @@ def why_no_triton() -> str | None:
         f"torch {torch.__version__} is not built for CUDA; install one that is, use backend=None, "
         "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels, slowly"
     )
-
-
-def _triton_version() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "not installed"
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "installed, version unknown"
-
-
-def report() -> str:
-    """What ``python -m mcr_fast.env`` prints."""
-    from mcr_fast.ops._backend import backends
-
-    lines = [
-        f"mcr_fast        {__version__}",
-        f"torch           {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
-        f"triton          {_triton_version()}",
-        f"python          {platform.python_version()}, {platform.platform()}",
-        f"CPU library     {_cpu_source or 'not loaded'}",
-    ]
-    if _cpu_loaded:
-        lines.append(f"built with      {torch.ops.mcr_fast.build_info()}")
-        lines.append(f"CPU capability  {cpu_capability()}")
-        lines.append(f"CUDA library    {_cuda_error or 'loaded'}")
-    else:
-        lines += [f"error           {_cpu_error}", f"to build        {HOW_TO_BUILD}"]
-    found = backends()
-    width = max(len(op) for op in found)
-    lines += ["", f"{'op':<{width}}  {'CPU tensors':<11}  CUDA tensors"]
-    for op, status in found.items():
-        lines.append(f"{op:<{width}}  {status['serves']['cpu']:<11}  {status['serves']['cuda']}")
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for op, status in found.items():
-        for backend, reason in status["unavailable"].items():
-            reasons.setdefault((backend, reason), []).append(op)
-    lines += ["", "why not the others"]
-    for (backend, reason), ops in reasons.items():
-        concerned = "every op" if len(ops) == len(found) else ", ".join(ops)
-        lines.append(f"{backend} ({concerned}): {reason}")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the report."""
-    print(report())
-
-
-if __name__ == "__main__":
-    # The state is in the module that the package imported, not in this second copy of it.
-    from mcr_fast.env import main as imported_main
-
-    imported_main()

@@ -17,7 +17,7 @@ from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, is_sharded
 from mcr_fast.fusion import Additive, as_additive, finish
-from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops._modes import autocast_enabled
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
@@ -138,9 +138,7 @@ def _fuse(
         return None
     options = (game.subsets, game.strategy, game.clean_path, game.divergence, rows.exclude)
     masks = (rows.codes, rows.present, rows.sample_weight)
-    return linear_permuted_divergence(
-        latents, weight, bias, rows.order, rows.donors, *masks, *options
-    )
+    return fused_divergence(latents, weight, bias, rows.order, rows.donors, *masks, *options)
 
 
 def _linear(contributions: Tensor, bias: Tensor | None, rows: Rows, game: Game) -> Tensor:  # [S]

@@ -15,11 +15,11 @@ from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
-from mcr_fast._embedding_losses import contrastive as contrastive_loss
 from mcr_fast._mipd import Draw, Step, draw_donors
 from mcr_fast._mipd import mipd as evaluate_mipd
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch
+from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.perturbation import Game
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme

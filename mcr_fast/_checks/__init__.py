@@ -14,7 +14,6 @@ from mcr_fast._checks.inputs import (
     stacked_contributions,
 )
 from mcr_fast._checks.options import (
-    BACKENDS,
     Backend,
     CleanPath,
     Divergence,
@@ -25,11 +24,13 @@ from mcr_fast._checks.options import (
     divergence_options,
     enough_classes,
     finite,
+    known_backend,
     latent_dims,
     positive,
     subset_masks,
     whole,
 )
+from mcr_fast._checks.pairs import divergence_arguments, kernel_reads
 from mcr_fast._checks.permutations import donors
 from mcr_fast._checks.randomness import moved, random_state, same_logits
 from mcr_fast._checks.rows import (
@@ -53,7 +54,6 @@ from mcr_fast._checks.tensors import (
 )
 
 __all__ = [
-    "BACKENDS",
     "Backend",
     "CleanPath",
     "Divergence",
@@ -66,6 +66,7 @@ __all__ = [
     "choice",
     "class_labels",
     "declared_latents",
+    "divergence_arguments",
     "divergence_options",
     "donors",
     "embedding_rows",
@@ -74,6 +75,8 @@ __all__ = [
     "finite",
     "float_tensor",
     "fusion_output",
+    "kernel_reads",
+    "known_backend",
     "label_codes",
     "latent_dims",
     "linear_latents",

@@ -1,75 +1,73 @@
-"""Autograd of ops whose forward takes the gradient: `<op>_fwd -> (loss, unit_grad)`, `<op>_bwd`.
+"""What the contrastive losses share: one scalar out of one matrix [L, D].
 
-The contrastive losses are such ops: one scalar out of one matrix [L, D], and all that the gradient
-needs is at hand while the value is computed. The backward scales and casts.
+All that the gradient needs is at hand while the value is computed; the backward scales and casts.
 """
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcr_fast._process import first_time
-from mcr_fast.ops._autograd import call_backward, register_autograd, register_vmap
-from mcr_fast.ops._overloads import find, overloads, qualified
+from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._dispatch import call, raise_double_backward, register
+from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
-def raise_double_backward(op: str) -> NoReturn:
-    """What the backward of every backward op does."""
-    raise RuntimeError(
-        f"{op} cannot be differentiated twice: its backward is a compiled kernel; "
-        'use backend="reference" where second derivatives are needed'
+def register_contrastive(op: str) -> None:
+    """Register `<op>_fwd -> (loss, unit_grad)` and `<op>_bwd`."""
+
+    def backward(
+        ctx: Any, run: Callable[..., Tensor], grad: Tensor | None, grad_unit_grad: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_unit_grad is not None:
+            raise_double_backward(op)
+        return (run(grad, *ctx.saved_tensors, ctx.dtype),)
+
+    register(
+        op,
+        forward_fake=_forward_fake,
+        backward_fake=lambda grad, unit_grad, dtype: torch.empty_like(unit_grad, dtype=dtype),
+        setup=_setup,
+        backward=backward,
     )
 
 
-def register_unit_grad_op(op: str) -> None:
-    """Give every overload of `<op>_fwd` and `<op>_bwd` its fake and its autograd."""
-    for overload in overloads(op):
-        _register(op, overload)
+def _forward_fake(
+    embeddings: Tensor,  # [L, D]
+    labels: Tensor,
+    present: Tensor | None,
+    temperature: float,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(embeddings.dtype)
+    shape = embeddings.shape if want_grad else (0, 0)
+    return embeddings.new_empty((), dtype=dtype), embeddings.new_empty(shape, dtype=dtype)
 
 
-def _register(op: str, overload: str) -> None:
-    def forward_fake(
-        embeddings: Tensor,  # [L, D]
-        labels: Tensor,
-        present: Tensor | None,
-        temperature: float,
-        want_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        dtype = accumulation_dtype(embeddings.dtype)
-        shape = embeddings.shape if want_grad else (0, 0)
-        return embeddings.new_empty((), dtype=dtype), embeddings.new_empty(shape, dtype=dtype)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    # The unit gradient stays differentiable on purpose: its graph leads a second backward to an
+    # error, where a constant would let it pass with wrong numbers.
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
 
-    def backward_fake(grad: Tensor, unit_grad: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.empty_like(unit_grad, dtype=dtype)
 
-    def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        # The unit gradient stays differentiable on purpose: its graph leads a second backward to
-        # the error below, where a constant would let it pass with wrong numbers.
-        ctx.save_for_backward(output[1])
-        ctx.dtype = inputs[0].dtype
-        ctx.set_materialize_grads(False)
-
-    def forward_backward(
-        ctx: Any, grad: Tensor | None, grad_unit_grad: Tensor | None
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        if grad_unit_grad is not None:
-            raise_double_backward(op)
-        if grad is None:
-            return None, None, None, None, None
-        (unit_grad,) = ctx.saved_tensors
-        backward = find(f"{op}_bwd", overload)
-        return call_backward(backward, grad, unit_grad, ctx.dtype), None, None, None, None
-
-    def backward_backward(ctx: Any, grad: Tensor) -> NoReturn:
-        raise_double_backward(op)
-
-    if not first_time(qualified(op, overload)):
-        return
-    torch.library.register_fake(qualified(f"{op}_fwd", overload), forward_fake)
-    torch.library.register_fake(qualified(f"{op}_bwd", overload), backward_fake)
-    register_autograd(f"{op}_fwd", overload, forward_backward, setup_context=setup_forward)
-    register_autograd(f"{op}_bwd", overload, backward_backward)
-    for name in (f"{op}_fwd", f"{op}_bwd"):
-        register_vmap(name, overload)
+def contrastive(
+    op: str,
+    reference: Callable[..., Tensor],
+    embeddings: Tensor,  # [L, D]
+    labels: Tensor,  # [L] int64 codes
+    present: Tensor | None,  # [L] bool
+    temperature: float,
+    backend: str | None,
+) -> Tensor:  # []
+    """The loss, by whichever backend serves."""
+    rows, _ = embeddings.shape
+    chosen = resolve(op, backend, embeddings.device, embeddings.dtype, size=rows)
+    if chosen == "reference":
+        return reference(embeddings, labels, present, temperature)
+    want = wants_gradient(embeddings)
+    inputs = (embeddings, labels, present, temperature, want)
+    loss: Tensor = call(f"{op}_fwd", chosen, *inputs, graph=want)[0]
+    return loss

@@ -1,199 +1,115 @@
-"""Autograd and vmap for dispatcher ops at the price of a plain `autograd.Function`.
+"""How an op meets torch's dispatcher: its overloads, what is registered for them, calling them.
 
-`torch.library.register_autograd` fills in schema defaults on every call, in time that grows with
-the square of the number of arguments: 50 microseconds for an op of thirteen, more than its kernel
-takes on a batch of 32. Our schemas have no defaults, so the kernel registered here skips that step.
+The compiled library's overload is the default one, Triton's is called `triton` and defined here, so
+that it needs no compiled library and stands beside any kernel that one has for the same device.
+Both have the same schema, fake and autograd.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
-from mcr_fast.ops._modes import has_tangent, refuse_forward_mode, transformed
-from mcr_fast.ops._overloads import LIBRARY, find, qualified
+from mcr_fast import _libraries as libraries
+from mcr_fast._process import first_time, kept
+from mcr_fast.ops._autograd import Node, autograd_kernel, below_autograd, make_node, vmap_kernel
+from mcr_fast.ops._modes import recorded
+from mcr_fast.ops.registry import OPS
 
-FIRST_ARGUMENT = 2  # where an op's own arguments begin in ctx.needs_input_grad
+LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
+_NODES: dict[Any, Node] = kept("nodes", dict)  # of every overload
 
 
-def register_autograd(
+def find(name: str, overload: str) -> Any:
+    """The overload of `mcr_fast::<name>`."""
+    return getattr(getattr(torch.ops.mcr_fast, name), overload)
+
+
+def call(name: str, backend: str, *args: Any, graph: bool) -> Any:
+    """Run `mcr_fast::<name>` on a backend other than the reference, as a node of the graph or not.
+
+    Straight in eager mode: the dispatcher would go from Python to Python by way of C++.
+    """
+    return _call(find(name, "triton" if backend == "triton" else "default"), graph, *args)
+
+
+def _call(target: Any, graph: bool, *args: Any) -> Any:
+    if recorded() or forward_ad._current_level >= 0:
+        return target(*args)
+    return _NODES[target](None, args) if graph else below_autograd(target, None, args)
+
+
+def register(
     op: str,
-    overload: str,
-    backward: Callable[..., tuple[Any, ...]],
     *,
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+    forward_fake: Callable[..., Any],
+    backward_fake: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> None:
-    """Register `backward(ctx, *grads)` for an overload of the op `mcr_fast::<op>`.
+    """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
 
-    As `torch.library.register_autograd`, for ops whose arguments are positional; the tensors of
-    lists are followed, in `backward` one gradient each. torch.func's grad, vjp and jacrev take it
-    as they take a built-in op's.
+    `setup(ctx, inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called
+    unless all `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients of
+    the op's first arguments, each tensor of a list its own; `ctx.wanted` says which are wanted, and
+    the others are dropped.
     """
-    target = find(op, overload)
+    for overload in _overloads(op):
+        forward, reverse = find(f"{op}_fwd", overload), find(f"{op}_bwd", overload)
+        if not first_time(forward.name()):
+            continue
 
-    # Of a single level: the dispatcher runs the kernel below once for each transform of torch.func,
-    # where `autograd.Function` would want to see all of them at once.
-    class Bridge(_SingleLevelFunction):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, lists: _Lists | None, *args: Any) -> Any:
-            args = args if lists is None else lists.nested(args)
-            with _outer_derivatives() if transformed() else nullcontext():
-                output = _below_autograd(target, keyset, args)
-            if setup_context is not None:
-                setup_context(ctx, args, output)
-            return output if lists is None else lists.take(output)
+        def derivative(ctx: Any, *grads: Any, reverse: Any = reverse) -> tuple[Tensor | None, ...]:
+            return backward(ctx, partial(_call, reverse, torch.is_grad_enabled()), *grads)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            return None, None, *backward(ctx, *grads)
+        def none_twice(ctx: Any, *grads: Any) -> NoReturn:
+            raise_double_backward(op)
 
-    def kernel(keyset: Any, *args: Any) -> Any:
-        lists = _Lists(args) if has_lists else None
-        flat = args if lists is None else _flat(args)
-        tensors = [a for a in flat if isinstance(a, Tensor)]
-        if has_tangent(*tensors):
-            refuse_forward_mode(op.removesuffix("_fwd").removesuffix("_bwd"))
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return _below_autograd(target, keyset, args)
-        if transformed():
-            with _single_level():
-                output = apply(keyset, lists, *flat)
-        else:
-            output = apply(keyset, lists, *flat)
-        return output if lists is None else lists.give(output)
-
-    apply: Callable[..., Any] = Bridge.apply  # type: ignore[attr-defined]
-    has_lists = "Tensor[]" in str(target._schema)
-    LIBRARY.impl(qualified(op, overload), kernel, "Autograd", with_keyset=True)
+        torch.library.register_fake(forward.name(), forward_fake)
+        torch.library.register_fake(reverse.name(), backward_fake)
+        _NODES[forward] = make_node(forward, setup, derivative)
+        _NODES[reverse] = make_node(reverse, lambda *_: None, none_twice)
+        for target in (forward, reverse):
+            kernel = autograd_kernel(op, target, _NODES[target])
+            LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)
+            LIBRARY.impl(target.name(), vmap_kernel(target), "FuncTorchBatched", with_keyset=True)
 
 
-class _Lists:
-    """Where lists of tensors stand among an op's arguments and outputs.
-
-    A node of the graph sees tensors only that are arguments and outputs themselves.
-    """
-
-    def __init__(self, args: tuple[Any, ...]):
-        self._arguments = _lengths(args)
-        self._outputs: list[int | None] = []
-
-    def nested(self, flat: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments with their lists."""
-        return _nested(flat, self._arguments)
-
-    def take(self, output: Any) -> Any:
-        """The outputs without their lists."""
-        if isinstance(output, Tensor):
-            return output
-        self._outputs = _lengths(output)
-        return _flat(output)
-
-    def give(self, flat: Any) -> Any:
-        """The outputs as the op returns them."""
-        return _nested(flat, self._outputs) if self._outputs else flat
-
-
-def _lengths(items: tuple[Any, ...]) -> list[int | None]:
-    return [len(x) if _is_list(x) else None for x in items]
-
-
-def _flat(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(y for x in items for y in (x if _is_list(x) else (x,)))
-
-
-def _nested(flat: tuple[Any, ...], lengths: list[int | None]) -> tuple[Any, ...]:
-    rest = iter(flat)
-    return tuple(
-        next(rest) if length is None else [next(rest) for _ in range(length)] for length in lengths
+def raise_double_backward(op: str) -> NoReturn:
+    """What the backward of every backward op does."""
+    raise RuntimeError(
+        f"{op} cannot be differentiated twice: its backward is a compiled kernel; "
+        'use backend="reference" where second derivatives are needed'
     )
 
 
-def _is_list(x: Any) -> bool:
-    return isinstance(x, (list, tuple)) and all(isinstance(y, Tensor) for y in x)
+def _overloads(op: str) -> list[str]:
+    """The overloads that an op has in this process, Triton's defined if it was not."""
+    found = ["default"] if libraries.has_kernel(f"{op}_fwd", "CPU") else []
+    if "triton" in OPS[op].backends:
+        _define_triton(op, f"{op}_fwd", OPS[op].forward)
+        _define_triton(op, f"{op}_bwd", OPS[op].backward)
+        found.append("triton")
+    return found
 
 
-def register_vmap(op: str, overload: str) -> None:
-    """Give an overload of the op `mcr_fast::<op>` a rule for torch.func.vmap: one call a sample.
+def _define_triton(op: str, name: str, schema: str) -> None:
+    if not first_time(f"define {name}.triton"):
+        return
 
-    A kernel takes a whole batch's pairs at once, and its memory is bounded, which a rule that
-    expands the samples would lose. torch's own fallback does the same, but warns, and takes no list
-    of tensors.
-    """
-    target = find(op, overload)
+    def kernel(*args: Any) -> Any:
+        """The launcher, imported when it is first called."""
+        launch = getattr(importlib.import_module(f"mcr_fast.kernels.{op}"), name)
+        first = args[0] if isinstance(args[0], Tensor) else args[1]
+        # kernels start on the current stream of the tensors' own device; for CPU tensors a no-op
+        with torch.cuda.device_of(first):
+            return launch(*args)
 
-    def kernel(keyset: Any, *args: Any) -> Any:
-        # Imported late: they bring in more of torch than a process without vmap ever needs.
-        from torch._functorch.autograd_function import custom_function_call_vmap_helper
-        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-
-        interpreter: Any = retrieve_current_functorch_interpreter()
-        return custom_function_call_vmap_helper(
-            interpreter,
-            lambda info, in_dims, *args: _one_by_one(target, info.batch_size, in_dims, args),
-            target,
-            *args,
-        )
-
-    LIBRARY.impl(qualified(op, overload), kernel, "FuncTorchBatched", with_keyset=True)
-
-
-def _one_by_one(
-    target: Any, batch_size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """The outputs of all samples stacked, and where their dimension is."""
-    if batch_size == 0:
-        raise ValueError(f"torch.func.vmap over no sample at all: {target} has no result to stack")
-
-    def sample(x: Any, dim: Any, index: int) -> Any:
-        if isinstance(x, list):
-            return [sample(y, d, index) for y, d in zip(x, dim, strict=True)]
-        return x if dim is None else x.select(dim, index)
-
-    made = [
-        target(*(sample(x, dim, b) for x, dim in zip(args, in_dims, strict=True)))
-        for b in range(batch_size)
-    ]
-    return _stacked(made)
-
-
-def _stacked(made: Sequence[Any]) -> tuple[Any, Any]:
-    """Tensors, or tuples and lists of them, one a sample; with the dimension 0 for each."""
-    if isinstance(made[0], Tensor):
-        return torch.stack(tuple(made)), 0
-    pairs = [_stacked(parts) for parts in zip(*made, strict=True)]
-    kind = type(made[0]) if type(made[0]) in (list, tuple) else tuple
-    return kind(x for x, _ in pairs), kind(dim for _, dim in pairs)
-
-
-def call_backward(overload: Any, *args: Any) -> Any:
-    """Call a backward op; past its autograd, which only raises, unless a graph is being made."""
-    if torch.is_grad_enabled():
-        return overload(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args)
-
-
-@contextmanager
-def _outer_derivatives() -> Iterator[None]:
-    """Lets transforms outside of this one differentiate, for which torch turns it off here."""
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-        yield
-
-
-@contextmanager
-def _single_level() -> Iterator[None]:
-    before = torch._C._functorch.get_single_level_autograd_function_allowed()
-    torch._C._functorch.set_single_level_autograd_function_allowed(True)
-    try:
-        yield
-    finally:
-        torch._C._functorch.set_single_level_autograd_function_allowed(before)
-
-
-def _below_autograd(overload: Any, keyset: Any, args: Sequence[Any]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    LIBRARY.define(f"{name}.triton{schema}")
+    LIBRARY.impl(f"{name}.triton", kernel, "CUDA")
+    if libraries.triton_interpreted():
+        LIBRARY.impl(f"{name}.triton", kernel, "CPU")

@@ -3,140 +3,119 @@
 The same as contributions followed by `permuted_divergence`. On a small batch the graph between the
 two costs as much as the arithmetic: slices, transposes, a stack, and a zero-filled gradient of the
 whole weight for each slice. Here one op a direction makes the products as well, each reading and
-writing its columns in place. For eager mode; under torch.compile the compiler does this work on the
-separate ops.
+writing its columns in place. For eager mode on the CPU; under torch.compile the compiler does this
+work on the separate ops.
 """
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mcr_fast import env
+from mcr_fast import _libraries as libraries
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded, refuse_batched
-from mcr_fast.ops._unit_grad import raise_double_backward
+from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._modes import (
+    autocast_enabled,
+    holds_values,
+    recorded,
+    refuse_batched,
+    wants_gradient,
+)
+from mcr_fast.ops.permuted_divergence import permuted_divergence
+from mcr_fast.ops.registry import OPS
 from mcr_fast.reference._divergence import weights_in_range
-from mcr_fast.reference._similarity import accumulation_dtype
+from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
+from mcr_fast.reference.linear_permuted_divergence import (
+    linear_contributions,
+    linear_permuted_divergence_reference,
+)
 
-_SERVED = env.has_kernel("linear_permuted_divergence_fwd", "CPU")
-if _SERVED:
-    _forward = torch.ops.mcr_fast.linear_permuted_divergence_fwd.default
-    _backward = torch.ops.mcr_fast.linear_permuted_divergence_bwd.default
-
-
-def can_fuse(
-    latents: Sequence[Tensor],  # M tensors [N, D_m]
-    weight: Tensor,  # [C, sum of D_m]
-    backend: str | None,
-) -> bool:
-    """Whether `linear_permuted_divergence` serves these tensors here."""
-    if recorded() or forward_ad._current_level >= 0:
-        return False
-    if (
-        not all(map(holds_values, (*latents, weight)))
-        or len(latents) > 8
-        or not (_SERVED and torch.is_grad_enabled())
-    ):
-        return False
-    device = weight.device
-    if any(z.dtype != weight.dtype or z.device != device for z in latents):
-        return False
-    # the op's products have the dtype of their factors, and 16 bits are too few for logits
-    if weight.dtype.itemsize == 2 or autocast_enabled(device):
-        return False
-    return resolve("permuted_divergence", backend, device) == "cpu"
+_SERVED = libraries.has_kernel("linear_permuted_divergence_fwd", "CPU")
+_MAX_MODALITIES = OPS["permuted_divergence"].max_modalities or 0
 
 
-def in_float32(
-    latents: Sequence[Tensor],  # M tensors [N, D_m]
-    weight: Tensor,  # [C, sum of D_m]
-    bias: Tensor | None,  # [C]
-) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """The factors in the dtype of the sums: what products of 16 bits would round is logits."""
-    dtype = accumulation_dtype(weight.dtype, *(z.dtype for z in latents))
-    wide = [z.to(dtype) for z in latents]
-    return wide, weight.to(dtype), None if bias is None else bias.to(dtype)
+def _forward_fake(
+    latents: list[Tensor], weight: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    subsets, want_grad = arguments[6], arguments[11]
+    dtype = accumulation_dtype(weight.dtype)
+    shape = (len(latents), latents[0].shape[0], weight.shape[0])
+    unit_shape = shape if want_grad else (0, 0, 0)
+    return (
+        weight.new_empty(len(subsets), dtype=dtype),
+        weight.new_empty(unit_shape, dtype=dtype),
+        weight.new_empty(unit_shape[2], dtype=dtype),
+        weight.new_empty(shape),
+    )
 
 
-class _OnlyOnce(torch.autograd.Function):
-    """Gives the first `count` of the tensors a graph that leads a second backward to an error."""
+def _backward_fake(
+    grad: Tensor | None,
+    unit_grad: Tensor,
+    unit_grad_bias: Tensor,
+    contributions: Tensor,
+    grad_contributions: Tensor | None,
+    wanted: Sequence[int],
+    latents: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    *arguments: Any,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    grads = [
+        x.new_empty(x.shape if want else (0, 0))
+        for x, want in zip((*latents, weight), wanted, strict=True)
+    ]
+    like = weight if bias is None else bias
+    return grads[:-1], grads[-1], unit_grad_bias.new_empty(weight.shape[0], dtype=like.dtype)
 
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in tensors[:count])
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise_double_backward("permuted_divergence")
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    latents, weight, bias, *ctx.arguments, _ = inputs
+    ctx.mark_non_differentiable(*output[1:3])
+    ctx.save_for_backward(*output[1:], weight, bias, *latents)
 
 
-class _LinearPermutedDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,  # [C, sum of D_m]
-        bias: Tensor | None,  # [C]
-        arguments: tuple[Any, ...],  # of the op, after the bias
-        *latents: Tensor,  # [N, D_m]
-    ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            divergences, unit_grad, unit_grad_bias, contributions = _forward(
-                latents, weight, bias, *arguments, True
-            )
-        ctx.save_for_backward(unit_grad, unit_grad_bias, contributions, weight, bias, *latents)
-        ctx.arguments = arguments
-        ctx.set_materialize_grads(False)
-        return divergences, contributions
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor | None, grad_contributions: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
-        if grad is None and grad_contributions is None:
-            return (None,) * len(needs)
-        refuse_batched("permuted_divergence", grad, grad_contributions)
-        unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
-        to_task = grad_contributions if torch.is_grad_enabled() else None
-        if grad is None and to_task is not None:
-            return _with_graph(to_task, needs, weight, latents)
-        with torch._C._AutoDispatchBelowAutograd():
-            grad_latents, grad_weight, grad_bias = _backward(
-                grad,
-                unit_grad,
-                unit_grad_bias,
-                contributions,
-                grad_contributions if to_task is None else None,
-                (*needs[3:], needs[0]),
-                latents,
-                weight,
-                bias,
-                *ctx.arguments,
-            )
-        if torch.is_grad_enabled():
-            made = (grad_weight, grad_bias, *grad_latents)
-            made = _OnlyOnce.apply(len(made), *made, weight, *latents)
-            grad_weight, grad_bias, *grad_latents = made
-        grads = (
-            grad_weight if needs[0] else None,
-            grad_bias if needs[1] and grad is not None else None,
-            None,
-            *(g if need else None for g, need in zip(grad_latents, needs[3:], strict=True)),
-        )
-        if to_task is None:
-            return grads
-        pairs = zip(grads, _with_graph(to_task, needs, weight, latents), strict=True)
-        return tuple(b if a is None else a if b is None else a + b for a, b in pairs)
+def _backward(
+    ctx: Any,
+    run: Callable[..., tuple[list[Tensor], Tensor, Tensor]],
+    grad: Tensor | None,  # [S]
+    _: None,
+    __: None,
+    grad_contributions: Tensor | None,  # [M, N, C]
+) -> tuple[Tensor | None, ...]:
+    refuse_batched("permuted_divergence", grad, grad_contributions)
+    unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
+    wanted = ctx.wanted[: len(latents) + 1]
+    to_task = grad_contributions if torch.is_grad_enabled() else None
+    if grad is None and to_task is not None:
+        return _with_graph(to_task, wanted, latents, weight)
+    grad_latents, grad_weight, grad_bias = run(
+        grad,
+        unit_grad,
+        unit_grad_bias,
+        contributions,
+        grad_contributions if to_task is None else None,
+        wanted,
+        latents,
+        weight,
+        bias,
+        *ctx.arguments,
+    )
+    grads = (*grad_latents, grad_weight)
+    if to_task is not None:
+        pairs = zip(grads, _with_graph(to_task, wanted, latents, weight), strict=True)
+        grads = tuple(a if b is None else a + b for a, b in pairs)
+    return *grads, None if grad is None else grad_bias
 
 
 def _with_graph(
     grad_contributions: Tensor,  # [M, N, C]
-    needs: Sequence[bool],
-    weight: Tensor,  # [C, sum of D_m]
+    wanted: Sequence[bool],  # of the latents, of the weight
     latents: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
 ) -> tuple[Tensor | None, ...]:
     """The gradient through the contributions alone, to be differentiated again.
 
@@ -145,14 +124,40 @@ def _with_graph(
     columns = weight.split([z.shape[1] for z in latents], dim=1)
     per_modality = list(zip(grad_contributions, latents, columns, strict=True))
     return (
-        torch.cat([g.T @ z for g, z, _ in per_modality], dim=1) if needs[0] else None,
-        None,
-        None,
-        *(g @ w if need else None for (g, _, w), need in zip(per_modality, needs[3:], strict=True)),
+        *(g @ w if want else None for (g, _, w), want in zip(per_modality, wanted, strict=False)),
+        torch.cat([g.T @ z for g, z, _ in per_modality], dim=1) if wanted[-1] else None,
     )
 
 
-def linear_permuted_divergence(
+register(
+    "linear_permuted_divergence",
+    forward_fake=_forward_fake,
+    backward_fake=_backward_fake,
+    setup=_setup,
+    backward=_backward,
+)
+
+
+def can_fuse(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
+    backend: str | None,
+) -> bool:
+    """Whether `fused_divergence` serves these tensors here."""
+    if not (_SERVED and weight.is_cpu) or recorded() or forward_ad._current_level >= 0:
+        return False
+    dtype = weight.dtype
+    if len(latents) > _MAX_MODALITIES or not holds_values(weight):
+        return False
+    if not all(z.is_cpu and z.dtype == dtype and holds_values(z) for z in latents):
+        return False
+    # the op's products have the dtype of their factors, and 16 bits are too few for logits
+    if dtype.itemsize == 2 or autocast_enabled(weight.device):
+        return False
+    return resolve("linear_permuted_divergence", backend, weight.device) == "cpu"
+
+
+def fused_divergence(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
     bias: Tensor | None,  # [C]
@@ -162,4 +167,32 @@ def linear_permuted_divergence(
     *masks, sample_weight = arguments[:5]
     if sample_weight is not None:
         arguments = (*masks, weights_in_range(sample_weight), *arguments[5:])
-    return _LinearPermutedDivergence.apply(weight, bias, arguments, *latents)
+    want = wants_gradient(weight, bias, *latents)
+    inputs = (list(latents), weight, bias, *arguments, want)
+    made = call("linear_permuted_divergence_fwd", "cpu", *inputs, graph=want)
+    return made[0], made[3]
+
+
+def linear_permuted_divergence(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    weight: Tensor,  # [C, sum of D_m]
+    bias: Tensor | None,  # [C]
+    *masks: Tensor | None,  # order, donors, labels, present, sample_weight
+    backend: str | None,
+    **options: Any,  # subsets, strategy, clean_path, divergence, exclude: in this order
+) -> Tensor:  # [S]
+    """`permuted_divergence` of the layer's contributions."""
+    if weight.dtype.itemsize == 2 or autocast_enabled(weight.device):
+        dtype = accumulation_dtype(weight.dtype, *(z.dtype for z in latents))
+        latents, weight = [z.to(dtype) for z in latents], weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        with without_autocast(weight.device):
+            return linear_permuted_divergence(
+                latents, weight, bias, *masks, backend=backend, **options
+            )
+    if can_fuse(latents, weight, backend):
+        return fused_divergence(latents, weight, bias, *masks, *options.values())[0]
+    if resolve("linear_permuted_divergence", backend, weight.device, weight.dtype) == "reference":
+        return linear_permuted_divergence_reference(latents, weight, bias, *masks, **options)
+    contributions = linear_contributions(latents, weight)
+    return permuted_divergence(contributions, bias, *masks, backend=backend, **options)
