@@ -17,8 +17,8 @@ from mcr_fast._runs import reaches
 from mcr_fast._sources import CallableSource, HiddenSource
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel, is_sharded
 from mcr_fast.fusion import Additive, as_additive, finish
-from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops._modes import autocast_enabled
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.perturbation import Clean, Game, perturbed_divergences, runs_apart
 from mcr_fast.reference._similarity import accumulation_dtype, without_autocast

@@ -16,50 +16,56 @@ from torch.autograd.function import _SingleLevelFunction
 
 from mcr_fast.ops._modes import has_tangent, refuse_forward_mode, transformed
 
-# What runs an op as a node of the graph, of its dispatch keys (None: straight) and its arguments.
+FIRST = 2  # where an op's own arguments begin in ctx.needs_input_grad
+# What runs an op as a node of the graph: of its dispatch keys, None in eager mode, and arguments.
 Node = Callable[[Any, tuple[Any, ...]], Any]
 
 
 def make_node(
     target: Any,  # the overload
+    leading: int,  # arguments that may get a gradient, before the others
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
+    run: Callable[..., Any],  # what `backward` calls
 ) -> Node:
     """The node of an op, as `_dispatch.register` describes `setup` and `backward`."""
-    taken, given = _List(target._schema.arguments), _List(target._schema.returns)
+    taken, given = _List(target._schema.arguments[:leading]), _List(target._schema.returns)
 
     # Of a single level: the dispatcher runs it once for each transform of torch.func, where
     # `autograd.Function` would want to see all of them at once.
     class Function(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, *flat: Any) -> Any:
-            args = taken.nested(flat)
-            with _outer_derivatives() if transformed() else nullcontext():
-                output = below_autograd(target, keyset, args)
+        def forward(ctx: Any, keyset: Any, others: tuple[Any, ...], *flat: Any) -> Any:
+            args = (*taken.nested(flat), *others)
+            if keyset is None:
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = target(*args)
+            else:
+                with _outer_derivatives() if transformed() else nullcontext():
+                    output = below_autograd(target, keyset, args)
             ctx.set_materialize_grads(False)
             setup(ctx, args, output)
             return given.flat(output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            ctx.wanted = ctx.needs_input_grad[1:]
-            made = () if all(g is None for g in grads) else backward(ctx, *grads)
-            kept = (g if wanted else None for g, wanted in zip(made, ctx.wanted, strict=False))
-            return None, *kept, *(None,) * (len(ctx.wanted) - len(made))
+            needs = ctx.needs_input_grad
+            if grads[0] is None and all(grad is None for grad in grads):
+                return (None,) * len(needs)
+            pairs = zip(backward(ctx, run, *grads), needs[FIRST:], strict=True)
+            return None, None, *[grad if need else None for grad, need in pairs]
 
     apply: Callable[..., Any] = Function.apply  # type: ignore[attr-defined]
 
     def node(keyset: Any, args: tuple[Any, ...]) -> Any:
-        return given.nested(apply(keyset, *taken.flat(args)))
+        return given.nested(apply(keyset, args[leading:], *taken.flat(args[:leading])))
 
     return node
 
 
 def below_autograd(target: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
-    """Run an op without a node, on from the dispatch keys where autograd was met, if it was."""
+    """Run an op without a node, on from the dispatch keys where autograd was met."""
     with torch._C._AutoDispatchBelowAutograd():
-        if keyset is None:
-            return target(*args)
         return target.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
@@ -91,20 +97,23 @@ class _List:
     def __init__(self, arguments: Sequence[Any]):
         places = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
         assert len(places) <= 1, "where would one list end and the next begin?"
-        self._at = places[0] if places else None
-        self._after = len(arguments) - 1 - (self._at or 0)
+        self._at = places[0] if places else -1
+        self._after = len(arguments) - 1 - self._at
 
     def flat(self, items: Any) -> Any:
         """The items, those of the list in its place."""
         at = self._at
-        return items if at is None else (*items[:at], *items[at], *items[at + 1 :])
+        if at < 0:
+            return items
+        return (*items[:at], *items[at], *items[at + 1 :])
 
     def nested(self, flat: Any) -> Any:
         """The items as they were before `flat`."""
-        if self._at is None:
+        at = self._at
+        if at < 0:
             return flat
         end = len(flat) - self._after
-        return (*flat[: self._at], list(flat[self._at : end]), *flat[end:])
+        return (*flat[:at], list(flat[at:end]), *flat[end:])
 
 
 def vmap_kernel(target: Any) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ Both have the same schema, fake and autograd.
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +15,7 @@ from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
 from mcr_fast._process import first_time, kept
-from mcr_fast.ops._autograd import Node, autograd_kernel, below_autograd, make_node, vmap_kernel
+from mcr_fast.ops._autograd import Node, autograd_kernel, make_node, vmap_kernel
 from mcr_fast.ops._modes import recorded
 from mcr_fast.ops.registry import OPS
 
@@ -30,21 +29,27 @@ def find(name: str, overload: str) -> Any:
 
 
 def call(name: str, backend: str, *args: Any, graph: bool) -> Any:
-    """Run `mcr_fast::<name>` on a backend other than the reference, as a node of the graph or not.
-
-    Straight in eager mode: the dispatcher would go from Python to Python by way of C++.
-    """
-    return _call(find(name, "triton" if backend == "triton" else "default"), graph, *args)
+    """Run `mcr_fast::<name>` on a backend, not the reference; as a node of the graph if asked."""
+    return _call(find(name, "triton" if backend == "triton" else "default"), args, graph)
 
 
-def _call(target: Any, graph: bool, *args: Any) -> Any:
+def _call(target: Any, args: tuple[Any, ...], graph: bool) -> Any:
     if recorded() or forward_ad._current_level >= 0:
         return target(*args)
-    return _NODES[target](None, args) if graph else below_autograd(target, None, args)
+    return call_now(target, args, graph)
+
+
+def call_now(target: Any, args: tuple[Any, ...], graph: bool) -> Any:
+    """Run an overload in eager mode: the dispatcher would go from Python to Python through C++."""
+    if graph:
+        return _NODES[target](None, args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return target(*args)
 
 
 def register(
     op: str,
+    differentiable: int,
     *,
     forward_fake: Callable[..., Any],
     backward_fake: Callable[..., Any],
@@ -53,26 +58,30 @@ def register(
 ) -> None:
     """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
 
-    `setup(ctx, inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called
-    unless all `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients of
-    the op's first arguments, each tensor of a list its own; `ctx.wanted` says which are wanted, and
-    the others are dropped.
+    The op's first arguments, as many as are `differentiable`, may get gradients. `setup(ctx,
+    inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called unless all
+    `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
+    a list its own. Those that are not wanted are dropped.
     """
     for overload in _overloads(op):
         forward, reverse = find(f"{op}_fwd", overload), find(f"{op}_bwd", overload)
         if not first_time(forward.name()):
             continue
 
-        def derivative(ctx: Any, *grads: Any, reverse: Any = reverse) -> tuple[Tensor | None, ...]:
-            return backward(ctx, partial(_call, reverse, torch.is_grad_enabled()), *grads)
+        def reversed_(*args: Any, target: Any = reverse) -> Any:
+            if torch.is_grad_enabled():
+                return _call(target, args, graph=True)
+            with torch._C._AutoDispatchBelowAutograd():
+                return target(*args)
 
-        def none_twice(ctx: Any, *grads: Any) -> NoReturn:
+        def none_twice(ctx: Any, *_: Any) -> NoReturn:
             raise_double_backward(op)
 
         torch.library.register_fake(forward.name(), forward_fake)
         torch.library.register_fake(reverse.name(), backward_fake)
-        _NODES[forward] = make_node(forward, setup, derivative)
-        _NODES[reverse] = make_node(reverse, lambda *_: None, none_twice)
+        every = len(reverse._schema.arguments)
+        _NODES[forward] = make_node(forward, differentiable, setup, backward, reversed_)
+        _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, reversed_)
         for target in (forward, reverse):
             kernel = autograd_kernel(op, target, _NODES[target])
             LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)

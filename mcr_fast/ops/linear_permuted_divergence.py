@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
+from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._dispatch import call_now, find, register
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
     recorded,
     refuse_batched,
-    wants_gradient,
 )
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.ops.registry import OPS
@@ -34,6 +34,7 @@ from mcr_fast.reference.linear_permuted_divergence import (
 )
 
 _SERVED = libraries.has_kernel("linear_permuted_divergence_fwd", "CPU")
+_FORWARD = find("linear_permuted_divergence_fwd", "default") if _SERVED else None
 _MAX_MODALITIES = OPS["permuted_divergence"].max_modalities or 0
 
 
@@ -88,7 +89,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     refuse_batched("permuted_divergence", grad, grad_contributions)
     unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
-    wanted = ctx.wanted[: len(latents) + 1]
+    wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     to_task = grad_contributions if torch.is_grad_enabled() else None
     if grad is None and to_task is not None:
         return _with_graph(to_task, wanted, latents, weight)
@@ -104,11 +105,11 @@ def _backward(
         bias,
         *ctx.arguments,
     )
-    grads = (*grad_latents, grad_weight)
-    if to_task is not None:
-        pairs = zip(grads, _with_graph(to_task, wanted, latents, weight), strict=True)
-        grads = tuple(a if b is None else a + b for a, b in pairs)
-    return *grads, None if grad is None else grad_bias
+    grads = (*grad_latents, grad_weight, None if grad is None else grad_bias)
+    if to_task is None:
+        return grads
+    pairs = zip(grads, _with_graph(to_task, wanted, latents, weight), strict=True)
+    return tuple(a if a is None or b is None else a + b for a, b in pairs)
 
 
 def _with_graph(
@@ -126,11 +127,13 @@ def _with_graph(
     return (
         *(g @ w if want else None for (g, _, w), want in zip(per_modality, wanted, strict=False)),
         torch.cat([g.T @ z for g, z, _ in per_modality], dim=1) if wanted[-1] else None,
+        None,
     )
 
 
 register(
     "linear_permuted_divergence",
+    3,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,
@@ -164,12 +167,11 @@ def fused_divergence(
     *arguments: Any,  # of permuted_divergence_fwd, after the bias and but for want_grad
 ) -> tuple[Tensor, Tensor]:  # [S], [M, N, C]
     """The divergences and the contributions; only where `can_fuse`."""
-    *masks, sample_weight = arguments[:5]
-    if sample_weight is not None:
-        arguments = (*masks, weights_in_range(sample_weight), *arguments[5:])
-    want = wants_gradient(weight, bias, *latents)
-    inputs = (list(latents), weight, bias, *arguments, want)
-    made = call("linear_permuted_divergence_fwd", "cpu", *inputs, graph=want)
+    if arguments[4] is not None:
+        arguments = (*arguments[:4], weights_in_range(arguments[4]), *arguments[5:])
+    tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
+    want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    made = call_now(_FORWARD, (list(latents), weight, bias, *arguments, want), graph=want)
     return made[0], made[3]
 
 

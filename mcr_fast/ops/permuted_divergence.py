@@ -51,6 +51,7 @@ def _backward(
 
 register(
     "permuted_divergence",
+    2,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,

@@ -82,7 +82,7 @@ OPS: dict[str, Op] = {
 
 def schemas() -> dict[str, str]:
     """The schema of each dispatcher op, by its name without the namespace."""
-    found = {}
+    found: dict[str, str] = {}
     for name, op in OPS.items():
         found |= {f"{name}_fwd": op.forward, f"{name}_bwd": op.backward}
     return found
