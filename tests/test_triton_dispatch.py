@@ -13,7 +13,7 @@ from contrastive import needs_library
 
 from mcr_fast import env
 from mcr_fast.ops import _backend, registry
-from mcr_fast.ops.registry import OPS, Op, schemas, with_kernels
+from mcr_fast.ops.registry import OPS, schemas, with_kernels
 
 SCHEMAS = schemas()
 TRITON_OPS = with_kernels("triton")
@@ -41,6 +41,41 @@ def test_each_kernel_stands_in_the_registry():
     stems = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py")}
     assert set(TRITON_OPS) <= stems
     assert stems & set(OPS) == set(TRITON_OPS)
+
+
+TOY = """
+import torch
+import mcr_fast
+from mcr_fast.ops import _backend
+from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops.registry import OPS, Op
+
+OPS["toy"] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", backends={backends})
+_backend._UNAVAILABLE["toy"] = _backend._why_unavailable("toy")  # as its import does for each row
+register(
+    "toy",
+    1,
+    forward_fake=torch.empty_like,
+    backward_fake=lambda grad, x: torch.empty_like(x),
+    setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, run, grad: (run(grad, *ctx.saved_tensors),),
+)
+print(mcr_fast.backends()["toy"]["serves"]["cpu"], end=" ")
+print(_backend.resolve("toy", None, torch.device("cpu")), "toy" in mcr_fast.env.report())
+"""
+
+
+@pytest.mark.parametrize("backends", [(), ("triton",), ("cpu", "triton", "cuda")])
+def test_a_row_is_all_that_an_op_needs_to_be_known(backends):
+    """Without a kernel too: an op may begin with its reference."""
+    result = subprocess.run(
+        [sys.executable, "-c", TOY.format(backends=backends)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["reference", "reference", "True"]
 
 
 @pytest.fixture
