@@ -16,40 +16,20 @@ import warnings
 
 import torch
 
-from mcr_fast._libraries import (
-    CPU_LIBRARY,
-    CUDA_LIBRARY,
-    HOW_TO_BUILD,
-    check_enabled,
-    cpu_capability,
-    cpu_library_loaded,
-    cpu_source,
-    cuda_load_error,
-    has_kernel,
-    load_error,
-    load_libraries,
-    triton_interpreted,
-    why_no_triton,
-)
+from mcr_fast._libraries import CPU_LIBRARY as CPU_LIBRARY
+from mcr_fast._libraries import CUDA_LIBRARY as CUDA_LIBRARY
+from mcr_fast._libraries import HOW_TO_BUILD, cpu_source
+from mcr_fast._libraries import check_enabled as check_enabled
+from mcr_fast._libraries import cpu_capability as cpu_capability
+from mcr_fast._libraries import cpu_library_loaded as cpu_library_loaded
+from mcr_fast._libraries import cuda_load_error as cuda_load_error
+from mcr_fast._libraries import has_kernel as has_kernel
+from mcr_fast._libraries import load_error as load_error
+from mcr_fast._libraries import load_libraries as load_libraries
+from mcr_fast._libraries import triton_interpreted as triton_interpreted
+from mcr_fast._libraries import why_no_triton as why_no_triton
 from mcr_fast._version import __version__
 from mcr_fast.ops._backend import backends
-
-__all__ = [
-    "CPU_LIBRARY",
-    "CUDA_LIBRARY",
-    "HOW_TO_BUILD",
-    "check_enabled",
-    "cpu_capability",
-    "cpu_library_loaded",
-    "cuda_load_error",
-    "has_kernel",
-    "load_error",
-    "load_libraries",
-    "main",
-    "report",
-    "triton_interpreted",
-    "why_no_triton",
-]
 
 if sys.argv[:1] == ["-m"]:
     # Under `python -m mcr_fast.env` the package imports this module before it runs as __main__.

@@ -121,7 +121,8 @@ def test_check_flag(monkeypatch, value, expected):
 @needs_library
 def test_second_copy_is_not_loaded(tmp_path):
     copy = str(shutil.copy(env.CPU_LIBRARY, tmp_path))
-    after = f"from mcr_fast._libraries import _load; import pathlib; print(_load(pathlib.Path({copy!r})))"
+    after = "import pathlib; from mcr_fast._libraries import _load; "
+    after += f"print(_load(pathlib.Path({copy!r})))"
     result = run_python("-c", after)
     assert result.returncode == 0, result.stderr
     assert "before this package was imported" in result.stdout

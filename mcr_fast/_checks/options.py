@@ -10,32 +10,10 @@ from mcr_fast._names import (
     DIVERGENCES,
     STRATEGIES,
     SUBSETS,
-    Backend,
-    CleanPath,
-    Divergence,
     Exclude,
-    Strategy,
-    Subsets,
     choice,
 )
-from mcr_fast._numbers import finite, positive, whole
-
-__all__ = [
-    "Backend",
-    "CleanPath",
-    "Divergence",
-    "Exclude",
-    "Strategy",
-    "Subsets",
-    "choice",
-    "divergence_options",
-    "finite",
-    "known_backend",
-    "latent_dims",
-    "positive",
-    "subset_masks",
-    "whole",
-]
+from mcr_fast._numbers import whole
 
 
 def latent_dims(value: Any) -> tuple[int, ...]:

@@ -6,19 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcr_fast._checks.options import (
-    Backend,
-    CleanPath,
-    Divergence,
-    Exclude,
-    Strategy,
-    Subsets,
-    divergence_options,
-    subset_masks,
-)
+from mcr_fast._checks.options import divergence_options, subset_masks
 from mcr_fast._checks.permutations import donors as check_donors
 from mcr_fast._checks.rows import check_present, check_weight, exclusion_codes
 from mcr_fast._checks.tensors import float_tensor, no_infinite_logits, on_device, shaped
+from mcr_fast._names import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._modes import recorded
 from mcr_fast.sampling import CyclicPermutations
