@@ -47,7 +47,7 @@ TOY = """
 import torch
 import mcr_fast
 from mcr_fast.ops import _backend
-from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._dispatch import register
 from mcr_fast.ops.registry import OPS, Op
 
 OPS["toy"] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", backends={backends})

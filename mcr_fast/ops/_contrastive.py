@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, raise_double_backward, register
+from mcr_fast.ops._dispatch import call, find, raise_double_backward, register
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -70,5 +70,5 @@ def contrastive(
         return reference(embeddings, labels, present, temperature)
     want = wants_gradient(embeddings)
     inputs = (embeddings, labels, present, temperature, want)
-    loss: Tensor = call(f"{op}_fwd", chosen, *inputs, graph=want)[0]
+    loss: Tensor = call(find(f"{op}_fwd", chosen), *inputs, graph=want)[0]
     return loss

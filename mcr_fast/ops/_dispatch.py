@@ -23,24 +23,19 @@ LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
 _NODES: dict[Any, Node] = kept("nodes", dict)  # of every overload
 
 
-def find(name: str, overload: str) -> Any:
-    """The overload of `mcr_fast::<name>`."""
-    return getattr(getattr(torch.ops.mcr_fast, name), overload)
+def find(name: str, backend: str) -> Any:
+    """The overload of `mcr_fast::<name>` that a backend other than the reference has."""
+    packet = getattr(torch.ops.mcr_fast, name)
+    return packet.triton if backend == "triton" else packet.default
 
 
-def call(name: str, backend: str, *args: Any, graph: bool) -> Any:
-    """Run `mcr_fast::<name>` on a backend, not the reference; as a node of the graph if asked."""
-    return _call(find(name, "triton" if backend == "triton" else "default"), args, graph)
+def call(target: Any, *args: Any, graph: bool) -> Any:
+    """Run an overload, as a node of the graph or not.
 
-
-def _call(target: Any, args: tuple[Any, ...], graph: bool) -> Any:
+    Straight in eager mode: the dispatcher would go from Python to Python by way of C++.
+    """
     if recorded() or forward_ad._current_level >= 0:
         return target(*args)
-    return call_now(target, args, graph)
-
-
-def call_now(target: Any, args: tuple[Any, ...], graph: bool) -> Any:
-    """Run an overload in eager mode: the dispatcher would go from Python to Python through C++."""
     if graph:
         return _NODES[target](None, args)
     with torch._C._AutoDispatchBelowAutograd():
@@ -63,16 +58,13 @@ def register(
     `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
     a list its own. Those that are not wanted are dropped.
     """
-    for overload in _overloads(op):
-        forward, reverse = find(f"{op}_fwd", overload), find(f"{op}_bwd", overload)
+    for backend in _with_overloads(op):
+        forward, reverse = find(f"{op}_fwd", backend), find(f"{op}_bwd", backend)
         if not first_time(forward.name()):
             continue
 
-        def reversed_(*args: Any, target: Any = reverse) -> Any:
-            if torch.is_grad_enabled():
-                return _call(target, args, graph=True)
-            with torch._C._AutoDispatchBelowAutograd():
-                return target(*args)
+        def run(*args: Any, target: Any = reverse) -> Any:
+            return call(target, *args, graph=torch.is_grad_enabled())
 
         def none_twice(ctx: Any, *_: Any) -> NoReturn:
             raise_double_backward(op)
@@ -80,8 +72,8 @@ def register(
         torch.library.register_fake(forward.name(), forward_fake)
         torch.library.register_fake(reverse.name(), backward_fake)
         every = len(reverse._schema.arguments)
-        _NODES[forward] = make_node(forward, differentiable, setup, backward, reversed_)
-        _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, reversed_)
+        _NODES[forward] = make_node(forward, differentiable, setup, backward, run)
+        _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, run)
         for target in (forward, reverse):
             kernel = autograd_kernel(op, target, _NODES[target])
             LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)
@@ -96,9 +88,9 @@ def raise_double_backward(op: str) -> NoReturn:
     )
 
 
-def _overloads(op: str) -> list[str]:
-    """The overloads that an op has in this process, Triton's defined if it was not."""
-    found = ["default"] if libraries.has_kernel(f"{op}_fwd", "CPU") else []
+def _with_overloads(op: str) -> list[str]:
+    """Backends whose overloads an op has in this process, Triton's defined if it was not."""
+    found = ["cpu"] if libraries.has_kernel(f"{op}_fwd", "CPU") else []
     if "triton" in OPS[op].backends:
         _define_triton(op, f"{op}_fwd", OPS[op].forward)
         _define_triton(op, f"{op}_bwd", OPS[op].backward)

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call_now, find, register
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
@@ -34,7 +34,7 @@ from mcr_fast.reference.linear_permuted_divergence import (
 )
 
 _SERVED = libraries.has_kernel("linear_permuted_divergence_fwd", "CPU")
-_FORWARD = find("linear_permuted_divergence_fwd", "default") if _SERVED else None
+_FORWARD = find("linear_permuted_divergence_fwd", "cpu") if _SERVED else None
 _MAX_MODALITIES = OPS["permuted_divergence"].max_modalities or 0
 
 
@@ -171,7 +171,7 @@ def fused_divergence(
         arguments = (*arguments[:4], weights_in_range(arguments[4]), *arguments[5:])
     tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
     want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    made = call_now(_FORWARD, (list(latents), weight, bias, *arguments, want), graph=want)
+    made = call(_FORWARD, list(latents), weight, bias, *arguments, want, graph=want)
     return made[0], made[3]
 
 

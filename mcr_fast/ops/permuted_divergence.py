@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.reference._divergence import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -102,8 +102,7 @@ def permuted_divergence(
         )
     want = wants_gradient(contributions, bias)
     divergences: Tensor = call(
-        "permuted_divergence_fwd",
-        chosen,
+        find("permuted_divergence_fwd", chosen),
         contributions,
         bias,
         order,

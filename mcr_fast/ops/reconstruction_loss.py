@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import refuse_batched
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
@@ -61,6 +61,6 @@ def reconstruction_loss(
         return reconstruction_loss_reference(latents, reconstruction)
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*latents, reconstruction))
     loss: Tensor = call(
-        "reconstruction_loss_fwd", chosen, list(latents), reconstruction, graph=graph
+        find("reconstruction_loss_fwd", chosen), list(latents), reconstruction, graph=graph
     )
     return loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, register
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.reference._divergence import mean_or_zero, weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -89,7 +89,7 @@ def row_divergence(
     else:
         want = wants_gradient(perturbed, clean)
         inputs = (perturbed, clean, rows, row_weight, divergence, want)
-        total, weight, _, _ = call("row_divergence_fwd", chosen, *inputs, graph=want)
+        total, weight, _, _ = call(find("row_divergence_fwd", chosen), *inputs, graph=want)
     return mean_or_zero(total, weight)
 
 
@@ -110,7 +110,7 @@ def row_divergence_parts(
     with torch.no_grad():
         inputs = (perturbed, clean, rows, row_weight, divergence, want_grad)
         parts: tuple[Tensor, Tensor, Tensor, Tensor] = call(
-            "row_divergence_fwd", chosen, *inputs, graph=False
+            find("row_divergence_fwd", chosen), *inputs, graph=False
         )
     return parts
 
