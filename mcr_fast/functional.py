@@ -109,11 +109,12 @@ def permuted_divergence(
         "sample_weight": sample_weight,
         "backend": backend,
     }
-    masks, options = checks.divergence_arguments(x.shape, x.device, permutations, bias, **given)
+    edge = (x.shape, x.device, permutations, bias)
+    pairs, options = checks.divergence_arguments(*edge, False, **given)
     try:
-        return _permuted_divergence(x, bias, *masks, **options, backend=backend)
+        return _permuted_divergence(x, bias, *pairs, **options, backend=backend)
     except RuntimeError:
-        checks.divergence_arguments(x.shape, x.device, permutations, bias, **given, read=True)
+        checks.divergence_arguments(*edge, True, **given)
         raise
 
 
@@ -160,13 +161,14 @@ def linear_permuted_divergence(
         tensor([0.1109, 0.0000])
     """
     parts = checks.linear_latents(latents, weight)
-    shape, device = (len(parts), parts[0].shape[0], weight.shape[0]), weight.device
+    shape = (len(parts), parts[0].shape[0], weight.shape[0])
+    edge = (shape, weight.device, permutations, bias)
     options["backend"] = backend
-    masks, named = checks.divergence_arguments(shape, device, permutations, bias, **options)
+    pairs, named = checks.divergence_arguments(*edge, False, **options)
     try:
-        return _linear_permuted_divergence(parts, weight, bias, *masks, **named, backend=backend)
+        return _linear_permuted_divergence(parts, weight, bias, *pairs, **named, backend=backend)
     except RuntimeError:
-        checks.divergence_arguments(shape, device, permutations, bias, **options, read=True)
+        checks.divergence_arguments(*edge, True, **options)
         raise
 
 

@@ -209,7 +209,7 @@ class MCRLoss(nn.Module):
         self.chunk_rows = chunk_rows
         self.fusion_mode = fusion_mode
         self.backend = backend
-        self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
+        self.subset_masks = checks.subset_bits(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
 

@@ -54,7 +54,7 @@ OPS["toy"] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", bac
 _backend._UNAVAILABLE["toy"] = _backend._why_unavailable("toy")  # as its import does for each row
 register(
     "toy",
-    1,
+    differentiable=1,
     forward_fake=torch.empty_like,
     backward_fake=lambda grad, x: torch.empty_like(x),
     setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),

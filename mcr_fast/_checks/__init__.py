@@ -18,7 +18,7 @@ from mcr_fast._checks.options import (
     enough_classes,
     known_backend,
     latent_dims,
-    subset_masks,
+    subset_bits,
 )
 from mcr_fast._checks.pairs import divergence_arguments, kernel_reads
 from mcr_fast._checks.permutations import donors

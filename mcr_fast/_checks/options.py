@@ -52,8 +52,8 @@ def enough_classes(num_classes: int, divergence: str) -> None:
         )
 
 
-def subset_masks(subsets: str, num_modalities: int) -> tuple[int, ...]:
-    """One bitmask a subset: by size, then lexicographic."""
+def subset_bits(subsets: str, num_modalities: int) -> tuple[int, ...]:
+    """The bits of each subset: by size, then lexicographic."""
     choice("subsets", subsets, SUBSETS)
     largest = 1 if subsets == "single" else num_modalities - 1
     return tuple(

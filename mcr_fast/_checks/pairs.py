@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcr_fast._checks.options import divergence_options, subset_masks
+from mcr_fast._checks.options import divergence_options, subset_bits
 from mcr_fast._checks.permutations import donors as check_donors
 from mcr_fast._checks.rows import check_present, check_weight, exclusion_codes
 from mcr_fast._checks.tensors import float_tensor, no_infinite_logits, on_device, shaped
@@ -31,6 +31,7 @@ def divergence_arguments(
     device: torch.device,
     permutations: Tensor | CyclicPermutations | None,
     bias: Tensor | None,
+    read: bool,
     *,
     strategy: Strategy = "greedy",
     clean_path: CleanPath = "shared",
@@ -41,7 +42,6 @@ def divergence_arguments(
     present: Tensor | None = None,
     sample_weight: Tensor | None = None,
     backend: Backend | None = None,
-    read: bool = False,
 ) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
     """The tensors of permuted_divergence after the bias, and its options in order, checked.
 
@@ -49,7 +49,7 @@ def divergence_arguments(
     """
     num_modalities, num_rows, num_classes = shape
     divergence_options(strategy, clean_path, divergence, exclude, backend)
-    masks = subset_masks(subsets, num_modalities)
+    bits = subset_bits(subsets, num_modalities)
     read = read or not kernel_reads("permuted_divergence", backend, device, num_modalities)
     order, donors = check_donors(
         permutations, num_modalities, num_rows, device, in_graph=False, read=read
@@ -63,7 +63,7 @@ def divergence_arguments(
     check_weight("sample_weight", sample_weight, num_rows, "[N]", device, read=read)
     codes = exclusion_codes(exclude, labels, num_rows, device)
     options = {
-        "subsets": masks,
+        "subsets": bits,
         "strategy": strategy,
         "clean_path": clean_path,
         "divergence": divergence,

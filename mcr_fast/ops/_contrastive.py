@@ -27,7 +27,7 @@ def register_contrastive(op: str) -> None:
 
     register(
         op,
-        1,
+        differentiable=1,
         forward_fake=_forward_fake,
         backward_fake=lambda grad, unit_grad, dtype: torch.empty_like(unit_grad, dtype=dtype),
         setup=_setup,

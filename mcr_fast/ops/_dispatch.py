@@ -44,8 +44,8 @@ def call(target: Any, *args: Any, graph: bool) -> Any:
 
 def register(
     op: str,
-    differentiable: int,
     *,
+    differentiable: int,
     forward_fake: Callable[..., Any],
     backward_fake: Callable[..., Any],
     setup: Callable[[Any, tuple[Any, ...], Any], None],

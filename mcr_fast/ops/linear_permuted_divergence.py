@@ -133,7 +133,7 @@ def _with_graph(
 
 register(
     "linear_permuted_divergence",
-    3,
+    differentiable=3,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,
@@ -179,7 +179,7 @@ def linear_permuted_divergence(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
     bias: Tensor | None,  # [C]
-    *masks: Tensor | None,  # order, donors, labels, present, sample_weight
+    *pairs: Tensor | None,  # order, donors, labels, present, sample_weight
     backend: str | None,
     **options: Any,  # subsets, strategy, clean_path, divergence, exclude: in this order
 ) -> Tensor:  # [S]
@@ -190,11 +190,11 @@ def linear_permuted_divergence(
         bias = None if bias is None else bias.to(dtype)
         with without_autocast(weight.device):
             return linear_permuted_divergence(
-                latents, weight, bias, *masks, backend=backend, **options
+                latents, weight, bias, *pairs, backend=backend, **options
             )
     if can_fuse(latents, weight, backend):
-        return fused_divergence(latents, weight, bias, *masks, *options.values())[0]
+        return fused_divergence(latents, weight, bias, *pairs, *options.values())[0]
     if resolve("linear_permuted_divergence", backend, weight.device, weight.dtype) == "reference":
-        return linear_permuted_divergence_reference(latents, weight, bias, *masks, **options)
+        return linear_permuted_divergence_reference(latents, weight, bias, *pairs, **options)
     contributions = linear_contributions(latents, weight)
-    return permuted_divergence(contributions, bias, *masks, backend=backend, **options)
+    return permuted_divergence(contributions, bias, *pairs, backend=backend, **options)

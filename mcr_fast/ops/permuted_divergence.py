@@ -51,7 +51,7 @@ def _backward(
 
 register(
     "permuted_divergence",
-    2,
+    differentiable=2,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,
@@ -76,46 +76,23 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
-    num_modalities, _, num_classes = contributions.shape
+    num_modalities, _, size = contributions.shape
+    device, dtype = contributions.device, contributions.dtype
     chosen = resolve(
-        "permuted_divergence",
-        backend,
-        contributions.device,
-        contributions.dtype,
-        size=num_classes,
-        modalities=num_modalities,
+        "permuted_divergence", backend, device, dtype, size=size, modalities=num_modalities
     )
+    pairs = (order, donors, labels, present)
+    options: dict[str, Any] = {
+        "subsets": subsets,
+        "strategy": strategy,
+        "clean_path": clean_path,
+        "divergence": divergence,
+        "exclude": exclude,
+    }
     if chosen == "reference":
-        return permuted_divergence_reference(
-            contributions,
-            bias,
-            order,
-            donors,
-            labels,
-            present,
-            sample_weight,
-            subsets=subsets,
-            strategy=strategy,
-            clean_path=clean_path,
-            divergence=divergence,
-            exclude=exclude,
-        )
+        return permuted_divergence_reference(contributions, bias, *pairs, sample_weight, **options)
+    weight = None if sample_weight is None else weights_in_range(sample_weight)
     want = wants_gradient(contributions, bias)
-    divergences: Tensor = call(
-        find("permuted_divergence_fwd", chosen),
-        contributions,
-        bias,
-        order,
-        donors,
-        labels,
-        present,
-        None if sample_weight is None else weights_in_range(sample_weight),
-        subsets,
-        strategy,
-        clean_path,
-        divergence,
-        exclude,
-        want,
-        graph=want,
-    )[0]
+    inputs = (contributions, bias, *pairs, weight, *options.values(), want)
+    divergences: Tensor = call(find("permuted_divergence_fwd", chosen), *inputs, graph=want)[0]
     return divergences

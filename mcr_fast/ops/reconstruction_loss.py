@@ -39,7 +39,7 @@ def _backward(ctx: Any, run: Callable[..., Any], grad: Tensor) -> tuple[Tensor, 
 
 register(
     "reconstruction_loss",
-    2,
+    differentiable=2,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,

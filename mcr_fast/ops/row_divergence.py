@@ -57,7 +57,7 @@ def _backward(
 
 register(
     "row_divergence",
-    2,
+    differentiable=2,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,

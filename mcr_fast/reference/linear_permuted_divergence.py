@@ -32,10 +32,10 @@ def linear_permuted_divergence_reference(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
     bias: Tensor | None,  # [C]
-    *masks: Tensor | None,  # as `permuted_divergence_reference` has them after the bias
+    *pairs: Tensor | None,  # as `permuted_divergence_reference` has them after the bias
     **options: Any,
 ) -> Tensor:  # [S]
     """D_S of the layer's contributions; all else as `permuted_divergence_reference`."""
     return permuted_divergence_reference(
-        linear_contributions(latents, weight), bias, *masks, **options
+        linear_contributions(latents, weight), bias, *pairs, **options
     )
