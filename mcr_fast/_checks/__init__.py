@@ -4,8 +4,8 @@ Nothing here waits for a device. Checks that read a tensor's values run on CPU t
 only with MCR_FAST_CHECK=1.
 """
 
+from mcr_fast._checks.batch import batch, given_donors
 from mcr_fast._checks.inputs import (
-    declared_latents,
     embedding_rows,
     fusion_output,
     linear_latents,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast._checks.tensors import float_tensor, may_read, on_device, plain_tensor, shaped
-from mcr_fast.reference.permuted_divergence import NAN_CODES
+from mcr_fast.pairing import NAN_CODES
 
 
 def exclusion_codes(

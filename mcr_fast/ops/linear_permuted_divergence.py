@@ -26,7 +26,7 @@ from mcr_fast.ops._modes import (
 )
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.ops.registry import OPS
-from mcr_fast.reference._divergence import weights_in_range
+from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 from mcr_fast.reference.linear_permuted_divergence import (
     linear_contributions,

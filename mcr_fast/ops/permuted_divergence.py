@@ -9,7 +9,7 @@ from torch import Tensor
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import wants_gradient
-from mcr_fast.reference._divergence import weights_in_range
+from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.permuted_divergence import permuted_divergence_reference
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import wants_gradient
-from mcr_fast.reference._divergence import mean_or_zero, weights_in_range
+from mcr_fast.pairing import weights_in_range
+from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.row_divergence import row_divergence_reference
 

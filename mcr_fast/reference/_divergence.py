@@ -57,25 +57,6 @@ def weighted_sum(
     return (weight * rows).sum()
 
 
-def no_negative(weight: Tensor) -> Tensor:
-    """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
-    return torch.where(weight < 0, math.nan, weight)
-
-
-def weights_in_range(weight: Tensor) -> Tensor:
-    """Weights of a mean, all times one power of two where they are too small or large to be summed.
-
-    A mean does not feel it; the inverse of the smallest float32, or the sum of large ones, would be
-    infinite. At least float32.
-    """
-    if weight.numel() == 0:
-        return weight
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    largest = weight.amax()
-    factor = torch.where(largest < 1e-15, 2.0**100, torch.where(largest > 1e15, 2.0**-100, 1.0))
-    return weight * factor.to(weight.dtype)
-
-
 def mean_or_zero(total: Tensor, weight: Tensor) -> Tensor:
     """total / weight, and 0 with zero gradient where the weight is 0."""
     empty = weight == 0

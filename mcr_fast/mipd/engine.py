@@ -9,9 +9,7 @@ its gradient, which so passes everybody's gradient hooks once, in the caller's b
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +17,16 @@ from torch.autograd.graph import GradientEdge
 
 from mcr_fast import _checks as checks
 from mcr_fast._checkpointing import without_recomputation
-from mcr_fast._chunks import CHUNK_ELEMENTS, Chunk, GradientSums, Pairs, Rows, chunks
-from mcr_fast._reach import (
-    Reached,
-    evaluating,
-    mixes_rows,
-    to_evaluate,
-    unremembered,
-    without_backward_hooks,
-)
-from mcr_fast._runs import Runs, fresh_casts
-from mcr_fast._sources import CLEAN, Source, Turn
+from mcr_fast.game import head_factor, route_factors
+from mcr_fast.mipd.apart import without_backward_hooks
+from mcr_fast.mipd.gradients import GradientSums, Runs, fresh_casts
+from mcr_fast.mipd.pairs import CHUNK_ELEMENTS, Pairs
+from mcr_fast.mipd.request import Request
+from mcr_fast.mipd.source import CLEAN, Source, Turn
 from mcr_fast.ops._attach import attach_gradients
 from mcr_fast.ops._modes import has_tangent, refuse_transforms
 from mcr_fast.ops.row_divergence import row_divergence_parts
 from mcr_fast.reference._divergence import mean_or_zero
-from mcr_fast.reference._game import head_factor, route_factors
 from mcr_fast.reference._similarity import accumulation_dtype
 
 _WAY_OUT = (
@@ -43,73 +35,38 @@ _WAY_OUT = (
 )
 
 
-class Game(NamedTuple):
-    """The options of the regularizer."""
-
-    subsets: tuple[int, ...]
-    strategy: str
-    clean_path: str
-    divergence: str
-    chunk_rows: int | None
-    fusion_mode: str
-    backend: str | None
-
-
-class Clean(NamedTuple):
-    """The caller's clean logits, attached to its graph."""
-
-    logits: Tensor  # [N, C]
-    same_as_a_run: bool  # else a run on the clean rows gives others: it is in another mode
-    given: bool  # by the caller, not made by this call
-
-
-@contextmanager
-def runs_apart(reached: Reached, game: Game) -> Iterator[list[nn.Module]]:
-    """The mode in which the regularizer runs a fusion; gives the modules that it changed."""
-    if game.fusion_mode == "own":
-        yield []
-        return
-    changed, mixing = to_evaluate(reached), mixes_rows(reached.modules)
-    if mixing is not None:
-        raise ValueError(
-            f"fusion has a {mixing} without running statistics, which mixes the rows that the "
-            "regularizer permutes; give it track_running_stats=True, or take fusion_mode='own'"
-        )
-    with evaluating(changed), unremembered(reached.modules):
-        yield changed
-
-
 def perturbed_divergences(
+    request: Request,
     source: Source,
-    clean: Clean,
-    rows: Rows,
-    num_modalities: int,
-    game: Game,
+    logits: Tensor,  # [N, C], the caller's clean ones, attached to its graph
+    same_mode: bool,  # in which a run on the clean rows would give just these
     modules: Sequence[nn.Module],
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD = -sum of D_S with its routed gradient attached, and the D_S without."""
-    logits = clean.logits
     if has_tangent(*source.players, logits):
         raise NotImplementedError(f"MCRLoss has no forward-mode derivative here; {_WAY_OUT}")
     refuse_transforms("MCRLoss", _WAY_OUT)
-    heads = [head_factor(game.strategy, subset, num_modalities) for subset in game.subsets]
-    needed = game.clean_path == "shared" and any(heads)
-    if needed and clean.given and clean.same_as_a_run:
-        _refuse_detached(source.players, logits)
+    if request.logits is not None and same_mode:
+        _refuse_detached(request, source.players)
     with torch.no_grad():
-        pairs = Pairs(rows, num_modalities, len(logits), logits.device)
+        pairs = Pairs(request)
     with without_backward_hooks(modules), without_recomputation(), fresh_casts():
-        engine = _Engine(source, clean, pairs, num_modalities, game)
-        divergences = torch.stack([engine.play(subset) for subset in game.subsets])
+        engine = _Engine(request, source, logits, same_mode, pairs)
+        divergences = torch.stack([engine.play(subset) for subset in request.subsets])
         inputs, grads = engine.gradients()
     value = -divergences.sum()
     return attach_gradients(value, inputs, grads) if inputs else value, divergences
 
 
-def _refuse_detached(players: Sequence[Tensor], logits: Tensor) -> None:
+def _refuse_detached(request: Request, players: Sequence[Tensor]) -> None:
     """Raise if the clean path would be cut without anybody having asked for it."""
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in players)
-    if wanted and not logits.requires_grad:
+    assert request.logits is not None, "the caller's"
+    num, strategy = len(request.latents), request.strategy
+    if request.clean_path != "shared" or request.logits.requires_grad:
+        return
+    if not any(head_factor(strategy, subset, num) for subset in request.subsets):
+        return
+    if torch.is_grad_enabled() and any(x.requires_grad for x in players):
         raise ValueError(
             "logits must be computed from these latents with gradients for clean_path='shared', "
             "but they are detached; leave logits out, or take clean_path='detached'"
@@ -119,42 +76,46 @@ def _refuse_detached(players: Sequence[Tensor], logits: Tensor) -> None:
 class _Engine:
     """Plays the subsets one after the other and sums up the gradients of -D_S."""
 
-    def __init__(self, source: Source, clean: Clean, pairs: Pairs, num_modalities: int, game: Game):
-        self.source, self.pairs, self.game = source, pairs, game
-        self.num_modalities = num_modalities
+    def __init__(
+        self, request: Request, source: Source, logits: Tensor, same_mode: bool, pairs: Pairs
+    ):
+        self.request, self.source, self.pairs = request, source, pairs
+        self.logits, self.num_modalities = logits, len(request.latents)
         self.grad_enabled = torch.is_grad_enabled()
         self.sums, self.runs = GradientSums(), Runs()
-        self.chunk_rows = game.chunk_rows or max(1, CHUNK_ELEMENTS // max(source.row_elements, 1))
-        self.looked_for_noise = game.fusion_mode == "own"
-        self.logits = clean.logits
+        self.chunk_rows = request.chunk_rows or max(
+            1, CHUNK_ELEMENTS // max(source.row_elements, 1)
+        )
+        self.looked_for_noise = request.fusion_mode == "own"
         # the clean logits' gradient: along the caller's graph, or through runs of our own
-        self.own_clean = game.clean_path == "routed" or not clean.same_as_a_run
-        same = clean.same_as_a_run
-        self.clean = clean.logits.detach() if same else self._clean_values(clean.logits)
-        reaches = self.own_clean or clean.logits.requires_grad
-        self.wants_clean = self.grad_enabled and reaches and game.clean_path != "detached"
-        zeros = torch.zeros_like(self.clean, dtype=accumulation_dtype(self.clean.dtype))
-        self.shared_cotangent = zeros
-        routed = game.clean_path == "routed" and self.grad_enabled
-        self.cotangents = [zeros.clone() for _ in range(num_modalities if routed else 0)]
+        routed = request.clean_path == "routed"
+        self.own_clean = routed or not same_mode
+        self.clean = logits.detach() if same_mode else self._clean_values()
+        reaches = self.own_clean or logits.requires_grad
+        self.wants_clean = self.grad_enabled and reaches and request.clean_path != "detached"
+        self.shared_cotangent = torch.zeros_like(
+            self.clean, dtype=accumulation_dtype(self.clean.dtype)
+        )
+        self.cotangents = [
+            self.shared_cotangent.clone()
+            for _ in range(self.num_modalities if routed and self.grad_enabled else 0)
+        ]
         if self.grad_enabled:
             for x in source.players:
                 if x.requires_grad:
                     self.sums.of(x)  # a batch without pairs has zero gradient, not none
 
-    def _clean_values(self, logits: Tensor) -> Tensor:  # [N, C]
+    def _clean_values(self) -> Tensor:  # [N, C]
+        """The clean logits in the mode of the perturbed ones."""
+        nobody, parts = [0] * self.num_modalities, []
         with torch.no_grad():
-            parts = [self._run(self._clean_turn(chunk, (), 0))[1] for chunk in self._clean_chunks()]
-        for part, chunk in zip(parts, self._clean_chunks(), strict=True):
-            checks.fusion_output(part, chunk.stop - chunk.start, logits.shape[1])
-        return torch.cat(parts) if parts else logits.detach()
+            for chunk in self.pairs.clean_chunks(self.chunk_rows):
+                parts.append(self._run(Turn(CLEAN, nobody, 0, chunk))[1])
+                self._check(parts[-1], chunk.stop - chunk.start)
+        return torch.cat(parts) if parts else self.logits.detach()
 
-    def _clean_chunks(self) -> list[Chunk]:
-        return list(chunks(1, len(self.pairs.index), self.chunk_rows))
-
-    def _clean_turn(self, chunk: Chunk, route: Sequence[int], head: int) -> Turn:
-        factors = route or [0] * self.num_modalities
-        return Turn(CLEAN, factors, head, chunk, self.pairs)
+    def _check(self, logits: Tensor, num_rows: int) -> None:
+        checks.fusion_output(logits, num_rows, self.logits.shape[1])
 
     def _run(self, turn: Turn) -> tuple[list[GradientEdge | None], Tensor]:
         """Run the fusion; the first time, see to it that it draws no random numbers."""
@@ -170,15 +131,19 @@ class _Engine:
 
     def play(self, subset: int) -> Tensor:  # []
         """D_S; adds its gradients to the sums."""
-        route = route_factors(self.game.strategy, subset, self.num_modalities)
-        head = head_factor(self.game.strategy, subset, self.num_modalities)
+        route = route_factors(self.request.strategy, subset, self.num_modalities)
+        head = head_factor(self.request.strategy, subset, self.num_modalities)
         sums, grad_clean = GradientSums(), torch.zeros_like(self.shared_cotangent)
-        total = grad_clean.new_zeros(())
-        weight = grad_clean.new_zeros(())
-        for chunk in chunks(self.pairs.count, len(self.clean), self.chunk_rows):
-            t, w, g = self._run_chunk(subset, route, head, chunk, sums)
+        total, weight = grad_clean.new_zeros(()), grad_clean.new_zeros(())
+        for chunk in self.pairs.chunks(self.chunk_rows):
+            row_weight = chunk.weights(subset)
+            kept = None
+            if row_weight is not None and self.request.present is not None:
+                kept = row_weight.ne(0)
+            turn = Turn(subset, route, head, chunk, kept)
+            t, w, g = self._compare(turn, row_weight, sums)
             total, weight = total + t, weight + w
-            if g is not None:
+            if self.wants_clean:
                 grad_clean += g
         # the loss is -D_S, and nothing was divided by the weight so far
         scale = torch.where(weight == 0, 0, -1 / weight)
@@ -191,47 +156,39 @@ class _Engine:
             cotangent.add_(grad_clean * scale, alpha=route[m])
         return divergence
 
-    def _run_chunk(
-        self, subset: int, route: list[int], head: int, chunk: Chunk, sums: GradientSums
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        row_weight = self.pairs.weights(subset, chunk)
-        kept = None
-        if row_weight is not None and self.pairs.rows.present is not None:
-            kept = row_weight.ne(0)
-        turn = Turn(subset, route, head, chunk, self.pairs, kept)
-        index = chunk.repeat(self.pairs.index)
+    def _compare(
+        self, turn: Turn, row_weight: Tensor | None, sums: GradientSums
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of a chunk's weighted divergences and weights, and the clean rows' gradient."""
+        index = turn.chunk.repeat(self.pairs.index)
         parts: list[Tensor] = []
 
         def compare(perturbed: Tensor) -> Tensor | None:
-            checks.fusion_output(perturbed, len(index), self.clean.shape[1])
+            self._check(perturbed, len(index))
             parts.extend(
                 row_divergence_parts(
                     perturbed.detach(),
                     self.clean,
                     index,
                     row_weight,
-                    divergence=self.game.divergence,
+                    divergence=self.request.divergence,
                     want_grad=perturbed.requires_grad or self.wants_clean,
-                    backend=self.game.backend,
+                    backend=self.request.backend,
                 )
             )
             return parts[2] if perturbed.requires_grad else None
 
         self._pull(turn, compare, sums)
         total, weight, _, grad_clean = parts
-        return total, weight, grad_clean if self.wants_clean else None
+        return total, weight, grad_clean
 
     def _pull(
-        self,
-        turn: Turn,
-        cotangent_of: Callable[[Tensor], Tensor | None],
-        sums: GradientSums,
+        self, turn: Turn, cotangent_of: Callable[[Tensor], Tensor | None], sums: GradientSums
     ) -> None:
         """Run, and collect what comes back from the logits by the cotangent made of them."""
+        wants_used = self.source.wants_used(turn)
         with torch.set_grad_enabled(self.grad_enabled):
-            pulled = self.runs.pull(
-                lambda: self._run(turn), cotangent_of, self.source.wants_used(turn)
-            )
+            pulled = self.runs.pull(lambda: self._run(turn), cotangent_of, wants_used)
         if pulled is not None:
             with torch.no_grad():
                 self.source.collect(turn, pulled, sums)
@@ -250,17 +207,14 @@ class _Engine:
     def _route_clean(self) -> None:
         """Run the clean rows once for every cotangent: for a player's own, and for the shared."""
         num = self.num_modalities
-        if not self.cotangents:
-            self._pull_clean([1] * num, 1, self.shared_cotangent)
-            return
         for m, cotangent in enumerate(self.cotangents):
             self._pull_clean([int(n == m) for n in range(num)], 0, cotangent)
-        self._pull_clean([0] * num, 1, self.shared_cotangent)
+        self._pull_clean([0 if self.cotangents else 1] * num, 1, self.shared_cotangent)
 
     def _pull_clean(self, route: list[int], head: int, cotangent: Tensor) -> None:
-        for chunk in self._clean_chunks():
-            turn = self._clean_turn(chunk, route, head)
+        for chunk in self.pairs.clean_chunks(self.chunk_rows):
             rows = cotangent[chunk.start : chunk.stop]
+            turn = Turn(CLEAN, route, head, chunk)
             self._pull(turn, functools.partial(_given, rows), self.sums)
 
 

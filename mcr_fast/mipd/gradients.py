@@ -1,8 +1,9 @@
-"""One run of a fusion by the regularizer: tensors of its own to write to, and its gradients.
+"""Gradients of the regularizer's own runs of a fusion: where they end, and their sums.
 
-The gradient of a run is taken at once and goes no further than the run: to the rows it was given,
-and to the edges where other tensors entered it, parameters or whatever else the fusion uses. What
-lies behind those, hooks included, belongs to the caller's backward.
+Every run gets tensors of its own to write to. Its gradient is taken at once and goes no further
+than the run: to the rows it was given, and to the edges where other tensors entered it, parameters
+or whatever else the fusion uses. What lies behind those, hooks included, belongs to the caller's
+backward.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,10 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from mcr_fast.reference._similarity import accumulation_dtype
+
 _Key = tuple[Node, int]
+_Run = Callable[[], tuple[list[GradientEdge | None], Tensor]]
 
 
 class _Own(torch.autograd.Function):
@@ -61,93 +65,77 @@ class Runs:
         self._cut = False
 
     def pull(
-        self,
-        run: Callable[[], tuple[list[GradientEdge | None], Tensor]],
-        cotangent_of: Callable[[Tensor], Tensor | None],
-        want_used: bool,
+        self, run: _Run, cotangent_of: Callable[[Tensor], Tensor | None], want_used: bool
     ) -> Pulled | None:
         """Run, and go back from the output by the cotangent made of it; None: no way back."""
         started = torch._C._autograd._get_sequence_nr()
         edges, output = self._run(run, started)
-        stop = [edge.node for edge in edges if edge is not None]
-        leaves, foreign = _entered(output, stop, started) if want_used else ([], [])
+        leaves, foreign = _entered(output, edges, started) if want_used else ([], [])
         if foreign and not self._cut:
             self._cut = True
             edges, output = self._run(run, started)
-            stop = [edge.node for edge in edges if edge is not None]
-            leaves, foreign = _entered(output, stop, started)
+            leaves, foreign = _entered(output, edges, started)
         if foreign:
             raise ValueError(
                 "fusion uses a tensor that was computed with gradients outside of it and that only "
-                f"compiled code sees ({foreign[0][0].name()}); compute it inside of the fusion, "
+                f"compiled code sees ({foreign[0].name()}); compute it inside of the fusion, "
                 "detach it, or do not compile the fusion"
             )
         cotangent = cotangent_of(output)
-        if cotangent is None or not output.requires_grad:
-            return None
-        wanted = [edge for edge in edges if edge is not None]
-        if not wanted and not leaves:
+        inputs: list[Any] = [*(edge for edge in edges if edge is not None), *leaves]
+        if cotangent is None or not output.requires_grad or not inputs:
             return None
         with _unheard(leaves):
-            inputs: list[Any] = [*wanted, *leaves]
-            grads = torch.autograd.grad(
-                output,
-                inputs,
-                cotangent.to(output.dtype),
-                allow_unused=True,
-            )
-        found = iter(grads)
+            cotangent = cotangent.to(output.dtype)
+            found = iter(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
         rows = [None if edge is None else next(found) for edge in edges]
-        owners = {id(ours): theirs for theirs, ours in self._stand_ins.values()}
-        used = [
-            (owners.get(id(x), x), grad)
-            for x, grad in zip(leaves, found, strict=True)
-            if grad is not None
-        ]
-        return Pulled(rows, used)
+        theirs = {id(ours): x for x, ours in self._stand_ins.values()}
+        used = zip((theirs.get(id(x), x) for x in leaves), found, strict=True)
+        return Pulled(rows, [(x, grad) for x, grad in used if grad is not None])
 
-    def _run(
-        self, run: Callable[[], tuple[list[GradientEdge | None], Tensor]], started: int
-    ) -> tuple[list[GradientEdge | None], Tensor]:
+    def _run(self, run: _Run, started: int) -> tuple[list[GradientEdge | None], Tensor]:
         if not self._cut:
             return run()
         with _Cut(self._stand_ins, started):
             return run()
 
 
-def _entered(output: Tensor, stop: Sequence[Node], started: int) -> tuple[list[Tensor], list[_Key]]:
-    """Leaves that a run's output depends on, and edges to nodes that are older than the run."""
+def _entered(
+    output: Tensor, edges: Sequence[GradientEdge | None], started: int
+) -> tuple[list[Tensor], list[Node]]:
+    """Leaves that a run's output depends on, and nodes that are older than the run."""
     leaves: dict[int, Tensor] = {}
-    foreign: dict[_Key, None] = {}
-    seen = set(stop)
-    pending: list[_Key] = [(output.grad_fn, output.output_nr)] if output.grad_fn else []
-    while pending:
-        node, number = pending.pop()
+    foreign: list[Node] = []
+    for node in _nodes(output, {edge.node for edge in edges if edge is not None}, started):
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and node.name() == "torch::autograd::AccumulateGrad":
             leaves[id(leaf)] = leaf
         elif node._sequence_nr() < started:
-            foreign[node, number] = None
-        elif node not in seen:
-            seen.add(node)
-            pending += [(parent, nr) for parent, nr in node.next_functions if parent is not None]
-    return list(leaves.values()), list(foreign)
+            foreign.append(node)
+    return list(leaves.values()), foreign
+
+
+def _nodes(output: Tensor, seen: set[Node], started: int = 0) -> Iterator[Node]:
+    """The nodes that an output depends on, but for those seen; not beyond the older ones."""
+    pending = [output.grad_fn] if output.grad_fn else []
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node._sequence_nr() >= started:
+            pending += [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def reaches(output: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Whether the output's graph leads to one of these tensors."""
     nodes = {x.grad_fn for x in inputs if x.grad_fn is not None}
     leaves = {id(x) for x in inputs if x.grad_fn is None}
-    seen: set[Node] = set()
-    pending = [output.grad_fn] if output.grad_fn else []
-    while pending:
-        node = pending.pop()
-        if node in nodes or id(getattr(node, "variable", None)) in leaves:
-            return True
-        if node not in seen:
-            seen.add(node)
-            pending += [parent for parent, _ in node.next_functions if parent is not None]
-    return any(output is x for x in inputs)
+    return any(output is x for x in inputs) or any(
+        node in nodes or id(getattr(node, "variable", None)) in leaves
+        for node in _nodes(output, set())
+    )
 
 
 class _Cut(TorchFunctionMode):
@@ -193,3 +181,26 @@ def fresh_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+class GradientSums:
+    """Sums of gradients, one for each tensor that got any, in its accumulation dtype."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, x: Tensor) -> Tensor:
+        """The sum for x, to be added to in place."""
+        if id(x) not in self._sums:
+            zeros = torch.zeros(x.shape, dtype=accumulation_dtype(x.dtype), device=x.device)
+            self._sums[id(x)] = x, zeros
+        return self._sums[id(x)][1]
+
+    def merge(self, other: "GradientSums", factor: Tensor) -> None:
+        """Add another's sums, scaled."""
+        for x, total in other._sums.values():
+            self.of(x).add_(total * factor)
+
+    def items(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors and their sums."""
+        return list(self._sums.values())

@@ -1,16 +1,17 @@
 """Calling a fusion for the caller: in its own mode, with its hooks, on copies of the latents."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._reach import Reached, looking_hooks_only, noting
-from mcr_fast._wrapping import takes_joined, wrapped
-
-Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
+from mcr_fast._wrapping import takes_joined
+from mcr_fast.mipd.apart import looking_hooks_only, noting
+from mcr_fast.mipd.reach import Reached
+from mcr_fast.mipd.request import Fusion
 
 
 def call_fusion(
@@ -25,21 +26,16 @@ def call_fusion(
         inputs = [z.clone() for z in latents]
     if torch.compiler.is_compiling():
         logits: Tensor = run(inputs)
+    elif reached is None:
+        logits = _explained(run, inputs)
     else:
-        logits = _heard(run, inputs, reached) if reached else _explained(run, inputs)
+        called = {id(module): module for module in reached.modules}
+        # compiled code would be compiled anew for a hook
+        unknown = not (reached.compiled or isinstance(fusion, nn.Module))
+        with looking_hooks_only(reached.modules), noting(called) if unknown else nullcontext():
+            logits = _explained(run, inputs)
+        reached.modules[:] = called.values()
     checks.fusion_output(logits, latents[0].shape[0], num_classes)
-    return logits
-
-
-def _heard(
-    fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor], reached: Reached
-) -> Tensor:
-    called = {id(module): module for module in reached.modules}
-    # compiled code would be compiled anew for a hook
-    note = not (reached.compiled or isinstance(fusion, nn.Module))
-    with looking_hooks_only(reached.modules), noting(called, note):
-        logits = _explained(fusion, inputs)
-    reached.modules[:] = called.values()
     return logits
 
 
@@ -63,18 +59,3 @@ def _explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) -
             "concatenation. For another module over joined latents pass "
             "fusion=lambda z: module(torch.cat(z, -1))"
         ) from error
-
-
-def as_callable(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
-    """The fusion as a function of the list of latents, for the regularizer's own runs.
-
-    Without a data-parallel wrapper, which prepares for one backward a call.
-    """
-    inner = wrapped(fusion) if type(fusion).__name__ in _PER_PROCESS else None
-    run: Callable[[Any], Tensor] = fusion if inner is None else inner
-    if takes_joined(fusion):
-        return lambda latents: run(torch.cat(latents, dim=-1))
-    return run
-
-
-_PER_PROCESS = ("DistributedDataParallel", "DataParallel")
