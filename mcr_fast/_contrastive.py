@@ -29,7 +29,7 @@ class NTXentLoss(nn.Module):
     def __init__(self, temperature: float = 0.5, *, backend: Backend | None = None) -> None:
         super().__init__()
         self.temperature = checks.positive("temperature", temperature)
-        checks.choice("backend", backend, checks.BACKENDS)
+        checks.known_backend(backend)
         self.backend = backend
 
     def __prepare_scriptable__(self) -> NoReturn:

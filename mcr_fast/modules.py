@@ -10,9 +10,9 @@ from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
-from mcr_fast._embedding_losses import contrastive as contrastive_loss
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch, importance_of
+from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.draw import draw_donors
 from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
@@ -184,7 +184,7 @@ class MCRLoss(nn.Module):
         self.contrastive_weight = checks.finite("contrastive_weight", contrastive_weight)
         self.ceb_weight = checks.finite("ceb_weight", ceb_weight)
         self.temperature = checks.positive("temperature", temperature)
-        self._subsets = checks.subset_masks(subsets, len(self.latent_dims))
+        self._subsets = checks.subset_bits(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
 

@@ -27,8 +27,9 @@ from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
 from mcr_fast.kernels.config import TABLE, Config, choose
-from mcr_fast.ops import OPS
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 ROOT = Path(__file__).resolve().parent.parent
 RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
 STAMP = dict.fromkeys(ENVIRONMENT, "1") | {"device": "a card", "date": "2030-01-02 03:04"}

@@ -18,8 +18,9 @@ from bench.gpu.cases import check_cases
 from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of, run_only, verify
 from bench.gpu.processes import run_checks
 from bench.gpu.shared import divergences
-from mcr_fast.ops import OPS
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 ROOT = Path(__file__).resolve().parent.parent
 
 

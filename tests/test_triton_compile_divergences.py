@@ -14,7 +14,7 @@ from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
 from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel
 from mcr_fast.kernels.pairs.own_side import _own_side_kernel
 from mcr_fast.kernels.scale import _scale_or_take_kernel
-from mcr_fast.ops._backend import MAX_CLASSES
+from mcr_fast.ops.registry import OPS
 
 POINTERS = {
     "donors_ptr": "*i64",
@@ -173,6 +173,6 @@ def test_instructions_per_element(grad, goal, capsys):
 
 
 def test_classes_that_fit():
-    assert MAX_CLASSES["triton"] == config.MAX_CLASSES
+    assert OPS["row_divergence"].max_classes["triton"] == config.MAX_CLASSES
     for kernel in ("pairs_own_side", "row_divergence"):
         assert TABLE[kernel][-1].up_to == TABLE[kernel][-1].blocks["BLOCK_C"] == config.MAX_CLASSES

@@ -19,7 +19,7 @@ from mcr_fast.mipd.hidden import HiddenSource
 from mcr_fast.mipd.reach import Reached, reach
 from mcr_fast.mipd.request import Request
 from mcr_fast.mipd.source import Source
-from mcr_fast.ops._linear import can_fuse, linear_permuted_divergence
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.reference._similarity import without_autocast
 
@@ -54,7 +54,7 @@ def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
     with without_autocast(weight.device):
         if not can_fuse(latents, weight, request.backend):
             return None
-        divergences, contributions = linear_permuted_divergence(
+        divergences, contributions = fused_divergence(
             latents, weight, columns.bias, *request.pair_tensors(), *request.options().values()
         )
     logits = _clean_logits(request, columns, contributions)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcr_fast._names import DIVERGENCES, choice
+
 # No logit of a sum is taken to be further from 0: masks as large as the largest number there is can
 # be added up.
 _FARTHEST = 1e20
@@ -23,16 +25,20 @@ def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def row_divergences(clean: Tensor, perturbed: Tensor, divergence: str) -> Tensor:
-    """[..., C] and [..., C] logits -> [...] divergences, in nats."""
+    """[..., C] and [..., C] logits -> [...] divergences, in nats, none below 0."""
+    choice("divergence", divergence, DIVERGENCES)
     if divergence == "jsd":
-        return _jensen_shannon(clean.log_softmax(-1), perturbed.log_softmax(-1)).sum(-1)
-    if divergence == "mse":
+        rows = _jensen_shannon(clean.log_softmax(-1), perturbed.log_softmax(-1)).sum(-1)
+    elif divergence == "mse":
         difference = clean - perturbed
         # 0 * difference: an infinite difference is NaN, as it is for the other divergences
-        return (difference * difference + 0 * difference).mean(-1)
-    yes = _jensen_shannon(F.logsigmoid(clean), F.logsigmoid(perturbed))
-    no = _jensen_shannon(F.logsigmoid(-clean), F.logsigmoid(-perturbed))
-    return (yes + no).mean(-1)
+        rows = (difference * difference + 0 * difference).mean(-1)
+    else:
+        yes = _jensen_shannon(F.logsigmoid(clean), F.logsigmoid(perturbed))
+        no = _jensen_shannon(F.logsigmoid(-clean), F.logsigmoid(-perturbed))
+        rows = (yes + no).mean(-1)
+    # What rounding leaves below 0 is 0, with the gradient that it had; NaN is not below 0.
+    return torch.where(rows < 0, rows - rows.detach(), rows)
 
 
 def weighted_sum(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mcr_fast._names import CLEAN_PATHS, DIVERGENCES, EXCLUDES, STRATEGIES, choice
 from mcr_fast.game import head_factor, members, route_factors
 from mcr_fast.pairing import checked_donors, donor_table, pair_weights
 from mcr_fast.reference._divergence import mean_or_zero, saturated, weighted_sum
@@ -30,6 +31,10 @@ def permuted_divergence_reference(
     subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
     Donors that are no permutations: NaN, and NaN gradients.
     """
+    choice("strategy", strategy, STRATEGIES)
+    choice("clean_path", clean_path, CLEAN_PATHS)
+    choice("divergence", divergence, DIVERGENCES)
+    choice("exclude", exclude, EXCLUDES)
     num_modalities, num_rows, num_classes = contributions.shape
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
@@ -46,9 +51,11 @@ def permuted_divergence_reference(
     for subset in subsets:
         route = route_factors(strategy, subset, num_modalities)
         head = head_factor(strategy, subset, num_modalities)
-        clean_route = {"shared": [head] * num_modalities, "routed": route}.get(
-            clean_path, [0] * num_modalities
-        )
+        clean_route = {
+            "shared": [head] * num_modalities,
+            "routed": route,
+            "detached": [0] * num_modalities,
+        }[clean_path]
         perturbed = scale_gradient(b, head)
         clean = scale_gradient(b, 0 if clean_path == "detached" else head)
         for m in range(num_modalities):

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 import torch
-from build import DEFINES, FLAGS, HERE, QUIET, RENAMED, ROOT, TORCH, translate_launches
 from torch.utils import cpp_extension
+
+from build import DEFINES, FLAGS, HERE, QUIET, RENAMED, ROOT, TORCH, translate_launches
 
 SOURCE = """
 __global__ void reverse_kernel(const int* from, int* to) {

@@ -13,6 +13,7 @@ from torch import nn
 
 import mcr_fast
 from mcr_fast.kernels import config
+from mcr_fast.kernels import gather_add as kernels
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.mipd import hidden
 
