@@ -11,7 +11,7 @@ from tolerances import check_gradient, check_value, eps
 from torch import Tensor
 
 from mcr_fast import env
-from mcr_fast._checks import subset_masks
+from mcr_fast._checks import subset_bits
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.ops.row_divergence import row_divergence
 
@@ -141,7 +141,7 @@ def options_of(x: Inputs, **options) -> dict:
     if isinstance(x, Rows):
         return {"divergence": "jsd"} | options
     subsets = options.pop("subsets", "all")
-    return {"subsets": subset_masks(subsets, len(x.contributions))} | DEFAULTS | options
+    return {"subsets": subset_bits(subsets, len(x.contributions))} | DEFAULTS | options
 
 
 def unequal(x: Batch, subsets: str = "all") -> Tensor:

@@ -8,10 +8,11 @@ It runs in a process of its own, for the driver stays.
 import pytest
 import torch
 import triton
-from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
-from mcr_fast.kernels.row_divergence import row_divergence_fwd
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
+from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
 pytestmark = pytest.mark.process("launched")
 

@@ -65,6 +65,12 @@ def take(given: dict, names: Iterable[str]) -> dict:
     return {name: given.pop(name) for name in names if name in given}
 
 
+def fitting(dtype: torch.dtype | None, backends: tuple[str, ...] = KERNELS) -> tuple[str, ...]:
+    """Those that have kernels of the dtype."""
+    wide = dtype == torch.float64
+    return tuple(name for name in backends if not (wide and name in ("triton", "cuda")))
+
+
 @cache
 def every() -> tuple[Case, ...]:
     """All cases of all ops: the modules of this folder."""

@@ -16,7 +16,7 @@ import torch
 from divergences import DIVERGENCES, DTYPES, Batch, make_batch, paired_off
 
 from suite import checks
-from suite.cases import CAPABILITIES, CPU, EVERYWHERE, NATIVE, Case, named, take
+from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, fitting, named, take
 from suite.checks import bound
 from suite.subjects import LN2, Divergence
 
@@ -50,8 +50,7 @@ def pairs(
     (m, n, c), (donors, own) = shape, scheme
     features = {"M": m, "N": n, "C": c, "donors": donors, "own": own} | made | options
     name = name or named(what=what, unequal=factor is None, **features)
-    if made.get("dtype") == FLOAT64:
-        rest.setdefault("backends", CPU)
+    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
     permutations = n - 1 if donors == "exhaustive" else made.get("count", 3)
     subsets = m if options.get("subsets") == "single" else 2**m - 2
     return Case(

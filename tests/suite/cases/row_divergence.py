@@ -11,7 +11,7 @@ import torch
 from divergences import DIVERGENCES, DTYPES, Rows, make_rows
 
 from suite import checks
-from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, named, take
+from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, fitting, named, take
 from suite.checks import bound
 from suite.subjects import LN2, Divergence
 
@@ -32,8 +32,7 @@ def rows(
     """A case named by what it is made of."""
     made = take(rest, MADE)
     r, n, c = shape
-    if made.get("dtype") == FLOAT64:
-        rest.setdefault("backends", CPU)
+    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
     return Case(
         "row_divergence",
         name or named(what=what, R=r, N=n, C=c, divergence=divergence, **made),
@@ -150,8 +149,6 @@ def masked() -> Iterator[Case]:
                 return masks.masked_rows(side, mask, c, dtype)
 
             rest = everywhere | {"quick": mask == -1e9 and CPU}
-            if dtype == FLOAT64:
-                rest["backends"] = ("cpu", "reference", *CAPABILITIES)
             rest |= {"change": change, "checks": (checks.masked,), "dtype": dtype}
             yield rows(what, (11, 4, c), divergence=d, **rest)
     for d in ("jsd", "binary_jsd"):
