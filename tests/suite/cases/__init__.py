@@ -32,10 +32,13 @@ class Case:
     quick: bool | tuple[str, ...] = False  # in `make test`: nowhere, everywhere, on these backends
     emulator: dict = field(default_factory=dict)  # variables that make it take a larger size's path
     here: tuple[str, ...] = ()  # backends on which the limit does not count
+    interpreted: bool = True  # False: one of many, of which the interpreter takes some
 
     def is_for(self, on: Backend) -> bool:
         """Whether the backend takes it, and in how long."""
         if self.emulator and on.process != "emulated":
+            return False
+        if on.process == "interpreted" and not self.interpreted:
             return False
         return on.name in self.backends and (on.name in self.here or self.work <= on.limit)
 

@@ -78,6 +78,7 @@ def donors() -> Iterator[Case]:
         (False, True), (False, True), (5, 70),
     ):  # fmt: skip
         chosen = {"exclude": exclude, "present": present, "weighted": weighted, "count": 2}
+        chosen["interpreted"] = scheme == TABLE and c == 5 and d == "jsd"
         quick = scheme == TABLE and c == 5 and d == "jsd" and CPU
         yield pairs("kept", (2, 9, c), scheme, bias=c > 5, divergence=d, quick=quick, **chosen)
 
@@ -149,10 +150,9 @@ def magnitudes() -> Iterator[Case]:
     for scale, d in product((0.01, 8.0, 60.0, 300.0, 1e4), DIVERGENCES):
         for scheme, c in product((TABLE, CYCLIC, EXHAUSTIVE), (2, 6, 66)):
             quick = scale == 1e4 and c == 6 and d != "mse" and scheme == CYCLIC
+            rest = {"count": 2, "quick": quick, "interpreted": c == 6}
             n = 5 if c < 66 else 20
-            yield pairs(
-                "logits", (2, n, c), scheme, scale=scale, count=2, divergence=d, quick=quick
-            )
+            yield pairs("logits", (2, n, c), scheme, scale=scale, divergence=d, **rest)
         for dtype in DTYPES[1:]:
             yield pairs(
                 "logits", (3, 20, 7), scale=scale, dtype=dtype, divergence=d, backends=NATIVE
@@ -166,6 +166,7 @@ def magnitudes() -> Iterator[Case]:
 
         check = partial(checks.keeps_digits, delta=delta)
         rest = {"change": near, "checks": (check,), "quick": delta == 1e-4 and c == 33 and CPU}
+        rest["interpreted"] = delta in (1e-2, 1e-4) and c == (5 if scheme == TABLE else 33)
         made = {"bias": False, "scale": 1.0, "exclude": "self", "divergence": d}
         yield pairs(f"near_{delta:g}", (2, 8, c), scheme, **made, **rest)
 
@@ -204,9 +205,11 @@ def masked() -> Iterator[Case]:
         what = named(what="mask", mask=mask, carrier=carrier)
         rest["change"] = partial(masks.masked_batch, carrier, mask)
         everywhere = {"backends": (*EVERYWHERE, "reference"), "count": 2, "divergence": d}
+        some = mask in (-1e4, -1e9, masks.MASKS[-1])
         for donors, c in masks.LAYOUTS:
             shape, quick = (2, 9 if c < 10 else 19, c), mask == -1e9 and c in (5, 51) and CPU
-            yield pairs(what, shape, (donors, False), seed=5, quick=quick, **everywhere, **rest)
+            chosen = {"seed": 5, "quick": quick, "interpreted": some and c == 5}
+            yield pairs(what, shape, (donors, False), **chosen, **everywhere, **rest)
         if mask in (-1e6, -1e9):
             routes = {"clean_path": "routed", "strategy": "collaborative", "seed": 6}
             routes |= rest | {"factor": None}
@@ -220,6 +223,7 @@ def masked() -> Iterator[Case]:
         shape, quick = (2, 9 if c < 10 else 19, c), offset == 1e6 and c == 5 and CPU
         what = named(what="offset", offset=offset, where=where)
         chosen = {"count": 2, "seed": 5, "quick": quick, "backends": EVERYWHERE}
+        chosen["interpreted"] = c == 5
         yield pairs(what, shape, (donors, False), **chosen, **rest)
 
 
@@ -266,9 +270,8 @@ def not_finite() -> Iterator[Case]:
     for scheme, d, c, scale in product(SCHEMES, DIVERGENCES, (1, 6, 40, 70), (1.5, 60.0)):
         quick = c == 6 and scale == 1.5 and scheme == CYCLIC and (d == "jsd" or NATIVE)
         chosen = {"divergence": d, "strategy": "collaborative", "checks": (checks.not_finite,)}
-        yield pairs(
-            "bad", (2 if c == 6 else 3, 5, c), scheme, scale=scale, count=1, quick=quick, **chosen
-        )
+        chosen |= {"count": 1, "quick": quick, "interpreted": c == 6 and scale == 1.5}
+        yield pairs("bad", (2 if c == 6 else 3, 5, c), scheme, scale=scale, **chosen)
     for scheme, d, c, i, (how, exclude) in product(
         SCHEMES, DIVERGENCES, (6, 40, 70), (0, 5),
         (("present", "none"), ("weight", "none"), ("weight", "self"), ("same_label", "same_label")),
@@ -280,6 +283,7 @@ def not_finite() -> Iterator[Case]:
         made = {"present": how == "present", "weighted": how != "same_label", "count": 2}
         made |= {"change": partial(alone, how=how, i=i), "exclude": exclude, "divergence": d}
         quick = c == 6 and d == "jsd" and CPU
+        made["interpreted"] = c == 6 and (i == 0) == (scheme == TABLE)
         yield pairs(f"anything_{how}_{i}", (2, 8, c), scheme, checks=(check,), quick=quick, **made)
 
 

@@ -150,6 +150,7 @@ def masked() -> Iterator[Case]:
 
             rest = everywhere | {"quick": mask == -1e9 and CPU}
             rest |= {"change": change, "checks": (checks.masked,), "dtype": dtype}
+            rest["interpreted"] = c == 5
             yield rows(what, (11, 4, c), divergence=d, **rest)
     for d in ("jsd", "binary_jsd"):
         yield rows("agrees", (8, 8, 4), seed=2, divergence=d, checks=(checks.common_class,),
