@@ -443,7 +443,7 @@ def emulated() -> Iterator[Case]:
         rest["emulator"] = PATHS[path]
         yield case(named(what="identity", path=path), (2, 9, c), TABLE, count=6, **rest)
         bits = (checks.dirty_memory, *((checks.not_finite,) if c < 500 else ()))
-        rest = {"checks": bits, "emulator": PATHS[path]}
+        rest = {"checks": bits, "emulator": PATHS[path], "strategy": "collaborative"}
         yield case(named(what="bits", path=path), (2, 12, c), TABLE, count=9, **rest)
     yield case("far_by_itself", (2, 64, 520), count=16)
     yield case("far_by_itself", (2, 12, 390), count=9)
