@@ -58,7 +58,7 @@ wheel: $(VENV)/.installed-wheel
 	$(BIN)/python .ci/describe-wheel dist/*.whl
 
 wheel-test: wheel $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/test_wheel_contents.py --wheel dist/*.whl
+	$(BIN)/python -m pytest tests/test_wheel_contents.py --slow --wheel dist/*.whl
 	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
 		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
 

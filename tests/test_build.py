@@ -159,6 +159,7 @@ def test_pure_wheel_works_through_the_reference(pure_wheel, tmp_path):
     assert float(value) == pytest.approx(eval(NT_XENT, {"torch": torch, "mcr_fast": mcr_fast}))
 
 
+@pytest.mark.slow
 def test_broken_library_is_reported(pure_wheel, tmp_path):
     target = unpack(pure_wheel, tmp_path)
     library = target / "mcr_fast" / "lib" / env.CPU_LIBRARY.name

@@ -104,9 +104,13 @@ by_target = pytest.mark.parametrize("target", TARGETS)
 
 
 def sizes_of(kernel: str):
-    """Each entry of the table for one target, the sizes of production for both."""
+    """Each entry of the table for one target, the sizes of production for both; one is quick."""
     return [
-        pytest.param(chosen, target, id=f"C{chosen.up_to}-sm_{target}")
+        pytest.param(
+            *(chosen, target),
+            id=f"C{chosen.up_to}-sm_{target}",
+            marks=() if chosen is TABLE[kernel][0] else pytest.mark.slow,
+        )
         for chosen in TABLE[kernel]
         for target in TARGETS
         if target == 90 or chosen.up_to >= 256
@@ -128,6 +132,7 @@ def test_donor_side(chosen, target):
     assert_fast_logarithms(build(_donor_side_kernel, chosen, target, **OPTIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), [(0, 80), (0, 90), (1, 90), (2, 80), (2, 90)])
 def test_every_feature(kind, target):
     options = OPTIONS | GENERAL | {"KIND": kind}
