@@ -165,6 +165,7 @@ def test_small_kernels(target):
         build(_scale_or_take_kernel, scale, target, **again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grad", "goal"), [(False, 18), (True, 20)])
 def test_instructions_per_element(grad, goal, capsys):
     """The pair loop at C = 1000: what a warp issues per 32 elements where no row is special."""

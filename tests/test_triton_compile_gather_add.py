@@ -9,6 +9,7 @@ import triton
 from aot import TARGETS, compile_kernel
 from mcr_fast.kernels import _config
 from mcr_fast.kernels import gather_add as kernels
+from tiers import sample
 
 POINTERS = {
     "donors_ptr": "*i64",
@@ -56,7 +57,7 @@ ROWS += [(ROWS[-1][0], 90, name) for name in ("none", "relu", "gelu_tanh")]
 ROWS += [(ROWS[-1][0], 80, name) for name in ("none", "gelu")]
 
 
-@pytest.mark.parametrize(("config", "target", "activation"), ROWS)
+@pytest.mark.parametrize(("config", "target", "activation"), sample(ROWS, len(ROWS)))
 def test_rows(config, target, activation):
     plain = {"ACTIVATION": kernels.ACTIVATIONS[activation], "OWN_DONORS": False, "SINGLE": True}
     general = plain | {"OWN_DONORS": True, "SINGLE": False}
@@ -69,6 +70,7 @@ def test_rows(config, target, activation):
         build(kernel, config, "fp32", target, **general, **no_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_donor_side(target):
     for config in _config.TABLE["gather_add"]:

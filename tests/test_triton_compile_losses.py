@@ -11,6 +11,7 @@ import triton
 from aot import TARGETS, compile_kernel
 from mcr_fast.kernels import _config, _exp_sums, _panels, _rows, nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
+from tiers import sample
 
 TYPES = {
     "enter_ptr": "*i32",
@@ -86,6 +87,7 @@ def check_tiles(kernel, bits, config, target, running_max):
     return compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kernel", OVER_ALL_TILES, ids=lambda k: k.__name__)
@@ -98,8 +100,8 @@ def test_over_all_tiles(kernel, bits, target):
         assert compiled.registers <= 128, "one block of the largest tiles alone has the registers"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
+@pytest.mark.parametrize("bits", sample(BITS, 2))
 @pytest.mark.parametrize("kernel", OVER_POSITIVES, ids=lambda k: k.__name__)
 def test_over_positives(kernel, bits, target):
     for config in _config.TABLE[f"positives_{bits}"]:
@@ -123,6 +125,7 @@ def test_tiles_fit_into_each_other():
                 assert blocks["BLOCK_K"] % near.blocks["BLOCK_K"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_rows_and_sums(target):
     for config in _config.TABLE["rows"]:
@@ -143,7 +146,7 @@ def test_rows_and_sums(target):
             )
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_reconstruction_loss(target):
     for config in _config.TABLE["reconstruction_loss"]:
         for dtype in ("fp32", "bf16"):
@@ -189,6 +192,7 @@ def compile_launch(monkeypatch):
     return compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "rows", "dtype", "temperature"),
     [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
