@@ -1,6 +1,6 @@
 """`python -m bench tune`: times the neighbours of all launch configurations, prints the best.
 
-A neighbour differs from an entry of kernels/_config.py in one number. Its results must agree with
+A neighbour differs from an entry of kernels/config.py in one number. Its results must agree with
 those of the entry, and it must be faster by more than noise, to take its place.
 """
 
@@ -21,7 +21,7 @@ from bench.inputs import make_inputs
 from bench.registry import Case, benchmarks
 
 if TYPE_CHECKING:
-    from mcr_fast.kernels._config import Config
+    from mcr_fast.kernels.config import Config
 
 MARGIN = 0.97  # of the entry's time: less is noise
 ELEMENTS = 1 << 27  # (pair, class) elements of a divergence
@@ -97,9 +97,9 @@ class Trial:
     """One entry's case: times a configuration in the entry's place, if its results agree."""
 
     def __init__(self, kernel: str, at: int, device: str = "cuda"):
-        from mcr_fast.kernels import _config
+        from mcr_fast.kernels.config import TABLE
 
-        self.tables, self.kernel, self.at = _config.TABLE, kernel, at
+        self.tables, self.kernel, self.at = TABLE, kernel, at
         self.before = self.tables[kernel]
         case, self.mode = case_of(kernel, self.before, at)
         self.inputs = make_inputs(case, device=device)
@@ -144,10 +144,10 @@ class Trial:
 
 def tune(kernel: str, seconds: float, deadline: float) -> list[Config]:
     """The table of a kernel, better entries in their places."""
-    from mcr_fast.kernels import _config
+    from mcr_fast.kernels.config import TABLE
 
     chosen = []
-    for at, config in enumerate(_config.TABLE[kernel]):
+    for at, config in enumerate(TABLE[kernel]):
         if monotonic() > deadline:
             chosen.append(config)
             continue
@@ -175,7 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tune, print the table to paste into kernels/_config.py; 2 without a GPU."""
+    """Tune, print the table to paste into kernels/config.py; 2 without a GPU."""
     from bench.gpu.command import why_not
 
     reason = why_not()

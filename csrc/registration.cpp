@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "cpu/dispatch.h"
+#include "dispatch.h"
 
 #define MCR_STRING_(x) #x
 #define MCR_STRING(x) MCR_STRING_(x)

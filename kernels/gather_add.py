@@ -2,23 +2,27 @@
 
     h[k, i] = hidden_i + sum over m in S of (A_m[j] - A_m[i]),   j = donors[m, k, i]
 
-A forward program has a tile of rows and runs through their permutations, so that what belongs to
-the rows themselves is read once. The backward is two kernels: the rows' side sums over the
-permutations what reaches a row itself, and takes the gradient through the activation on its way;
-the donors' side runs through the rows that a tile of donors replaces, by the inverse permutations.
-No two programs add to one address.
+A program has a tile of rows and runs through their permutations, so that what belongs to the rows
+themselves is read once. The backward is that kernel again, for the own side: it sums over the
+permutations what reaches a row itself, and takes the gradient through the activation on its way.
+The donor side is a second one, through the receivers of a tile of donors. No two programs add to
+one address.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels._math import exp2, reciprocal
-from mcr_fast.kernels._pair_rows import load_members, members_of
-from mcr_fast.kernels._pairs import TABLE, donors_of
 from torch import Tensor
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import choice
+from mcr_fast.kernels.math import exp2, reciprocal
+from mcr_fast.kernels.pairs.donors import KEEP_ALL, TABLE, Options, Pairs, receivers_of
+from mcr_fast.kernels.pairs.rows import Subset, Tile, load_members, subset_of
 
 NONE = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -32,8 +36,6 @@ HALF_LOG2E = tl.constexpr(0.72134752044448170368)
 TANH_SLOPE = tl.constexpr(1.59576912160573071176)  # 2 sqrt(2 / pi)
 TANH_LOG2_SLOPE = tl.constexpr(2.30220819814432504)  # the same times log2(e)
 TANH_CUBIC = tl.constexpr(0.044715)
-
-PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 
 
 @triton.jit
@@ -72,51 +74,69 @@ def through_activation(grad, h, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr)
         return grad
 
 
+class Program(NamedTuple):
+    """One program's rows of a chunk, and what all their permutations share."""
+
+    tile: Tile
+    subset: Subset
+    kept_ptr: Any  # [K, stop - start] or None
+    start: Any
+    stop: Any
+    clean: Any  # [BLOCK_R, BLOCK_H] hidden rows
+    own: Any  # [BLOCK_R, BLOCK_H], the members' sum at the rows
+
+
 @triton.jit
-def tile_of(first, num_rows, width, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Rows from `first` on, columns and which of them exist."""
+def rows_and_columns(first, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Rows, from `first` on, and columns of this program."""
     tile = tl.program_id(0)
     rows = first + (tile // column_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    columns = tile % column_tiles * BLOCK_H + tl.arange(0, BLOCK_H)
-    return rows, columns, (rows < num_rows)[:, None] & (columns < width)[None, :]
+    return rows, tile % column_tiles * BLOCK_H + tl.arange(0, BLOCK_H)
 
 
 @triton.jit
-def perturbed_rows(
-    inputs,  # x, donors and kept
-    clean,  # hidden minus the subset's own contributions is what all permutations share
-    own,
-    subset,
-    member,
-    rows,
-    k,
-    at,  # [BLOCK_R] of the pairs (k, row)
-    columns,
-    mask,
-    sizes,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
-):
-    """h of the rows under permutation k; 0 where the pair is dropped."""
-    x_ptr, donors_ptr, kept_ptr = inputs
-    there = load_members(
-        x_ptr, donors_ptr, subset, member, rows, k, columns, mask, sizes,
-        True, TABLE, OWN_DONORS, SINGLE,
-    )  # fmt: skip
-    h = clean + (there - own)
-    if kept_ptr is not None:
-        kept = tl.load(kept_ptr + at, mask=rows < sizes[1], other=0)
+def make_program(tile, bits, hidden_ptr, kept_ptr, start, stop, options, NEEDED: tl.constexpr):
+    """A program over a tile; its clean rows are read if they are NEEDED."""
+    subset = subset_of(bits, tile.pairs.num_modalities)
+    clean = tl.zeros(tile.inside.shape, tl.float32)
+    own = clean
+    if NEEDED:
+        at = tile.rows[:, None] * tile.num_classes + tile.classes[None, :]
+        clean = tl.load(hidden_ptr + at, mask=tile.inside, other=0.0)
+        own = load_members(tile, subset, tile.rows, 0, options, False)
+    return Program(tile, subset, kept_ptr, start, stop, clean, own)
+
+
+@triton.jit
+def pair_places(rows, k, start, stop):
+    """Where the pairs (k, row) stand in a chunk."""
+    return (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+
+
+@triton.jit
+def perturbed_rows(program, k, at, options):
+    """h of the rows under permutation k, whose pairs stand `at`; 0 where the pair is dropped."""
+    rows = program.tile.rows
+    there = load_members(program.tile, program.subset, rows, k, options, True)
+    h = program.clean + (there - program.own)
+    if program.kept_ptr is not None:
+        # rows behind the chunk's have pairs of their own in the table, but none in `kept`
+        at = tl.where(rows < program.stop, at, 0)
+        inside = rows < program.tile.pairs.num_rows
+        kept = tl.load(program.kept_ptr + at, mask=inside, other=0)
         h = tl.where((kept != 0)[:, None], h, 0.0)
     return h
 
 
 @triton.jit
-def _gather_add_fwd_kernel(
+def _gather_add_rows_kernel(
+    grad_ptr,  # [K, stop - start, H] in the backward, None in the forward
     x_ptr,  # [M, N, H]
     hidden_ptr,  # [N, H]
     donors_ptr,  # [1 or M, K, N]
     kept_ptr,  # [K, stop - start] or None
-    out_ptr,  # [K, stop - start, H]
+    out_ptr,  # [K, stop - start, H]: the rows, or their gradient; None where that is grad_ptr's
+    sums_ptr,  # [stop - start, H] in the backward
     subset,
     num_modalities,
     num_rows,
@@ -133,79 +153,33 @@ def _gather_add_fwd_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    sizes = (num_modalities, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
-    size, member = members_of(subset, num_modalities)
-    clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
-    own = load_members(
-        x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
-        False, TABLE, OWN_DONORS, SINGLE,
+    rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
+    inside = (rows < stop)[:, None] & (columns < width)[None, :]
+    pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
+    program = make_program(
+        Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
+        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), out_ptr is not None,
     )  # fmt: skip
+    total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     first = tl.program_id(1) * part_permutations
     for k in range(first, tl.minimum(first + part_permutations, num_permutations)):
-        at = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
-        # rows behind the chunk's have pairs of their own in the table, but none in `kept`
-        inside = tl.where(rows < stop, at, 0)
-        h = perturbed_rows(
-            (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside, columns,
-            mask, sizes, OWN_DONORS, SINGLE,
-        )  # fmt: skip
-        out = activate(h, ACTIVATION, PRECISE).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at[:, None] * width + columns[None, :], out, mask=mask)
-
-
-@triton.jit
-def _gather_add_own_side_kernel(
-    grad_ptr,  # [K, stop - start, H]
-    x_ptr,  # [M, N, H]
-    hidden_ptr,  # [N, H]
-    donors_ptr,  # [1 or M, K, N]
-    kept_ptr,  # [K, stop - start] or None
-    grad_hidden_ptr,  # [K, stop - start, H]; None without an activation
-    sums_ptr,  # [stop - start, H]
-    subset,
-    num_modalities,
-    num_rows,
-    num_permutations,
-    width,
-    start,
-    stop,
-    column_tiles,
-    ACTIVATION: tl.constexpr,
-    OWN_DONORS: tl.constexpr,
-    SINGLE: tl.constexpr,
-    PRECISE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    sizes = (num_modalities, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(start, stop, width, column_tiles, BLOCK_R, BLOCK_H)
-    size, member = members_of(subset, num_modalities)
-    clean = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    own = clean
-    if ACTIVATION != NONE:
-        clean = tl.load(hidden_ptr + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
-        own = load_members(
-            x_ptr, donors_ptr, subset, member, rows, 0, columns, mask, sizes,
-            False, TABLE, OWN_DONORS, SINGLE,
-        )  # fmt: skip
-    total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    for k in range(num_permutations):
-        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + rows - start
+        pair = pair_places(rows, k, start, stop)
         at = pair[:, None] * width + columns[None, :]
-        grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if ACTIVATION != NONE:
-            inside = tl.where(rows < stop, pair, 0)
-            h = perturbed_rows(
-                (x_ptr, donors_ptr, kept_ptr), clean, own, subset, member, rows, k, inside,
-                columns, mask, sizes, OWN_DONORS, SINGLE,
-            )  # fmt: skip
-            grad = through_activation(grad, h, ACTIVATION, PRECISE)
-            stored = grad.to(grad_hidden_ptr.dtype.element_ty)
-            tl.store(grad_hidden_ptr + at, stored, mask=mask)
-        total += grad
-    at = (rows - start)[:, None] * width + columns[None, :]
-    tl.store(sums_ptr + at, total, mask=mask)
+        if grad_ptr is not None:
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if out_ptr is not None:
+            h = perturbed_rows(program, k, pair, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL))
+            if grad_ptr is None:
+                out = activate(h, ACTIVATION, PRECISE)
+            else:
+                grad = through_activation(grad, h, ACTIVATION, PRECISE)
+                out = grad
+            tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+        if grad_ptr is not None:
+            total += grad
+    if grad_ptr is not None:
+        at = (rows - start)[:, None] * width + columns[None, :]
+        tl.store(sums_ptr + at, total, mask=inside)
 
 
 @triton.jit
@@ -227,17 +201,19 @@ def _gather_add_donor_side_kernel(
     m = tl.program_id(1)
     if (subset >> m) & 1 == 0:
         return
-    sizes = (0, num_rows, num_permutations, width)
-    rows, columns, mask = tile_of(0, num_rows, width, column_tiles, BLOCK_R, BLOCK_H)
+    rows, columns = rows_and_columns(0, column_tiles, BLOCK_R, BLOCK_H)
+    inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+    pairs = Pairs(None, None, None, None, 0, num_rows, num_permutations)
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     for k in range(num_permutations):
-        i = donors_of(inverse_ptr, rows, m, k, sizes, TABLE, OWN_DONORS, True)
-        given = mask & ((i >= start) & (i < stop))[:, None]
-        pair = (tl.full((), 0, tl.int64) + k) * (stop - start) + i - start
-        at = pair[:, None] * width + columns[None, :]
+        i = receivers_of(
+            rows, m, k, pairs, inverse_ptr, Options(TABLE, OWN_DONORS, False, KEEP_ALL)
+        )
+        given = inside & ((i >= start) & (i < stop))[:, None]
+        at = pair_places(i, k, start, stop)[:, None] * width + columns[None, :]
         total += tl.load(grad_hidden_ptr + at, mask=given, other=0.0).to(tl.float32)
     at = (m.to(tl.int64) * num_rows + rows)[:, None] * width + columns[None, :]
-    tl.store(total_ptr + at, tl.load(total_ptr + at, mask=mask, other=0.0) + total, mask=mask)
+    tl.store(total_ptr + at, tl.load(total_ptr + at, mask=inside, other=0.0) + total, mask=inside)
 
 
 def _tiles(num_rows: int, width: int) -> tuple[int, dict[str, int]]:
@@ -248,26 +224,45 @@ def _tiles(num_rows: int, width: int) -> tuple[int, dict[str, int]]:
     return tiles, {"column_tiles": column_tiles, **chosen.launch()}
 
 
-def _arguments(
-    x: Tensor, hidden: Tensor, donors: Tensor, kept: Tensor | None, subset: int, activation: str
-) -> dict[str, Tensor | int | bool | None]:
-    """What the forward and the rows' side of the backward are launched with."""
+def _launch_rows(
+    grad: Tensor | None,
+    x: Tensor,
+    hidden: Tensor,
+    donors: Tensor,
+    kept: Tensor | None,
+    subset: int,
+    bounds: tuple[int, int],
+    activation: str,
+    out: Tensor | None,
+    sums: Tensor | None,
+) -> None:
     num_modalities, num_rows, width = x.shape
-    return {
-        "x_ptr": x,
-        "hidden_ptr": hidden,
-        "donors_ptr": donors,
-        "kept_ptr": None if kept is None else kept.to(torch.int8),
-        "subset": subset,
-        "num_modalities": num_modalities,
-        "num_rows": num_rows,
-        "num_permutations": donors.shape[1],
-        "width": width,
-        "ACTIVATION": ACTIVATIONS[activation],
-        "OWN_DONORS": donors.shape[0] > 1,
-        "SINGLE": subset & (subset - 1) == 0,
-        "PRECISE": config.PRECISE,
-    }
+    start, stop = bounds
+    count = donors.shape[1]
+    tiles, options = _tiles(stop - start, width)
+    parts, each = config.parts(tiles, count) if grad is None else (1, count)
+    _gather_add_rows_kernel[(tiles, parts)](
+        grad_ptr=grad,
+        x_ptr=x,
+        hidden_ptr=hidden,
+        donors_ptr=donors,
+        kept_ptr=None if kept is None else kept.to(torch.int8),
+        out_ptr=out,
+        sums_ptr=sums,
+        subset=subset,
+        num_modalities=num_modalities,
+        num_rows=num_rows,
+        num_permutations=count,
+        width=width,
+        start=start,
+        stop=stop,
+        part_permutations=each,
+        ACTIVATION=ACTIVATIONS[activation],
+        OWN_DONORS=donors.shape[0] > 1,
+        SINGLE=subset & (subset - 1) == 0,
+        PRECISE=config.PRECISE,
+        **options,
+    )
 
 
 def gather_add_fwd(
@@ -282,20 +277,12 @@ def gather_add_fwd(
     dtype: torch.dtype,
 ) -> Tensor:  # [K * (stop - start), H]
     """The perturbed rows start..stop of every permutation."""
-    count, width = donors.shape[1], x.shape[2]
-    out = torch.empty((count * (stop - start), width), dtype=dtype, device=x.device)
-    if out.numel() == 0:
-        return out
-    tiles, options = _tiles(stop - start, width)
-    each = triton.cdiv(count, max(1, min(PROGRAMS // tiles, count)))
-    _gather_add_fwd_kernel[(tiles, triton.cdiv(count, each))](
-        **_arguments(x, hidden, donors, kept, subset, activation),
-        out_ptr=out,
-        start=start,
-        stop=stop,
-        part_permutations=each,
-        **options,
-    )
+    choice("activation", activation, ACTIVATIONS)
+    shape = (donors.shape[1] * (stop - start), x.shape[2])
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    if out.numel() > 0:
+        given = x, hidden, donors, kept, subset, (start, stop), activation
+        _launch_rows(None, *given, out, None)
     return out
 
 
@@ -313,22 +300,15 @@ def gather_add_bwd(
     total: Tensor,  # [M, N, H] float32 contiguous, added to
 ) -> Tensor:  # [stop - start, H] float32
     """Add what the subset's donors get to `total`, return what reaches the rows themselves."""
+    choice("activation", activation, ACTIVATIONS)
     num_modalities, num_rows, width = x.shape
     sums = torch.zeros((stop - start, width), dtype=torch.float32, device=x.device)
     if grad.numel() == 0:
         return sums
     grad = grad.contiguous()
     grad_hidden = None if activation == "none" else torch.empty_like(grad)
-    tiles, options = _tiles(stop - start, width)
-    _gather_add_own_side_kernel[(tiles,)](
-        grad_ptr=grad,
-        **_arguments(x, hidden, donors, kept, subset, activation),
-        grad_hidden_ptr=grad_hidden,
-        sums_ptr=sums,
-        start=start,
-        stop=stop,
-        **options,
-    )
+    given = x, hidden, donors, kept, subset, (start, stop), activation
+    _launch_rows(grad, *given, grad_hidden, sums)
     tiles, options = _tiles(num_rows, width)
     _gather_add_donor_side_kernel[(tiles, num_modalities)](
         grad_hidden_ptr=grad if grad_hidden is None else grad_hidden,

@@ -11,17 +11,23 @@ and the gradient to z is H Z with c_a = sum_p sigma_ap and H symmetric:
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._arguments import check_rows
-from mcr_fast.kernels._exp_sums import exp_sums
-from mcr_fast.kernels._math import LOG2E, exp2, reciprocal
-from mcr_fast.kernels._panels import gradient, panel_scale, store_panel
-from mcr_fast.kernels._similarity import class_columns, logit_tile, make_batch
 from torch import Tensor
+
+from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels.contrastive.batch import (
+    Vectors,
+    class_columns,
+    logit_tile,
+    make_batch,
+    nothing,
+    same_label,
+)
+from mcr_fast.kernels.contrastive.exp_sums import exp_sums
+from mcr_fast.kernels.contrastive.panels import gradient, scaled, store_panel
+from mcr_fast.kernels.math import LOG2E, exp2, reciprocal
 
 
 @triton.jit
@@ -55,20 +61,16 @@ def _nt_xent_pairs_kernel(
     BLOCK_K: tl.constexpr,
 ):
     first = tl.program_id(0) * BLOCK_M
-    rows = first + tl.arange(0, BLOCK_M)
-    begin = tl.load(begin_ptr + rows)[:, None]
-    end = tl.load(end_ptr + rows)[:, None]
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    of_class = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    rows = of_class.rows
     log2_sum = tl.load(log2_sum_ptr + rows)[:, None]
     loss = tl.zeros([BLOCK_M], tl.float64)
     c = tl.zeros([BLOCK_M], tl.float64)
-    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
-    for first_col in range(low, high, BLOCK_N):
-        s = logit_tile(
-            scaled_ptr, inverse_ptr, first, first_col, width, scale,
-            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        cols = (first_col + tl.arange(0, BLOCK_N))[None, :]
-        positive = (cols >= begin) & (cols < end) & (cols != rows[:, None])
+    for first_col in range(of_class.low, of_class.high, BLOCK_N):
+        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        cols = first_col + tl.arange(0, BLOCK_N)
+        positive = same_label(of_class, cols) & (cols[None, :] != rows[:, None])
         x = log2_sum - s
         t = exp2(-tl.abs(x), PRECISE)
         sigma = tl.where(x >= 0.0, 1.0, t) * reciprocal(1.0 + t, PRECISE)
@@ -101,25 +103,21 @@ def _nt_xent_positives_kernel(
     BLOCK_K: tl.constexpr,
 ):
     first = first_row + tl.program_id(0) * BLOCK_M
-    rows = first + tl.arange(0, BLOCK_M)
-    begin = tl.load(begin_ptr + rows)[:, None]
-    end = tl.load(end_ptr + rows)[:, None]
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    of_class = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    rows = of_class.rows
     row_log2_sum = tl.load(log2_sum_ptr + rows)[:, None]
     row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
-    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
-    for first_col in range(low, high, BLOCK_N):
-        s = logit_tile(
-            scaled_ptr, inverse_ptr, first, first_col, width, scale,
-            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+    for first_col in range(of_class.low, of_class.high, BLOCK_N):
+        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         cols = first_col + tl.arange(0, BLOCK_N)
         # sigma = 1 / (1 + 2^-x), 0 where that power is infinite
         row_odds = exp2(s - row_log2_sum, PRECISE)
         col_odds = exp2(s - tl.load(log2_sum_ptr + cols)[None, :], PRECISE)
         h = -reciprocal(1.0 + row_odds, PRECISE) - reciprocal(1.0 + col_odds, PRECISE)
         h = tl.where(cols[None, :] == rows[:, None], 0.0, h)
-        same_label = (cols[None, :] >= begin) & (cols[None, :] < end)
-        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, same_label)
+        mask = same_label(of_class, cols)
+        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, mask)
 
 
 def nt_xent_fwd(
@@ -132,46 +130,21 @@ def nt_xent_fwd(
     """The loss and, if wanted, its gradient."""
     check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
-        zero = embeddings.new_zeros((), dtype=torch.float32)
-        return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))
-    batch, pairs = make_batch(
+        return nothing(embeddings, want_grad)
+    batch = make_batch(
         embeddings, labels, present, temperature, lambda sizes: (sizes - 1).clamp(min=0).sum()
     )
     rows = batch.rows
     total, top = exp_sums(batch, rows.entering(rows.end))
-    places = {
-        "begin_ptr": rows.begin,
-        "end_ptr": rows.end,
-        "log2_sum_ptr": (torch.log2(total) + top).float(),
-        **batch.tiles(batch.diagonal),
-    }
-    block_rows = batch.diagonal.blocks["BLOCK_M"]
+    places = batch.positives(log2_sum_ptr=(torch.log2(total) + top).float())
     loss, c = rows.per_row(torch.float64), rows.per_row(torch.float64)
-    _nt_xent_pairs_kernel[(rows.padded_rows // block_rows,)](loss_ptr=loss, c_ptr=c, **places)
-    value = (loss.sum() * math.log(2) / pairs.clamp(min=1)).float()
+    _nt_xent_pairs_kernel[batch.diagonal_tiles](loss_ptr=loss, c_ptr=c, **places)
+    value = batch.mean(loss.sum())
     if not want_grad:
         return value, value.new_empty((0, 0))
-    h_scale = panel_scale(batch, c.max())
-
-    def put_positives(panel: Tensor, first_row: int) -> None:  # [panel, padded L]
-        _nt_xent_positives_kernel[(panel.shape[0] // block_rows,)](
-            h_scale_ptr=h_scale,
-            h_ptr=panel,
-            first_row=first_row,
-            padded_rows=rows.padded_rows,
-            **places,
-        )
-
     # a row without negatives has c = 0 and no sum
     weight = torch.where(c == 0, 0.0, c / total).float()
-    factor = (1 / (pairs.clamp(min=1) * temperature * h_scale)).float()
-    return value, gradient(batch, weight, top, h_scale, factor, put_positives)
+    return value, gradient(batch, weight, top, c.max(), _nt_xent_positives_kernel, places)
 
 
-def nt_xent_bwd(
-    grad: Tensor,  # []
-    unit_grad: Tensor,  # [L, D] float32
-    dtype: torch.dtype,
-) -> Tensor:  # [L, D]
-    """The unit gradient scaled and cast."""
-    return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))
+nt_xent_bwd = scaled

@@ -2,9 +2,8 @@
 
     D_S = sum_pairs f JSD(softmax z_i, softmax w(S, i, j)),   f = weight_i / sum of the weights
 
-A forward with gradient is two kernels, the rows' side (`_own_side.py`) and the donors' side
-(`_donor_side.py`); a batch too small to fill a GPU is cut along the permutations as well, and the
-parts are added up in order.
+A forward with gradient is two kernels, the own side and the donor side (`pairs/`). A batch too
+small to fill a GPU is cut along the permutations as well, and the parts are added up in order.
 """
 
 from __future__ import annotations
@@ -14,19 +13,23 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels import _pairs
-from mcr_fast.kernels._arguments import FLOATS, check, check_pairs
-from mcr_fast.kernels._divergence import KINDS
-from mcr_fast.kernels._donor_side import _donor_side_kernel
-from mcr_fast.kernels._lay_out import lay_out
-from mcr_fast.kernels._own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
-from mcr_fast.kernels._pairs import EXCLUDE, _pair_weight_sums_kernel
-from mcr_fast.kernels._permutations import checked_permutations
-from mcr_fast.kernels._scale import scale_or_take
 from torch import Tensor
 
-PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import FLOATS, check, check_pairs, choice
+from mcr_fast.kernels.divergence import KINDS, OF_WHOLE_ROWS, STORED
+from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
+from mcr_fast.kernels.pairs.donors import (
+    EXCLUDE,
+    EXHAUSTIVE,
+    SHIFTS,
+    TABLE,
+    _pair_weight_sums_kernel,
+)
+from mcr_fast.kernels.pairs.lay_out import lay_out
+from mcr_fast.kernels.pairs.own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
+from mcr_fast.kernels.pairs.permutations import checked_permutations
+from mcr_fast.kernels.scale import scale_or_take
 
 
 @dataclass
@@ -36,54 +39,24 @@ class Problem:
     x: Tensor  # [M, N, C]
     bias: Tensor | None  # [C]
     order: Tensor | None  # [N]
-    donors: Tensor | None  # [1 or M, K, N], [1 or M, K] or None
-    inverse: Tensor | None  # of a table; otherwise as donors
+    inverse: Tensor | None  # of a table; otherwise the donors
     poison: Tensor | None  # [] NaN where the donors given are no permutations, else 0
-    labels: Tensor | None  # [N]
-    present: Tensor | None  # [N, M] int8
-    weight: Tensor | None  # [N]
-    subsets: Tensor  # [S] int32
-    single: bool
-    scheme: int
+    single: bool  # whether every subset has one member
+    masked: bool  # whether a pair can be dropped or weigh something else than 1
+    divergence: str
     num_permutations: int
-    exclude: int
-
-    @property
-    def masked(self) -> bool:
-        """Whether a pair can be dropped or weigh something else than 1."""
-        return self.exclude != 0 or self.present is not None or self.weight is not None
-
-    def masks(self) -> dict[str, Tensor | None]:
-        """Pointers that decide what a pair weighs."""
-        return {
-            "donors_ptr": self.donors,
-            "labels_ptr": self.labels,
-            "present_ptr": self.present,
-            "weight_ptr": self.weight,
-            "subsets_ptr": self.subsets,
-        }
-
-    def sizes(self) -> dict[str, int]:
-        """Sizes that every kernel takes."""
-        return {
-            "num_modalities": self.x.shape[0],
-            "num_rows": self.x.shape[1],
-            "num_permutations": self.num_permutations,
-        }
-
-    def scheme_flags(self) -> dict[str, int | bool]:
-        """Constants that every kernel takes."""
-        return {
-            "SCHEME": self.scheme,
-            "OWN_DONORS": self.donors is not None and self.donors.shape[0] > 1,
-            "EXCLUDE": self.exclude,
-        }
+    num_subsets: int
+    pairs: dict[str, Tensor | int | bool | None]  # arguments of every kernel
 
 
 @functools.lru_cache(maxsize=64)
-def _subset_masks(subsets: tuple[int, ...], device: torch.device) -> Tensor:  # [S] int32
+def _subset_bits(subsets: tuple[int, ...], device: torch.device) -> Tensor:  # [S] int32
     # kept, because copying it from the host cannot be captured in a graph
     return torch.tensor(subsets, dtype=torch.int32, device=device)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _problem(
@@ -100,13 +73,14 @@ def _problem(
 ) -> Problem:
     x = contributions
     num_permutations = x.shape[1] - 1 if donors is None else donors.shape[1]
-    scheme = _pairs.TABLE if order is None else _pairs.SHIFTS
-    inverse = poison = by_position = None
+    scheme, inverse, poison, by_position = EXHAUSTIVE, None, None, None
     if donors is None:
-        scheme, order = _pairs.EXHAUSTIVE, None
+        order = None
     elif order is None:
+        scheme = TABLE
         donors, inverse, _, poison = checked_permutations(donors)
     else:
+        scheme = SHIFTS
         order, _, donors, poison = checked_permutations(order, donors)
         inverse = donors  # the donor side goes back by the same shifts
         # donors are contiguous after one reorder of the rows
@@ -119,62 +93,68 @@ def _problem(
     else:
         x = lay_out(x, by_position, divergence)
         bias = None if bias is None else lay_out(bias[None, None], None, divergence)[0, 0]
+    pairs: dict[str, Tensor | int | bool | None] = {
+        "donors_ptr": donors,
+        "labels_ptr": _contiguous(labels),
+        "present_ptr": None if present is None else present.to(torch.int8).contiguous(),
+        "weight_ptr": _contiguous(sample_weight),
+        "subsets_ptr": _subset_bits(tuple(subsets), x.device),
+        "num_modalities": x.shape[0],
+        "num_rows": x.shape[1],
+        "num_permutations": num_permutations,
+        "SCHEME": scheme.value,
+        "OWN_DONORS": donors is not None and donors.shape[0] > 1,
+        "EXCLUDE": EXCLUDE[exclude],
+    }
+    single = all(subset & (subset - 1) == 0 for subset in subsets)
+    masked = exclude != "none" or present is not None or sample_weight is not None
     return Problem(
-        x,
-        None if bias is None else bias.contiguous(),
-        order,
-        donors,
-        inverse,
-        poison,
-        None if labels is None else labels.contiguous(),
-        None if present is None else present.to(torch.int8).contiguous(),
-        None if sample_weight is None else sample_weight.contiguous(),
-        _subset_masks(tuple(subsets), x.device),
-        all(mask & (mask - 1) == 0 for mask in subsets),
-        scheme.value,
-        max(num_permutations, 0),
-        EXCLUDE[exclude],
-    )
+        x, _contiguous(bias), order, inverse, poison, single, masked, divergence, num_permutations,
+        len(subsets), pairs,
+    )  # fmt: skip
 
 
-def _factors(problem: Problem, upstream: Tensor | None, terms: int) -> Tensor:  # [S]
-    """Upstream gradient (None: 1) over the sum of the pairs' weights times the terms of a mean."""
-    num_subsets, num_rows = len(problem.subsets), problem.x.shape[1]
-    if not problem.masked:
+def _factors(problem: Problem, upstream: Tensor | None) -> Tensor:  # [S]
+    """Upstream gradient (None: 1) over the sum of the pairs' weights times the terms of a mean.
+
+    NaN where the donors are no permutations: values and gradients are multiples of a factor.
+    """
+    num_subsets, (_, num_rows, num_classes) = problem.num_subsets, problem.x.shape
+    terms = 1 if problem.divergence in OF_WHOLE_ROWS else num_classes
+    device = problem.x.device
+    if problem.masked:
+        block = config.WEIGHT_ROWS
+        blocks = triton.cdiv(num_rows, block)
+        sums = torch.empty((num_subsets, blocks), dtype=torch.float32, device=device)
+        _pair_weight_sums_kernel[(blocks, num_subsets)](
+            **problem.pairs, sums_ptr=sums, BLOCK_R=block, num_warps=4
+        )
+        total = sums.sum(1, dtype=torch.float64)
+        factors = torch.where(total == 0, 0.0, 1.0 / (total * terms))
+        factors = (factors if upstream is None else factors * upstream).to(torch.float32)
+    else:
         share = 1.0 / (num_rows * problem.num_permutations * terms)
         if upstream is not None:
-            return _poisoned(upstream.to(torch.float32) * share, problem)
-        if problem.poison is not None:
+            factors = upstream.to(torch.float32) * share
+        elif problem.poison is not None:
             return problem.poison.expand(num_subsets) + share
-        return torch.full((num_subsets,), share, dtype=torch.float32, device=problem.x.device)
-    block = config.WEIGHT_ROWS
-    blocks = triton.cdiv(num_rows, block)
-    sums = torch.empty((num_subsets, blocks), dtype=torch.float32, device=problem.x.device)
-    _pair_weight_sums_kernel[(blocks, num_subsets)](
-        **problem.masks(),
-        sums_ptr=sums,
-        **problem.sizes(),
-        **problem.scheme_flags(),
-        BLOCK_R=block,
-        num_warps=4,
-    )
-    total = sums.sum(1, dtype=torch.float64)
-    share = torch.where(total == 0, 0.0, 1.0 / (total * terms))
-    if upstream is not None:
-        share = share * upstream
-    return _poisoned(share.to(torch.float32), problem)
-
-
-def _poisoned(factors: Tensor, problem: Problem) -> Tensor:
-    """NaN where the donors are no permutations: value and gradients are multiples of a factor."""
+        else:
+            factors = torch.full((num_subsets,), share, dtype=torch.float32, device=device)
     return factors if problem.poison is None else factors + problem.poison
 
 
-def _parts(tiles: int, num_permutations: int) -> tuple[int, int]:
-    """Into how many parts the permutations are cut, and the permutations of each."""
-    wanted = max(1, min(PROGRAMS // tiles, num_permutations))
-    each = triton.cdiv(num_permutations, wanted)
-    return triton.cdiv(num_permutations, each), each
+def _notes(problem: Problem, want_grad: bool) -> dict[str, Tensor | None]:
+    """Memory for what the own side leaves for the donor side, if the divergence has that."""
+    if not (want_grad and problem.divergence in STORED):
+        return dict.fromkeys(["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr"])
+    _, num_rows, num_classes = problem.x.shape
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=problem.x.device)
+    return {
+        "stats_ptr": empty((problem.num_subsets, problem.num_permutations, num_rows, 2)),
+        "p_ptr": empty((num_rows, num_classes)),
+        "lse_ptr": empty(num_rows),
+        "normal_ptr": empty(num_rows, dtype=torch.int8),
+    }
 
 
 def _run(
@@ -182,44 +162,31 @@ def _run(
     upstream: Tensor | None,  # [S]
     strategy: str,
     clean_path: str,
-    divergence: str,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """Launch; with an upstream gradient the kernels do nothing where all of it is equal."""
-    x, num_subsets = problem.x, len(problem.subsets)
+    x, num_subsets = problem.x, problem.num_subsets
     (num_modalities, num_rows, num_classes), device = x.shape, x.device
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    own = config.own_side(num_classes, want_grad, divergence)
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=device)
+    own = config.own_side(num_classes, want_grad, problem.divergence)
     tiles = triton.cdiv(num_rows, own.blocks["BLOCK_R"])
-    parts, each = _parts(tiles, problem.num_permutations)
-    kind = KINDS[divergence]
-    needs_stats = want_grad and divergence == "jsd"
-    values = empty(num_subsets, tiles * parts)
-    grad = empty(parts, num_modalities, num_rows, num_classes) if want_grad else None
-    shared = empty(tiles * parts, num_classes) if want_grad and problem.bias is not None else None
+    parts, each = config.parts(tiles, problem.num_permutations)
+    values = empty((num_subsets, tiles * parts))
+    grad = empty((parts, num_modalities, num_rows, num_classes)) if want_grad else None
+    shared = empty((tiles * parts, num_classes)) if want_grad and problem.bias is not None else None
     common = {
-        **problem.masks(),
-        **problem.sizes(),
-        **problem.scheme_flags(),
+        **problem.pairs,
         "x_ptr": x,
         "bias_ptr": problem.bias,
         "order_ptr": problem.order,
-        "factors_ptr": _factors(problem, upstream, 1 if divergence == "jsd" else num_classes),
+        "factors_ptr": _factors(problem, upstream),
         "upstream_ptr": upstream,
-        "stats_ptr": empty(num_subsets, problem.num_permutations, num_rows, 2)
-        if needs_stats
-        else None,
-        "p_ptr": empty(num_rows, num_classes) if needs_stats else None,
-        "lse_ptr": empty(num_rows) if needs_stats else None,
-        "normal_ptr": empty(num_rows, dtype=torch.int8) if needs_stats else None,
+        **_notes(problem, want_grad),
         "grad_ptr": grad,
         "num_subsets": num_subsets,
         "num_classes": num_classes,
         "part_permutations": each,
-        "KIND": kind,
+        "KIND": KINDS[problem.divergence],
         "SINGLE": problem.single,
         "MASKED": problem.masked,
         "PRECISE": config.PRECISE,
@@ -236,7 +203,7 @@ def _run(
     )
     divergences = values.sum(1)
     if grad is None:
-        return divergences, empty(0, 0, 0), empty(0)
+        return divergences, empty((0, 0, 0)), empty(0)
     donor = config.choose("pairs_donor_side", num_classes)
     class_blocks = triton.cdiv(num_classes, donor.blocks["BLOCK_C"])
     row_blocks = triton.cdiv(num_rows, donor.blocks["BLOCK_R"])
@@ -248,6 +215,13 @@ def _run(
     )
     to_bias = torch.zeros(num_classes, device=device) if shared is None else shared.sum(0)
     return divergences, grad[0] if parts == 1 else grad.sum(0), to_bias
+
+
+def _check_names(strategy: str, clean_path: str, divergence: str, exclude: str) -> None:
+    choice("strategy", strategy, OUTSIDERS)
+    choice("clean_path", clean_path, CLEAN_PATHS)
+    choice("divergence", divergence, KINDS)
+    choice("exclude", exclude, EXCLUDE)
 
 
 def permuted_divergence_fwd(
@@ -266,9 +240,9 @@ def permuted_divergence_fwd(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """The divergences, and with `want_grad` the gradients for upstream gradients of 1."""
-    check_pairs(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+    _check_names(strategy, clean_path, divergence, exclude)
+    given = contributions, bias, order, donors, labels, present, sample_weight, subsets
+    check_pairs(*given, exclude)
     num_modalities, num_rows, num_classes = contributions.shape
     num_permutations = num_rows - 1 if donors is None else donors.shape[1]
     if num_rows == 0 or num_classes == 0 or num_permutations == 0:
@@ -276,11 +250,8 @@ def permuted_divergence_fwd(
         if not want_grad:
             return zeros(len(subsets)), zeros((0, 0, 0)), zeros(0)
         return zeros(len(subsets)), zeros(contributions.shape), zeros(num_classes)
-    problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
-        exclude,
-    )  # fmt: skip
-    return _run(problem, None, strategy, clean_path, divergence, want_grad)
+    problem = _problem(*given, divergence, exclude)
+    return _run(problem, None, strategy, clean_path, want_grad)
 
 
 def permuted_divergence_bwd(
@@ -305,9 +276,9 @@ def permuted_divergence_bwd(
     Whether they differ is seen on the device; where the layout says that they cannot, as in the
     backward of a sum, nothing is launched for it.
     """
-    check_pairs(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, exclude
-    )
+    _check_names(strategy, clean_path, divergence, exclude)
+    given = contributions, bias, order, donors, labels, present, sample_weight, subsets
+    check_pairs(*given, exclude)
     check("grad", grad, contributions, FLOATS, len(subsets))
     check("unit_grad", unit_grad, contributions, FLOATS[:1], *contributions.shape)
     check("unit_grad_bias", unit_grad_bias, contributions, FLOATS[:1], contributions.shape[2])
@@ -319,12 +290,9 @@ def permuted_divergence_bwd(
             scale_or_take(unit_grad, None, grad[:1], dtype),
             scale_or_take(unit_grad_bias, None, grad[:1], bias_dtype),
         )
-    problem = _problem(
-        contributions, bias, order, donors, labels, present, sample_weight, subsets, divergence,
-        exclude,
-    )  # fmt: skip
+    problem = _problem(*given, divergence, exclude)
     upstream = grad.contiguous()
-    _, again, again_bias = _run(problem, upstream, strategy, clean_path, divergence, True)
+    _, again, again_bias = _run(problem, upstream, strategy, clean_path, True)
     return (
         scale_or_take(unit_grad, again, upstream, dtype),
         scale_or_take(unit_grad_bias, again_bias, upstream, bias_dtype),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._arguments import check_parts
-from mcr_fast.kernels._config import choose
 from torch import Tensor
+
+from mcr_fast.kernels.arguments import check_parts
+from mcr_fast.kernels.config import choose
 
 
 @triton.jit

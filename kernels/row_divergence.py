@@ -11,84 +11,70 @@ rows, and nothing is sorted.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels._arguments import CODES, FLOATS, check
-from mcr_fast.kernels._divergence import (
-    BINARY_JSD,
+from torch import Tensor
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import CODES, FLOATS, check, choice
+from mcr_fast.kernels.divergence import (
     JSD,
     KINDS,
+    NATS,
+    OF_WHOLE_ROWS,
     SQUARED_ERROR,
-    binary_terms,
-    careful_jsd,
-    clean_softmax,
-    logistic,
-    plain_jsd,
+    clean_rows,
+    divergence_of_pair,
+    finish_rows,
+    in_log2,
     saturated,
 )
-from mcr_fast.kernels._math import HALF_LN2, LOG2E
-from mcr_fast.kernels._scale import scale_or_take
-from torch import Tensor
+from mcr_fast.kernels.math import LOG2E
+from mcr_fast.kernels.scale import scale_or_take
 
 # Nearer rows lose no more digits than their logits have.
 APART = tl.constexpr(32.0)
 
 
+class Given(NamedTuple):
+    """A perturbed row and its clean one, in the units of the input."""
+
+    w: Any  # [BLOCK_R, BLOCK_C]
+    own: Any  # the same
+    top: Any  # [BLOCK_R], the largest of the clean row; 0 but for a JSD
+    lse: Any  # [BLOCK_R], of the clean row less its largest
+    normal: Any  # [BLOCK_R]
+    real: Any  # [BLOCK_C]
+
+
 @triton.jit
-def load_tile(x_ptr, rows, classes, mask, num_classes):
-    """Rows as float32, 0 outside the mask."""
+def read_given(pair, CAREFUL: tl.constexpr):
+    """READ of `divergence_of_pair`."""
+    if not CAREFUL:
+        step = tl.where(pair.real[None, :], (pair.w - pair.own) * LOG2E, 0.0)
+        return step, pair.w * LOG2E, pair.normal
+    else:
+        # Rows far apart go less their largest, each: what all its classes have in common would cost
+        # the digits of their difference.
+        real, top = pair.real[None, :], pair.top
+        largest = tl.max(tl.where(real, pair.w, -float("inf")), 1)
+        apart = tl.abs(largest - top) > APART
+        w = pair.w - tl.where(apart, largest, 0.0)[:, None]
+        clean_base = tl.where(apart, top, 0.0)[:, None]
+        step = tl.where(real, (w - (pair.own - clean_base)) * LOG2E, 0.0)
+        w = (w - (top[:, None] - clean_base)) * LOG2E - pair.lse[:, None]
+        return step, tl.where(real, w, -float("inf")), pair.normal & ~apart
+
+
+@triton.jit
+def load_tile(x_ptr, rows, classes, mask, num_classes, KIND: tl.constexpr):
+    """Rows as float32, within what the divergence takes; 0 outside the mask."""
     at = rows[:, None] * num_classes + classes[None, :]
-    return tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def divergence_of_rows(
-    delta, w, own, z, p, off, top, lse, normal, real, needed,
-    KIND: tl.constexpr, PRECISE: tl.constexpr,
-):  # fmt: skip
-    """Of w from the clean row: each row's value and gradients, to be scaled by `clean_gradient`.
-
-    Both in the units of the input; delta is their difference and z the clean row in units of log2.
-    """
-    if KIND == JSD:
-        mass, log, scale, offset, g, kl, shift, in_range, plain = plain_jsd(delta, p, PRECISE)
-        if tl.min(((plain & normal) | ~needed).to(tl.int32), 0) == 0:
-            # Rows far apart go less their largest, each: what all its classes have in common would
-            # cost the digits of their difference.
-            largest = tl.max(tl.where(real[None, :], w, -float("inf")), 1)
-            apart = tl.abs(largest - top) > APART
-            base = tl.where(apart, largest, 0.0)[:, None]
-            clean_base = tl.where(apart, top, 0.0)[:, None]
-            moved = tl.where(real[None, :], ((w - base) - (own - clean_base)) * LOG2E, 0.0)
-            logit = ((w - base) - (top[:, None] - clean_base)) * LOG2E - lse[:, None]
-            logit = tl.where(real[None, :], logit, -float("inf"))
-            mass, log, scale, offset, g, kl, shift = careful_jsd(
-                moved, p, logit, in_range & normal & ~apart, PRECISE
-            )
-        to_perturbed = mass * tl.fma(log, scale[:, None], offset[:, None])
-        return kl - tl.sum(p * g, 1), to_perturbed, -g
-    elif KIND == BINARY_JSD:
-        # lse stands for nothing here, and the rest is made again for each row: it is rarely used
-        on, off, excess = logistic(z, PRECISE)
-        terms, to_perturbed, to_clean = binary_terms(delta, on, off, excess, z, w * LOG2E, PRECISE)
-        return tl.sum(tl.where(real[None, :], terms, 0.0), 1), to_perturbed, to_clean
-    else:
-        # 0 * delta: an infinite difference is NaN, as it is for the other divergences
-        to_perturbed = 2.0 * (delta + 0.0 * delta)
-        return 0.25 * tl.sum(to_perturbed * to_perturbed, 1), to_perturbed, -to_perturbed
-
-
-@triton.jit
-def clean_gradient(p, off, acc, KIND: tl.constexpr):
-    """The gradient to the clean rows from the sum over their perturbed rows."""
-    if KIND == JSD:
-        return p * (acc - tl.sum(p * acc, 1)[:, None])
-    elif KIND == BINARY_JSD:
-        return p * off * acc
-    else:
-        return acc
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return x if KIND == SQUARED_ERROR else saturated(x)
 
 
 @triton.jit
@@ -117,7 +103,6 @@ def _row_divergence_fwd_kernel(
     first = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     classes = tl.arange(0, BLOCK_C)
     real = classes < num_classes
-    unit = 1.0 if KIND == SQUARED_ERROR else LOG2E
     if GRAD:
         i = first
         inside = i < num_clean
@@ -131,22 +116,11 @@ def _row_divergence_fwd_kernel(
         start = first
         count = inside.to(tl.int64)
     known = inside & (i >= 0) & (i < num_clean)
-    own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes)
-    own = own + 0.0 * own
-    if KIND != SQUARED_ERROR:
-        own = saturated(own)
-    z = unit * own
+    own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes, KIND)
     top = tl.zeros([BLOCK_R], tl.float32)
-    lse = tl.zeros([BLOCK_R], tl.float32)
-    normal = inside
-    p = z
-    off = z
     if KIND == JSD:
         top = tl.max(tl.where(real[None, :], own, -float("inf")), 1)
-        z = tl.where(real[None, :], unit * (own - top[:, None]), -float("inf"))
-        p, lse, normal = clean_softmax(z, PRECISE)
-    if KIND == BINARY_JSD:
-        p, off, excess = logistic(z, PRECISE)
+    clean = clean_rows(own - top[:, None], real, inside, KIND, PRECISE)
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     value = tl.zeros([BLOCK_R], tl.float32)
     seen = count < 0
@@ -162,25 +136,24 @@ def _row_divergence_fwd_kernel(
             weight = tl.where(weight < 0.0, float("nan"), weight)  # cannot be refused here
         kept = weight != 0.0
         mask = given[:, None] & real[None, :]
-        w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes)
+        w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes, KIND)
         w = tl.where(matched[:, None], w, float("nan"))
-        if KIND != SQUARED_ERROR:
-            w = saturated(w)
-        delta = tl.where(real[None, :], (w - own) * unit, 0.0)
-        row_value, to_perturbed, to_clean = divergence_of_rows(
-            delta, w, own, z, p, off, top, lse, normal, real, kept, KIND, PRECISE
-        )
-        row_value = tl.where(row_value <= 0.0, 0.0, row_value)  # but for a rounding
-        value += tl.where(kept, weight * row_value, 0.0)
+        step = tl.where(real[None, :], in_log2(w - own, KIND), 0.0)
+        pair = divergence_of_pair(
+            step, clean, kept, real, read_given,
+            Given(w, own, top, clean.lse, clean.normal, real), KIND, True, PRECISE,
+        )  # fmt: skip
+        value += tl.where(kept, weight * pair.value, 0.0)
         if GRAD:
             seen = seen | kept
-            acc += tl.where(kept[:, None], weight[:, None] * to_clean, 0.0)
-            u = tl.where(kept[:, None], (share * weight)[:, None] * to_perturbed, 0.0)
+            acc += tl.where(kept[:, None], weight[:, None] * pair.to_clean, 0.0)
+            u = tl.where(kept[:, None], (share * weight)[:, None] * pair.to_perturbed, 0.0)
             at = r[:, None] * num_classes + classes[None, :]
             tl.store(grad_perturbed_ptr + at, u, mask=mask)
     tl.store(values_ptr + tl.program_id(0), share * tl.sum(value, 0))
     if GRAD:
-        v = tl.where(seen[:, None], share * clean_gradient(p, off, acc, KIND), 0.0)
+        v, _ = finish_rows(acc, clean, KIND, PRECISE)
+        v = tl.where(seen[:, None], share * v, 0.0)
         at = i[:, None] * num_classes + classes[None, :]
         tl.store(grad_clean_ptr + at, v, mask=inside[:, None] & real[None, :])
 
@@ -203,6 +176,7 @@ def row_divergence_fwd(
 
     A row that names no clean row gives NaN: to raise, the host would have to wait for the device.
     """
+    kind = choice("divergence", divergence, KINDS)
     check("clean", clean, clean, FLOATS, None, None)
     (num_clean, num_classes), num_perturbed = clean.shape, len(perturbed)
     check("perturbed", perturbed, clean, FLOATS, num_perturbed, num_classes)
@@ -211,11 +185,13 @@ def row_divergence_fwd(
     if num_clean == 0 and num_perturbed > 0:
         raise ValueError("rows must be in 0..N-1, but clean has no rows")
     device = perturbed.device
-    shapes = (perturbed.shape, clean.shape) if want_grad else ((0, 0), (0, 0))
-    grads = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
+    to_perturbed, to_clean = (
+        torch.empty(x.shape if want_grad else (0, 0), dtype=torch.float32, device=device)
+        for x in (perturbed, clean)
+    )
     weight = _sum_of_weights(rows, row_weight)
     if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
-        return weight.new_zeros(()), weight, *(g.zero_() for g in grads)
+        return weight.new_zeros(()), weight, to_perturbed.zero_(), to_clean.zero_()
     rows = rows.contiguous()
     order = starts = None
     if want_grad:
@@ -233,26 +209,19 @@ def row_divergence_fwd(
         order_ptr=order,
         starts_ptr=starts,
         values_ptr=values,
-        grad_perturbed_ptr=grads[0] if want_grad else None,
-        grad_clean_ptr=grads[1] if want_grad else None,
+        grad_perturbed_ptr=to_perturbed if want_grad else None,
+        grad_clean_ptr=to_clean if want_grad else None,
         num_perturbed=num_perturbed,
         num_clean=num_clean,
         num_classes=num_classes,
-        share=_share(divergence, num_classes),
-        KIND=KINDS[divergence],
+        share=NATS[divergence] / (1 if divergence in OF_WHOLE_ROWS else num_classes),
+        KIND=kind,
         GRAD=want_grad,
         PRECISE=config.PRECISE,
         ALIGN=config.alignment(num_classes),
         **chosen.launch(),
     )
-    return values.sum(), weight, *grads
-
-
-def _share(divergence: str, num_classes: int) -> float:
-    """What the kernel's sums are multiplied by: nats, and the mean over the classes."""
-    return {"jsd": HALF_LN2.value, "mse": 1.0, "binary_jsd": HALF_LN2.value}[divergence] / (
-        1 if divergence == "jsd" else num_classes
-    )
+    return values.sum(), weight, to_perturbed, to_clean
 
 
 def row_divergence_bwd(

@@ -11,22 +11,28 @@ over the anchors that have one, and the gradient to z is H Z with H symmetric, 0
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
-from mcr_fast.kernels._arguments import check_rows
-from mcr_fast.kernels._exp_sums import exp_sums
-from mcr_fast.kernels._math import reciprocal
-from mcr_fast.kernels._panels import (
+from torch import Tensor
+
+from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels.contrastive.batch import (
+    Vectors,
+    class_columns,
+    logit_tile,
+    make_batch,
+    nothing,
+    same_label,
+)
+from mcr_fast.kernels.contrastive.exp_sums import exp_sums
+from mcr_fast.kernels.contrastive.panels import (
     gradient,
-    panel_scale,
+    scaled,
     store_panel,
     weighted_exponentials,
 )
-from mcr_fast.kernels._similarity import class_columns, logit_tile, make_batch
-from torch import Tensor
+from mcr_fast.kernels.math import reciprocal
 
 
 @triton.jit
@@ -46,18 +52,14 @@ def _sup_con_sums_kernel(
     BLOCK_K: tl.constexpr,
 ):
     first = tl.program_id(0) * BLOCK_M
-    rows = first + tl.arange(0, BLOCK_M)
-    begin = tl.load(begin_ptr + rows)[:, None]
-    end = tl.load(end_ptr + rows)[:, None]
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    of_class = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    rows = of_class.rows
     total = tl.zeros([BLOCK_M], tl.float64)
-    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
-    for first_col in range(low, high, BLOCK_N):
-        s = logit_tile(
-            scaled_ptr, inverse_ptr, first, first_col, width, scale,
-            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        cols = (first_col + tl.arange(0, BLOCK_N))[None, :]
-        positive = (cols >= begin) & (cols < end) & (cols != rows[:, None])
+    for first_col in range(of_class.low, of_class.high, BLOCK_N):
+        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        cols = first_col + tl.arange(0, BLOCK_N)
+        positive = same_label(of_class, cols) & (cols[None, :] != rows[:, None])
         total += tl.sum(tl.where(positive, s, 0.0), 1).to(tl.float64)
     tl.store(sum_ptr + rows, total)
 
@@ -85,23 +87,21 @@ def _sup_con_positives_kernel(
     BLOCK_K: tl.constexpr,
 ):
     first = first_row + tl.program_id(0) * BLOCK_M
-    rows = first + tl.arange(0, BLOCK_M)
-    begin = tl.load(begin_ptr + rows)[:, None]
-    end = tl.load(end_ptr + rows)[:, None]
+    vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
+    of_class = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
+    rows = of_class.rows
     # rows of one class have the same |P|
-    both = 2.0 * reciprocal(tl.maximum(end - begin - 1, 1).to(tl.float32), PRECISE)
+    both = 2.0 * reciprocal(
+        tl.maximum(of_class.end - of_class.begin - 1, 1).to(tl.float32), PRECISE
+    )
     row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
-    low, high = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
-    for first_col in range(low, high, BLOCK_N):
-        s = logit_tile(
-            scaled_ptr, inverse_ptr, first, first_col, width, scale,
-            DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+    for first_col in range(of_class.low, of_class.high, BLOCK_N):
+        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         cols = first_col + tl.arange(0, BLOCK_N)
         h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
         h = tl.where(cols[None, :] == rows[:, None], 0.0, h - both)
-        same_label = (cols[None, :] >= begin) & (cols[None, :] < end)
-        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, same_label)
+        mask = same_label(of_class, cols)
+        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, mask)
 
 
 def sup_con_fwd(
@@ -114,52 +114,23 @@ def sup_con_fwd(
     """The loss and, if wanted, its gradient."""
     check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
-        zero = embeddings.new_zeros((), dtype=torch.float32)
-        return zero, zero.new_zeros(embeddings.shape if want_grad else (0, 0))
-    batch, anchors = make_batch(
-        embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum()
-    )
+        return nothing(embeddings, want_grad)
+    batch = make_batch(embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum())
     rows = batch.rows
     next_row = torch.arange(1, rows.padded_rows + 1, dtype=torch.int32, device=labels.device)
     total, top = exp_sums(batch, rows.entering(next_row))
-    places = {
-        "begin_ptr": rows.begin,
-        "end_ptr": rows.end,
-        **batch.tiles(batch.diagonal),
-    }
-    block_rows = batch.diagonal.blocks["BLOCK_M"]
     sums = rows.per_row(torch.float64)
-    _sup_con_sums_kernel[(rows.padded_rows // block_rows,)](sum_ptr=sums, **places)
+    _sup_con_sums_kernel[batch.diagonal_tiles](sum_ptr=sums, **batch.positives())
     # the two large parts of a loss, a positive's logit and the maximum, cancel in float64
     num_positives = rows.end - rows.begin - 1
     losses = torch.log2(total) + (top.double() - sums / num_positives.clamp(min=1))
-    loss = torch.where(num_positives > 0, losses, 0.0).sum()
-    value = (loss * math.log(2) / anchors.clamp(min=1)).float()
+    value = batch.mean(torch.where(num_positives > 0, losses, 0.0).sum())
     if not want_grad:
         return value, value.new_empty((0, 0))
-    h_scale = panel_scale(batch, torch.ones_like(value))
     weight = torch.where(num_positives > 0, 1 / total, 0.0).float()
-
-    def put_positives(panel: Tensor, first_row: int) -> None:  # [panel, padded L]
-        _sup_con_positives_kernel[(panel.shape[0] // block_rows,)](
-            weight_ptr=weight,
-            max_ptr=top,
-            h_scale_ptr=h_scale,
-            h_ptr=panel,
-            first_row=first_row,
-            padded_rows=rows.padded_rows,
-            RUNNING_MAX=batch.running_max,
-            **places,
-        )
-
-    factor = (1 / (anchors.clamp(min=1) * temperature * h_scale)).float()
-    return value, gradient(batch, weight, top, h_scale, factor, put_positives)
+    places = batch.positives(weight_ptr=weight, max_ptr=top) | {"RUNNING_MAX": batch.running_max}
+    largest = torch.ones_like(value)
+    return value, gradient(batch, weight, top, largest, _sup_con_positives_kernel, places)
 
 
-def sup_con_bwd(
-    grad: Tensor,  # []
-    unit_grad: Tensor,  # [L, D] float32
-    dtype: torch.dtype,
-) -> Tensor:  # [L, D]
-    """The unit gradient scaled and cast."""
-    return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))
+sup_con_bwd = scaled

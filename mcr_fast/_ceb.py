@@ -49,7 +49,7 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) 
         return head.to(like.device, accumulation_dtype(like.dtype))
 
 
-def ceb(
+def evaluate_ceb(
     head: nn.Module,
     latents: list[Tensor],  # M tensors [N, D_m]
     seen: Tensor,  # [N, C], detached logits; or [N], labels to make one-hot
@@ -65,10 +65,10 @@ def ceb(
     if present is None:
         return functional.reconstruction_loss(latents, reconstruction, backend=backend)
     # both sides become 0 where a modality is missing, and the mean is over what is left
-    masks = [present[:, m : m + 1].expand_as(z) for m, z in enumerate(latents)]
-    mask = torch.cat(masks, dim=1)
-    latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(masks, latents, strict=True)]
-    reconstruction = torch.where(mask, reconstruction, reconstruction.new_zeros(()))
+    here = [present[:, m : m + 1].expand_as(z) for m, z in enumerate(latents)]
+    kept = torch.cat(here, dim=1)
+    latents = [torch.where(k, z, z.new_zeros(())) for k, z in zip(here, latents, strict=True)]
+    reconstruction = torch.where(kept, reconstruction, reconstruction.new_zeros(()))
     loss = functional.reconstruction_loss(latents, reconstruction, backend=backend)
     # a quotient of whole numbers would be float32, whatever the loss is
-    return loss * (mask.numel() / mask.sum().clamp(min=1).to(loss.dtype))
+    return loss * (kept.numel() / kept.sum().clamp(min=1).to(loss.dtype))

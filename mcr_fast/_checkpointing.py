@@ -8,13 +8,11 @@ the donors of the second run are drawn from it.
 import inspect
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from mcr_fast._reach import closure_of
 
 # The states in which generators were found, call by call, in the function of one checkpoint; and
 # how many of them a recomputation has taken, by the backward that it belongs to.
@@ -61,6 +59,15 @@ def _checkpoint() -> tuple[Any, bool]:
         if type(held).__name__ == "_CheckpointFrame":
             return held, in_backward
     return None, in_backward
+
+
+def closure_of(function: object) -> list[Any]:
+    """What a function closes over, as far as it has been given a value."""
+    held = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):
+            held.append(cell.cell_contents)
+    return held
 
 
 @contextmanager

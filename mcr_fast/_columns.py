@@ -55,16 +55,16 @@ class LinearColumns(NamedTuple):
         dtype, weight = self.product_dtype(), self.weight
         if weight.dtype == dtype and all(z.dtype == dtype for z in latents):
             return list(latents), weight
-        check_dtypes(latents, weight)
+        if not autocast_enabled(weight.device):  # which casts them
+            for m, z in enumerate(latents):
+                check_dtype(m, z, weight)
         return [z.to(dtype) for z in latents], weight.to(dtype)
 
     def contributions(self, latents: Sequence[Tensor]) -> Tensor:
         """M latents [N, D_m] -> [M, N, H]."""
         parts, weight = self.operands(latents)
-        if autocast_enabled(weight.device):
-            with without_autocast(weight.device):
-                return _products(parts, weight)
-        return _products(parts, weight)
+        with without_autocast(weight.device):
+            return _products(parts, weight)
 
 
 def linear_in_float32(latent: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,13 +90,6 @@ def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
     # contiguous blocks: for a strided one torch's backward takes a slow product
     blocks = [block.contiguous() for block in weight.split(dims, dim=1)]
     return torch.stack([F.linear(z, w) for z, w in zip(latents, blocks, strict=True)])
-
-
-def check_dtypes(latents: Sequence[Tensor], weight: Tensor) -> None:
-    """Latents that the layer takes: of its dtype, or under autocast, which casts them."""
-    if not autocast_enabled(weight.device):
-        for m, z in enumerate(latents):
-            check_dtype(m, z, weight)
 
 
 def check_dtype(modality: int, latent: Tensor, weight: Tensor) -> None:

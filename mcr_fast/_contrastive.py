@@ -24,10 +24,12 @@ class NTXentLoss(nn.Module):
         tensor(0.2395)
     """
 
+    _loss = staticmethod(functional.nt_xent)
+
     def __init__(self, temperature: float = 0.5, *, backend: Backend | None = None) -> None:
         super().__init__()
         self.temperature = checks.positive("temperature", temperature)
-        checks.choice("backend", backend, checks.BACKENDS)
+        checks.known_backend(backend)
         self.backend = backend
 
     def __prepare_scriptable__(self) -> NoReturn:
@@ -44,8 +46,8 @@ class NTXentLoss(nn.Module):
         *,
         present: Tensor | None = None,  # [N, M] or [L] bool
     ) -> Tensor:  # []
-        """The loss; arguments as of `functional.nt_xent`."""
-        return functional.nt_xent(
+        """The loss; arguments as of the function in `functional`."""
+        return self._loss(
             embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
         )
 
@@ -63,17 +65,7 @@ class SupConLoss(NTXentLoss):
         tensor(0.5514)
     """
 
+    _loss = staticmethod(functional.sup_con)
+
     def __init__(self, temperature: float = 0.1, *, backend: Backend | None = None) -> None:
         super().__init__(temperature, backend=backend)
-
-    def forward(
-        self,
-        embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
-        labels: Tensor | None = None,  # [N] or [L]
-        *,
-        present: Tensor | None = None,  # [N, M] or [L] bool
-    ) -> Tensor:  # []
-        """The loss; arguments as of `functional.sup_con`."""
-        return functional.sup_con(
-            embeddings, labels, temperature=self.temperature, present=present, backend=self.backend
-        )

@@ -1,4 +1,4 @@
-"""Notices a modality that the fusion has stopped to use, and says so once."""
+"""How much a fusion uses each modality, and a warning, once, when it has stopped to use one."""
 
 import warnings
 
@@ -12,6 +12,16 @@ EVERY = 16  # forwards from one look to the next
 # Looks in a row. A slow modality is low at first; with the unimodal losses it recovers before this
 # on the task of bench/two_speed.py, and a test holds it to that.
 PATIENCE = 32
+
+
+def importance_of(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] -> [M]
+    """Each modality's share of the single-modality divergences, which come first."""
+    single = divergences
+    if divergences.shape[0] != num_modalities:
+        single = divergences[:num_modalities]
+    single = single.relu()  # rounding can leave one just below 0
+    total = single.sum()
+    return (single / total).masked_fill_(total.logical_not(), 1 / num_modalities)
 
 
 class ImportanceWatch:

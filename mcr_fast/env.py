@@ -1,172 +1,39 @@
-"""Loads the compiled libraries; the only module that reads environment variables.
+"""What this process can run, and why not the rest: `python -m mcr_fast.env` prints it.
+
+Environment variables that the package reads:
 
 - ``MCR_FAST_CHECK=1``: also run the argument checks that need a host synchronisation
 - ``MCR_FAST_CPU_CAPABILITY``: use the instruction set of that name (``portable``, ``avx2``,
   ``avx512``) and not the best
 - ``TRITON_INTERPRET=1`` (Triton's own): ``backend="triton"`` takes CPU tensors, interpreted, slowly
-
-``python -m mcr_fast.env`` prints what was loaded, what was not, and why.
 """
-
-from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 import warnings
-from pathlib import Path
 
 import torch
 
-from mcr_fast._process import first_time, kept
+from mcr_fast._libraries import CPU_LIBRARY as CPU_LIBRARY
+from mcr_fast._libraries import CUDA_LIBRARY as CUDA_LIBRARY
+from mcr_fast._libraries import HOW_TO_BUILD, cpu_source
+from mcr_fast._libraries import check_enabled as check_enabled
+from mcr_fast._libraries import cpu_capability as cpu_capability
+from mcr_fast._libraries import cpu_library_loaded as cpu_library_loaded
+from mcr_fast._libraries import cuda_load_error as cuda_load_error
+from mcr_fast._libraries import has_kernel as has_kernel
+from mcr_fast._libraries import load_error as load_error
+from mcr_fast._libraries import load_libraries as load_libraries
+from mcr_fast._libraries import triton_interpreted as triton_interpreted
+from mcr_fast._libraries import why_no_triton as why_no_triton
 from mcr_fast._version import __version__
+from mcr_fast.ops._backend import backends
 
 if sys.argv[:1] == ["-m"]:
     # Under `python -m mcr_fast.env` the package imports this module before it runs as __main__.
     warnings.filterwarnings("ignore", "'mcr_fast.env' found in sys.modules", RuntimeWarning)
-
-MIN_TORCH = (2, 10)
-LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
-CPU_LIBRARY = LIBRARY_DIR / "libmcr_fast_cpu.so"
-CUDA_LIBRARY = LIBRARY_DIR / "libmcr_fast_cuda.so"
-HOW_TO_BUILD = (
-    "run `pip install -e . --no-build-isolation` in the source tree "
-    "(MCR_FAST_BUILD=cpu turns a library that cannot be built into an error that says why)"
-)
-
-_cpu_loaded = False
-_cpu_source = ""  # where the ops came from
-_cpu_error: str | None = None
-_cuda_error: str | None = None
-_attempted = False
-
-
-def _namespace_defined() -> bool:
-    """Whether some copy of the library has registered its ops in this process."""
-    return bool(torch._C._dispatch_has_kernel("mcr_fast::build_info"))
-
-
-def _torch_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-
-
-def _load(path: Path) -> str:
-    """Load one library and return where its ops come from; raises OSError if that fails."""
-    if _namespace_defined():
-        # A second copy of the namespace would crash the process, and its ops are here already.
-        return "loaded before this package was imported"
-    if _torch_version() < MIN_TORCH:
-        raise OSError(f"torch {torch.__version__} is too old for {path.name}: 2.10 or newer needed")
-    if not path.is_file():
-        raise OSError(f"{path} does not exist: built with MCR_FAST_BUILD=none, or not built")
-    torch.ops.load_library(str(path))
-    return str(path)
-
-
-def load_libraries(path: Path = CPU_LIBRARY) -> None:
-    """Load the compiled library once; later calls do nothing.
-
-    Without one the package still works, through the plain-torch reference: then this warns, once,
-    and says how to build it.
-    """
-    global _attempted, _cpu_loaded, _cpu_source, _cpu_error
-    if _attempted:
-        return
-    _attempted = True
-    try:
-        _cpu_source = kept("cpu library", lambda: _load(path))
-    except OSError as error:
-        # torch puts the loader's own words into the cause
-        _cpu_error = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-        if not first_time("warned of no library"):
-            return
-        warnings.warn(
-            f"mcr_fast runs without compiled kernels, correct but slow ({_cpu_error}). "
-            f"To build them {HOW_TO_BUILD}.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return
-    _cpu_loaded = True
-    _load_cuda()
-    capability = os.environ.get("MCR_FAST_CPU_CAPABILITY", "")
-    if capability:
-        cpu_capability(capability)
-
-
-def _load_cuda(path: Path = CUDA_LIBRARY) -> None:
-    """Load the CUDA kernels, which only a CUDA torch has the symbols for, or note why not."""
-    global _cuda_error
-    if has_kernel("permuted_divergence_fwd", "CUDA"):
-        return  # registered by whoever loaded the namespace
-    if torch.version.cuda is None:
-        _cuda_error = f"torch {torch.__version__} is built without CUDA; use backend=None"
-    elif not path.is_file():
-        _cuda_error = f"{path} does not exist; build with MCR_FAST_BUILD=cuda, or use backend=None"
-    else:
-        try:
-            torch.ops.load_library(str(path))
-        except OSError as error:
-            _cuda_error = f"{path.name} cannot be loaded ({error.__cause__ or error})"
-
-
-def cuda_load_error() -> str | None:
-    """Why the CUDA kernels are not loaded, None if they are."""
-    return _cuda_error if _cpu_loaded else f"no compiled library ({_cpu_error}); {HOW_TO_BUILD}"
-
-
-def cpu_library_loaded() -> bool:
-    """Whether the compiled CPU ops exist in this process."""
-    return _cpu_loaded
-
-
-def load_error() -> str | None:
-    """The exact reason why the CPU library is not loaded, None if it is."""
-    return _cpu_error
-
-
-def has_kernel(name: str, dispatch_key: str) -> bool:
-    """Whether op ``mcr_fast::name`` is defined and has a kernel of its own for a dispatch key."""
-    qualified = f"mcr_fast::{name}"
-    return bool(
-        torch._C._dispatch_has_kernel(qualified)
-        and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, dispatch_key)
-    )
-
-
-def cpu_capability(request: str = "") -> str:
-    """The instruction set of the CPU kernels, after switching to ``request`` if one is given.
-
-    Raises:
-        RuntimeError: if there is no library, or it or this CPU does not have that instruction set.
-    """
-    if not _cpu_loaded:
-        raise RuntimeError(f"no compiled CPU library ({_cpu_error}); {HOW_TO_BUILD}")
-    return str(torch.ops.mcr_fast.cpu_capability(request))
-
-
-def check_enabled() -> bool:
-    """Whether ``MCR_FAST_CHECK=1`` asks for checks that need a host synchronisation."""
-    return os.environ.get("MCR_FAST_CHECK", "0") == "1"
-
-
-def triton_interpreted() -> bool:
-    """Whether ``TRITON_INTERPRET=1`` asks Triton to interpret its kernels, for CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def why_no_triton() -> str | None:
-    """Why Triton kernels cannot run here, None if they can; imports nothing."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; `pip install triton`, or use backend=None"
-    if triton_interpreted() or torch.version.cuda:
-        return None
-    return (
-        f"torch {torch.__version__} is not built for CUDA; install one that is, use backend=None, "
-        "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels, slowly"
-    )
 
 
 def _triton_version() -> str:
@@ -180,21 +47,19 @@ def _triton_version() -> str:
 
 def report() -> str:
     """What ``python -m mcr_fast.env`` prints."""
-    from mcr_fast.ops._backend import backends
-
     lines = [
         f"mcr_fast        {__version__}",
         f"torch           {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         f"triton          {_triton_version()}",
         f"python          {platform.python_version()}, {platform.platform()}",
-        f"CPU library     {_cpu_source or 'not loaded'}",
+        f"CPU library     {cpu_source() or 'not loaded'}",
     ]
-    if _cpu_loaded:
+    if cpu_library_loaded():
         lines.append(f"built with      {torch.ops.mcr_fast.build_info()}")
         lines.append(f"CPU capability  {cpu_capability()}")
-        lines.append(f"CUDA library    {_cuda_error or 'loaded'}")
+        lines.append(f"CUDA library    {cuda_load_error() or 'loaded'}")
     else:
-        lines += [f"error           {_cpu_error}", f"to build        {HOW_TO_BUILD}"]
+        lines += [f"error           {load_error()}", f"to build        {HOW_TO_BUILD}"]
     found = backends()
     width = max(len(op) for op in found)
     lines += ["", f"{'op':<{width}}  {'CPU tensors':<11}  CUDA tensors"]
@@ -217,7 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # The state is in the module that the package imported, not in this second copy of it.
-    from mcr_fast.env import main as imported_main
-
-    imported_main()
+    main()

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
-from mcr_fast._embedding_losses import nt_xent, reconstruction_loss, sup_con
 from mcr_fast._torchscript import unscriptable
-from mcr_fast.ops._linear import can_fuse, in_float32
-from mcr_fast.ops._linear import linear_permuted_divergence as _linear_permuted_divergence
-from mcr_fast.ops._modes import autocast_enabled
+from mcr_fast.ops.linear_permuted_divergence import (
+    linear_permuted_divergence as _linear_permuted_divergence,
+)
+from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
 from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
+from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
 from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
-from mcr_fast.reference._similarity import without_autocast
+from mcr_fast.ops.sup_con import sup_con as _sup_con
 from mcr_fast.sampling import CyclicPermutations
 
 __all__ = [
@@ -99,22 +98,24 @@ def permuted_divergence(
     """
     x = checks.stacked_contributions(contributions)
     checks.no_infinite_logits("contributions", x)
-    arguments, options = _divergence_arguments(
-        x.shape,
-        x.device,
-        permutations,
-        bias,
-        strategy=strategy,
-        clean_path=clean_path,
-        subsets=subsets,
-        divergence=divergence,
-        exclude=exclude,
-        labels=labels,
-        present=present,
-        sample_weight=sample_weight,
-        backend=backend,
-    )
-    return _permuted_divergence(x, bias, *arguments, **options, backend=backend)
+    given: dict[str, Any] = {
+        "strategy": strategy,
+        "clean_path": clean_path,
+        "subsets": subsets,
+        "divergence": divergence,
+        "exclude": exclude,
+        "labels": labels,
+        "present": present,
+        "sample_weight": sample_weight,
+        "backend": backend,
+    }
+    edge = (x.shape, x.device, permutations, bias)
+    pairs, options = checks.divergence_arguments(*edge, False, **given)
+    try:
+        return _permuted_divergence(x, bias, *pairs, **options, backend=backend)
+    except RuntimeError:
+        checks.divergence_arguments(*edge, True, **given)
+        raise
 
 
 @unscriptable
@@ -160,70 +161,15 @@ def linear_permuted_divergence(
         tensor([0.1109, 0.0000])
     """
     parts = checks.linear_latents(latents, weight)
-    shape = torch.Size((len(parts), parts[0].shape[0], weight.shape[0]))
-    arguments, named = _divergence_arguments(
-        shape, weight.device, permutations, bias, backend=backend, **options
-    )
-    if weight.dtype.itemsize == 2 or autocast_enabled(weight.device):
-        with without_autocast(weight.device):
-            parts, weight, bias = in_float32(parts, weight, bias)
-            return _linear(parts, weight, bias, arguments, named, backend)
-    return _linear(parts, weight, bias, arguments, named, backend)
-
-
-def _linear(
-    parts: Sequence[Tensor],  # M tensors [N, D_m]
-    weight: Tensor,  # [C, sum of D_m]
-    bias: Tensor | None,  # [C]
-    arguments: tuple[Tensor | None, ...],
-    named: dict[str, Any],
-    backend: Backend | None,
-) -> Tensor:  # [S]
-    if can_fuse(parts, weight, backend):
-        fused = (*arguments, *named.values())
-        return _linear_permuted_divergence(parts, weight, bias, *fused)[0]
-    columns = weight.split([z.shape[1] for z in parts], dim=1)
-    contributions = torch.stack([F.linear(z, w) for z, w in zip(parts, columns, strict=True)])
-    return _permuted_divergence(contributions, bias, *arguments, **named, backend=backend)
-
-
-def _divergence_arguments(
-    shape: torch.Size,  # M, N, C
-    device: torch.device,
-    permutations: Tensor | CyclicPermutations | None,
-    bias: Tensor | None,
-    *,
-    strategy: Strategy = "greedy",
-    clean_path: CleanPath = "shared",
-    subsets: Subsets = "all",
-    divergence: Divergence = "jsd",
-    exclude: Exclude | None = None,
-    labels: Tensor | None = None,
-    present: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    backend: Backend | None = None,
-) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
-    """The op's tensors after the bias, and its options in order, checked."""
-    num_modalities, num_rows, num_classes = shape
-    checks.divergence_options(strategy, clean_path, divergence, exclude, backend)
-    masks = checks.subset_masks(subsets, num_modalities)
-    order, donors = checks.donors(permutations, num_modalities, num_rows, device, seen_by_op=True)
-    if bias is not None:
-        checks.float_tensor("bias", bias)
-        checks.shaped("bias", bias, (num_classes,), "[C]")
-        checks.on_device("bias", bias, device, "contributions")
-        checks.no_infinite_logits("bias", bias)
-    checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
-    checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
-    codes = checks.exclusion_codes(exclude, labels, num_rows, device)
-    options = {
-        "subsets": masks,
-        "strategy": strategy,
-        "clean_path": clean_path,
-        "divergence": divergence,
-        "exclude": exclude or "none",
-    }
-    return (order, donors, codes, present, sample_weight), options
+    shape = (len(parts), parts[0].shape[0], weight.shape[0])
+    edge = (shape, weight.device, permutations, bias)
+    options["backend"] = backend
+    pairs, named = checks.divergence_arguments(*edge, False, **options)
+    try:
+        return _linear_permuted_divergence(parts, weight, bias, *pairs, **named, backend=backend)
+    except RuntimeError:
+        checks.divergence_arguments(*edge, True, **options)
+        raise
 
 
 @unscriptable
@@ -271,8 +217,161 @@ def row_divergence(
     checks.row_logits(perturbed, clean)
     checks.no_infinite_logits("perturbed", perturbed)
     checks.no_infinite_logits("clean", clean)
-    checks.row_index(rows, len(perturbed), len(clean), clean.device)
-    checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", clean.device)
-    return _row_divergence(
-        perturbed, clean, rows, row_weight, divergence=divergence, backend=backend
-    )
+    device = clean.device
+
+    def check(read: bool) -> None:
+        checks.row_index(rows, len(perturbed), len(clean), device, read=read)
+        checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", device, read=read)
+
+    check(read=not checks.kernel_reads("row_divergence", backend, device, 1))
+    try:
+        return _row_divergence(
+            perturbed, clean, rows, row_weight, divergence=divergence, backend=backend
+        )
+    except RuntimeError:
+        check(read=True)
+        raise
+
+
+@unscriptable
+def nt_xent(
+    embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+    labels: Tensor | None = None,  # [N], or [L] for one tensor
+    *,
+    temperature: float = 0.5,
+    present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Label-supervised NT-Xent over all modalities' embeddings, the denominator of negatives only.
+
+    With s_ab = x_a . x_b / temperature of the l2-normalised rows, the mean over ordered pairs
+    a != p of equal label of log(1 + sum_{n of another label} exp(s_an - s_ap)).
+
+    Args:
+        embeddings: M tensors [N, D] or one [L, D], float32, bfloat16, float16 or float64.
+        labels: [N], for every modality alike ([L] for one tensor); ints or floats, compared by
+            equality, NaN equal to nothing. None: row i of all modalities has a label of its own.
+        temperature: above 0.
+        present: bool [N, M] ([L] for one tensor); an absent row is neither anchor nor column.
+        backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
+
+    Returns:
+        0-d, float32 (float64 for float64); 0 with zero gradient if there is no positive pair.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        Memory O(L D) (the reference: O(L^2)). Accumulation in float32 at least; NaN or Inf gives
+        NaN; the same bits every run on a machine; no double backward.
+
+    Reference:
+        L_Con of arXiv 2411.07335, computed there by pytorch-metric-learning's NTXentLoss.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr_fast.functional.nt_xent([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
+        tensor(0.2395)
+    """
+    return contrastive("nt_xent", embeddings, labels, temperature, present, backend)
+
+
+@unscriptable
+def sup_con(
+    embeddings: Tensor | Sequence[Tensor],  # M tensors [N, D], or one [L, D]
+    labels: Tensor | None = None,  # [N], or [L] for one tensor
+    *,
+    temperature: float = 0.1,
+    present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Supervised contrastive loss over all modalities' embeddings.
+
+    With s_ab as in `nt_xent`, the mean over anchors a that have a positive of
+    -1/|P(a)| sum_{p in P(a)} (s_ap - log sum_{j != a} exp(s_aj)).
+
+    Args:
+        embeddings: as in `nt_xent`.
+        labels: as in `nt_xent`.
+        temperature: above 0.
+        present: as in `nt_xent`.
+        backend: as in `nt_xent`.
+
+    Returns:
+        0-d, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        Memory and numerics as in `nt_xent`.
+
+    Reference:
+        Equation 2 of arXiv 2004.11362; in place of L_Con of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> embeddings = [torch.eye(2), torch.eye(2)]
+        >>> mcr_fast.functional.sup_con(embeddings, torch.tensor([0, 1]), temperature=1.0)
+        tensor(0.5514)
+    """
+    return contrastive("sup_con", embeddings, labels, temperature, present, backend)
+
+
+def contrastive(
+    loss: str,  # "nt_xent" or "sup_con"
+    embeddings: Tensor | Sequence[Tensor],
+    labels: Tensor | None,
+    temperature: float,
+    present: Tensor | None,
+    backend: Backend | None,
+    name: str = "embeddings",
+) -> Tensor:  # []
+    """Either contrastive loss; errors call the embeddings by the name that the caller knows."""
+    temperature = checks.positive("temperature", temperature)
+    checks.known_backend(backend)
+    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present, name)
+    op = _sup_con if loss == "sup_con" else _nt_xent
+    return op(x, codes, rows_present, temperature=temperature, backend=backend)
+
+
+@unscriptable
+def reconstruction_loss(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    reconstruction: Tensor,  # [N, sum of D_m]
+    *,
+    backend: Backend | None = None,
+) -> Tensor:  # []
+    """Mean squared error between a reconstruction and the latents side by side.
+
+    mean over all elements of (reconstruction - [Z_1 .. Z_M])^2
+
+    Args:
+        latents: M tensors [N, D_m]; not concatenated.
+        reconstruction: [N, sum of D_m], columns in the order of the latents.
+        backend: as in `permuted_divergence`.
+
+    Returns:
+        0-d, float32 (float64 for float64); 0 for an empty batch.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        RuntimeError: a backend that is not available here.
+
+    Note:
+        True gradients to both; numerics as in `permuted_divergence`.
+
+    Reference:
+        L_CEB of arXiv 2411.07335.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> latents = [torch.zeros(2, 1), torch.ones(2, 2)]
+        >>> mcr_fast.functional.reconstruction_loss(latents, torch.ones(2, 3))
+        tensor(0.3333)
+    """
+    checks.known_backend(backend)
+    checks.reconstruction_target(latents, reconstruction)
+    return _reconstruction_loss(list(latents), reconstruction, backend=backend)

@@ -1,7 +1,6 @@
 """Fusions that add up: logits = head(sum over modalities of P_m(Z_m), plus a bias)."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +26,6 @@ from mcr_fast._wrapping import (
 from mcr_fast.ops._modes import autocast_enabled
 
 __all__ = ["AdditiveFusion"]
-
-
-class Additive(Protocol):
-    """What the regularizer needs of an additive fusion."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """[H]."""
-
-    @property
-    def head(self) -> Callable[[Tensor], Tensor] | None:
-        """[rows, H] -> logits [rows, C]; None: the sum is the logits."""
-
-    def contributions(self, latents: Sequence[Tensor]) -> Tensor:
-        """M latents -> [M, N, H]."""
-
-    def project(self, modality: int, latent: Tensor) -> Tensor:
-        """One modality's latent [rows, ...] -> [rows, H]."""
 
 
 class AdditiveFusion(nn.Module):
@@ -191,6 +172,10 @@ def _check_bias_and_head(bias: Tensor | None, head: nn.Module | None) -> None:
         raise TypeError(f"head must be a module, got {type(head).__name__}")
 
 
+# What the regularizer takes for an additive fusion.
+Additive = AdditiveFusion | LinearColumns
+
+
 def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [N, C]
     """The logits of contributions that are at hand."""
     hidden = contributions.sum(0)
@@ -200,25 +185,6 @@ def finish(fusion: Additive, contributions: Tensor) -> Tensor:  # [M, N, H] -> [
         dtype = fusion.called_dtype()
         hidden = hidden if hidden.dtype == dtype else hidden.to(dtype)
     return hidden if fusion.head is None else fusion.head(hidden)
-
-
-def split_activation(
-    head: Callable[[Tensor], Tensor] | None,
-) -> tuple[str, Callable[[Tensor], Tensor] | None]:
-    """The activation that a head starts with, as a kernel can compute it, and what comes after.
-
-    "none" and the whole head if it starts with something else, or where a hook would miss a call.
-    """
-    if type(head) is not nn.Sequential or len(head) == 0:
-        return "none", head
-    if not (calls_its_class(head) and calls_its_class(head[0])):
-        return "none", head
-    first = head[0]
-    if type(first) is nn.ReLU:
-        return "relu", head[1:]
-    if type(first) is nn.GELU:
-        return "gelu" if first.approximate == "none" else "gelu_tanh", head[1:]
-    return "none", head
 
 
 class _LinearFusion(AdditiveFusion):

@@ -1,26 +1,22 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._calling import Fusion, call_fusion
-from mcr_fast._ceb import ceb as evaluate_ceb
-from mcr_fast._ceb import ceb_head, late_ceb_head
-from mcr_fast._checkpointing import generator_of_step
+from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
-from mcr_fast._chunks import Rows
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
-from mcr_fast._embedding_losses import contrastive as contrastive_loss
-from mcr_fast._mipd import Draw, Step, draw_donors
-from mcr_fast._mipd import mipd as evaluate_mipd
 from mcr_fast._torchscript import refuse_script
-from mcr_fast._watch import ImportanceWatch
-from mcr_fast.perturbation import Game
+from mcr_fast._watch import ImportanceWatch, importance_of
+from mcr_fast.functional import contrastive as contrastive_loss
+from mcr_fast.mipd.clean import call_fusion
+from mcr_fast.mipd.draw import draw_donors
+from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
+from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
 
@@ -30,8 +26,6 @@ Contrastive = Literal["nt_xent", "sup_con"]
 Perturbation = Literal["permute", "zero", "noise"]
 CEBSource = Literal["logits", "labels"]
 FusionMode = Literal["eval", "own"]
-
-_CONTRASTIVE = {name: partial(contrastive_loss, name) for name in get_args(Contrastive)}
 
 
 class MCROutput(NamedTuple):
@@ -54,16 +48,6 @@ class MCROutput(NamedTuple):
     logits: Tensor
     divergences: Tensor
     importance: Tensor
-
-
-def _importance(divergences: Tensor, num_modalities: int) -> Tensor:  # [S] -> [M]
-    """Each modality's share of the single-modality divergences, which come first."""
-    single = divergences
-    if divergences.shape[0] != num_modalities:
-        single = divergences[:num_modalities]
-    single = single.clamp(min=0)  # rounding can leave one just below
-    total = single.sum()
-    return torch.where(total == 0, 1 / num_modalities, single / total)
 
 
 class MCRLoss(nn.Module):
@@ -190,26 +174,17 @@ class MCRLoss(nn.Module):
             num_permutations = checks.whole("num_permutations", num_permutations)
         if chunk_rows is not None:
             chunk_rows = checks.whole("chunk_rows", chunk_rows)
-        self.num_classes = num_classes
-        self.strategy = strategy
-        self.num_permutations = num_permutations
-        self.scheme = scheme
+        self.num_classes, self.divergence, self.backend = num_classes, divergence, backend
+        self.strategy, self.clean_path = strategy, clean_path
+        self.num_permutations, self.scheme = num_permutations, scheme
+        self.subsets, self.exclude, self.shared_donor = subsets, exclude, shared_donor
+        self.perturbation, self.chunk_rows, self.fusion_mode = perturbation, chunk_rows, fusion_mode
+        self.contrastive, self.ceb_source = contrastive, ceb_source
         self.mipd_weight = checks.finite("mipd_weight", mipd_weight)
         self.contrastive_weight = checks.finite("contrastive_weight", contrastive_weight)
         self.ceb_weight = checks.finite("ceb_weight", ceb_weight)
         self.temperature = checks.positive("temperature", temperature)
-        self.contrastive = contrastive
-        self.subsets = subsets
-        self.exclude = exclude
-        self.divergence = divergence
-        self.perturbation = perturbation
-        self.clean_path = clean_path
-        self.ceb_source = ceb_source
-        self.shared_donor = shared_donor
-        self.chunk_rows = chunk_rows
-        self.fusion_mode = fusion_mode
-        self.backend = backend
-        self.subset_masks = checks.subset_masks(subsets, len(self.latent_dims))
+        self._subsets = checks.subset_bits(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
 
@@ -254,58 +229,93 @@ class MCRLoss(nn.Module):
             generator: source of randomness.
         """
         self._check_weights()
-        parts = self._check_latents(latents, fusion, logits, embeddings)
-        num_rows = parts[0].shape[0]
-        self._check_labels(labels, num_rows, parts[0].device)
-        rows, draw = self._rows(parts, labels, permutations, present, sample_weight, generator)
-        zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
-        mipd, contrastive, ceb = zero, zero, zero
-        if self.mipd_weight != 0:
-            step = Step(parts, fusion, logits, self.num_classes, rows, self._game(), draw)
-            mipd, divergences, logits = evaluate_mipd(step)
-            checks.no_infinite_logits("what the fusion gives", logits)
-        else:
-            divergences = zero.new_zeros(len(self.subset_masks))
-            if logits is None:
-                logits = call_fusion(fusion, parts, self.num_classes)
+        parts, codes = checks.batch(
+            (latents, fusion, logits, embeddings, labels, present, sample_weight),
+            self.latent_dims,
+            self.num_classes,
+            contrasts=self.contrastive_weight != 0,
+            same_label=self.exclude == "same_label",
+            ceb_labels=self.ceb_weight != 0 and self.ceb_source == "labels",
+        )
+        contrastive = ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
+        mipd, divergences, logits = self._mipd(
+            parts, codes, fusion, logits, permutations, present, sample_weight, generator
+        )
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         if self.contrastive_weight != 0:
-            contrastive = _CONTRASTIVE[self.contrastive](
+            contrastive = contrastive_loss(
+                self.contrastive,
                 pooled if embeddings is None else embeddings,
                 labels,
-                temperature=self.temperature,
-                present=present,
-                backend=self.backend,
+                self.temperature,
+                present,
+                self.backend,
                 name="latents" if embeddings is None else "embeddings",
             )
         if self.ceb_weight != 0:
-            seen = labels if self.ceb_source == "labels" else logits.detach()
-            ceb = self._ceb(pooled, seen, present)
+            ceb = self._ceb(pooled, labels, logits, present)
         loss = self._weighted((contrastive, ceb, mipd), zero)
-        importance = _importance(divergences, len(parts))
+        importance = importance_of(divergences, len(parts))
         if self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
-    def _ceb(self, latents: list[Tensor], seen: Tensor | None, present: Tensor | None) -> Tensor:
+    def _mipd(
+        self,
+        latents: list[Tensor],
+        codes: Tensor | None,
+        fusion: Fusion,
+        logits: Tensor | None,
+        permutations: Tensor | CyclicPermutations | None,
+        present: Tensor | None,
+        sample_weight: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
+        """L_MIPD, the divergences and the clean logits."""
+        if permutations is not None:
+            order, donors = checks.given_donors(permutations, self.perturbation, latents)
+        if self.mipd_weight == 0:
+            zero = latents[0].new_zeros((), dtype=accumulation_dtype(latents[0].dtype))
+            given = call_fusion(fusion, latents, self.num_classes) if logits is None else logits
+            return zero, zero.new_zeros(len(self._subsets)), given
+        if permutations is None:
+            how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
+            order, donors = draw_donors(latents, self._subsets, *how, generator)
+        request = Request(
+            latents=latents,
+            fusion=fusion,
+            logits=logits,
+            order=order,
+            donors=donors,
+            codes=codes,
+            present=present,
+            sample_weight=sample_weight,
+            generator=generator,
+            subsets=self._subsets,
+            exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
+            **{name: getattr(self, name) for name in ASKED_AS_SET},
+        )
+        mipd, divergences, logits = evaluate_mipd(request)
+        checks.no_infinite_logits("what the fusion gives", logits)
+        return mipd, divergences, logits
+
+    def _ceb(
+        self, latents: list[Tensor], labels: Tensor | None, logits: Tensor, present: Tensor | None
+    ) -> Tensor:
+        seen = labels if self.ceb_source == "labels" else logits.detach()
         assert seen is not None, "checked"
         if self.ceb_head is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, latents[0])
-        head, classes = self.ceb_head, self.num_classes
-        return evaluate_ceb(head, latents, seen, classes, present, self.backend)
+        return evaluate_ceb(self.ceb_head, latents, seen, self.num_classes, present, self.backend)
 
-    def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> Tensor:
+    def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], zero: Tensor) -> Tensor:
         """The weighted sum of L_Con, L_CEB and L_MIPD in as few nodes of the graph as it takes."""
-        weights = (self.contrastive_weight, self.ceb_weight, self.mipd_weight)
-        started = False
+        weights, loss = (self.contrastive_weight, self.ceb_weight, self.mipd_weight), zero
         for weight, term in zip(weights, terms, strict=True):
-            if weight == 0:
-                continue
-            if started:
-                loss = torch.add(loss, term, alpha=weight)
-            else:
+            if weight != 0 and loss is zero:
                 loss = term if weight == 1 else weight * term
-            started = True
+            elif weight != 0:
+                loss = torch.add(loss, term, alpha=weight)
         return loss
 
     def _check_weights(self) -> None:
@@ -314,90 +324,3 @@ class MCRLoss(nn.Module):
             weight = getattr(self, name)
             if type(weight) is not float:
                 setattr(self, name, checks.finite(name, weight))
-
-    def _check_latents(
-        self,
-        latents: Sequence[Tensor],
-        fusion: Fusion,
-        logits: Tensor | None,
-        embeddings: Sequence[Tensor] | None,
-    ) -> list[Tensor]:
-        parts = checks.declared_latents(latents, self.latent_dims)
-        if not callable(fusion):
-            raise TypeError(f"fusion must be callable, got {type(fusion).__name__}")
-        if logits is not None:
-            checks.float_tensor("logits", logits)
-            checks.shaped("logits", logits, (parts[0].shape[0], self.num_classes), "[N, C]")
-            checks.on_device("logits", logits, parts[0].device, "latents")
-        if self.contrastive_weight != 0:
-            if embeddings is not None:
-                checks.same_form(
-                    "embeddings", checks.modalities("embeddings", embeddings), "[N, D]"
-                )
-            elif len(set(self.latent_dims)) > 1:
-                raise ValueError(
-                    "embeddings must be given for the contrastive term when modalities differ in "
-                    f"width, got latent_dims {list(self.latent_dims)}; project the latents to one "
-                    "width, or set contrastive_weight=0"
-                )
-        return parts
-
-    def _check_labels(self, labels: Tensor | None, num_rows: int, device: torch.device) -> None:
-        needs_classes = self.ceb_weight != 0 and self.ceb_source == "labels"
-        if labels is None:
-            needed = "exclude='same_label'" if self.exclude == "same_label" else ""
-            needed = "ceb_source='labels'" if needs_classes else needed
-            if needed:
-                raise ValueError(f"labels must be given for {needed}, got None")
-            return
-        if self.contrastive_weight != 0 or self.exclude == "same_label" or needs_classes:
-            checks.check_labels(labels, num_rows, device)
-        elif len(checks.plain_tensor("labels", labels)) != num_rows:
-            raise ValueError(f"labels must have {num_rows} rows, got shape {list(labels.shape)}")
-        if needs_classes:
-            checks.class_labels(labels, self.num_classes)
-
-    def _rows(
-        self,
-        latents: list[Tensor],
-        labels: Tensor | None,
-        permutations: Tensor | CyclicPermutations | None,
-        present: Tensor | None,
-        sample_weight: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Rows, Draw]:
-        num_modalities, num_rows, device = len(latents), latents[0].shape[0], latents[0].device
-        checks.check_present(present, (num_rows, num_modalities), "[N, M]", device)
-        checks.check_weight("sample_weight", sample_weight, num_rows, "[N]", device)
-        permute = self.perturbation == "permute"
-        draws = self.mipd_weight != 0 and permutations is None
-        source = generator_of_step(generator) if draws else generator
-        draw = Draw(
-            self.perturbation, self.num_permutations, self.scheme, self.shared_donor, source
-        )
-        order, donors = None, None
-        if permutations is None and self.mipd_weight != 0:
-            order, donors = draw_donors(draw, self.subset_masks, num_modalities, num_rows, device)
-        elif permutations is not None and permute:
-            order, donors = checks.donors(permutations, num_modalities, num_rows, device)
-        elif permutations is not None:
-            raise ValueError(
-                f"permutations must be None for perturbation={self.perturbation!r}, "
-                f"got {type(permutations).__name__}"
-            )
-        exclude = self.exclude if permute and self.exclude else "none"
-        codes = None
-        if exclude == "same_label":
-            codes = checks.label_codes(labels, num_rows, device)
-        return Rows(order, donors, codes, present, sample_weight, exclude), draw
-
-    def _game(self) -> Game:
-        return Game(
-            self.subset_masks,
-            self.strategy,
-            self.clean_path,
-            self.divergence,
-            self.chunk_rows,
-            self.fusion_mode,
-            self.backend,
-        )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcr_fast._checkpointing import generator_of_step
 from mcr_fast._numbers import whole
-from mcr_fast.reference._game import donor_table
+from mcr_fast.pairing import donor_table
 
 Scheme = Literal["uniform", "cyclic"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -117,11 +117,9 @@ def sample_permutations(
     draw_on = device if generator is None else generator.device
     draw = _drawn(generator, draw_on)
     if scheme == "uniform":
-        count = (
-            (num_permutations,) if num_modalities is None else (num_modalities, num_permutations)
-        )
+        own = () if num_modalities is None else (num_modalities,)
         # float64: with 2^-53 between keys, ties that would favour some orders do not happen
-        keys = torch.rand(*count, batch_size, **draw, dtype=torch.float64)
+        keys = torch.rand(*own, num_permutations, batch_size, **draw, dtype=torch.float64)
         table = keys.argsort(-1)
         return table if device is None else table.to(device, non_blocking=True)
     order = torch.randperm(batch_size, **draw)

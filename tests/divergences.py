@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mcr_fast import env
-from mcr_fast._checks import subset_masks
+from mcr_fast._checks import subset_bits
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.ops.row_divergence import row_divergence
 
@@ -145,7 +145,7 @@ def options_of(x: Inputs, **options) -> dict:
     if isinstance(x, Rows):
         return {"divergence": "jsd"} | options
     subsets = options.pop("subsets", "all")
-    return {"subsets": subset_masks(subsets, len(x.contributions))} | DEFAULTS | options
+    return {"subsets": subset_bits(subsets, len(x.contributions))} | DEFAULTS | options
 
 
 def unequal(x: Batch, subsets: str = "all") -> Tensor:

@@ -27,7 +27,7 @@ FARTHEST = 1e20
 @functools.cache
 def module() -> ModuleType:
     """The compiled teams; built again when a header has changed."""
-    headers = sorted((ROOT / "csrc").glob("*.h"))
+    headers = sorted((ROOT / "csrc").glob("**/*.h"))
     digest = hashlib.sha256()
     for path in (*headers, *sorted(TEAMS.iterdir())):
         digest.update(path.read_bytes())
@@ -248,8 +248,8 @@ def reconstruction_loss(
 
 def _factors(x: Batch, upstream: Tensor | float, k: int, options: dict) -> Tensor:
     """Upstream gradients over the sums of the pair weights, as weigh_subsets takes them."""
-    from mcr_fast.reference._game import donor_table, members
-    from mcr_fast.reference.permuted_divergence import pair_weights
+    from mcr_fast.game import members
+    from mcr_fast.pairing import donor_table, pair_weights
 
     m, n, c = x.contributions.shape
     tables = donor_table(x.order, x.donors, n, x.contributions.device).expand(m, -1, -1)

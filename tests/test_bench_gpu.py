@@ -16,8 +16,6 @@ pytest.importorskip("tabulate")
 pytest.importorskip("matplotlib")
 pytest.importorskip("triton")
 
-from mcr_fast.kernels import _config
-
 from bench import results
 from bench.__main__ import main
 from bench.gpu import command, measure, report, sanitize, timing
@@ -28,8 +26,10 @@ from bench.gpu.sizes import SIZE_ROWS
 from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
-from mcr_fast.ops import OPS
+from mcr_fast.kernels.config import TABLE, Config, choose
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 ROOT = Path(__file__).resolve().parent.parent
 RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
 STAMP = dict.fromkeys(ENVIRONMENT, "1") | {"device": "a card", "date": "2030-01-02 03:04"}
@@ -300,22 +300,22 @@ def test_summary_names_what_was_not_run():
 
 
 def test_tuner_knows_every_kernel():
-    assert set(KERNELS) <= set(_config.TABLE)
+    assert set(KERNELS) <= set(TABLE)
     for kernel in KERNELS:
-        table = _config.TABLE[kernel]
+        table = TABLE[kernel]
         for at, config in enumerate(table):
             case, mode = case_of(kernel, table, at)
             assert case.N > 0
             assert mode in ("fwd", "full")
             axis = KERNELS[kernel][0]
-            assert _config.choose(kernel, getattr(case, axis)) == config
+            assert choose(kernel, getattr(case, axis)) == config
             for other in neighbours(config):
                 assert other != config
                 assert other.max_registers is None or other.max_registers <= 2048 // other.num_warps
 
 
 def test_tuner_prints_what_can_be_pasted():
-    for table in _config.TABLE.values():
+    for table in TABLE.values():
         for config in table:
-            pasted = eval(entry(config).rstrip(","), {"Config": _config.Config})
+            pasted = eval(entry(config).rstrip(","), {"Config": Config})
             assert pasted == config

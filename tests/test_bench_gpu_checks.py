@@ -18,8 +18,9 @@ from bench.gpu.cases import check_cases
 from bench.gpu.check import ANYWHERE, ON_A_GPU, checks_of, run_only, verify
 from bench.gpu.processes import run_checks
 from bench.gpu.shared import divergences
-from mcr_fast.ops import OPS
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,7 +43,7 @@ def test_cases_can_be_made():
             assert finite is not case.poisoned
 
 
-# of csrc/cuda/permuted_divergence_far.cu, with_far_team: the most classes of each team
+# of csrc/permuted_divergence/cuda/far.cu, with_far_team: the most classes of each team
 FAR_TEAMS = (8, 32, 64, 112, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -83,7 +84,7 @@ def test_far_pairs_are_of_every_dtype_and_kind():
 
 
 def test_stripes_of_rows():
-    # csrc/cuda/similarities.cpp: float32 similarities of a stripe take 64 MiB
+    # csrc/contrastive/cuda/similarities.cpp: float32 similarities of a stripe take 64 MiB
     for op in ("nt_xent", "sup_con"):
         for dtype in ("float32", "bfloat16", "float16", "tf32"):
             rows = len(check_cases()[f"{op}/stripes_{dtype}"].make().x)

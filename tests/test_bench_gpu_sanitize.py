@@ -16,8 +16,9 @@ from bench.gpu import report, sanitize
 from bench.gpu.cases import check_cases
 from bench.gpu.sanitize import Run, cases_of, planned, reports, verdict
 from bench.results import ENVIRONMENT
-from mcr_fast.ops import OPS
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 TOOL = Path("/toolkit/compute-sanitizer")
 CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
 OUT_OF_BOUNDS = """\

@@ -19,8 +19,10 @@ from bench.gpu.sizes import (
     size_providers,
     table,
 )
-from mcr_fast.ops import OPS, _backend
+from mcr_fast.ops import _backend, registry
+from mcr_fast.ops.registry import with_kernels
 
+OPS = with_kernels("triton")
 MIPD = [row for row in SIZE_ROWS if row.case.op == "permuted_divergence"]
 
 
@@ -96,9 +98,9 @@ def test_choice_is_what_the_backends_read(monkeypatch):
     )
     assert chosen["row_divergence"] == chosen["nt_xent"] == ((None, ("triton", "cuda")),)
     assert set(chosen) == set(OPS)
-    monkeypatch.setattr(_backend, "CHOICE", chosen)
-    assert _backend.preferred("permuted_divergence", 101) == ("cuda", "triton")
-    assert _backend.preferred("permuted_divergence", 102) == ("triton", "cuda")
+    monkeypatch.setattr(registry, "CHOICE", chosen)
+    assert registry.preferred("permuted_divergence", 101) == ("cuda", "triton")
+    assert registry.preferred("permuted_divergence", 102) == ("triton", "cuda")
     assert choice(SIZE_ROWS, table(SIZE_ROWS, [])) == ""
 
 
@@ -127,7 +129,7 @@ def test_choice_by_rows_and_dtype(monkeypatch):
     assert chosen["reconstruction_loss"] == ((32 * 2 * 512, small), (None, large))
     assert disagreements(SIZE_ROWS, found) == ""
 
-    monkeypatch.setattr(_backend, "CHOICE", chosen)
+    monkeypatch.setattr(registry, "CHOICE", chosen)
     monkeypatch.setattr(_backend, "_UNAVAILABLE", {op: {} for op in OPS})
 
     def taken(op, dtype, size):

@@ -96,7 +96,7 @@ def over_pairs(kernel: Kernel) -> bool:
 
 
 def over_far_pairs(kernel: Kernel) -> bool:
-    return "pull_far" in kernel.name
+    return re.search("far_(own|donor)_side", kernel.name) is not None
 
 
 def steps(kernel: Kernel) -> int:

@@ -136,6 +136,15 @@ def test_a_module_remembers_the_callers_call_alone(mode):
     torch.testing.assert_close(fusion.fc.weight.grad, twin.fc.weight.grad)
 
 
+def test_a_module_that_was_not_called_remembers_nothing():
+    fusion, latents = doubles(Remembers()), make_latents(2, 2, ROWS)
+    logits = doubles(Remembers())(latents)
+    mcr()(latents, None, fusion=fusion, logits=logits)
+    assert fusion.last is None
+    assert not hasattr(fusion, "auxiliary")
+    assert fusion.calls == 0
+
+
 def test_a_weight_that_a_hook_sets_stays_that_of_the_callers_call():
     head = nn.utils.spectral_norm(nn.Linear(2 * D, C)).double()
     latents = make_latents(2, 2, ROWS)

@@ -3,13 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contrastive import needs_library
 from inputs import make_latents
 
 from mcr_fast.functional import linear_permuted_divergence, permuted_divergence
+from mcr_fast.reference.linear_permuted_divergence import linear_permuted_divergence_reference
 from mcr_fast.sampling import sample_permutations
 
 DIMS = (5, 3, 4)
 CLASSES = 6
+OPTIONS = ("subsets", "strategy", "clean_path", "divergence", "exclude")
 
 
 def leaves(seed, num_rows, dtype=torch.float64):
@@ -75,6 +78,48 @@ def test_without_gradients():
         value = linear_permuted_divergence(latents, weight, bias=bias)
     assert not value.requires_grad
     torch.testing.assert_close(value, apart(latents, weight, bias, None).detach())
+
+
+def test_the_same_bits_with_and_without_gradients():
+    *latents, weight, bias = leaves(4, 7, torch.float32)
+    value = linear_permuted_divergence(latents, weight, bias=bias)
+    with torch.no_grad():
+        assert torch.equal(linear_permuted_divergence(latents, weight, bias=bias), value)
+
+
+def test_sixteen_bits_are_widened_before_the_products():
+    *latents, weight, bias = (x.detach() for x in leaves(6, 7, torch.bfloat16))
+    pairs = (None,) * 5  # all there are
+    options = dict(zip(OPTIONS, [(1, 2, 4), "greedy", "shared", "jsd", "none"], strict=True))
+    wide = [z.float() for z in latents], weight.float(), bias.float()
+    truth = linear_permuted_divergence_reference(*wide, *pairs, **options)
+    ours = linear_permuted_divergence_reference(latents, weight, bias, *pairs, **options)
+    torch.testing.assert_close(ours, truth, rtol=0, atol=0)
+    value = linear_permuted_divergence(latents, weight, bias=bias, subsets="single")
+    torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-6)
+
+
+@needs_library
+@pytest.mark.parametrize("want_grad", [True, False])
+def test_opcheck(want_grad):
+    *latents, weight, bias = leaves(5, 7)
+    pairs = (None, torch.stack([torch.randperm(7)])[None], None, None, None)
+    options = ([1, 2, 4], "greedy", "shared", "jsd", "none")
+    ops = torch.ops.mcr_fast
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    forward = ops.linear_permuted_divergence_fwd.default
+    inputs = (latents, weight, bias, *pairs, *options, want_grad)
+    torch.library.opcheck(forward, inputs, test_utils=utils)
+    if not want_grad:
+        return
+    _, *units, contributions = (x.detach() for x in forward(*inputs))
+    for grad_contributions in (None, torch.ones_like(contributions)):
+        for wanted in ([1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0]):
+            upstream = (torch.ones(3, dtype=torch.float64), *units, contributions)
+            rest = (grad_contributions, wanted, latents, weight, bias, *pairs, *options)
+            torch.library.opcheck(
+                ops.linear_permuted_divergence_bwd.default, (*upstream, *rest), test_utils=utils
+            )
 
 
 def test_twice_backward_and_double_backward():

@@ -8,7 +8,7 @@ from test_routing import compare, mcr
 from torch import nn
 
 import mcr_fast
-from mcr_fast import _mipd
+from mcr_fast.mipd.draw import draw_noise
 
 ROWS, C, D = 5, 3, 4
 
@@ -71,8 +71,7 @@ def test_ablations_against_the_oracle(kind, num_modalities, perturbation):
     case = make_fusion(kind, 1, num_modalities)
     latents = make_latents(2, num_modalities, ROWS, length=case.length)
     present = make_present(3, ROWS, num_modalities)
-    draw = _mipd.Draw(perturbation, 3, "cyclic", False, generator(7))
-    noise = _mipd._noise(latents, count, draw)
+    noise = draw_noise(latents, count, generator(7))
 
     def replace(m, k, i):
         row = latents[m][i : i + 1]
@@ -96,8 +95,7 @@ def test_ablations_against_the_oracle(kind, num_modalities, perturbation):
 
 def test_noise_has_the_standard_deviation_of_the_batch():
     latents = [torch.randn(50, D) * 3 + 1, torch.randn(50, 2, D) * 0.1]
-    draw = _mipd.Draw("noise", 1, "cyclic", False, generator(1))
-    for z, noise in zip(latents, _mipd._noise(latents, 4000, draw), strict=True):
+    for z, noise in zip(latents, draw_noise(latents, 4000, generator(1)), strict=True):
         std = z.std(0, correction=0)
         torch.testing.assert_close(noise.std((0, 1)), std, rtol=0.02, atol=0)
         assert (noise.mean((0, 1)).abs() < 0.02 * std).all()
@@ -379,7 +377,7 @@ def test_layers_that_work_in_place(make):
 def test_donors_that_nobody_read_give_nan(kind, monkeypatch):
     """What a GPU is not asked about: a table with a donor twice or out of range, on every path."""
     monkeypatch.setattr("mcr_fast._checks.permutations.may_read", lambda x: False)
-    monkeypatch.setattr("mcr_fast._chunks.READ_AT_THE_EDGE", ())
+    monkeypatch.setattr("mcr_fast.mipd.pairs.READ_AT_THE_EDGE", ())
     good = torch.stack([torch.randperm(ROWS, generator=generator(1)) for _ in range(2)])
     for bad in (None, (0, 0, good[0, 1]), (1, 2, ROWS + 7), (1, 0, -3)):
         case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)

@@ -5,16 +5,16 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from aot import TARGETS, Compiled, compile_kernel
-from mcr_fast.kernels import _config as config
-from mcr_fast.kernels import row_divergence as rows
-from mcr_fast.kernels._config import TABLE, Config
-from mcr_fast.kernels._divergence import KINDS
-from mcr_fast.kernels._donor_side import _donor_side_kernel
-from mcr_fast.kernels._own_side import _own_side_kernel
-from mcr_fast.kernels._pairs import _pair_weight_sums_kernel
-from mcr_fast.kernels._scale import _scale_or_take_kernel
 
-from mcr_fast.ops._backend import MAX_CLASSES
+from mcr_fast.kernels import config
+from mcr_fast.kernels import row_divergence as rows
+from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.kernels.divergence import KINDS, STORED
+from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
+from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel
+from mcr_fast.kernels.pairs.own_side import _own_side_kernel
+from mcr_fast.kernels.scale import _scale_or_take_kernel
+from mcr_fast.ops.registry import OPS
 
 POINTERS = {
     "donors_ptr": "*i64",
@@ -41,9 +41,8 @@ OPTIONS = {
     "ALIGN": 8,
 }
 ROUTED = {"CLEAN_PATH": 0, "OUTSIDER": -1, "GRAD": True}
-NO_GRAD = dict.fromkeys(
-    ["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr", "grad_ptr", "shared_ptr"]
-) | {"GRAD": False}
+NO_NOTES = dict.fromkeys(["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr"])
+NO_GRAD = NO_NOTES | {"grad_ptr": None, "shared_ptr": None, "GRAD": False}
 # every feature that an unmasked M = 2 batch leaves out
 GENERAL = {
     "SCHEME": 1,
@@ -137,6 +136,7 @@ def test_donor_side(chosen, target):
 def test_every_feature(kind, target):
     options = OPTIONS | GENERAL | {"KIND": kind}
     divergence = next(name for name, number in KINDS.items() if number == kind)
+    options |= {} if divergence in STORED else NO_NOTES
     # 4096 classes of two outcomes and every feature at once spill 72 bytes on sm_90
     for size in (174, 1000, 4096 if divergence != "binary_jsd" else 2048):
         own = config.own_side(size, True, divergence)
@@ -179,6 +179,6 @@ def test_instructions_per_element(grad, goal, capsys):
 
 
 def test_classes_that_fit():
-    assert MAX_CLASSES["triton"] == config.MAX_CLASSES
+    assert OPS["row_divergence"].max_classes["triton"] == config.MAX_CLASSES
     for kernel in ("pairs_own_side", "row_divergence"):
         assert TABLE[kernel][-1].up_to == TABLE[kernel][-1].blocks["BLOCK_C"] == config.MAX_CLASSES

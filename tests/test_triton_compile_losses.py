@@ -9,9 +9,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 from aot import TARGETS, compile_kernel
-from mcr_fast.kernels import _config, _exp_sums, _panels, _rows, nt_xent, sup_con
-from mcr_fast.kernels import reconstruction_loss as reconstruction
 from tiers import sample
+
+from mcr_fast.kernels import nt_xent, sup_con
+from mcr_fast.kernels import reconstruction_loss as reconstruction
+from mcr_fast.kernels.config import TABLE
+from mcr_fast.kernels.contrastive import exp_sums, panels, rows
 
 TYPES = {
     "enter_ptr": "*i32",
@@ -38,7 +41,7 @@ INPUTS = (
 # what is a multiple of 16 in every launch; the frame of whole tiles sees to it
 ALIGNED = ("first_row", "band_rows", "padded_rows", "padded_width")
 
-OVER_ALL_TILES = (_exp_sums._exp_sums_kernel, _panels._panel_kernel)
+OVER_ALL_TILES = (exp_sums._exp_sums_kernel, panels._panel_kernel)
 OVER_POSITIVES = (
     nt_xent._nt_xent_pairs_kernel,
     nt_xent._nt_xent_positives_kernel,
@@ -92,7 +95,7 @@ def check_tiles(kernel, bits, config, target, running_max):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kernel", OVER_ALL_TILES, ids=lambda k: k.__name__)
 def test_over_all_tiles(kernel, bits, target):
-    for config in _config.TABLE[f"similarity_{bits}"]:
+    for config in TABLE[f"similarity_{bits}"]:
         for running_max in (False, True):
             compiled = check_tiles(kernel, bits, config, target, running_max)
     if bits == 16 and target == 90:
@@ -104,22 +107,22 @@ def test_over_all_tiles(kernel, bits, target):
 @pytest.mark.parametrize("bits", sample(BITS, 2))
 @pytest.mark.parametrize("kernel", OVER_POSITIVES, ids=lambda k: k.__name__)
 def test_over_positives(kernel, bits, target):
-    for config in _config.TABLE[f"positives_{bits}"]:
+    for config in TABLE[f"positives_{bits}"]:
         for running_max in {False, "RUNNING_MAX" in kernel.arg_names}:
             check_tiles(kernel, bits, config, target, running_max)
 
 
 def test_tiles_fit_into_each_other():
     """What the launchers count on."""
-    (sums,) = _config.TABLE["partial_sums"]
-    rows = max(config.blocks["BLOCK_R"] for config in _config.TABLE["rows"])
+    (sums,) = TABLE["partial_sums"]
+    rows = max(config.blocks["BLOCK_R"] for config in TABLE["rows"])
     for bits in BITS:
-        for config in _config.TABLE[f"similarity_{bits}"]:
+        for config in TABLE[f"similarity_{bits}"]:
             blocks, sides = config.blocks, (config.blocks["BLOCK_M"], config.blocks["BLOCK_N"])
             assert max(sides) % min(sides) == 0
             assert max(sides) % rows == 0
             assert min(sides) % sums.blocks["BLOCK_R"] == 0
-            for near in _config.TABLE[f"positives_{bits}"]:
+            for near in TABLE[f"positives_{bits}"]:
                 assert max(sides) % near.blocks["BLOCK_M"] == 0
                 assert max(sides) % near.blocks["BLOCK_N"] == 0
                 assert blocks["BLOCK_K"] % near.blocks["BLOCK_K"] == 0
@@ -128,15 +131,15 @@ def test_tiles_fit_into_each_other():
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_rows_and_sums(target):
-    for config in _config.TABLE["rows"]:
+    for config in TABLE["rows"]:
         for dtype, top_exponent in (("fp32", 0), ("fp16", 14)):
-            build(_rows._scale_rows_kernel, dtype, config, target, TOP_EXPONENT=top_exponent)
-            build(_rows._project_rows_kernel, dtype, config, target)
-    tile = _config.TABLE["similarity_16"][-1].blocks
-    for config in _config.TABLE["partial_sums"]:
+            build(rows._scale_rows_kernel, dtype, config, target, TOP_EXPONENT=top_exponent)
+            build(rows._project_rows_kernel, dtype, config, target)
+    tile = TABLE["similarity_16"][-1].blocks
+    for config in TABLE["partial_sums"]:
         for running_max in (False, True):
             build(
-                _exp_sums._add_partials_kernel,
+                exp_sums._add_partials_kernel,
                 "fp32",
                 config,
                 target,
@@ -148,7 +151,7 @@ def test_rows_and_sums(target):
 
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_reconstruction_loss(target):
-    for config in _config.TABLE["reconstruction_loss"]:
+    for config in TABLE["reconstruction_loss"]:
         for dtype in ("fp32", "bf16"):
             build(reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target)
             build(reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target)

@@ -12,15 +12,14 @@ import torch
 from contrastive import needs_library
 
 from mcr_fast import env
-from mcr_fast.ops import OPS, TRITON_OPS, _backend
-from mcr_fast.ops._schemas import SCHEMAS
+from mcr_fast.ops import _backend, registry
+from mcr_fast.ops.registry import OPS, schemas, with_kernels
+
+SCHEMAS = schemas()
+TRITON_OPS = with_kernels("triton")
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def test_every_op_has_its_schemas():
-    assert set(SCHEMAS) == {f"{op}_{way}" for op in OPS for way in ("fwd", "bwd")}
 
 
 @needs_library
@@ -42,6 +41,41 @@ def test_each_kernel_stands_in_the_registry():
     stems = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py")}
     assert set(TRITON_OPS) <= stems
     assert stems & set(OPS) == set(TRITON_OPS)
+
+
+TOY = """
+import torch
+import mcr_fast
+from mcr_fast.ops import _backend
+from mcr_fast.ops._dispatch import register
+from mcr_fast.ops.registry import OPS, Op
+
+OPS["toy"] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", backends={backends})
+_backend._UNAVAILABLE["toy"] = _backend._why_unavailable("toy")  # as its import does for each row
+register(
+    "toy",
+    differentiable=1,
+    forward_fake=torch.empty_like,
+    backward_fake=lambda grad, x: torch.empty_like(x),
+    setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, run, grad: (run(grad, *ctx.saved_tensors),),
+)
+print(mcr_fast.backends()["toy"]["serves"]["cpu"], end=" ")
+print(_backend.resolve("toy", None, torch.device("cpu")), "toy" in mcr_fast.env.report())
+"""
+
+
+@pytest.mark.parametrize("backends", [(), ("triton",), ("cpu", "triton", "cuda")])
+def test_a_row_is_all_that_an_op_needs_to_be_known(backends):
+    """Without a kernel too: an op may begin with its reference."""
+    result = subprocess.run(
+        [sys.executable, "-c", TOY.format(backends=backends)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["reference", "reference", "True"]
 
 
 @pytest.fixture
@@ -80,33 +114,36 @@ def test_float64_goes_to_the_reference(op):
 @needs_triton
 @pytest.mark.usefixtures("_on_cuda")
 def test_too_many_classes_go_to_the_reference():
-    limit = _backend.MAX_CLASSES["triton"]
-    chosen = functools.partial(_backend.resolve_divergence, "row_divergence")
-    assert chosen(None, CUDA, limit, torch.float32) == "triton"
-    assert chosen(None, CUDA, limit + 1, torch.float32) == "reference"
+    limit = OPS["row_divergence"].max_classes["triton"]
+    chosen = functools.partial(_backend.resolve, "row_divergence")
+    assert chosen(None, CUDA, torch.float32, size=limit) == "triton"
+    assert chosen(None, CUDA, torch.float32, size=limit + 1) == "reference"
     with pytest.raises(ValueError, match=f"at most {limit} classes, got {limit + 1}"):
-        chosen("triton", CUDA, limit + 1, torch.float32)
+        chosen("triton", CUDA, torch.float32, size=limit + 1)
 
 
 @pytest.mark.usefixtures("_on_cuda")
 def test_choice_by_classes(monkeypatch):
     op = "row_divergence"
     order = ((28, ("cuda", "triton")), (None, ("triton", "cuda")))
-    monkeypatch.setitem(_backend.CHOICE, op, order)
+    monkeypatch.setitem(registry.CHOICE, op, order)
     monkeypatch.setitem(_backend._UNAVAILABLE, op, {})
-    chosen = functools.partial(_backend.resolve_divergence, op, None, CUDA)
-    assert [chosen(c, torch.float32) for c in (6, 28, 29, 4096)] == ["cuda"] * 2 + ["triton"] * 2
+
+    def chosen(classes: int | None, dtype: torch.dtype = torch.float32) -> str:
+        return _backend.resolve(op, None, CUDA, dtype, size=classes)
+
+    assert [chosen(c) for c in (6, 28, 29, 4096)] == ["cuda"] * 2 + ["triton"] * 2
     assert chosen(4097, torch.bfloat16) == "cuda"  # more than Triton's kernels take
-    assert chosen(65537, torch.float32) == "reference"
+    assert chosen(65537) == "reference"
     assert chosen(6, torch.float64) == "reference"
-    assert chosen(6) == _backend.resolve(op, None, CUDA)
+    assert chosen(6) == chosen(None)
     monkeypatch.setitem(_backend._UNAVAILABLE, op, {"cuda": "not here"})
-    assert chosen(6, torch.float32) == "triton"
+    assert chosen(6) == "triton"
 
 
-def test_choice_names_every_op():
-    assert {key.removesuffix(" 16-bit") for key in _backend.CHOICE} == set(OPS)
-    for rows in _backend.CHOICE.values():
+def test_choice_names_ops_and_ends():
+    assert {key.removesuffix(" 16-bit") for key in registry.CHOICE} <= set(TRITON_OPS)
+    for rows in (registry.NOT_MEASURED, *registry.CHOICE.values()):
         bounds = [most for most, _ in rows]
         assert bounds[-1] is None
         assert bounds[:-1] == sorted(bounds[:-1])

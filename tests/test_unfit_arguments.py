@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcr_fast import functional as F
-from mcr_fast._embedding_losses import contrastive
+from mcr_fast.functional import contrastive
 from mcr_fast.sampling import CyclicPermutations
 
 M, N, C, K, D = 2, 4, 3, 2, 5

@@ -75,6 +75,7 @@ def test_module_is_copied_saved_and_loaded_as_before():
 
 
 def test_compiled_step_has_no_break_and_does_not_count():
+    torch._dynamo.reset()  # other tests have compiled the same function
     fusion, latents = setting_with_one_in_use()
     loss = mcr(num_permutations="all")
     step = torch.compile(loss, fullgraph=True, backend="eager")

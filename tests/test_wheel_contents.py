@@ -73,7 +73,7 @@ def test_size(wheel):
 
 def test_holds_the_package_and_the_libraries_only(site):
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "mcr_fast").rglob("*.py")}
-    expected |= {f"mcr_fast/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    expected |= {f"mcr_fast/{p.relative_to(ROOT)}" for p in (ROOT / "kernels").rglob("*.py")}
     expected |= {"mcr_fast/py.typed", f"mcr_fast/lib/{env.CPU_LIBRARY.name}"}
     found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     found = {name for name in found if ".dist-info/" not in name}

@@ -11,7 +11,7 @@ from itertools import groupby, product
 from bench.gpu.rows import MIPD, Goal, TimedRow, serving
 from bench.registry import Case, Provider, benchmarks
 from bench.results import Row, number, significant
-from mcr_fast.ops._backend import DIVERGENCES
+from mcr_fast.ops.registry import OPS
 
 BACKENDS = ("cuda", "triton")
 COLUMNS = ("cuda", "triton", "compile", "eager")  # of the table, in milliseconds
@@ -93,7 +93,7 @@ def markdown(found: Sequence[Row]) -> str:
 
 def size_of(case: Case) -> tuple[str, int]:
     """What `CHOICE` counts of a case, in letters and how many."""
-    if case.op in DIVERGENCES:
+    if OPS[case.op].max_classes:
         return "C", case.C
     if case.op in CONTRASTIVE:
         return "L", case.L
@@ -138,7 +138,7 @@ def classes_of(rows: Sequence[TimedRow], found: Sequence[Row]) -> list[SizeClass
 
 
 def choice(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:
-    """`CHOICE` of mcr_fast/ops/_backend.py as these times have it; empty if none was compared.
+    """`CHOICE` of mcr_fast/ops/registry.py as these times have it; empty if none was compared.
 
     For each size class the backend that is faster on the geometric mean over the sizes in it.
     """

@@ -103,7 +103,7 @@ def compare(out: Path, rows: list[TimedRow], lines: list[Row], stamp: Row) -> st
     found = table(rows, lines)
     results.write(out / SIZES, [{**stamp, **row} for row in found], (*HEADER, *results.ENVIRONMENT))
     chosen = choice(rows, found)
-    advice = f"mcr_fast/ops/_backend.py, by these times:\n{chosen}" if chosen else ""
+    advice = f"mcr_fast/ops/registry.py, by these times:\n{chosen}" if chosen else ""
     open_ = disagreements(rows, found)
     doubt = f"sizes of one class that do not agree, the faster one by how much:\n{open_}"
     return "\n\n".join(filter(None, [markdown(found), advice, doubt if open_ else ""]))

@@ -2,7 +2,7 @@
 // GPU idle.
 #pragma once
 
-#include "cuda/lane.h"
+#include "core/lane.h"
 
 namespace mcr {
 namespace cuda {

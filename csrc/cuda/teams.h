@@ -5,11 +5,11 @@
 // the tiles are local memory.
 #pragma once
 
+#include "core/whole.h"
 #include "cuda/parts.h"
 #include "cuda/sums.h"
-#include "divergence.h"
-#include "divergence_kind.h"
-#include "whole.h"
+#include "divergence/divergence.h"
+#include "divergence/kind.h"
 
 namespace mcr {
 namespace cuda {
@@ -42,7 +42,7 @@ __device__ __forceinline__ int64_t steps_of(int64_t steps) {
 // the ones that matter, and padding costs them whole special-function instructions.
 template <class D, class F>
 void with_team(int64_t classes, const F& f) {
-  if constexpr (SameType<D, Jsd>::value) {
+  if constexpr (D::kTraits.softmax) {
     if (classes <= 8) return f(DeviceTeam<4, 2>());
     if (classes <= 32) return f(DeviceTeam<8, 4>());
     if (classes > 32 && classes <= 64) return f(DeviceTeam<8, 8>());
@@ -57,17 +57,7 @@ void with_team(int64_t classes, const F& f) {
   f(DeviceTeam<512, int(kMaxClasses / 512)>());
 }
 
-template <class F>
-void with_divergence(DivergenceKind kind, const F& f) {
-  switch (kind) {
-    case DivergenceKind::kJsd:
-      return f(Jsd());
-    case DivergenceKind::kBinaryJsd:
-      return f(BinaryJsd());
-    case DivergenceKind::kSquaredError:
-      return f(SquaredError());
-  }
-}
+using MCR_ISA::with_divergence;
 
 template <class Team>
 int64_t steps_for(int64_t classes) {

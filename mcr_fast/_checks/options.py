@@ -2,52 +2,18 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from mcr_fast._numbers import finite, positive, whole
-
-__all__ = [
-    "BACKENDS",
-    "CLEAN_PATHS",
-    "DIVERGENCES",
-    "EXCLUDES",
-    "STRATEGIES",
-    "SUBSETS",
-    "Backend",
-    "CleanPath",
-    "Divergence",
-    "Exclude",
-    "Strategy",
-    "Subsets",
-    "choice",
-    "divergence_options",
-    "finite",
-    "latent_dims",
-    "positive",
-    "subset_masks",
-    "whole",
-]
-
-Strategy = Literal["greedy", "independent", "collaborative"]
-CleanPath = Literal["shared", "routed", "detached"]
-Subsets = Literal["single", "all"]
-Divergence = Literal["jsd", "mse", "binary_jsd"]
-Exclude = Literal["self", "same_label"]
-Backend = Literal["reference", "cpu", "triton", "cuda"]
-
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
-CLEAN_PATHS: tuple[str, ...] = get_args(CleanPath)
-SUBSETS: tuple[str, ...] = get_args(Subsets)
-DIVERGENCES: tuple[str, ...] = get_args(Divergence)
-EXCLUDES: tuple[str | None, ...] = (None, *get_args(Exclude))
-BACKENDS: tuple[str | None, ...] = (None, *get_args(Backend))
-
-
-def choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
-    """An option with a known set of values."""
-    # An array compares by elements, and has no truth.
-    if not (value is None or isinstance(value, str)) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+from mcr_fast._names import (
+    BACKENDS,
+    CLEAN_PATHS,
+    DIVERGENCES,
+    STRATEGIES,
+    SUBSETS,
+    Exclude,
+    choice,
+)
+from mcr_fast._numbers import whole
 
 
 def latent_dims(value: Any) -> tuple[int, ...]:
@@ -67,8 +33,13 @@ def divergence_options(
     choice("strategy", strategy, STRATEGIES)
     choice("clean_path", clean_path, CLEAN_PATHS)
     choice("divergence", divergence, DIVERGENCES)
-    choice("exclude", exclude, EXCLUDES)
-    choice("backend", backend, BACKENDS)
+    choice("exclude", exclude, (None, *get_args(Exclude)))
+    known_backend(backend)
+
+
+def known_backend(backend: object) -> None:
+    """A backend's name, or None for the best one."""
+    choice("backend", backend, (None, *BACKENDS))
 
 
 def enough_classes(num_classes: int, divergence: str) -> None:
@@ -81,8 +52,8 @@ def enough_classes(num_classes: int, divergence: str) -> None:
         )
 
 
-def subset_masks(subsets: str, num_modalities: int) -> tuple[int, ...]:
-    """One bitmask a subset: by size, then lexicographic."""
+def subset_bits(subsets: str, num_modalities: int) -> tuple[int, ...]:
+    """The bits of each subset: by size, then lexicographic."""
     choice("subsets", subsets, SUBSETS)
     largest = 1 if subsets == "single" else num_modalities - 1
     return tuple(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcr_fast import env
+from mcr_fast import _libraries as libraries
 from mcr_fast._checks.tensors import may_read, on_device, plain_tensor, shaped
 from mcr_fast.sampling import CyclicPermutations
 
@@ -16,12 +16,13 @@ def donors(
     num_rows: int,
     device: torch.device,
     *,
-    seen_by_op: bool = False,
+    in_graph: bool = True,
+    read: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The (order, donors) that the ops take, of permutations in any of their public forms.
 
-    In compiled code their values are checked when it runs, by an op of its own; with `seen_by_op`
-    by the op of the loss, which gets them as they are.
+    In compiled code their values are checked when it runs, by an op of its own, unless that of the
+    loss gets them as they are (not `in_graph`). Nor are they read where a CPU kernel is to do so.
     """
     if permutations is None:
         return None, None
@@ -33,9 +34,9 @@ def donors(
         order, donors = None, _table(permutations, num_modalities, num_rows, device)
     if donors is None:
         return None, None
-    if may_read(donors):
+    if read and may_read(donors):
         _check_values(order, donors)
-    elif torch.compiler.is_compiling() and device.type == "cpu" and not seen_by_op:
+    elif in_graph and torch.compiler.is_compiling() and device.type == "cpu":
         return _check_in_graph(order, donors)
     return order, donors
 
@@ -135,7 +136,7 @@ def _check_permutations(name: str, table: Tensor) -> None:
 
 def _first_non_permutation(rows: Tensor) -> int:  # [R, N]
     """The first row that does not hold each of 0..N-1 once, or -1."""
-    if rows.device.type == "cpu" and env.cpu_library_loaded():
+    if rows.device.type == "cpu" and libraries.cpu_library_loaded():
         return int(torch.ops.mcr_fast.first_non_permutation(rows))
     n = rows.shape[-1]
     inside = ((rows >= 0) & (rows < n)).all(-1)

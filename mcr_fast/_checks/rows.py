@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast._checks.tensors import float_tensor, may_read, on_device, plain_tensor, shaped
-from mcr_fast.reference.permuted_divergence import NAN_CODES
+from mcr_fast.pairing import NAN_CODES
 
 
 def exclusion_codes(
@@ -71,7 +71,15 @@ def check_present(present: Any, shape: tuple[int, ...], letters: str, device: to
     on_device("present", present, device, "the batch")
 
 
-def check_weight(name: str, weight: Any, num_rows: int, letters: str, device: torch.device) -> None:
+def check_weight(
+    name: str,
+    weight: Any,
+    num_rows: int,
+    letters: str,
+    device: torch.device,
+    *,
+    read: bool = True,
+) -> None:
     """Weights >= 0, one a row; None: all 1."""
     if weight is None:
         return
@@ -82,11 +90,13 @@ def check_weight(name: str, weight: Any, num_rows: int, letters: str, device: to
         raise ValueError(
             f"{name} must not require gradients, the losses have none for it; detach it"
         )
-    if may_read(weight) and (weight < 0).any():
+    if read and may_read(weight) and (weight < 0).any():
         raise ValueError(f"{name} must not be negative, got {float(weight.min())}")
 
 
-def row_index(rows: Any, length: int, num_rows: int, device: torch.device) -> None:
+def row_index(
+    rows: Any, length: int, num_rows: int, device: torch.device, *, read: bool = True
+) -> None:
     """One clean row in 0..N-1 for every perturbed row."""
     plain_tensor("rows", rows)
     if rows.dtype != torch.int64:
@@ -95,7 +105,7 @@ def row_index(rows: Any, length: int, num_rows: int, device: torch.device) -> No
     on_device("rows", rows, device, "clean")
     if num_rows == 0 and length > 0:
         raise ValueError("rows must be in 0..N-1, but clean has no rows")
-    if may_read(rows) and ((rows < 0) | (rows >= num_rows)).any():
+    if read and may_read(rows) and ((rows < 0) | (rows >= num_rows)).any():
         raise ValueError(
             f"rows must be in 0..N-1 = 0..{num_rows - 1}, got {int(rows.min())}..{int(rows.max())}"
         )

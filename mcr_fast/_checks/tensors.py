@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mcr_fast import env
+from mcr_fast._libraries import check_enabled
 from mcr_fast.ops._modes import autocast_enabled, holds_values, recorded
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -23,12 +23,12 @@ def may_read(x: Tensor) -> bool:
     """Whether a check may look at the values: free on the CPU, a synchronisation elsewhere."""
     if recorded() or not holds_values(x):
         return False
-    return x.is_cpu or env.check_enabled()
+    return x.is_cpu or check_enabled()
 
 
 def no_infinite_logits(name: str, x: Tensor | None) -> None:
     """With MCR_FAST_CHECK=1: name the infinite logits that would come out as NaN."""
-    if x is None or not (env.check_enabled() and may_read(x)) or not x.isinf().any():
+    if x is None or not (check_enabled() and may_read(x)) or not x.isinf().any():
         return
     raise ValueError(
         f"{name} holds infinite logits, and their divergence is NaN; mask with a large finite "

@@ -15,115 +15,114 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from mcr_fast.ops._modes import has_tangent, refuse_forward_mode, transformed
-from mcr_fast.ops._overloads import LIBRARY, find, qualified
 
-FIRST_ARGUMENT = 2  # where an op's own arguments begin in ctx.needs_input_grad
+FIRST = 2  # where an op's own arguments begin in ctx.needs_input_grad
+# What runs an op as a node of the graph: of its dispatch keys, None in eager mode, and arguments.
+Node = Callable[[Any, tuple[Any, ...]], Any]
 
 
-def register_autograd(
-    op: str,
-    overload: str,
-    backward: Callable[..., tuple[Any, ...]],
-    *,
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
-) -> None:
-    """Register `backward(ctx, *grads)` for an overload of the op `mcr_fast::<op>`.
+def make_node(
+    target: Any,  # the overload
+    leading: int,  # arguments that may get a gradient, before the others
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    run: Callable[..., Any],  # what `backward` calls
+) -> Node:
+    """The node of an op, as `_dispatch.register` describes `setup` and `backward`."""
+    taken, given = _List(target._schema.arguments[:leading]), _List(target._schema.returns)
 
-    As `torch.library.register_autograd`, for ops whose arguments are positional; the tensors of
-    lists are followed, in `backward` one gradient each. torch.func's grad, vjp and jacrev take it
-    as they take a built-in op's.
-    """
-    target = find(op, overload)
-
-    # Of a single level: the dispatcher runs the kernel below once for each transform of torch.func,
-    # where `autograd.Function` would want to see all of them at once.
-    class Bridge(_SingleLevelFunction):
+    # Of a single level: the dispatcher runs it once for each transform of torch.func, where
+    # `autograd.Function` would want to see all of them at once.
+    class Function(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, lists: _Lists | None, *args: Any) -> Any:
-            args = args if lists is None else lists.nested(args)
-            with _outer_derivatives() if transformed() else nullcontext():
-                output = _below_autograd(target, keyset, args)
-            if setup_context is not None:
-                setup_context(ctx, args, output)
-            return output if lists is None else lists.take(output)
+        def forward(ctx: Any, keyset: Any, others: tuple[Any, ...], *flat: Any) -> Any:
+            args = (*taken.nested(flat), *others)
+            if keyset is None:
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = target(*args)
+            else:
+                with _outer_derivatives() if transformed() else nullcontext():
+                    output = below_autograd(target, keyset, args)
+            ctx.set_materialize_grads(False)
+            setup(ctx, args, output)
+            return given.flat(output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            return None, None, *backward(ctx, *grads)
+            needs = ctx.needs_input_grad
+            if grads[0] is None and all(grad is None for grad in grads):
+                return (None,) * len(needs)
+            pairs = zip(backward(ctx, run, *grads), needs[FIRST:], strict=True)
+            return None, None, *[grad if need else None for grad, need in pairs]
+
+    apply: Callable[..., Any] = Function.apply  # type: ignore[attr-defined]
+
+    def node(keyset: Any, args: tuple[Any, ...]) -> Any:
+        return given.nested(apply(keyset, args[leading:], *taken.flat(args[:leading])))
+
+    return node
+
+
+def below_autograd(target: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
+    """Run an op without a node, on from the dispatch keys where autograd was met."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return target.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def autograd_kernel(op: str, target: Any, node: Node) -> Callable[..., Any]:
+    """The kernel of an overload for the dispatch key Autograd.
+
+    torch.func's grad, vjp and jacrev take it as they take a built-in op's.
+    """
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        lists = _Lists(args) if has_lists else None
-        flat = args if lists is None else _flat(args)
-        tensors = [a for a in flat if isinstance(a, Tensor)]
+        tensors = [x for a in args for x in (a if isinstance(a, list) else (a,))]
+        tensors = [x for x in tensors if isinstance(x, Tensor)]
         if has_tangent(*tensors):
-            refuse_forward_mode(op.removesuffix("_fwd").removesuffix("_bwd"))
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return _below_autograd(target, keyset, args)
-        if transformed():
-            with _single_level():
-                output = apply(keyset, lists, *flat)
-        else:
-            output = apply(keyset, lists, *flat)
-        return output if lists is None else lists.give(output)
+            refuse_forward_mode(op)
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            return below_autograd(target, keyset, args)
+        with _single_level() if transformed() else nullcontext():
+            return node(keyset, args)
 
-    apply: Callable[..., Any] = Bridge.apply  # type: ignore[attr-defined]
-    has_lists = "Tensor[]" in str(target._schema)
-    LIBRARY.impl(qualified(op, overload), kernel, "Autograd", with_keyset=True)
+    return kernel
 
 
-class _Lists:
-    """Where lists of tensors stand among an op's arguments and outputs.
+class _List:
+    """The one list of tensors among an op's arguments or outputs, if it has one.
 
     A node of the graph sees tensors only that are arguments and outputs themselves.
     """
 
-    def __init__(self, args: tuple[Any, ...]):
-        self._arguments = _lengths(args)
-        self._outputs: list[int | None] = []
+    def __init__(self, arguments: Sequence[Any]):
+        places = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
+        assert len(places) <= 1, "where would one list end and the next begin?"
+        self._at = places[0] if places else -1
+        self._after = len(arguments) - 1 - self._at
 
-    def nested(self, flat: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments with their lists."""
-        return _nested(flat, self._arguments)
+    def flat(self, items: Any) -> Any:
+        """The items, those of the list in its place."""
+        at = self._at
+        if at < 0:
+            return items
+        return (*items[:at], *items[at], *items[at + 1 :])
 
-    def take(self, output: Any) -> Any:
-        """The outputs without their lists."""
-        if isinstance(output, Tensor):
-            return output
-        self._outputs = _lengths(output)
-        return _flat(output)
-
-    def give(self, flat: Any) -> Any:
-        """The outputs as the op returns them."""
-        return _nested(flat, self._outputs) if self._outputs else flat
-
-
-def _lengths(items: tuple[Any, ...]) -> list[int | None]:
-    return [len(x) if _is_list(x) else None for x in items]
+    def nested(self, flat: Any) -> Any:
+        """The items as they were before `flat`."""
+        at = self._at
+        if at < 0:
+            return flat
+        end = len(flat) - self._after
+        return (*flat[:at], list(flat[at:end]), *flat[end:])
 
 
-def _flat(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(y for x in items for y in (x if _is_list(x) else (x,)))
-
-
-def _nested(flat: tuple[Any, ...], lengths: list[int | None]) -> tuple[Any, ...]:
-    rest = iter(flat)
-    return tuple(
-        next(rest) if length is None else [next(rest) for _ in range(length)] for length in lengths
-    )
-
-
-def _is_list(x: Any) -> bool:
-    return isinstance(x, (list, tuple)) and all(isinstance(y, Tensor) for y in x)
-
-
-def register_vmap(op: str, overload: str) -> None:
-    """Give an overload of the op `mcr_fast::<op>` a rule for torch.func.vmap: one call a sample.
+def vmap_kernel(target: Any) -> Callable[..., Any]:
+    """A rule for torch.func.vmap, the kernel for its dispatch key: one call a sample.
 
     A kernel takes a whole batch's pairs at once, and its memory is bounded, which a rule that
     expands the samples would lose. torch's own fallback does the same, but warns, and takes no list
     of tensors.
     """
-    target = find(op, overload)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         # Imported late: they bring in more of torch than a process without vmap ever needs.
@@ -138,7 +137,7 @@ def register_vmap(op: str, overload: str) -> None:
             *args,
         )
 
-    LIBRARY.impl(qualified(op, overload), kernel, "FuncTorchBatched", with_keyset=True)
+    return kernel
 
 
 def _one_by_one(
@@ -169,14 +168,6 @@ def _stacked(made: Sequence[Any]) -> tuple[Any, Any]:
     return kind(x for x, _ in pairs), kind(dim for _, dim in pairs)
 
 
-def call_backward(overload: Any, *args: Any) -> Any:
-    """Call a backward op; past its autograd, which only raises, unless a graph is being made."""
-    if torch.is_grad_enabled():
-        return overload(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args)
-
-
 @contextmanager
 def _outer_derivatives() -> Iterator[None]:
     """Lets transforms outside of this one differentiate, for which torch turns it off here."""
@@ -192,8 +183,3 @@ def _single_level() -> Iterator[None]:
         yield
     finally:
         torch._C._functorch.set_single_level_autograd_function_allowed(before)
-
-
-def _below_autograd(overload: Any, keyset: Any, args: Sequence[Any]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)

@@ -39,6 +39,8 @@ def holds_values(x: Tensor) -> bool:
 
 def autocast_enabled(device: torch.device) -> bool:
     """Whether torch picks the dtypes of products on this device."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 

@@ -1,36 +1,16 @@
 """Reconstruction loss: fake, autograd and the choice of backend."""
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcr_fast._process import first_time
-from mcr_fast.ops._autograd import call_backward, register_autograd, register_vmap
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import refuse_batched
-from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
-from mcr_fast.ops._unit_grad import raise_double_backward
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.reconstruction_loss import reconstruction_loss_reference
-
-
-def reconstruction_loss(
-    latents: Sequence[Tensor],  # M tensors [N, D_m]
-    reconstruction: Tensor,  # [N, sum of D_m]
-    *,
-    backend: str | None,
-) -> Tensor:  # []
-    """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
-    dtypes = (reconstruction.dtype, *(z.dtype for z in latents))
-    elements = reconstruction.numel()
-    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes, size=elements)
-    if chosen == "reference":
-        return reconstruction_loss_reference(latents, reconstruction)
-    forward = of_backend("reconstruction_loss_fwd", chosen)
-    loss: Tensor = forward(list(latents), reconstruction)
-    return loss
 
 
 def _forward_fake(latents: list[Tensor], reconstruction: Tensor) -> Tensor:
@@ -45,34 +25,42 @@ def _backward_fake(
     return grad_latents, reconstruction.new_empty(reconstruction.shape)
 
 
-def _setup_forward(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor) -> None:
     latents, reconstruction = inputs
     ctx.save_for_backward(*latents, reconstruction)
 
 
-def _backward_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise_double_backward("reconstruction_loss")
+def _backward(ctx: Any, run: Callable[..., Any], grad: Tensor) -> tuple[Tensor, ...]:
+    refuse_batched("reconstruction_loss", grad)
+    *latents, reconstruction = ctx.saved_tensors
+    grad_latents, grad_reconstruction = run(grad, latents, reconstruction)
+    return *grad_latents, grad_reconstruction
 
 
-def _register(overload: str) -> None:
-    def forward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        refuse_batched("reconstruction_loss", grad)
-        *latents, reconstruction = ctx.saved_tensors
-        grad_latents, grad_reconstruction = call_backward(
-            find("reconstruction_loss_bwd", overload), grad, latents, reconstruction
-        )
-        return *grad_latents, grad_reconstruction
-
-    if not first_time(qualified("reconstruction_loss", overload)):
-        return
-    forward, backward = "reconstruction_loss_fwd", "reconstruction_loss_bwd"
-    torch.library.register_fake(qualified(forward, overload), _forward_fake)
-    torch.library.register_fake(qualified(backward, overload), _backward_fake)
-    register_autograd(forward, overload, forward_backward, setup_context=_setup_forward)
-    register_autograd(backward, overload, _backward_backward)
-    for name in (forward, backward):
-        register_vmap(name, overload)
+register(
+    "reconstruction_loss",
+    differentiable=2,
+    forward_fake=_forward_fake,
+    backward_fake=_backward_fake,
+    setup=_setup,
+    backward=_backward,
+)
 
 
-for _overload in overloads("reconstruction_loss"):
-    _register(_overload)
+def reconstruction_loss(
+    latents: Sequence[Tensor],  # M tensors [N, D_m]
+    reconstruction: Tensor,  # [N, sum of D_m]
+    *,
+    backend: str | None,
+) -> Tensor:  # []
+    """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
+    dtypes = (reconstruction.dtype, *(z.dtype for z in latents))
+    elements = reconstruction.numel()
+    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes, size=elements)
+    if chosen == "reference":
+        return reconstruction_loss_reference(latents, reconstruction)
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*latents, reconstruction))
+    loss: Tensor = call(
+        find("reconstruction_loss_fwd", chosen), list(latents), reconstruction, graph=graph
+    )
+    return loss

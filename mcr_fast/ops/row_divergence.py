@@ -1,22 +1,16 @@
 """Divergence of perturbed rows from clean rows by index: fake, autograd, choice of backend."""
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcr_fast._process import first_time
-from mcr_fast.ops._autograd import (
-    FIRST_ARGUMENT,
-    call_backward,
-    register_autograd,
-    register_vmap,
-)
-from mcr_fast.ops._backend import resolve_divergence
+from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._modes import wants_gradient
-from mcr_fast.ops._overloads import find, of_backend, overloads, qualified
-from mcr_fast.ops._unit_grad import raise_double_backward
-from mcr_fast.reference._divergence import mean_or_zero, weights_in_range
+from mcr_fast.pairing import weights_in_range
+from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.row_divergence import row_divergence_reference
 
@@ -54,49 +48,27 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:], *inputs[:2])
-    ctx.set_materialize_grads(False)
 
 
-def _backward_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise_double_backward("row_divergence")
+def _backward(
+    ctx: Any, run: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *_: None
+) -> tuple[Tensor, Tensor]:
+    return run(grad, *ctx.saved_tensors)
 
 
-def _register(overload: str) -> None:
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
-        to_perturbed, to_clean = call_backward(
-            find("row_divergence_bwd", overload), grad, *ctx.saved_tensors
-        )
-        return (
-            to_perturbed if ctx.needs_input_grad[FIRST_ARGUMENT] else None,
-            to_clean if ctx.needs_input_grad[FIRST_ARGUMENT + 1] else None,
-            *(None,) * 4,
-        )
-
-    if not first_time(qualified("row_divergence", overload)):
-        return
-    torch.library.register_fake(qualified("row_divergence_fwd", overload), _forward_fake)
-    torch.library.register_fake(qualified("row_divergence_bwd", overload), _backward_fake)
-    register_autograd("row_divergence_fwd", overload, backward, setup_context=_setup)
-    register_autograd("row_divergence_bwd", overload, _backward_backward)
-    for name in ("row_divergence_fwd", "row_divergence_bwd"):
-        register_vmap(name, overload)
-
-
-for _overload in overloads("row_divergence"):
-    _register(_overload)
+register(
+    "row_divergence",
+    differentiable=2,
+    forward_fake=_forward_fake,
+    backward_fake=_backward_fake,
+    setup=_setup,
+    backward=_backward,
+)
 
 
 def _resolve(backend: str | None, perturbed: Tensor, clean: Tensor) -> str:
-    return resolve_divergence(
-        "row_divergence",
-        backend,
-        perturbed.device,
-        perturbed.shape[1],
-        perturbed.dtype,
-        clean.dtype,
-    )
+    dtypes = (perturbed.dtype, clean.dtype)
+    return resolve("row_divergence", backend, clean.device, *dtypes, size=clean.shape[1])
 
 
 def row_divergence(
@@ -116,10 +88,9 @@ def row_divergence(
             perturbed, clean, rows, row_weight, divergence=divergence
         )
     else:
-        want_grad = wants_gradient(perturbed, clean)
-        total, weight, _, _ = of_backend("row_divergence_fwd", chosen)(
-            perturbed, clean, rows, row_weight, divergence, want_grad
-        )
+        want = wants_gradient(perturbed, clean)
+        inputs = (perturbed, clean, rows, row_weight, divergence, want)
+        total, weight, _, _ = call(find("row_divergence_fwd", chosen), *inputs, graph=want)
     return mean_or_zero(total, weight)
 
 
@@ -138,9 +109,9 @@ def row_divergence_parts(
     if chosen == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
-        forward = of_backend("row_divergence_fwd", chosen)
-        parts: tuple[Tensor, Tensor, Tensor, Tensor] = forward(
-            perturbed, clean, rows, row_weight, divergence, want_grad
+        inputs = (perturbed, clean, rows, row_weight, divergence, want_grad)
+        parts: tuple[Tensor, Tensor, Tensor, Tensor] = call(
+            find("row_divergence_fwd", chosen), *inputs, graph=False
         )
     return parts
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcr_fast._names import DIVERGENCES, choice
+
 # No logit of a sum is taken to be further from 0: masks as large as the largest number there is can
 # be added up.
 _FARTHEST = 1e20
@@ -23,16 +25,20 @@ def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def row_divergences(clean: Tensor, perturbed: Tensor, divergence: str) -> Tensor:
-    """[..., C] and [..., C] logits -> [...] divergences, in nats."""
+    """[..., C] and [..., C] logits -> [...] divergences, in nats, none below 0."""
+    choice("divergence", divergence, DIVERGENCES)
     if divergence == "jsd":
-        return _jensen_shannon(clean.log_softmax(-1), perturbed.log_softmax(-1)).sum(-1)
-    if divergence == "mse":
+        rows = _jensen_shannon(clean.log_softmax(-1), perturbed.log_softmax(-1)).sum(-1)
+    elif divergence == "mse":
         difference = clean - perturbed
         # 0 * difference: an infinite difference is NaN, as it is for the other divergences
-        return (difference * difference + 0 * difference).mean(-1)
-    yes = _jensen_shannon(F.logsigmoid(clean), F.logsigmoid(perturbed))
-    no = _jensen_shannon(F.logsigmoid(-clean), F.logsigmoid(-perturbed))
-    return (yes + no).mean(-1)
+        rows = (difference * difference + 0 * difference).mean(-1)
+    else:
+        yes = _jensen_shannon(F.logsigmoid(clean), F.logsigmoid(perturbed))
+        no = _jensen_shannon(F.logsigmoid(-clean), F.logsigmoid(-perturbed))
+        rows = (yes + no).mean(-1)
+    # What rounding leaves below 0 is 0, with the gradient that it had; NaN is not below 0.
+    return torch.where(rows < 0, rows - rows.detach(), rows)
 
 
 def weighted_sum(
@@ -49,25 +55,6 @@ def weighted_sum(
         torch.where(kept, clean, zero), torch.where(kept, perturbed, zero), divergence
     )
     return (weight * rows).sum()
-
-
-def no_negative(weight: Tensor) -> Tensor:
-    """The weights, NaN for those below 0: the public edge cannot ask a device whether there are."""
-    return torch.where(weight < 0, math.nan, weight)
-
-
-def weights_in_range(weight: Tensor) -> Tensor:
-    """Weights of a mean, all times one power of two where they are too small or large to be summed.
-
-    A mean does not feel it; the inverse of the smallest float32, or the sum of large ones, would be
-    infinite. At least float32.
-    """
-    if weight.numel() == 0:
-        return weight
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    largest = weight.amax()
-    factor = torch.where(largest < 1e-15, 2.0**100, torch.where(largest > 1e15, 2.0**-100, 1.0))
-    return weight * factor.to(weight.dtype)
 
 
 def mean_or_zero(total: Tensor, weight: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A region whose products keep their inputs' dtype; meta tensors know no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _normalized(x: Tensor) -> Tensor:  # [L, D]

@@ -3,21 +3,10 @@
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._divergence import (
-    mean_or_zero,
-    no_negative,
-    saturated,
-    weighted_sum,
-    weights_in_range,
-)
-from mcr_fast.reference._game import (
-    checked_donors,
-    donor_table,
-    head_factor,
-    members,
-    route_factors,
-    scale_gradient,
-)
+from mcr_fast._names import CLEAN_PATHS, DIVERGENCES, EXCLUDES, STRATEGIES, choice
+from mcr_fast.game import head_factor, members, route_factors
+from mcr_fast.pairing import checked_donors, donor_table, pair_weights
+from mcr_fast.reference._divergence import mean_or_zero, saturated, weighted_sum
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -42,6 +31,10 @@ def permuted_divergence_reference(
     subset holds all its [K, N, C] perturbed logits at once. No pair kept: 0 with zero gradient.
     Donors that are no permutations: NaN, and NaN gradients.
     """
+    choice("strategy", strategy, STRATEGIES)
+    choice("clean_path", clean_path, CLEAN_PATHS)
+    choice("divergence", divergence, DIVERGENCES)
+    choice("exclude", exclude, EXCLUDES)
     num_modalities, num_rows, num_classes = contributions.shape
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
@@ -58,9 +51,11 @@ def permuted_divergence_reference(
     for subset in subsets:
         route = route_factors(strategy, subset, num_modalities)
         head = head_factor(strategy, subset, num_modalities)
-        clean_route = {"shared": [head] * num_modalities, "routed": route}.get(
-            clean_path, [0] * num_modalities
-        )
+        clean_route = {
+            "shared": [head] * num_modalities,
+            "routed": route,
+            "detached": [0] * num_modalities,
+        }[clean_path]
         perturbed = scale_gradient(b, head)
         clean = scale_gradient(b, 0 if clean_path == "detached" else head)
         for m in range(num_modalities):
@@ -82,38 +77,10 @@ def permuted_divergence_reference(
     return divergences if valid is None else divergences * valid
 
 
-NAN_CODES = 0x7FF8_0000_0000_0001  # of a row whose label is NaN: this and the row's number
-
-
-def is_nan_code(labels: Tensor) -> Tensor:  # [N] int64 codes -> [N] bool
-    """Whose label is NaN, which equals nothing, itself included."""
-    return (labels >= NAN_CODES) & (labels < NAN_CODES + 2**31)
-
-
-def pair_weights(
-    tables: list[Tensor],  # a donor table [K, N] for each member of the subset
-    modalities: list[int],  # the members
-    labels: Tensor | None,  # [N] int64 codes
-    present: Tensor | None,  # [N, M] bool
-    sample_weight: Tensor | None,  # [N]
-    *,
-    exclude: str,
-) -> Tensor:  # [K, N]
-    """The weight of each pair (i, its donors), 0 where the pair is dropped.
-
-    Excluding equal labels drops a row paired with itself too, unless its label is NaN.
-    """
-    kept = torch.ones_like(tables[0], dtype=torch.bool)
-    rows = torch.arange(kept.shape[-1], device=kept.device)
-    for table, m in zip(tables, modalities, strict=True):
-        if exclude == "self":
-            kept = kept & (table != rows)
-        elif exclude == "same_label":
-            assert labels is not None, "checked at the public edge"
-            kept = kept & ((labels[table] != labels) | is_nan_code(labels))
-        if present is not None:
-            kept = kept & present[:, m] & present[:, m][table]
-    if sample_weight is None:
-        return kept.to(torch.float32)
-    weight = weights_in_range(no_negative(sample_weight))
-    return torch.where(kept, weight, weight.new_zeros(()))
+def scale_gradient(x: Tensor, factor: int) -> Tensor:
+    """x with its gradient multiplied by `factor`; the value is unchanged."""
+    if factor == 1:
+        return x
+    if factor == 0:
+        return x.detach()
+    return x.detach() + factor * (x - x.detach())

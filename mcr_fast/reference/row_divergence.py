@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from mcr_fast.reference._divergence import no_negative, weighted_sum
+from mcr_fast.pairing import no_negative
+from mcr_fast.reference._divergence import weighted_sum
 from mcr_fast.reference._similarity import accumulation_dtype
 
 

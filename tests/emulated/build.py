@@ -109,7 +109,10 @@ def translate(path: Path) -> str:
 
 
 def sources() -> list[Path]:
-    return sorted((ROOT / "csrc").glob("*.h")) + sorted((ROOT / "csrc" / "cuda").iterdir())
+    """All but what only the CPU library has."""
+    csrc = ROOT / "csrc"
+    found = [path for path in csrc.glob("**/*.*") if "cpu" not in path.parts]
+    return sorted(path for path in found if path.suffix == ".h" or "cuda" in path.parts)
 
 
 def build(sanitize: bool = False) -> Path:
@@ -132,19 +135,20 @@ def compile_all(folder: Path, library: Path, extra: tuple[str, ...]) -> None:
     defines = [f"-D{name}" for name in DEFINES] + [f"-D{a}={b}" for a, b in RENAMED.items()]
     includes = [f"-I{folder / 'csrc'}", f"-I{HERE / 'include'}", f"-I{HERE}"]
     includes += [f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
-    units = [ROOT / "csrc" / "registration.cpp", ROOT / "csrc" / "cpu" / "checks.cpp"]
-    units += [HERE / "emulator.cpp", *sorted((folder / "csrc" / "cuda").glob("*.c*"))]
+    units = [ROOT / "csrc" / "registration.cpp"]
+    units += [ROOT / "csrc" / "permuted_divergence" / "cpu" / "checks.cpp"]
+    units += [HERE / "emulator.cpp", *sorted((folder / "csrc").glob("**/cuda/*.c*"))]
+    objects = [f"{folder / str(number)}-{unit.name}.o" for number, unit in enumerate(units)]
     running = []
-    for unit in units:
+    for unit, made in zip(units, objects, strict=True):
         kernel = ["-x", "c++", "-include", str(HERE / "emulator.h")] if unit.suffix == ".cu" else []
         command = ["c++", *FLAGS, *extra, *QUIET, *defines, *includes, *kernel]
-        command += ["-c", str(unit), "-o", f"{folder / unit.name}.o"]
+        command += ["-c", str(unit), "-o", made]
         running.append(subprocess.Popen(command))
         if len(running) % 2 == 0:
             wait(running[-2:])
     wait(running)
     partial = library.with_suffix(".partial")
-    objects = [f"{folder / unit.name}.o" for unit in units]
     subprocess.run(["c++", "-shared", *extra, *objects, *TORCH, "-o", str(partial)], check=True)
     partial.replace(library)
 

@@ -16,7 +16,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "cpu/dispatch.h"
+#include "dispatch.h"
 
 namespace emulator {
 namespace {

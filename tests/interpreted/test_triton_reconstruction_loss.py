@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from mcr_fast.kernels import _config
-from mcr_fast.kernels._config import Config
 from tolerances import check_gradient, check_value
 
+from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
 
 OP = "reconstruction_loss"
@@ -18,7 +17,7 @@ SHAPES = [(8, (16, 16)), (7, (3, 17, 64)), (1, (1,)), (5, (0, 3)), (0, (3, 2)), 
 @pytest.fixture
 def small_tiles(monkeypatch):
     config = Config(1, {"BLOCK_R": 16, "BLOCK_D": 16}, 4)
-    monkeypatch.setitem(_config.TABLE, OP, (config,))
+    monkeypatch.setitem(TABLE, OP, (config,))
 
 
 def make_inputs(rows, widths, dtype=torch.float32, seed=0):

@@ -8,10 +8,11 @@ that the interpreter runs can still be one that Triton does not compile. The res
 import pytest
 import torch
 import triton
-from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
-from mcr_fast.kernels.row_divergence import row_divergence_fwd
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
+from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
 M, N, C, K = 2, 32, 24, 3
 SINGLE = [1, 2]

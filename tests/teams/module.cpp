@@ -2,7 +2,7 @@
 // keeps.
 #include <pybind11/pybind11.h>
 
-#include "divergence_options.h"
+#include "permuted_divergence/options.h"
 #include "reconstruction.h"
 #include "teams.h"
 
@@ -19,7 +19,7 @@ T* address(const py::dict& from, const char* name) {
 }
 
 // Into one whose other members are 0.
-void read_problem(const py::dict& from, mcr::PullProblem<float>& pr) {
+void read_problem(const py::dict& from, mcr::SidesProblem<float>& pr) {
   const auto number = [&](const char* name) { return from[name].cast<int64_t>(); };
   const auto text = [&](const char* name) { return from[name].cast<std::string>(); };
   pr.contributions = address<float>(from, "contributions");
@@ -39,7 +39,7 @@ void read_problem(const py::dict& from, mcr::PullProblem<float>& pr) {
   pr.labels = address<int64_t>(from, "labels");
   pr.present = address<uint32_t>(from, "present");
   pr.row_weight = address<float>(from, "row_weight");
-  pr.masked = pr.present != nullptr || pr.exclude != mcr::Exclude::kNone;
+  pr.may_drop = pr.present != nullptr || pr.exclude != mcr::Exclude::kNone;
   pr.subsets = address<uint32_t>(from, "subsets");
   pr.num_subsets = int(number("num_subsets"));
   pr.factors = address<float>(from, "factors");
@@ -56,7 +56,7 @@ void pull(int lanes, const py::dict& from, int64_t chunk, int64_t spare_steps, i
   const auto run = lanes == 4   ? mcr::lanes4::pull
                    : lanes == 8 ? mcr::lanes8::pull
                                 : mcr::lanes32::pull;
-  mcr::PullProblem<float> pr = {};
+  mcr::SidesProblem<float> pr = {};
   read_problem(from, pr);
   run(pr, chunk, spare_steps, parts);
 }
@@ -82,7 +82,7 @@ void hold(int lanes, const py::dict& from, int64_t spare_steps, int parts) {
   pr.row_weight = address<float>(from, "row_weight");
   pr.classes = from["classes"].cast<int64_t>();
   pr.divergence = mcr::divergence_kind(from["divergence"].cast<std::string>());
-  pr.factor = pr.divergence == mcr::DivergenceKind::kJsd ? 1.0f : 1.0f / float(pr.classes);
+  pr.factor = 1.0f / float(mcr::traits_of(pr.divergence).terms(pr.classes));
   pr.want_grad = from["want_grad"].cast<bool>();
   pr.grad_perturbed = address<float>(from, "grad_perturbed");
   pr.grad_clean = address<float>(from, "grad_clean");

@@ -26,8 +26,8 @@ void assign(uint16_t* to, float x) {
 }  // namespace MCR_ISA
 }  // namespace mcr
 
-#include "piece_team.h"
-#include "reconstruction_loss.h"
+#include "reconstruction_loss/piece_team.h"
+#include "reconstruction_loss/rows.h"
 
 namespace mcr {
 namespace MCR_ISA {

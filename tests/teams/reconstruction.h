@@ -1,7 +1,7 @@
 // What module.cpp calls of reconstruction.cpp.
 #pragma once
 
-#include "reconstruction_loss_problem.h"
+#include "reconstruction_loss/problem.h"
 
 namespace mcr {
 

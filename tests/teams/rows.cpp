@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "permuted_divergence_far.h"
-#include "row_divergence_pull.h"
+#include "permuted_divergence/far.h"
+#include "row_divergence/held.h"
 #include "teams.h"
 
 namespace mcr {
@@ -95,19 +95,19 @@ void in_parts(int parts, bool live, const F& f) {
 std::vector<float> dirty(int64_t count) { return std::vector<float>(count, NAN); }
 
 template <class D, bool kGrad>
-void run(const PullProblem<float>& pr, int count) {
+void run(const SidesProblem<float>& pr, int count) {
   constexpr int W = kWidth<float>;
   for (int64_t r = 0; r <= pr.rows; ++r) {  // a team beyond the last row runs along
     const int64_t i = r < pr.rows ? r : 0;
     in_parts(count, r < pr.rows && pr.row_has_pairs(r), [&](const Parts& parts) {
-      std::vector<float> memory = dirty(PullTiles<float>::kCount * pr.steps * W);
-      pull_row<Team, D, kGrad>(pr, i, pr.steps, memory.data(), parts);
+      std::vector<float> memory = dirty(SideTiles<float>::kCount * pr.steps * W);
+      own_side_of<Team, D, kGrad>(pr, i, pr.steps, memory.data(), parts);
     });
     for (int m = 0; kGrad && m < pr.modalities && r == pr.rows; ++m) {
       for (int64_t j = 0; j < pr.rows; ++j) {
         in_parts(count, pr.donor_has_pairs(m, j), [&](const Parts& parts) {
           std::vector<float> memory = dirty(4 * pr.steps * W);
-          pull_donations<Team, D>(pr, m, j, pr.steps, memory.data(), parts);
+          donor_side<Team, D>(pr, m, j, pr.steps, memory.data(), parts);
         });
       }
     }
@@ -115,7 +115,7 @@ void run(const PullProblem<float>& pr, int count) {
 }
 
 template <class D>
-void run_chunks(PullProblem<float> pr, int64_t chunk, int64_t spare_steps, int parts) {
+void run_chunks(SidesProblem<float> pr, int64_t chunk, int64_t spare_steps, int parts) {
   constexpr int W = kWidth<float>;
   pr.steps = (pr.classes + W - 1) / W + spare_steps;
   std::vector<PairNumbers<float>> pairs(pr.num_subsets * pr.rows * chunk, {NAN, NAN});
@@ -140,13 +140,13 @@ void run_far(const FarProblem<float>& pr, int count) {
     const int64_t i = r < pr.rows ? r : 0;
     in_parts(count, r < pr.rows, [&](const Parts& parts) {
       std::vector<float> memory = dirty(FarTiles<float>::kCount * pr.steps * W);
-      pull_far_row<Team, kGrad, kTable>(pr, i, pr.steps, memory.data(), parts);
+      far_own_side_of<Team, kGrad, kTable>(pr, i, pr.steps, memory.data(), parts);
     });
   }
   for (int64_t j = 0; kGrad && j < pr.rows; ++j) {
     in_parts(count, true, [&](const Parts& parts) {
       std::vector<float> memory = dirty(6 * pr.steps * W);
-      pull_far_donations<Team, kTable>(pr, j, pr.steps, memory.data(), parts);
+      far_donor_side<Team, kTable>(pr, j, pr.steps, memory.data(), parts);
     });
   }
   run<Jsd, kGrad>(pr, count);
@@ -204,25 +204,15 @@ void run_held(RowDivergenceProblem<float> pr, int64_t rows, int64_t spare_steps,
 
 void hold(const RowDivergenceProblem<float>& pr, int64_t rows, int64_t spare_steps, int parts,
           double* sums) {
-  switch (pr.divergence) {
-    case DivergenceKind::kJsd:
-      return run_held<Jsd>(pr, rows, spare_steps, parts, sums);
-    case DivergenceKind::kBinaryJsd:
-      return run_held<BinaryJsd>(pr, rows, spare_steps, parts, sums);
-    case DivergenceKind::kSquaredError:
-      return run_held<SquaredError>(pr, rows, spare_steps, parts, sums);
-  }
+  with_divergence(pr.divergence, [&](auto divergence) {
+    run_held<decltype(divergence)>(pr, rows, spare_steps, parts, sums);
+  });
 }
 
-void pull(const PullProblem<float>& pr, int64_t chunk, int64_t spare_steps, int parts) {
-  switch (pr.divergence) {
-    case DivergenceKind::kJsd:
-      return run_chunks<Jsd>(pr, chunk, spare_steps, parts);
-    case DivergenceKind::kBinaryJsd:
-      return run_chunks<BinaryJsd>(pr, chunk, spare_steps, parts);
-    case DivergenceKind::kSquaredError:
-      return run_chunks<SquaredError>(pr, chunk, spare_steps, parts);
-  }
+void pull(const SidesProblem<float>& pr, int64_t chunk, int64_t spare_steps, int parts) {
+  with_divergence(pr.divergence, [&](auto divergence) {
+    run_chunks<decltype(divergence)>(pr, chunk, spare_steps, parts);
+  });
 }
 
 void pull_far(FarProblem<float> pr, int64_t chunk, int parts) {

@@ -3,9 +3,9 @@
 
 #include <math.h>
 
-#include "embedding_rows.h"
-#include "nt_xent.h"
-#include "sup_con.h"
+#include "contrastive/embedding_rows.h"
+#include "contrastive/nt_xent.h"
+#include "contrastive/sup_con.h"
 
 namespace mcr {
 namespace MCR_ISA {
@@ -18,9 +18,9 @@ void rows(const ScaledStripe<float>& stripe, bool nt_xent, const RowResults<floa
   for (int64_t r = 0; r < stripe.rows; ++r) {
     if (stripe.first + r >= stripe.columns) continue;
     if (nt_xent) {
-      nt_xent_row<Team, kRunningMax>(stripe, r, to);
+      NtXent::row<Team, kRunningMax>(stripe, r, to);
     } else {
-      sup_con_row<Team, kRunningMax>(stripe, r, to);
+      SupCon::row<Team, kRunningMax>(stripe, r, to);
     }
   }
 }
@@ -33,9 +33,9 @@ void weights(const ScaledStripe<float>& stripe, bool nt_xent, const RowWeights<f
     const auto finish = [&](int64_t j, Vec<float> x) { return x * load(stripe.inverse + j); };
     const auto sink = [&](int64_t j, Vec<float> x) { store(h + r * stripe.stride + j, x); };
     if (nt_xent) {
-      nt_xent_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
+      NtXent::weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
     } else {
-      sup_con_weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
+      SupCon::weights<Team, kRunningMax>(stripe, r, 0, stripe.columns, rows, finish, sink);
     }
   }
 }

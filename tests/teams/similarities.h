@@ -1,7 +1,7 @@
 // What similarities.cpp is compiled for: the teams of teams.h.
 #pragma once
 
-#include "similarity_stripe.h"
+#include "contrastive/stripe.h"
 
 // `nt_xent`: that loss, otherwise sup_con. Strides leave room for whole vectors.
 #define MCR_TEAM_OF_SIMILARITIES(NAME)                                                             \

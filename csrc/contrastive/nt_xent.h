@@ -1,0 +1,94 @@
+// NT-Xent's row algorithms. With N_a the sum over negatives n of e^s_an, for a positive pair (a, p)
+//     loss_ap = log(1 + e^x),  sigma_ap = e^x / (1 + e^x),  x = log N_a - s_ap,
+// and the gradient is H Z with c_a = sum_p sigma_ap and H symmetric:
+//     H_ab = c_a e^s_ab / N_a + c_b e^s_ab / N_b on negatives, -(sigma_ab + sigma_ba) on positives.
+#pragma once
+
+#include "contrastive/similarity.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+template <class T>
+struct PairTerm {
+  Vec<T> loss;   // log2(1 + 2^x)
+  Vec<T> sigma;  // 2^x / (1 + 2^x)
+};
+
+// Neither end overflows or cancels; x = -inf (no negatives) gives 0 and 0.
+template <class T>
+MCR_INLINE PairTerm<T> pair_term(Vec<T> x) {
+  const Vec<T> t = exp2(minus_abs(x));
+  return {vmax(x, Vec<T>{}) + log2_1p(t), (x >= T(0) ? splat(T(1)) : t) / (t + T(1))};
+}
+
+// x of (a, b), from log N_a and d_ab.
+template <class T>
+MCR_INLINE PairTerm<T> pair_term(const RowWeight<T>& row, Vec<T> d) {
+  return pair_term<T>((row.max - d) * row.scale + row.log2_sum);
+}
+
+// x of (b, a) for the rows b ..
+template <class T>
+MCR_INLINE PairTerm<T> pair_terms(const RowWeights<T>& rows, T scale, int64_t b, Vec<T> d) {
+  return pair_term<T>((load(rows.max + b) - d) * scale + load(rows.log2_sum + b));
+}
+
+// The loss as loops over rows take it.
+struct NtXent {
+  // Row r of whole rows: its loss over its positives, c_a, and what H takes of it.
+  template <class Team, bool kRunningMax, class T>
+  MCR_FN static void row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
+    const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
+    const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
+    const auto log2_sum = Team::scalar_log2(negatives.sum);
+    const auto row = row_of(stripe, r);
+    Vec<T> losses = {}, sigmas = {};
+    const auto add = [&](int64_t j, auto lanes) {
+      const auto term = pair_term<T>((negatives.max - row.at(j)) * stripe.scale + log2_sum);
+      losses += lanes.keep(term.loss);
+      sigmas += lanes.keep(term.sigma);
+    };
+    Team::for_columns(low, a, add);
+    Team::for_columns(a + 1, high, add);
+    const auto loss = Team::reduce_sum(losses), c = Team::reduce_sum(sigmas);
+    if (!Team::leads()) return;
+    to.loss[a] = loss;
+    to.c[a] = c;
+    to.weight[a] = c == T(0) ? T(0) : c / negatives.sum;  // a row without negatives has c = 0
+    to.max[a] = negatives.max;
+    to.log2_sum[a] = log2_sum;
+  }
+
+  // sink(j, finish(j, h)): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+  template <class Team, bool kRunningMax, class Stripe, class T, class Finish, class Sink>
+  MCR_INLINE static void weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
+                                 const RowWeights<T>& rows, const Finish& finish,
+                                 const Sink& sink) {
+    const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
+    const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
+    const auto row = row_of(stripe, r);
+    const RowWeight<T> own(rows, a, stripe.scale);
+    const auto negatives = [&](int64_t j) {
+      return finish(j, weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j)));
+    };
+    const auto positives = [&](int64_t j) {
+      const Vec<T> d = row.at(j);
+      Vec<T> h = {};
+      if (j < low || j + kWidth<T> > high) {
+        h = weighted_exponentials<kRunningMax, T>(own, rows, first + j, d);
+      }
+      const Vec<T> both =
+          pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, first + j, d).sigma;
+      h = SomeLanes<T>(low - j, high - j).select(-both, h);
+      return finish(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
+    };
+    split_columns<T>(
+        begin, end, low, high,
+        [&](int64_t from, int64_t to) { Team::map_columns(from, to, negatives, sink); },
+        [&](int64_t from, int64_t to) { Team::map_columns(from, to, positives, sink); });
+  }
+};
+
+}  // namespace MCR_ISA
+}  // namespace mcr

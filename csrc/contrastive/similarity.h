@@ -1,0 +1,131 @@
+// Row algorithms that the contrastive losses share, for whoever runs a row (team.h, cuda/lane.h).
+// Rows x are normalised to z = x / max(|x|, 1e-12), so a similarity d_ab = z_a . z_b is at most 1,
+// and exponentials are taken relative to that bound:
+//     2^((d_ab - 1) * log2(e) / temperature) <= 1.
+// None of them underflows unless the temperature is very small; then each row keeps the maximum of
+// its similarities in place of the 1.
+#pragma once
+
+#if defined(__CUDACC__)
+#include "core/lane.h"
+#else
+#include "core/team.h"
+#endif
+#include "contrastive/stripe.h"
+
+namespace mcr {
+namespace MCR_ISA {
+
+// F.normalize's
+template <class T>
+constexpr T kMinNorm = T(1e-12);
+
+// Below any similarity.
+template <class T>
+constexpr T kNoMax = T(-4);
+
+// A row of a stripe: at(j) is d_ab of the columns j .. . What is one number a row is read once, for
+// a store in the loop over the columns might change memory.
+template <class T>
+struct SimilarityRow {
+  const T* dots;
+  MCR_INLINE SimilarityRow(const SimilarityStripe<T>& stripe, int64_t r)
+      : dots(stripe.dots + r * stripe.stride) {}
+  MCR_INLINE Vec<T> at(int64_t j) const { return load(dots + j); }
+};
+template <class T>
+struct ScaledRow {
+  const T *dots, *inverses;
+  T inverse;
+  MCR_INLINE ScaledRow(const ScaledStripe<T>& stripe, int64_t r)
+      : dots(stripe.dots + r * stripe.stride),
+        inverses(stripe.inverse + stripe.first_column),
+        inverse(stripe.inverse[stripe.first + r]) {}
+  MCR_INLINE Vec<T> at(int64_t j) const { return load(dots + j) * inverse * load(inverses + j); }
+};
+template <class T>
+MCR_INLINE SimilarityRow<T> row_of(const SimilarityStripe<T>& stripe, int64_t r) {
+  return {stripe, r};
+}
+template <class T>
+MCR_INLINE ScaledRow<T> row_of(const ScaledStripe<T>& stripe, int64_t r) {
+  return {stripe, r};
+}
+
+// What H takes of one row of its own, for the temperature's scale.
+template <class T>
+struct RowWeight {
+  T weight, max, log2_sum, scale;
+  MCR_INLINE RowWeight(const RowWeights<T>& rows, int64_t a, T scale_of_batch)
+      : weight(rows.weight[a]),
+        max(rows.max[a]),
+        log2_sum(rows.log2_sum[a]),
+        scale(scale_of_batch) {}
+};
+
+// weight_a e^s_ab / sum_a + weight_b e^s_ab / sum_b. Without running maxima one exponential serves
+// both rows.
+template <bool kRunningMax, class T>
+MCR_INLINE Vec<T> weighted_exponentials(const RowWeight<T>& row, const RowWeights<T>& rows,
+                                        int64_t b, Vec<T> d) {
+  const Vec<T> weight_b = load(rows.weight + b);
+  if (!kRunningMax) return (row.weight + weight_b) * exp2((d - T(1)) * row.scale);
+  return row.weight * exp2((d - row.max) * row.scale) +
+         weight_b * exp2((d - load(rows.max + b)) * row.scale);
+}
+
+// Calls outside(from, to) and inside(from, to) for the columns begin .. end - 1, inside for whole
+// vectors that hold some of low .. high - 1. `begin` is a multiple of their width.
+template <class T, class Outside, class Inside>
+MCR_INLINE void split_columns(int64_t begin, int64_t end, int64_t low, int64_t high,
+                              const Outside& outside, const Inside& inside) {
+  constexpr int64_t W = kWidth<T>;
+  const auto within = [&](int64_t j) { return j < begin ? begin : j > end ? end : j; };
+  const int64_t from = within(low < 0 ? 0 : low / W * W);
+  const int64_t to = within(high < 0 ? 0 : (high + W - 1) / W * W);
+  outside(begin, from);
+  inside(from, to);
+  outside(to, end);
+}
+
+// A row's sum of 2^((d - max) * scale); max is 1 where nothing is summed.
+template <class Scalar>
+struct ExpSum {
+  Scalar max, sum;
+};
+
+// Over the columns of a whole row but those of low .. high - 1.
+template <class Team, bool kRunningMax, class T>
+MCR_FN ExpSum<typename Team::Scalar> exp_sum_outside(const ScaledStripe<T>& stripe, int64_t r,
+                                                     int64_t low, int64_t high) {
+  constexpr int64_t kRun = 1 << 13;  // columns whose sum is rounded as one number
+  const auto row = row_of(stripe, r);
+  typename Team::Scalar max = T(1);
+  if (kRunningMax) {
+    // This may lose a NaN; the sum does not.
+    Vec<T> top = splat(kNoMax<T>);
+    const auto raise = [&](int64_t j, auto lanes) {
+      top = vmax(top, lanes.select(row.at(j), splat(kNoMax<T>)));
+    };
+    Team::for_columns(0, low, raise);
+    Team::for_columns(high, stripe.columns, raise);
+    max = Team::reduce_max(top);
+    max = max > kNoMax<T> ? max : T(1);
+  }
+  Vec<T> sum = {};
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (int64_t from = begin; from < end; from += kRun) {
+      Vec<T> run = {};
+      Team::for_columns(from, from + kRun < end ? from + kRun : end, [&](int64_t j, auto lanes) {
+        run += lanes.keep(exp2((row.at(j) - max) * stripe.scale));
+      });
+      sum += run;
+    }
+  };
+  add(0, low);
+  add(high, stripe.columns);
+  return {max, Team::reduce_sum(sum)};
+}
+
+}  // namespace MCR_ISA
+}  // namespace mcr

@@ -1,7 +1,0 @@
-#pragma once
-
-namespace mcr {
-
-enum class DivergenceKind { kJsd, kBinaryJsd, kSquaredError };
-
-}  // namespace mcr

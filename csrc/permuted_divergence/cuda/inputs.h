@@ -1,0 +1,147 @@
+// The inputs of permuted_divergence as its kernels read them.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cuda/tensors.h"
+#include "permuted_divergence/arguments.h"
+#include "permuted_divergence/cuda/kernels.h"
+
+namespace mcr {
+namespace cuda {
+
+// The problem on the device, with the memory it points to.
+class PermutedDivergenceInputs {
+ public:
+  PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments, bool want_grad)
+      : like_(arguments.contributions) {
+    const Tensor& x = arguments.contributions;
+    arguments.check();
+    STD_TORCH_CHECK(arguments.subsets.size() <= kMaxSubsets, "permuted_divergence: more than ",
+                    kMaxSubsets, " subsets");
+    read_options(arguments, pr);
+    for (int s = 0; s < pr.num_subsets; ++s) subsets_.bits[s] = uint8_t(arguments.subsets[s]);
+    pr.classes = x.size(2);
+    pr.want_grad = want_grad;
+    STD_TORCH_CHECK(pr.rows < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
+    STD_TORCH_CHECK(pr.classes <= kMaxClasses, "the CUDA kernel of permuted_divergence takes ",
+                    kMaxClasses, " classes at most, got ", pr.classes);
+    pr.permutations =
+        arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
+    far_ = takes_far(arguments);
+    LayOut& in = layout;
+    const DivergenceTraits traits = traits_of(pr.divergence);
+    in.scale = traits.log2() ? 1.44269504088896340736f : 1.0f;
+    in.centered = traits.softmax;
+    in.saturated = traits.binary;
+    read_rows(arguments, in);
+    read_donors(arguments, in);
+  }
+
+  bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
+  const Subsets& subsets() const { return subsets_; }
+  // Whether the passes of far.h go first.
+  bool far() const { return far_; }
+
+  // Memory that lives as long as this.
+  template <class T>
+  T* take(int64_t count, ScalarType dtype) {
+    kept_alive_.push_back(empty_beside(like_, {count}, dtype));
+    return static_cast<T*>(kept_alive_.back().mutable_data_ptr());
+  }
+
+  FarProblem<float> pr = {};
+  LayOut layout = {};  // to be run by the caller, once it has its own wishes in it
+
+ private:
+  template <class T>
+  const T* hold(const Tensor& x, ScalarType dtype) {
+    kept_alive_.push_back(contiguous_as(x, dtype));
+    return static_cast<const T*>(kept_alive_.back().const_data_ptr());
+  }
+
+  // They have more launches: a small problem is done before they have paid. Without them rows of
+  // many classes do not share their pairs, and a few of these rows take as long as more.
+  bool takes_far(const PermutedDivergenceArguments& arguments) {
+    constexpr int64_t kLeastElements = int64_t{1} << 20;
+    const int64_t rows = pr.classes > kMaxSharedClasses ? std::max(pr.rows, kRowsAtOnce) : pr.rows;
+    pr.subset_of[0] = pr.subset_of[1] = -1;
+    if (!traits_of(pr.divergence).softmax || pr.modalities != 2 || pr.num_subsets > 2 ||
+        pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {
+      return false;
+    }
+    for (int s = 0; s < pr.num_subsets; ++s) {
+      const int subset = subsets_.bits[s];
+      if ((subset != 1 && subset != 2) || pr.subset_of[subset >> 1] >= 0) return false;
+      pr.subset_of[subset >> 1] = s;
+    }
+    return pr.num_subsets * rows * pr.permutations * pr.classes >= kLeastElements;
+  }
+
+  void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {
+    const Tensor& x = arguments.contributions;
+    in.modalities = pr.modalities;
+    in.rows = pr.rows;
+    in.classes = pr.classes;
+    in.storage = storage_of(x);
+    in.contributions = hold<void>(x, x.scalar_type());
+    pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.rows, pr.classes) : pr.classes;
+    const int64_t size = x.size(0) * x.size(1) * pr.row_stride;
+    pr.contributions = in.contributions_to = take<float>(size, ScalarType::Float);
+    if (far_) {
+      pr.powers = in.powers_to = take<float>(size, ScalarType::Float);
+      pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride, ScalarType::Float);
+      const int64_t marks = 2 * pr.num_subsets * pr.rows;
+      pr.left = take<int32_t>(marks, ScalarType::Int);
+      in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
+    }
+    if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
+    pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);
+    if (pr.exclude == Exclude::kSameLabel) {
+      in.labels = hold<int64_t>(*arguments.labels, ScalarType::Long);
+      pr.labels = in.labels_to = take<int64_t>(pr.rows, ScalarType::Long);
+    }
+    if (arguments.present) {
+      in.present = hold<bool>(*arguments.present, ScalarType::Bool);
+      in.present_to = take<uint32_t>(pr.rows, ScalarType::Int);
+      pr.present = in.present_to;
+    }
+    if (arguments.sample_weight) {
+      in.sample_weight = hold<float>(*arguments.sample_weight, ScalarType::Float);
+      pr.row_weight = in.weight_to = take<float>(pr.rows, ScalarType::Float);
+    }
+  }
+
+  void read_donors(const PermutedDivergenceArguments& arguments, LayOut& in) {
+    if (!arguments.donors) return;
+    const Tensor& donors = *arguments.donors;
+    const int64_t* from = hold<int64_t>(donors, ScalarType::Long);
+    pr.own_donors = donors.size(0) > 1;
+    if (arguments.order) {
+      in.lines = 1;
+      in.given = hold<int64_t>(*arguments.order, ScalarType::Long);
+      in.shifts = from;
+      in.num_shifts = donors.numel();
+      pr.order = in.order = in.order_to = take<int64_t>(pr.rows, ScalarType::Long);
+      pr.shifts = in.shifts_to = take<int64_t>(in.num_shifts, ScalarType::Long);
+    } else {
+      in.lines = donors.size(0) * donors.size(1);
+      in.given = from;
+      pr.table_stride = pr.rows;
+      pr.table = in.table_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
+    }
+    in.receivers_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
+    if (in.table_to && pr.want_grad) pr.receivers = in.receivers_to;
+    in.poison = take<float>(in.lines, ScalarType::Float);
+  }
+
+  const Tensor& like_;
+  Subsets subsets_ = {};
+  bool far_ = false;
+  std::vector<Tensor> kept_alive_;
+};
+
+}  // namespace cuda
+}  // namespace mcr

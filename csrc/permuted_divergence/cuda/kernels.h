@@ -1,0 +1,90 @@
+// What the launcher of permuted_divergence calls: plain data and streams, so that kernels compile
+// without torch's headers and the launcher without nvcc.
+#pragma once
+
+#include "cuda/sums.h"
+#include "permuted_divergence/far_problem.h"
+
+namespace mcr {
+namespace cuda {
+
+constexpr int kMaxSubsets = 254;  // the non-empty proper ones of 8 modalities
+constexpr int kBiasRows = 64;     // rows that one partial sum of the bias' gradient takes
+
+struct Subsets {
+  uint8_t bits[kMaxSubsets];
+};
+
+constexpr int kCleared = 5, kPoisoned = 4;
+
+// The inputs as torch holds them, and where they go: in the order of positions, float, in units of
+// log2 (mse: as they are).
+struct LayOut {
+  const int32_t* skip;        // where it holds 1 there is nothing to do; or null
+  const void* contributions;  // [M, N, C]
+  Storage storage;
+  const float* bias;           // [C] or null
+  const int64_t* order;        // [N] or null: `order_to`
+  const int64_t* labels;       // [N] or null
+  const bool* present;         // [N, M] or null
+  const float* sample_weight;  // [N] or null
+  // Donors, which nobody has checked: the tables' rows, or one order with its shifts.
+  const int64_t *given, *shifts;  // [lines, N] or null, [num_shifts] or null
+  int64_t modalities, rows, classes, lines, num_shifts;
+  float scale;
+  bool centered;            // jsd: rows less their largest
+  bool saturated;           // binary_jsd: within kFarthest
+  float* contributions_to;  // [M, N, row_stride]
+  float* bias_to;           // [C]
+  // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
+  float *powers_to, *bias_powers_to;
+  int64_t row_stride;
+  int64_t* labels_to;
+  uint32_t* present_to;
+  float* weight_to;
+  int32_t *table_to, *receivers_to;  // [lines, N]; the table null for an order
+  int64_t *order_to, *shifts_to;     // [N], [num_shifts]; null for a table
+  float* poison;                     // [lines]: NaN where a line or a shift is wrong, else 0
+  // Set to 0 on the way, the first four to the poison; null where there is nothing.
+  struct Cleared {
+    float* to;
+    int64_t count;
+  } cleared[kCleared];
+  // What every pair of a subset is to weigh, where that needs no sum: else factors_to is null.
+  Subsets subsets;
+  int num_subsets;
+  double pairs, terms;    // terms: of the mean over the classes
+  const float* upstream;  // [S], or null: 1
+  float* factors_to;      // [S]
+  uint32_t* subsets_to;   // [S]
+};
+void lay_out(const LayOut& inputs, cudaStream_t stream);
+
+// The subsets -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
+// problem.factors.
+void weigh_subsets(const SidesProblem<float>& problem, const Subsets& subsets, const LayOut& layout,
+                   const float* upstream,
+                   double* row_sums,  // [S, N], used where pairs may be dropped
+                   float* factors, uint32_t* subsets_to, cudaStream_t stream);
+
+// Few rows of as many classes share their pairs among teams; more classes do not, and then so many
+// rows are under way at once.
+constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
+void own_side(const SidesProblem<float>& problem, cudaStream_t stream);
+void donor_side(const SidesProblem<float>& problem, cudaStream_t stream);
+
+// The pairs that are far (far.h); the two above then do the rest.
+constexpr int64_t kMaxFarClasses = 1024;
+int64_t far_row_stride(int64_t rows, int64_t classes);
+void far_own_side(const FarProblem<float>& problem, cudaStream_t stream);
+void far_donor_side(const FarProblem<float>& problem, cudaStream_t stream);
+
+// to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C]. Nothing where *skip is
+// 1.
+void sum_bias(const float* from, int64_t rows, int64_t classes, float* partial, float* to,
+              cudaStream_t stream, const int32_t* skip);
+
+// *skip = whether all of upstream [S] are equal.
+void compare_upstream(const float* upstream, int64_t subsets, int32_t* skip, cudaStream_t stream);
+}  // namespace cuda
+}  // namespace mcr

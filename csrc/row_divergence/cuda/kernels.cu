@@ -1,0 +1,152 @@
+// The kernels of row_divergence.
+#include "cuda/blocks.h"
+#include "cuda/teams.h"
+#include "row_divergence/cuda/kernels.h"
+#include "row_divergence/held.h"
+
+namespace mcr {
+namespace cuda {
+namespace {
+
+template <class Key>
+__global__ void narrow_rows_kernel(const int64_t* given, int64_t count, int64_t rows, Key* keys) {
+  for (int64_t r = first_index(); r < count; r += index_step()) {
+    keys[r] = given[r] >= 0 && given[r] < rows ? Key(given[r]) : Key(-1);
+  }
+}
+
+// Thread a finds the first of `sorted` that is not below a.
+template <class Key>
+__global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
+                                   double* poison) {
+  for (int64_t a = first_index(); a <= rows; a += index_step()) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (sorted[middle] < a) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    // the ends take what names no row
+    start[a] = a == 0 ? 0 : a == rows ? count : low;
+  }
+  if (first_index() != 0) return;
+  const bool wrong = count > 0 && (sorted[0] < 0 || sorted[count - 1] >= rows);
+  poison[0] = wrong ? NAN : 0.0;
+  poison[rows + 1] = wrong ? NAN : 0.0;
+}
+
+template <class In>
+__device__ __forceinline__ const In* row_of(const GivenRows& rows, int64_t row, int64_t classes) {
+  return static_cast<const In*>(rows.data) + row * classes;
+}
+
+// Rows of any storage, for a team: which one it is, is asked once a row and not in the kernel's
+// type, for there are many kernels.
+template <class Team>
+struct TeamsRows {
+  const GivenRows &perturbed_rows, &clean_rows;
+  int64_t classes;
+
+  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill, float limit,
+                                            float* tile) const {
+    read(perturbed_rows, r, steps, fill, limit, tile);
+  }
+  __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float limit,
+                                        float* tile) const {
+    read(clean_rows, i, steps, fill, limit, tile);
+  }
+
+ private:
+  __device__ __forceinline__ void read(const GivenRows& rows, int64_t row, int64_t steps,
+                                       float fill, float limit, float* tile) const {
+    if (rows.storage == Storage::kFloat) {
+      fill_tile(row_of<float>(rows, row, classes), steps, fill, limit, tile);
+    } else if (rows.storage == Storage::kBfloat16) {
+      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, limit, tile);
+    } else {
+      fill_tile(row_of<__half>(rows, row, classes), steps, fill, limit, tile);
+    }
+  }
+  template <class In>
+  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill, float limit,
+                                            float* tile) const {
+#pragma unroll
+    for (int64_t n = 0; n < steps; ++n) {
+      const int c = int(n) * Team::kLanes + Team::lane();
+      tile[n] = c < classes ? MCR_ISA::saturated(to_float(row[c]), limit) : fill;
+    }
+  }
+};
+
+// Larger teams are whole blocks.
+template <class Team>
+constexpr bool kSplits = Team::kLanes <= 32;
+// Whether there are registers for the next row: a block of 16 warps has none left beside the two
+// outcomes of a class.
+template <class Team, class D>
+constexpr bool kAhead = kInRegisters<Team> && !(D::kTraits.binary && Team::kLanes > 32);
+
+template <class Team, class D, bool kGrad>
+__global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
+    hold_rows_kernel(const __grid_constant__ RowDivergenceProblem<float> problem,
+                     const __grid_constant__ GivenRows perturbed,
+                     const __grid_constant__ GivenRows clean, int64_t rows, int parts,
+                     double* row_values, double* row_weights) {
+  const auto hold = [&](int64_t row, const auto& part) {
+    double value = 0, weight = 0;
+    float memory[HeldTiles<float, kAhead<Team, D>>::kCount * Team::kSteps];
+    mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team, D>>(
+        problem, TeamsRows<Team>{perturbed, clean, problem.classes}, row,
+        steps_of<Team>(problem.steps), memory, value, weight, part);
+    if (!Team::leads() || !part.leads()) return;
+    row_values[row] = value;
+    row_weights[row] = weight;
+  };
+  const auto always = [](int64_t) { return true; };
+  with_row_and_part<Team, kSplits<Team>>(rows, parts, always, hold);
+}
+
+}  // namespace
+
+template <class Key>
+void narrow_rows(const int64_t* given, int64_t count, int64_t rows, Key* keys,
+                 cudaStream_t stream) {
+  narrow_rows_kernel<<<blocks_for(count), kBlockThreads, 0, stream>>>(given, count, rows, keys);
+}
+template void narrow_rows(const int64_t*, int64_t, int64_t, int16_t*, cudaStream_t);
+template void narrow_rows(const int64_t*, int64_t, int64_t, int32_t*, cudaStream_t);
+
+template <class Key>
+void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start, double* poison,
+                 cudaStream_t stream) {
+  find_starts_kernel<<<blocks_for(rows + 1), kBlockThreads, 0, stream>>>(sorted, count, rows, start,
+                                                                         poison);
+}
+template void find_starts(const int16_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
+template void find_starts(const int32_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
+template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
+
+void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturbed,
+               const GivenRows& clean, int64_t rows, int64_t members, double* row_values,
+               double* row_weights, cudaStream_t stream) {
+  with_divergence(held.divergence, [&](auto divergence) {
+    using D = decltype(divergence);
+    with_team<D>(held.classes, [&](auto team) {
+      using Team = decltype(team);
+      RowDivergenceProblem<float> problem = held;
+      problem.steps = steps_for<Team>(held.classes);
+      const int teams = kTeams<Team>;
+      const int parts = kSplits<Team> ? parts_of(rows, Team::kLanes, members / rows, teams) : 1;
+      const auto kernel =
+          held.want_grad ? hold_rows_kernel<Team, D, true> : hold_rows_kernel<Team, D, false>;
+      kernel<<<blocks_of(rows, parts, teams), kThreads<Team>, 0, stream>>>(
+          problem, perturbed, clean, rows, parts, row_values, row_weights);
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace mcr

@@ -1,0 +1,128 @@
+// CUDA launcher of row_divergence: groups the perturbed rows by clean row, on the device.
+#include <string>
+#include <tuple>
+
+#include "cuda/sort.h"
+#include "cuda/tensors.h"
+#include "divergence/options.h"
+#include "row_divergence/arguments.h"
+#include "row_divergence/cuda/kernels.h"
+
+namespace mcr {
+namespace cuda {
+namespace {
+
+// torch sorts so few by comparing them, more by their keys' bytes, one after the other.
+constexpr int64_t kSortedByComparing = 128;
+
+// The perturbed rows by clean row.
+struct Groups {
+  Tensor start;    // [N + 1] where in `members` the rows held against each clean row begin
+  Tensor members;  // [R]
+};
+
+// `poison` as find_starts has it.
+template <class Key>
+Groups group_by(const Tensor& keys, int64_t rows, double* poison, cudaStream_t stream) {
+  const auto [sorted, members] = stable_sort(keys);
+  const Tensor start = empty_beside(keys, {rows + 1}, ScalarType::Long);
+  find_starts(static_cast<const Key*>(sorted.const_data_ptr()), keys.numel(), rows,
+              static_cast<int64_t*>(start.mutable_data_ptr()), poison, stream);
+  return {start, members};
+}
+
+template <class Key>
+Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, double* poison,
+                      cudaStream_t stream) {
+  const Tensor keys = empty_beside(given, {given.numel()}, dtype);
+  narrow_rows(static_cast<const int64_t*>(given.const_data_ptr()), given.numel(), rows,
+              static_cast<Key*>(keys.mutable_data_ptr()), stream);
+  return group_by<Key>(keys, rows, poison, stream);
+}
+
+Groups group(const Tensor& rows_in, int64_t rows, double* poison, cudaStream_t stream) {
+  const Tensor given = contiguous_as(rows_in, ScalarType::Long);
+  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, poison, stream);
+  if (rows <= int64_t{1} << 15) {
+    return group_narrowed<int16_t>(given, rows, ScalarType::Short, poison, stream);
+  }
+  return group_narrowed<int32_t>(given, rows, ScalarType::Int, poison, stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
+    const Tensor& perturbed_in,        // [R, C]
+    const Tensor& clean_in,            // [N, C]
+    const Tensor& rows,                // [R] int64
+    const OptionalTensor& row_weight,  // [R]
+    const std::string& divergence, bool want_grad) {
+  check_held_rows(perturbed_in, clean_in, rows, row_weight);
+  const OnDeviceOf device(perturbed_in);
+  const cudaStream_t stream = device.stream();
+  const Tensor perturbed = contiguous_as(perturbed_in, perturbed_in.scalar_type());
+  const Tensor clean = contiguous_as(clean_in, clean_in.scalar_type());
+  const GivenRows perturbed_rows = {perturbed.const_data_ptr(), storage_of(perturbed)};
+  const GivenRows clean_rows = {clean.const_data_ptr(), storage_of(clean)};
+  const int64_t R = perturbed.size(0), C = perturbed.size(1), N = clean.size(0);
+  STD_TORCH_CHECK(C <= kMaxClasses, "the CUDA kernel of row_divergence takes ", kMaxClasses,
+                  " classes at most, got ", C);
+  STD_TORCH_CHECK(N < (int64_t{1} << 31), "row_divergence: more than 2^31 clean rows");
+  const int64_t g = want_grad ? 1 : 0;
+  const Tensor total = empty_beside(clean, {}, ScalarType::Float);
+  const Tensor weight = empty_beside(clean, {}, ScalarType::Float);
+  const Tensor grad_perturbed = empty_beside(clean, {g * R, g * C}, ScalarType::Float);
+  const Tensor grad_clean = empty_beside(clean, {g * N, g * C}, ScalarType::Float);
+  clear(grad_clean, stream);
+  if (N == 0) {
+    clear(total, stream);
+    clear(weight, stream);
+    return {total, weight, grad_perturbed, grad_clean};
+  }
+
+  // a place more than there are rows: for the poison of wrong rows, which makes the weight NaN
+  const Tensor row_sums = empty_beside(clean, {2, N + 1}, ScalarType::Double);
+  double* values = static_cast<double*>(row_sums.mutable_data_ptr());
+  const Groups groups = group(rows, N, values + N, stream);
+  RowDivergenceProblem<float> pr = {};
+  pr.start = static_cast<const int64_t*>(groups.start.const_data_ptr());
+  pr.members = static_cast<const int64_t*>(groups.members.const_data_ptr());
+  Tensor weights = clean;
+  if (row_weight) {
+    weights = contiguous_as(*row_weight, ScalarType::Float);
+    pr.row_weight = static_cast<const float*>(weights.const_data_ptr());
+  }
+  pr.classes = C;
+  pr.divergence = divergence_kind(divergence);
+  pr.factor = 1.0f / float(traits_of(pr.divergence).terms(C));
+  pr.want_grad = want_grad;
+  pr.grad_perturbed = static_cast<float*>(grad_perturbed.mutable_data_ptr());
+  pr.grad_clean = static_cast<float*>(grad_clean.mutable_data_ptr());
+  hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N + 1, stream);
+  sum_two_values(values, N + 1, static_cast<float*>(total.mutable_data_ptr()),
+                 static_cast<float*>(weight.mutable_data_ptr()), stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {total, weight, grad_perturbed, grad_clean};
+}
+
+std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], of total
+                                                   const Tensor& unit_grad_perturbed,  // [R, C]
+                                                   const Tensor& unit_grad_clean,      // [N, C]
+                                                   const Tensor& perturbed,  // their dtypes
+                                                   const Tensor& clean) {
+  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, false);
+  const OnDeviceOf device(perturbed);
+  const Tensor upstream = contiguous_as(grad, ScalarType::Float);
+  const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
+  const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
+  scale(to_perturbed, to_clean, upstream, device.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {to_perturbed.result(), to_clean.result()};
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace mcr
+
+STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m) {
+  m.impl("row_divergence_fwd", TORCH_BOX(&mcr::cuda::row_divergence_fwd_cuda));
+  m.impl("row_divergence_bwd", TORCH_BOX(&mcr::cuda::row_divergence_bwd_cuda));
+}

@@ -1,0 +1,1 @@
+"""What nt_xent and sup_con share: a batch, its logits in tiles, sums and gradient."""

@@ -1,0 +1,254 @@
+"""The rows of a contrastive batch on their way in and out: sorted by label, scaled, and back.
+
+A row x is stored as x' = 2^k x, its largest element in [1, 2): exact in the input's own 16 bits, so
+products of rows run on tensor cores and lose nothing before float32. z = x' / |x'| exists nowhere;
+the factor 1 / |x'| is applied to products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mcr_fast.kernels.config import choose
+
+# 1 / F.normalize's smallest norm; what the kernels store for rows that it clamps
+MAX_INVERSE_NORM = tl.constexpr(1e12)
+
+# A float16 row is scaled to the upper end of its range, where its smallest elements stay exact.
+_TOP_EXPONENT = {torch.float16: 14}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """P present rows of L sorted by label, absent ones last, in a frame of whole tiles."""
+
+    embeddings: Tensor  # [L, D], as given
+    order: Tensor  # [L] int64, sorted row -> given row
+    begin: Tensor  # [padded L] int32, first row of the same label; 0 for rows that do not count
+    end: Tensor  # [padded L] int32, one past the last
+    num_present: Tensor  # [1] int64: P, or 0 if nothing in the batch is to be computed
+    scaled: Tensor  # [padded L, padded D] x', zeros from row P and column D on
+    inverse: Tensor  # [padded L] float32, z = inverse x'
+    inverse_norm: Tensor  # [padded L] float32, z = inverse_norm x
+
+    @property
+    def padded_rows(self) -> int:
+        """A multiple of both sides of a tile."""
+        return self.scaled.shape[0]
+
+    @property
+    def padded_width(self) -> int:
+        """A multiple of a tile's depth."""
+        return self.scaled.shape[1]
+
+    def entering(self, first_column: Tensor) -> Tensor:  # [padded L] int32 -> same
+        """`first_column` of rows that count; a column that is never reached for the others."""
+        return torch.where(self.end > 0, first_column, self.padded_rows)
+
+    def per_row(self, dtype: torch.dtype) -> Tensor:  # [padded L]
+        """Zeros, one for each row of the frame."""
+        return torch.zeros(self.padded_rows, dtype=dtype, device=self.scaled.device)
+
+
+@triton.jit
+def _power_of_two(exponent):
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scale_rows_kernel(
+    x_ptr,  # [L, D]
+    order_ptr,  # [L]
+    num_present_ptr,  # [1]
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    inverse_norm_ptr,  # [padded L]
+    x_row_stride,
+    x_col_stride,
+    width,
+    padded_width,
+    TOP_EXPONENT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    present = rows < tl.load(num_present_ptr)
+    from_row = tl.load(order_ptr + rows, mask=present, other=0)
+    columns = tl.arange(0, BLOCK_D)
+    x_ptrs = x_ptr + from_row[:, None] * x_row_stride
+    to_ptrs = scaled_ptr + rows.to(tl.int64)[:, None] * padded_width
+
+    largest = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for first in range(0, padded_width, BLOCK_D):
+        d = first + columns.to(tl.int64)[None, :]
+        kept = present[:, None] & (d < width)
+        x = tl.load(x_ptrs + d * x_col_stride, mask=kept, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(x))
+    exponent = (tl.max(largest, 1).to(tl.int32, bitcast=True) >> 23) - 127
+    # below 2^-60 every norm is clamped, and 2^-127 is no normal number
+    exponent = tl.minimum(tl.maximum(exponent, -60), 126)
+    factor = _power_of_two(TOP_EXPONENT - exponent)
+
+    squares = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for first in range(0, padded_width, BLOCK_D):
+        d = first + columns.to(tl.int64)[None, :]
+        kept = present[:, None] & (d < width)
+        x = tl.load(x_ptrs + d * x_col_stride, mask=kept, other=0.0).to(tl.float32)
+        scaled = x * factor[:, None]
+        squares += scaled * scaled
+        tl.store(to_ptrs + d, scaled.to(scaled_ptr.dtype.element_ty), mask=d < padded_width)
+    square = tl.sum(squares, 1)
+    # a row that is not finite turns everything that it meets into NaN, never into a number
+    square = tl.where(square < float("inf"), square, float("nan"))
+    inverse = 1.0 / tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))
+    inverse_norm = inverse * factor
+    clamped = (inverse_norm >= MAX_INVERSE_NORM) | (square == 0.0)
+    at_clamp = MAX_INVERSE_NORM * _power_of_two(exponent - TOP_EXPONENT)
+    tl.store(inverse_ptr + rows, tl.where(present, tl.where(clamped, at_clamp, inverse), 0.0))
+    inverse_norm = tl.where(clamped, MAX_INVERSE_NORM, inverse_norm)
+    tl.store(inverse_norm_ptr + rows, tl.where(present, inverse_norm, 0.0))
+
+
+@triton.jit
+def _project_rows_kernel(
+    g_ptr,  # [chunk, padded D] float32, of rows first_row ..
+    scaled_ptr,  # [padded L, padded D]
+    inverse_ptr,  # [padded L]
+    inverse_norm_ptr,  # [padded L]
+    order_ptr,  # [L]
+    num_present_ptr,  # [1]
+    factor_ptr,  # [1] float32
+    grad_x_ptr,  # [L, D]
+    first_row,
+    num_rows,
+    width,
+    padded_width,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # grad_x = factor / |x| (g - z (z . g)), without the projection where the norm was clamped
+    chunk_rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows = first_row + chunk_rows
+    present = rows < tl.load(num_present_ptr)
+    to_row = tl.load(order_ptr + rows, mask=rows < num_rows, other=0)
+    inverse = tl.load(inverse_ptr + rows)[:, None]
+    inverse_norm = tl.load(inverse_norm_ptr + rows)
+    columns = tl.arange(0, BLOCK_D)
+    g_ptrs = g_ptr + chunk_rows.to(tl.int64)[:, None] * padded_width
+    z_ptrs = scaled_ptr + rows.to(tl.int64)[:, None] * padded_width
+
+    products = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for first in range(0, width, BLOCK_D):
+        d = first + columns.to(tl.int64)[None, :]
+        kept = present[:, None] & (d < padded_width)
+        g = tl.load(g_ptrs + d, mask=kept, other=0.0)
+        z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
+        products += g * z
+    along = tl.where(inverse_norm == MAX_INVERSE_NORM, 0.0, tl.sum(products, 1))[:, None]
+    factor = (tl.load(factor_ptr) * inverse_norm)[:, None]
+    for first in range(0, width, BLOCK_D):
+        d = first + columns.to(tl.int64)[None, :]
+        kept = present[:, None] & (d < padded_width)
+        g = tl.load(g_ptrs + d, mask=kept, other=0.0)
+        z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
+        grad = tl.where(present[:, None], factor * (g - along * z), 0.0)
+        inside = (rows < num_rows)[:, None] & (d < width)
+        tl.store(grad_x_ptr + to_row[:, None] * width + d, grad, mask=inside)
+
+
+def sort_by_label(
+    labels: Tensor,  # [L] int64
+    present: Tensor | None,  # [L] bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [L], [L], [L], []
+    """Order by label with absent rows last; first and one past last row of a class; and P."""
+    codes, order = torch.sort(labels, stable=True)
+    is_first = torch.ones_like(codes, dtype=torch.bool)
+    is_first[1:] = codes[1:] != codes[:-1]
+    num_present = torch.full((), len(labels), dtype=torch.int64, device=labels.device)
+    if present is not None:
+        absent, behind = torch.sort((~present[order]).to(torch.uint8), stable=True)
+        codes, order = codes[behind], order[behind]
+        is_first[1:] = (codes[1:] != codes[:-1]) | (absent[1:] != absent[:-1])
+        num_present = present.sum()
+    class_of = is_first.cumsum(0)
+    begin = torch.searchsorted(class_of, class_of)
+    end = torch.searchsorted(class_of, class_of, right=True)
+    return order, begin, end, num_present
+
+
+def scale_rows(
+    embeddings: Tensor,  # [L, D]
+    order: Tensor,  # [L]
+    begin: Tensor,  # [L]
+    end: Tensor,  # [L]
+    num_present: Tensor,  # []
+    *,
+    row_multiple: int,
+    width_multiple: int,
+) -> Rows:
+    """Lay the rows out in whole tiles."""
+    num_rows, width = embeddings.shape
+    padded_rows = triton.cdiv(num_rows, row_multiple) * row_multiple
+    padded_width = max(1, triton.cdiv(width, width_multiple)) * width_multiple
+    counts = torch.arange(num_rows, device=order.device) < num_present
+    frame = embeddings.new_zeros((2, padded_rows), dtype=torch.int32)
+    frame[0, :num_rows] = torch.where(counts, begin, 0)
+    frame[1, :num_rows] = torch.where(counts, end, 0)
+    inverses = embeddings.new_empty((2, padded_rows), dtype=torch.float32)
+    rows = Rows(
+        embeddings=embeddings,
+        order=order,
+        begin=frame[0],
+        end=frame[1],
+        num_present=num_present.reshape(1),
+        scaled=embeddings.new_empty((padded_rows, padded_width)),
+        inverse=inverses[0],
+        inverse_norm=inverses[1],
+    )
+    config = choose("rows", width)
+    _scale_rows_kernel[(triton.cdiv(padded_rows, config.blocks["BLOCK_R"]),)](
+        x_ptr=embeddings,
+        order_ptr=order,
+        num_present_ptr=rows.num_present,
+        scaled_ptr=rows.scaled,
+        inverse_ptr=rows.inverse,
+        inverse_norm_ptr=rows.inverse_norm,
+        x_row_stride=embeddings.stride(0),
+        x_col_stride=embeddings.stride(1),
+        width=width,
+        padded_width=padded_width,
+        TOP_EXPONENT=_TOP_EXPONENT.get(embeddings.dtype, 0),
+        **config.launch(),
+    )
+    return rows
+
+
+def project_rows(
+    rows: Rows,
+    g: Tensor,  # [chunk, padded D] float32
+    first_row: int,
+    factor: Tensor,  # [1] float32
+    grad_x: Tensor,  # [L, D] float32
+) -> None:
+    """Write the gradient of rows first_row .. from the gradient of their z, times a factor."""
+    config = choose("rows", grad_x.shape[1])
+    _project_rows_kernel[(triton.cdiv(g.shape[0], config.blocks["BLOCK_R"]),)](
+        g_ptr=g,
+        scaled_ptr=rows.scaled,
+        inverse_ptr=rows.inverse,
+        inverse_norm_ptr=rows.inverse_norm,
+        order_ptr=rows.order,
+        num_present_ptr=rows.num_present,
+        factor_ptr=factor,
+        grad_x_ptr=grad_x,
+        first_row=first_row,
+        num_rows=grad_x.shape[0],
+        width=grad_x.shape[1],
+        padded_width=rows.padded_width,
+        **config.launch(),
+    )

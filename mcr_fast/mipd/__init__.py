@@ -1,0 +1,1 @@
+"""L_MIPD of latents and a fusion: `evaluate` picks one of four ways to answer a `Request`."""

@@ -1,0 +1,150 @@
+"""L_MIPD of latents and a fusion, by one of four ways to evaluate the fusion."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from mcr_fast import _checks as checks
+from mcr_fast._columns import LinearColumns
+from mcr_fast._wrapping import initialize_lazy, is_data_parallel
+from mcr_fast.fusion import Additive, as_additive, finish
+from mcr_fast.mipd.apart import looking_hooks_only, runs_apart, without_backward_hooks
+from mcr_fast.mipd.callable import CallableSource
+from mcr_fast.mipd.clean import call_fusion
+from mcr_fast.mipd.engine import perturbed_divergences
+from mcr_fast.mipd.gradients import reaches
+from mcr_fast.mipd.hidden import HiddenSource
+from mcr_fast.mipd.reach import Reached, reach
+from mcr_fast.mipd.request import Request
+from mcr_fast.mipd.source import Source
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
+from mcr_fast.ops.permuted_divergence import permuted_divergence
+from mcr_fast.reference._similarity import without_autocast
+
+_Result = tuple[Tensor, Tensor, Tensor]
+
+
+def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
+    """L_MIPD, the divergences without gradient, and the clean logits.
+
+    | fusion                                | perturbed | evaluated |
+    |---------------------------------------|-----------|-----------|
+    | a linear layer over the latents       | permuted  | from the latents, in one op |
+    | additive without head, that op absent | permuted  | from its contributions |
+    | additive with a head                  | permuted  | its head, on hidden rows |
+    | additive                              | replaced  | its head if any, on hidden rows |
+    | anything else                         | either    | by calling it |
+    """
+    initialize_lazy(request.fusion, request.latents)
+    additive = as_additive(request.fusion, request.latent_dims)
+    if additive is None:
+        return _called(request)
+    if additive.head is not None or not request.permutes:
+        return _added(request, additive)
+    if isinstance(additive, LinearColumns):
+        return _from_latents(request, additive) or _from_contributions(request, additive)
+    return _from_contributions(request, additive)
+
+
+def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
+    """Contributions and divergences of a linear layer in one op; None if it does not serve here."""
+    latents, weight = columns.operands(request.latents)
+    with without_autocast(weight.device):
+        if not can_fuse(latents, weight, request.backend):
+            return None
+        divergences, contributions = fused_divergence(
+            latents, weight, columns.bias, *request.pair_tensors(), *request.options().values()
+        )
+    logits = _clean_logits(request, columns, contributions)
+    return -divergences.sum(), divergences.detach(), logits
+
+
+def _from_contributions(request: Request, additive: Additive) -> _Result:
+    contributions = additive.contributions(request.latents)
+    logits = _clean_logits(request, additive, contributions)
+    divergences = permuted_divergence(
+        contributions,
+        additive.bias,
+        *request.pair_tensors(),
+        **request.options(),
+        backend=request.backend,
+    )
+    return -divergences.sum(), divergences.detach(), logits
+
+
+def _clean_logits(request: Request, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
+    """The clean logits of an additive fusion, as calling it gives them."""
+    wanted = (request.num_rows, request.num_classes)
+    if additive.head is None and (request.logits is not None or contributions.shape[1:] != wanted):
+        checks.fusion_output(contributions[0], *wanted)
+    if request.logits is not None:
+        return request.logits
+    if is_data_parallel(request.fusion):  # a call makes it ready for the backward
+        return call_fusion(request.fusion, request.latents, request.num_classes)
+    logits = finish(additive, contributions)
+    checks.fusion_output(logits, *wanted)
+    return logits
+
+
+def _added(request: Request, additive: Additive) -> _Result:
+    """An additive fusion that has a head, or whose latents are replaced by other than donors'."""
+    compiling = torch.compiler.is_compiling()
+    reached = None if compiling else _reach(request, additive)
+    # a hook may look at the clean run; a compiler sees to hooks itself
+    with looking_hooks_only(reached.modules) if reached else nullcontext():
+        contributions = additive.contributions(request.latents)
+        logits = _clean_logits(request, additive, contributions)
+    play = _play_uncompiled if compiling else _play
+    return *play(request, logits, reached, additive, contributions), logits
+
+
+def _called(request: Request) -> _Result:
+    """A fusion that is any function of the latents."""
+    compiling = torch.compiler.is_compiling()
+    reached = None if compiling else _reach(request, None)
+    logits = request.logits
+    if logits is None:
+        logits = call_fusion(request.fusion, request.latents, request.num_classes, reached)
+    play = _play_uncompiled if compiling else _play
+    return *play(request, logits, reached), logits
+
+
+def _reach(request: Request, additive: Additive | None) -> Reached:
+    """What is run anew: a head alone, or the fusion as replaced latents are projected too."""
+    return reach(additive.head if additive is not None and request.permutes else request.fusion)
+
+
+def _play(
+    request: Request,
+    logits: Tensor,  # [N, C]
+    reached: Reached | None,
+    additive: Additive | None = None,
+    contributions: Tensor | None = None,  # [M, N, H], of an additive fusion
+) -> tuple[Tensor, Tensor]:  # [], [S]
+    """L_MIPD and the divergences of a fusion that has to be run."""
+    reached = reached or _reach(request, additive)
+    if additive is None and request.logits is not None and request.clean_path == "routed":
+        _refuse_others(request.latents, request.logits)
+    with runs_apart(reached, request.fusion_mode) as changed:
+        if additive is None or contributions is None:
+            source: Source = CallableSource(request)
+        else:
+            with without_backward_hooks(reached.modules):
+                source = HiddenSource(request, additive, contributions, changed)
+        return perturbed_divergences(request, source, logits, not changed, reached.modules)
+
+
+# torch.compiler.disable, but without importing the compiler with the package
+_play_uncompiled = _disable_dynamo(_play)
+
+
+def _refuse_others(latents: list[Tensor], logits: Tensor) -> None:
+    """Raise if clean logits with a graph are not those of the latents."""
+    wanted = [x for x in latents if x.requires_grad]
+    if torch.is_grad_enabled() and wanted and logits.requires_grad and not reaches(logits, wanted):
+        raise ValueError(
+            "logits must be computed from these latents for clean_path='routed', but their "
+            "graph does not reach them; leave logits out, or take another clean_path"
+        )

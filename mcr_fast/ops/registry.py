@@ -1,0 +1,107 @@
+"""Every op in one row: its schemas, the backends that have kernels for it, and their limits.
+
+An op `<op>` has `ops/<op>.py`, `reference/<op>.py` and the public function `functional.<op>`. The
+compiled library defines the same schemas for its default overloads, in csrc/registration.cpp; a
+test holds the two against each other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Up to which size (None: any) CUDA tensors take which backends, best first. The size is the number
+# of classes of the divergences, of rows of the contrastive losses, of elements of the
+# reconstruction.
+Choice = tuple[tuple[int | None, tuple[str, ...]], ...]
+# The kernels that need no compiler come first where nothing has been measured.
+NOT_MEASURED: Choice = ((None, ("triton", "cuda")),)
+# What `python -m bench gpu` prints goes here. A row "nt_xent 16-bit" beside that of "nt_xent" is
+# for bfloat16 and float16, where they choose otherwise. Nothing has been measured yet.
+CHOICE: dict[str, Choice] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """What Python knows of one op."""
+
+    forward: str  # schema of <op>_fwd
+    backward: str  # and of <op>_bwd
+    backends: tuple[str, ...] = ("cpu", "triton", "cuda")  # that have kernels, kernels/<op>.py too
+    max_classes: Mapping[str, int] = field(default_factory=dict)  # of a backend that has a limit
+    max_modalities: int | None = None  # of every backend but the reference
+    made_of: str | None = None  # the op that serves where only torch's products stand before it
+
+
+# Triton's and CUDA's divergences keep whole rows in registers.
+_CLASSES = {"triton": 4096, "cuda": 65536}
+_PAIRS = (  # what follows the contributions
+    "Tensor? bias, Tensor? order, Tensor? donors, Tensor? labels, Tensor? present, "
+    "Tensor? sample_weight, int[] subsets, str strategy, str clean_path, str divergence, "
+    "str exclude"
+)
+_CONTRASTIVE = Op(
+    "(Tensor embeddings, Tensor labels, Tensor? present, float temperature, bool want_grad) "
+    "-> (Tensor loss, Tensor unit_grad)",
+    "(Tensor grad, Tensor unit_grad, ScalarType dtype) -> Tensor",
+)
+
+OPS: dict[str, Op] = {
+    "permuted_divergence": Op(
+        f"(Tensor contributions, {_PAIRS}, bool want_grad) "
+        "-> (Tensor divergences, Tensor unit_grad, Tensor unit_grad_bias)",
+        f"(Tensor grad, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions, {_PAIRS}) "
+        "-> (Tensor grad_contributions, Tensor grad_bias)",
+        max_classes=_CLASSES,
+        max_modalities=8,
+    ),
+    "linear_permuted_divergence": Op(
+        f"(Tensor[] latents, Tensor weight, {_PAIRS}, bool want_grad) "
+        "-> (Tensor divergences, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions)",
+        "(Tensor? grad, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions, "
+        f"Tensor? grad_contributions, int[] wanted, Tensor[] latents, Tensor weight, {_PAIRS}) "
+        "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
+        backends=("cpu",),
+        made_of="permuted_divergence",
+    ),
+    "row_divergence": Op(
+        "(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, str divergence, "
+        "bool want_grad) "
+        "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)",
+        "(Tensor grad, Tensor unit_grad_perturbed, Tensor unit_grad_clean, Tensor perturbed, "
+        "Tensor clean) -> (Tensor grad_perturbed, Tensor grad_clean)",
+        max_classes=_CLASSES,
+    ),
+    "nt_xent": _CONTRASTIVE,
+    "sup_con": _CONTRASTIVE,
+    "reconstruction_loss": Op(
+        "(Tensor[] latents, Tensor reconstruction) -> Tensor",
+        "(Tensor grad, Tensor[] latents, Tensor reconstruction) "
+        "-> (Tensor[] grad_latents, Tensor grad_reconstruction)",
+    ),
+}
+
+
+def schemas() -> dict[str, str]:
+    """The schema of each dispatcher op, by its name without the namespace."""
+    found: dict[str, str] = {}
+    for name, op in OPS.items():
+        found |= {f"{name}_fwd": op.forward, f"{name}_bwd": op.backward}
+    return found
+
+
+def with_kernels(backend: str) -> tuple[str, ...]:
+    """The ops that a backend has kernels for."""
+    return tuple(name for name, op in OPS.items() if backend in op.backends)
+
+
+def preferred(op: str, size: int | None = None, *, sixteen_bit: bool = False) -> tuple[str, ...]:
+    """The backends of CUDA tensors, best first, whether they are here or not.
+
+    Without a size, those of the smallest.
+    """
+    rows = CHOICE.get(op, NOT_MEASURED)
+    if sixteen_bit:
+        rows = CHOICE.get(f"{op} 16-bit", rows)
+    for most, order in rows:
+        if most is None or size is None or size <= most:
+            return order
+    return ()
