@@ -109,7 +109,7 @@ def _permuted_divergence() -> Iterator[CheckCase]:
 
 
 # N, K, C with just the 2^20 elements in both subsets from which the CUDA C++ kernels take pairs
-# that are far by themselves (docs/math/permuted_divergence.md): one for each of their teams, by C
+# that are far by themselves (docs/cost/permuted_divergence.md): one for each of their teams, by C
 # and from 8192 rows on, and the last one they take
 FAR_SHAPES = [
     *((4096, 22, 6), (1311, 20, 20), (701, 15, 50), (350, 15, 100), (8200, 2, 100)),
