@@ -1,8 +1,15 @@
 """Settings that all tests share."""
 
-import own_process
 import pytest
 import torch
+from suite import processes
+
+if processes.current() == "emulated":
+    from emulated import library
+
+    library.load()
+
+collect_ignore = ["interpreted", "launched"] if processes.missing("interpreted") else []
 
 
 def pytest_addoption(parser):
@@ -10,6 +17,11 @@ def pytest_addoption(parser):
         "--wheel", help="the wheel that test_wheel_contents.py reads; else it builds one"
     )
     parser.addoption("--slow", action="store_true", help="also run what takes minutes")
+    processes.add_options(parser)
+
+
+def pytest_configure(config):
+    processes.configure(config)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -18,21 +30,8 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker("slow")]
     if slow:
         config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
-
-
-def pytest_collection_finish(session):
-    if session.config.option.collectonly or hasattr(session.config, "workerinput"):  # pytest-xdist
-        return
-    for item in session.items:
-        skipped = any(all(mark.args) for mark in item.iter_markers("skipif"))
-        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
-            if isinstance(value, own_process.OwnProcess) and not skipped:
-                value.start()
-
-
-def pytest_sessionfinish():
-    own_process.stop()
+        left = set(slow)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,13 @@
 
 import contextlib
 import ctypes
-import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
-import pytest
 import torch
 from tolerances import check_gradient, check_value, eps
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mcr_fast import env
 from mcr_fast._checks import subset_bits
@@ -265,123 +261,3 @@ def _in_new_thread(function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]
     """Called where no workspace is left over from an earlier call."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
-
-
-class DivergenceTests:
-    """The tests that both ops pass: subclass, name the op, and give it inputs."""
-
-    name: str
-
-    def cases(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Inputs, dict]]:
-        """Inputs and options, the first ones small."""
-        raise NotImplementedError
-
-    def op_arguments(self, x: Inputs, options: dict, want_grad: bool) -> tuple:
-        """What the forward op takes."""
-        raise NotImplementedError
-
-    def small(self) -> tuple[Inputs, dict]:
-        return next(iter(self.cases()))
-
-    def leaves(self, x: Inputs) -> list[Tensor]:
-        return [t.requires_grad_() for t in x.tensors()[:2]]
-
-    @pytest.mark.parametrize("threads", [1, 2])
-    def test_same_bits_every_run(self, threads):
-        for dtype in (torch.float32, torch.bfloat16):
-            for x, options in self.cases(dtype):
-                with on_threads(threads):
-                    first = run(x, **options)
-                    for _ in range(2):
-                        assert_same_bits(run(x, **options), first, options)
-                check(x, threads=threads, **options)
-
-    def test_reads_no_memory_it_did_not_write(self):
-        for dtype in (torch.float32, torch.float16, torch.float64):
-            for x, options in self.cases(dtype):
-                expected = run(x, **options)
-                for dirty in with_dirty_memory(functools.partial(run, x, **options)):
-                    assert_same_bits(dirty, expected, options)
-
-    def test_value_without_gradient(self):
-        for x, options in self.cases():
-            expected = run(x, **options)[0]
-            assert torch.equal(call(x, **options), expected)
-            self.leaves(x)
-            with torch.no_grad():
-                value = call(x, **options)
-            assert not value.requires_grad
-            assert torch.equal(value, expected)
-
-    def test_backward_twice(self):
-        for x, options in self.cases():
-            leaves = self.leaves(x)
-            value = call(x, **options).sum()
-            value.backward(retain_graph=True)
-            once = [t.grad.clone() for t in leaves]
-            value.backward()
-            assert_same_bits([t.grad for t in leaves], [2 * g for g in once])
-
-    @pytest.mark.parametrize("only", [0, 1])
-    def test_some_inputs_without_gradient(self, only):
-        for x, options in self.cases():
-            expected = run(x, **options)
-            leaves = [t.requires_grad_(k == only) for k, t in enumerate(x.tensors()[:2])]
-            value = call(x, **options)
-            value.sum().backward()
-            assert_same_bits([value, leaves[only].grad], [expected[0], expected[1 + only]])
-            assert leaves[1 - only].grad is None
-
-    def test_double_backward_raises(self):
-        x, options = self.small()
-        leaves = self.leaves(x)
-        value = call(x, **options).sum()
-        for grad in torch.autograd.grad(value, leaves, create_graph=True):
-            with pytest.raises(RuntimeError, match=f"{self.name} cannot be differentiated twice"):
-                (value + grad.square().sum()).backward(retain_graph=True)
-
-    @pytest.mark.parametrize("which", [0, 1])
-    def test_forward_mode_raises(self, which):
-        x, options = self.small()
-        with forward_ad.dual_level():
-            name = fields(x)[which].name
-            plain = getattr(x, name)
-            dual = replace(x, **{name: forward_ad.make_dual(plain, torch.ones_like(plain))})
-            with pytest.raises(NotImplementedError, match="forward mode"):
-                call(dual, **options)
-
-    def test_autocast_changes_nothing(self):
-        x, options = self.small()
-        expected = run(x, **options)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert_same_bits(run(x, **options), expected)
-
-    def test_opcheck(self):
-        forward = getattr(torch.ops.mcr_fast, f"{self.name}_fwd").default
-        backward = getattr(torch.ops.mcr_fast, f"{self.name}_bwd").default
-        for dtype in (torch.float32, torch.bfloat16):
-            x, options = next(iter(self.cases(dtype)))
-            for want_grad in (False, True):
-                torch.library.opcheck(forward, self.op_arguments(x, options, want_grad))
-            arguments = self.op_arguments(x, options, True)
-            results = forward(*arguments)
-            units = results[-2:]
-            rest = arguments[:2] if isinstance(x, Rows) else arguments[:-1]
-            torch.library.opcheck(backward, (results[0], *units, *rest))
-            self.leaves(x)
-            torch.library.opcheck(forward, self.op_arguments(x, options, True))
-
-    def test_compiled_equals_eager(self):
-        def step(*tensors):
-            return call(kind(*tensors), **options).sum() * 3
-
-        for case in itertools.islice(self.cases(torch.bfloat16), 3):
-            x, options = case
-            kind = type(x)
-            compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-            results = []
-            for function in (step, compiled):
-                leaves = [t.detach().clone().requires_grad_() for t in x.tensors()[:2]]
-                loss = function(*leaves, *x.tensors()[2:])
-                results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
-            assert_same_bits(*results)

@@ -117,7 +117,8 @@ def sources() -> list[Path]:
 
 def build(sanitize: bool = False) -> Path:
     """The library; compiled again when a source has changed."""
-    inputs = [*sources(), *sorted(HERE.glob("*.*")), *sorted((HERE / "include").iterdir())]
+    own = [Path(__file__), HERE / "emulator.cpp", HERE / "emulator.h"]
+    inputs = [*sources(), *own, *sorted((HERE / "include").iterdir())]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
     folder = ROOT / "build" / "emulated" / (digest + "-sanitized" * sanitize)
     library = folder / "libmcr_fast_emulated.so"

@@ -8,6 +8,8 @@ from divergences import assert_same_bits, with_dirty_memory
 from mcr_fast.ops.nt_xent import nt_xent
 from mcr_fast.ops.sup_con import sup_con
 
+pytestmark = pytest.mark.process("emulated")
+
 OPS = {"nt_xent": nt_xent, "sup_con": sup_con}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,6 +9,8 @@ from tolerances import check_gradient, check_value
 
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
 
+pytestmark = pytest.mark.process("emulated")
+
 OP = "reconstruction_loss"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

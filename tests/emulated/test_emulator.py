@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 import torch
+from emulated.build import DEFINES, FLAGS, HERE, QUIET, RENAMED, ROOT, TORCH, translate_launches
 from torch.utils import cpp_extension
 
-from build import DEFINES, FLAGS, HERE, QUIET, RENAMED, ROOT, TORCH, translate_launches
+pytestmark = pytest.mark.process("emulated")
 
 SOURCE = """
 __global__ void reverse_kernel(const int* from, int* to) {

@@ -21,7 +21,7 @@ TEMPERATURES = [0.5, 0.01, 0.1]
 SHAPES = [(64, 32, 6), (65, 37, 6), (2, 3, 1), (40, 8, 1), (33, 1, 3), (70, 53, 7), (90, 16, 40)]
 TILES = [(32, 32), (16, 32), (32, 16)]
 
-pytestmark = pytest.mark.parametrize("op", sorted(OPS))
+pytestmark = [pytest.mark.process("interpreted"), pytest.mark.parametrize("op", sorted(OPS))]
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from mcr_fast.kernels import gather_add as kernels
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.mipd import hidden
 
+pytestmark = pytest.mark.process("interpreted")
+
 ACTIVATIONS = {
     "none": lambda h: h,
     "relu": F.relu,

@@ -7,6 +7,8 @@ from tolerances import check_gradient, check_value
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
 
+pytestmark = pytest.mark.process("interpreted")
+
 OP = "reconstruction_loss"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

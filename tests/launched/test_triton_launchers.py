@@ -2,7 +2,7 @@
 
 What a GPU would compile, with its specialisation of 1, of multiples of 16 and of None: a kernel
 that the interpreter runs can still be one that Triton does not compile. The results are zeros.
-`test_triton_launchers_compile.py` runs this file in a process of its own, for the driver stays.
+It runs in a process of its own, for the driver stays.
 """
 
 import pytest
@@ -13,6 +13,8 @@ from triton.runtime.jit import JITFunction
 
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
 from mcr_fast.kernels.row_divergence import row_divergence_fwd
+
+pytestmark = pytest.mark.process("launched")
 
 M, N, C, K = 2, 32, 24, 3
 SINGLE = [1, 2]

@@ -1,0 +1,37 @@
+"""Every op on every backend: (case, check) by (case, check).
+
+Ids read `cpu-permuted_divergence-M2_N9_C7_table-bound`, so that `-k "triton and row_divergence"` or
+`-k not_finite` choose; all but the quick ones exist with --slow only. With `--device cuda` kernels
+run on a GPU; else Triton's in its interpreter and the CUDA library's on the emulator, each in a
+process of its own.
+"""
+
+import pytest
+import torch
+
+from suite import backends, cases, checks
+
+
+def pytest_generate_tests(metafunc):
+    options, items = metafunc.config.option, []
+    for on in backends.of_device(options.device):
+        marks = [pytest.mark.process(on.process)] if on.process else []
+        for case in cases.every():
+            if case.is_for(on) and (options.slow or case.is_quick(on)):
+                for check in checks.of_case(case.checks, on, case.is_thorough(on)):
+                    name = f"{on.name}-{case.op}-{case.name}-{checks.name_of(check)}"
+                    items.append(pytest.param(on, case, check, id=name, marks=marks))
+    metafunc.parametrize(("on", "case", "check"), items)
+
+
+def test_suite(on, case, check, monkeypatch):
+    reason = on.unavailable()
+    if reason:
+        pytest.skip(reason)
+    for name, value in case.emulator.items():
+        monkeypatch.setenv(name, value)
+    subject = case.make().map(lambda t: t.to(on.device))
+    with on.active():
+        check(subject, on)
+    if on.device == "cuda":
+        torch.cuda.synchronize()
