@@ -13,7 +13,7 @@ from bench.contrastive import dense_bytes, no_pml
 from bench.eager import mipd_eager, nt_xent_eager
 from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.test_regression import regression
 
 BASE = Case("mcr_loss", N=32, D=512, C=6, K=32, donors="drawn", start="latents")
 CASES = [

@@ -10,7 +10,7 @@ from bench.contrastive import contrastive_cases, dense_bytes, no_pml, num_label_
 from bench.eager import nt_xent_eager
 from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.test_regression import regression
 
 TEMPERATURE = 0.5
 

@@ -11,7 +11,7 @@ from bench import released
 from bench.eager import mipd_eager
 from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.test_regression import regression
 
 BASE = Case("permuted_divergence", N=128, D=512, C=28, K=32, donors="uniform", start="latents")
 # batch size and classes of the data sets that the paper trains on, or close to them

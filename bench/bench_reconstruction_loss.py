@@ -10,7 +10,7 @@ import mcr_fast
 from bench.eager import reconstruction_loss_eager
 from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.test_regression import regression
 
 BASE = Case("reconstruction_loss", N=32, D=512)
 CASES = [

@@ -11,7 +11,7 @@ from bench import released
 from bench.eager import row_divergence_eager
 from bench.inputs import Inputs
 from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.test_regression import regression
 
 BASE = Case("row_divergence", N=128, C=28, K=32, M=0)
 CASES = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.gpu.timer import time_step, training_step
+from bench.gpu_timer import time_step, training_step
 from bench.inputs import make_inputs
 from bench.registry import Case, benchmarks
 

@@ -21,7 +21,7 @@ from mcr_fast.kernels import _config
 from bench import results
 from bench.__main__ import main
 from bench.gpu import command, measure, report, sanitize, timing
-from bench.gpu.floors import Rates, bytes_moved, floor_seconds
+from bench.gpu_rates import Rates, bytes_moved, floor_seconds
 from bench.gpu.measure import ALL_ROWS, TIMES
 from bench.gpu.rows import TIMED_ROWS, Goal, passes, providers, serving
 from bench.gpu.sizes import SIZE_ROWS
@@ -67,7 +67,7 @@ def test_floors_are_those_of_the_arithmetic():
 
 def test_gather_sums_rows():
     code = (
-        "import torch; from bench.gpu.floors import gather_sum\n"
+        "import torch; from bench.gpu_rates import gather_sum\n"
         "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
         "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
     )

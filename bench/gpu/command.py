@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         return 2
     # they import triton
     from bench.gpu import report, timing
-    from bench.gpu.floors import Rates
+    from bench.gpu_rates import Rates
     from bench.gpu.measure import environment, verdicts
     from bench.gpu.sanitize import NOT_INSTALLED
 

@@ -15,10 +15,10 @@ from time import perf_counter
 import torch
 
 from bench import machine, results
-from bench.gpu.floors import Rates, bytes_moved, floor_seconds, measure_rates
+from bench.gpu_rates import Rates, bytes_moved, floor_seconds, measure_rates
 from bench.gpu.rows import TIMED_ROWS, Goal, TimedRow, passes, providers
 from bench.gpu.sizes import SIZE_ROWS, size_providers
-from bench.gpu.timer import Times, peak_bytes, replayed, time_step, training_step
+from bench.gpu_timer import Times, peak_bytes, replayed, time_step, training_step
 from bench.inputs import Inputs, make_inputs
 from bench.measure import identity
 from bench.registry import Case, Provider

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import results
-from bench.gpu.floors import Rates
+from bench.gpu_rates import Rates
 from bench.gpu.rows import TimedRow
 from bench.gpu.sanitize import is_sanitized
 from bench.results import ENVIRONMENT, Row, number, significant

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.gpu.timer import Step, time_step
+from bench.gpu_timer import Step, time_step
 from bench.registry import Case
 
 GATHER_ROWS, GATHER_WIDTH, GATHER_BAG = 4096, 1024, 32  # 16 MB of float32: stays in the L2 cache
