@@ -1,16 +1,12 @@
 """Supervised contrastive loss, the other choice for the contrastive term."""
 
-from functools import partial
-
-import pytest
 from torch import Tensor
 
 import mcr_fast
-from bench.contrastive import contrastive_cases, dense_bytes, no_pml, pml_loss
+from bench.contrastive import contrastive_cases, no_pml, pml_loss
 from bench.eager import sup_con_eager
 from bench.inputs import Inputs
-from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.test_regression import regression
+from bench.registry import Benchmark, Provider, usual
 
 TEMPERATURE = 0.1
 
@@ -32,22 +28,12 @@ def pml(inputs: Inputs) -> Tensor:
     return pml_loss(inputs, "SupConLoss", TEMPERATURE)
 
 
-EAGER = Provider("eager", eager, lambda case: dense_bytes(case, 5))
 BENCHMARK = Benchmark(
     "sup_con",
-    unique_cases(contrastive_cases("sup_con")),
+    contrastive_cases("sup_con"),
     (
-        Provider("ours", ours),
-        Provider("reference", partial(ours, backend="reference"), lambda case: 10 * 4 * case.L**2),
-        EAGER,
-        compiled(EAGER),
-        Provider("pml", pml, lambda case: dense_bytes(case, 16), skip=no_pml),
+        *usual(ours, eager, lambda case: 10 * 4 * case.L**2, lambda case: case.dense_bytes(5)),
+        Provider("pml", pml, lambda case: case.dense_bytes(16), skip=no_pml),
     ),
     axes={"L": "D = 512, C = 28"},
 )
-
-
-@pytest.mark.parametrize("case", [c for c in BENCHMARK.cases if c.quick], ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", MODES)
-def test_sup_con(benchmark, case: Case, mode: str) -> None:
-    regression(benchmark, BENCHMARK, case, mode)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bench.case import Case, unique_cases
 from bench.inputs import Inputs
-from bench.registry import Case
 
 
-def contrastive_cases(op: str) -> list[Case]:
+def contrastive_cases(op: str) -> tuple[Case, ...]:
     """Two modalities of L / 2 rows; the published default, a sweep over L, 16 bits."""
     base = Case(op, N=32, D=512, C=6)
     sweep = [replace(base, N=n, C=28, sweeps=("L",)) for n in (32, 64, 128, 256, 512, 1024, 2048)]
@@ -21,12 +21,7 @@ def contrastive_cases(op: str) -> list[Case]:
         replace(base, N=2048, C=174, dtype="bfloat16", headline=True),
         replace(base, N=8192, C=174),
     ]
-    return [replace(base, headline=True, quick=True), *sweep, *many_classes]
-
-
-def dense_bytes(case: Case, matrices: int) -> float:
-    """Memory of a formulation that keeps that many [L, L] matrices."""
-    return matrices * case.L**2 * case.torch_dtype.itemsize
+    return unique_cases([replace(base, headline=True, quick=True), *sweep, *many_classes])
 
 
 def num_label_pairs(case: Case) -> tuple[float, float]:

@@ -1,38 +1,16 @@
-"""What this card can do at best, measured on it, and the least time of a case at that rate."""
-
-from __future__ import annotations
-
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+"""What this card can do at best, measured on it."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.gpu_timer import Step, time_step
-from bench.registry import Case
+from bench.floors import Rates
+from bench.gpu_timer import time_step
+from bench.timer import Step
 
 GATHER_ROWS, GATHER_WIDTH, GATHER_BAG = 4096, 1024, 32  # 16 MB of float32: stays in the L2 cache
 PRODUCT = 8192
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Per second."""
-
-    copy: float  # bytes, read and written
-    gather: float  # bytes of rows gathered from the L2 cache
-    bfloat16: float  # operations of a product
-
-    @classmethod
-    def read(cls, path: Path) -> Rates | None:
-        """As `write` wrote them; None if they were not measured."""
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
 @triton.jit
@@ -74,44 +52,21 @@ def _copy_rate(seconds: float) -> float:
     size = int(min(2**31, torch.cuda.mem_get_info()[0] // 4))
     source = torch.empty(size // 4, device="cuda").normal_()
     target = torch.empty_like(source)
-    return 2 * source.nbytes / time_step(Step(lambda: target.copy_(source)), seconds).p50
+    return 2 * source.nbytes / time_step(Step(lambda _: target.copy_(source)), seconds).p50
 
 
 def _gather_rate(seconds: float) -> float:
     table = torch.randn(GATHER_ROWS, GATHER_WIDTH, device="cuda")
     index = torch.randint(GATHER_ROWS, (GATHER_ROWS, GATHER_BAG), device="cuda")
-    times = time_step(Step(lambda: gather_sum(table, index)), seconds)
+    times = time_step(Step(lambda _: gather_sum(table, index)), seconds)
     return index.numel() * table.shape[1] * table.itemsize / times.p50
 
 
 def _product_rate(seconds: float) -> float:
     x, y = torch.randn(2, PRODUCT, PRODUCT, device="cuda").bfloat16()
-    return 2 * PRODUCT**3 / time_step(Step(lambda: torch.mm(x, y)), seconds).p50
+    return 2 * PRODUCT**3 / time_step(Step(lambda _: torch.mm(x, y)), seconds).p50
 
 
 def measure_rates(seconds: float) -> Rates:
     """The three rates, on random data."""
     return Rates(_copy_rate(seconds), _gather_rate(seconds), _product_rate(seconds))
-
-
-def bytes_moved(case: Case, mode: str) -> float:
-    """The fewest bytes of a row divergence: inputs read once, gradients written once."""
-    once = (case.num_pairs + case.N) * case.C * case.torch_dtype.itemsize
-    return once if mode == "fwd" else 2 * once
-
-
-def floor_seconds(case: Case, mode: str, rates: Rates) -> float | None:
-    """The least time of a case; None where no measured rate gives one.
-
-    Uniform donors: every pair's row comes from the L2 cache, once forward and once for the donors'
-    side. Contrastive: half the similarities forward, twice as many operations as the whole product
-    with the gradient.
-    """
-    if case.op == "permuted_divergence" and case.donors == "uniform":
-        gathered = case.num_pairs * case.C * case.torch_dtype.itemsize
-        return (1 if mode == "fwd" else 2) * gathered / rates.gather
-    if case.op == "row_divergence":
-        return bytes_moved(case, mode) / rates.copy
-    if case.op == "nt_xent":
-        return (1 if mode == "fwd" else 4) * case.L**2 * case.D / rates.bfloat16
-    return None

@@ -12,8 +12,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench import two_speed
-from bench.registry import Case, benchmarks
-from bench.results import Row, number, read, significant
+from bench.case import Case
+from bench.registry import benchmarks
+from bench.results import NAMES, Row, number, read, significant
 
 MARKED = re.compile(
     r"(<!-- bench:begin ?(?P<name>\w*) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL
@@ -25,14 +26,6 @@ WORK = {
     "sup_con": "SupCon",
     "reconstruction_loss": "reconstruction",
     "mcr_loss": "whole `MCRLoss` step",
-}
-PROVIDERS = {
-    "ours": "mcr_fast",
-    "reference": "reference",
-    "eager": "best eager",
-    "compile": "torch.compile",
-    "released": "released",
-    "pml": "pytorch-metric-learning",
 }
 
 
@@ -93,19 +86,13 @@ def _headline(folder: Path) -> str:
 
 def _cases(folder: Path) -> str:
     """Every case: median times of all providers, memory of those that people choose between."""
-    header = (
-        "forward + backward, ms",
-        "size",
-        *PROVIDERS.values(),
-        "MB",
-        "eager MB",
-        "published MB",
-    )
+    header = ("forward + backward, ms", "size", *NAMES.values())
+    header += ("MB", "eager MB", "published MB")
     lines, used = [], []
     for stem, case, found in _full(folder):
         used.append(found["ours"])
         published = found.get("released") or found.get("pml")
-        times = (_time(found.get(name)) for name in PROVIDERS)
+        times = (_time(found.get(name)) for name in NAMES)
         memory = (_memory(row) for row in (found["ours"], found.get("eager"), published))
         lines.append((WORK[stem], _size(case.name), *times, *memory))
     return _markdown(lines, header, ("left", "left", *("right",) * (len(header) - 2)), used)
@@ -128,9 +115,8 @@ def _memory(row: Row | None) -> str:
 
 
 def _size(name: str) -> str:
-    return (
-        name.replace("_", " ").replace(" M2", "").replace(" float32", "").removesuffix(" latents")
-    )
+    words = name.replace("_", " ").replace(" M2", "").replace(" float32", "")
+    return words.removesuffix(" latents")
 
 
 def _faster(row: Row | None) -> str:
@@ -141,16 +127,10 @@ def _faster(row: Row | None) -> str:
 def _targets(folder: Path) -> str:
     """Every figure to reach, and what was measured."""
     rows = read(folder / "targets.csv")
-    lines = [
-        (
-            r["what"],
-            f"{r['goal']} {r['unit']}",
-            f"{r['measured']} {r['unit']}",
-            r["passed"],
-            r["detail"],
-        )
-        for r in rows
-    ]
+    lines = []
+    for row in rows:
+        goal, measured = (f"{row[column]} {row['unit']}" for column in ("goal", "measured"))
+        lines.append((row["what"], goal, measured, row["passed"], row["detail"]))
     return _markdown(lines, ("what", "target", "measured", "", "medians"), ("left",) * 5, rows)
 
 

@@ -18,12 +18,13 @@ pytest.importorskip("triton")
 
 from mcr_fast.kernels import _config
 
-from bench import results
+from bench import machine, results
 from bench.__main__ import main
-from bench.gpu import command, measure, report, sanitize, timing
-from bench.gpu_rates import Rates, bytes_moved, floor_seconds
+from bench.floors import Rates, bytes_moved, gpu_floor_seconds
+from bench.goals import outcome, verdicts
+from bench.gpu import command, report, sanitize, timing
 from bench.gpu.measure import ALL_ROWS, TIMES
-from bench.gpu.rows import TIMED_ROWS, Goal, passes, providers, serving
+from bench.gpu.rows import TIMED_ROWS, providers, serving
 from bench.gpu.sizes import SIZE_ROWS
 from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
@@ -53,16 +54,16 @@ def test_floors_are_those_of_the_arithmetic():
     rows = {row.label.split(" bfloat16")[0]: row.case for row in TIMED_ROWS}
     long = rows["nt_xent L=32768 D=512"]
     assert long.L == 32768
-    assert floor_seconds(long, "fwd", replace(RATES, bfloat16=7.9e14)) == pytest.approx(
+    assert gpu_floor_seconds(long, "fwd", replace(RATES, bfloat16=7.9e14)) == pytest.approx(
         0.70e-3, rel=0.01
     )
-    assert floor_seconds(long, "full", RATES) == 4 * floor_seconds(long, "fwd", RATES)
+    assert gpu_floor_seconds(long, "full", RATES) == 4 * gpu_floor_seconds(long, "fwd", RATES)
     divergence = rows["row_divergence R=131072 C=1000"]
     assert bytes_moved(divergence, "fwd") == (131072 + 4096) * 1000 * 2
-    assert floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
+    assert gpu_floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
     uniform = rows["MIPD N=4096 C=1000 K=32 uniform"]
-    assert floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
-    assert floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
+    assert gpu_floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
+    assert gpu_floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
 
 
 def test_gather_sums_rows():
@@ -76,11 +77,11 @@ def test_gather_sums_rows():
 
 
 def test_goals_are_judged_from_their_own_side():
-    assert passes(Goal("ms", 0.5), 0.5)
-    assert not passes(Goal("ms", 0.5), 0.51)
-    assert passes(Goal("eager", 10), 10.1)
-    assert not passes(Goal("copy", 0.7), 0.69)
-    assert not any(passes(Goal(against, 1), math.nan) for against in ("ms", "eager", "MB"))
+    assert outcome("time", 0.5, 0.5, "ms", at_least=False)["passed"] == "pass"
+    assert outcome("time", 0.5, 0.51, "ms", at_least=False)["passed"] == "missed"
+    assert outcome("ratio", 10, 10.1)["passed"] == "pass"
+    assert outcome("ratio", 10, 9.9)["passed"] == "missed"
+    assert outcome("ratio", 10, math.nan)["passed"] == "not measured"
 
 
 def timed(row, provider, milliseconds, mode="full", **rest):
@@ -91,7 +92,7 @@ def timed(row, provider, milliseconds, mode="full", **rest):
 def judge(label, lines):
     row = next(row for row in TIMED_ROWS if label in row.label)
     made = [timed(row, *line[:2], **line[2]) for line in lines]
-    return [(r["measured"], r["passed"]) for r in measure.verdicts([row], made, RATES)]
+    return [(r["measured"], r["passed"]) for r in verdicts([row], made, RATES)]
 
 
 def test_verdicts():
@@ -111,17 +112,18 @@ def test_verdicts():
     assert found == [("0.676", "missed"), ("2", "missed")]
 
 
-def test_ratios_are_those_of_the_same_mode():
+def test_ratios_are_those_of_the_same_mode(tmp_path):
     row = TIMED_ROWS[0]
     lines = [timed(row, "ours", 2), timed(row, "eager", 5), timed(row, "ours", 1, mode="fwd")]
     lines.append(timed(row, "eager", "", mode="fwd"))
-    found = [line["ratio_to_ours"] for line in measure.with_ratios(lines)]
-    assert found == ["1", "2.5", "1", ""]
+    results.write(tmp_path / TIMES, lines)
+    for found in (timing.lines_of(tmp_path, [row]), results.read(tmp_path / TIMES)):
+        assert [line["ratio_to_ours"] for line in found] == ["1", "2.5", "1", ""]
 
 
 def test_providers_of_the_rows():
     for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row.case)]
+        names = [provider.name for provider in providers(row)]
         assert names[-1] == "compile"
         assert len(set(names)) == len(names)
         assert not any(name.startswith("ours_") for name in names)
@@ -134,7 +136,7 @@ def test_providers_of_the_rows():
 def test_both_backends_of_an_op_are_timed_by_their_names(monkeypatch):
     monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
     for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row.case)]
+        names = [provider.name for provider in providers(row)]
         asked_for = ["ours_triton", "ours_cuda"] if row.case.op != "mcr_loss" else []
         assert [name for name in names if name.startswith("ours")] == ["ours", *asked_for]
 
@@ -152,7 +154,7 @@ def card(monkeypatch):
     cuda = {"is_available": True, "get_device_name": "a card", "get_device_capability": (9, 0)}
     for name, answer in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    for module in ("rows", "sizes"):
+    for module in ("rows", "command"):
         monkeypatch.setattr(f"bench.gpu.{module}.serving", lambda op: ["triton", "cuda"])
     monkeypatch.setattr(sanitize, "find", lambda: None)
     state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="", how="")
@@ -182,7 +184,7 @@ def card(monkeypatch):
             for name, mode in itertools.product(names or ["ours"], row.modes):
                 milliseconds = {"ours_triton": 0.04}.get(name, 0.01)
                 line = timed(row, name, milliseconds, mode, skipped=state.skipped)
-                results.merge(folder / TIMES, [{**measure.environment(), **line}])
+                results.merge(folder / TIMES, [{**machine.gpu_environment(), **line}])
         return ""
 
     monkeypatch.setattr(command, "run_checks", checks)
@@ -193,7 +195,7 @@ def card(monkeypatch):
 def test_command_writes_everything(card, tmp_path, capsys):
     assert main(["gpu", "--out", str(tmp_path), "--quick"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", TIMES, timing.SIZES)
+        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", TIMES, "sizes.csv")
     }
     checked = results.read(tmp_path / "correctness.csv")
     assert tuple(checked[0]) == report.CHECK_COLUMNS
@@ -202,7 +204,7 @@ def test_command_writes_everything(card, tmp_path, capsys):
     timed_rows = results.read(tmp_path / TIMES)
     assert tuple(timed_rows[0]) == results.COLUMNS
     assert {r["ratio_to_ours"] for r in timed_rows if r["provider"] == "ours"} == {"1"}
-    sizes = results.read(tmp_path / timing.SIZES)
+    sizes = results.read(tmp_path / "sizes.csv")
     assert [row["op"] for row in sizes] == [row.case.op for row in SIZE_ROWS if row.quick]
     assert {row["of ours"] for row in sizes} == {"cuda"}
     assert {row["compile_ms"] for row in sizes} == {"0.01"}
@@ -247,10 +249,10 @@ def test_sizes_that_do_not_agree_stand_in_the_summary(tmp_path):
         for row, times in zip(rows, ((1, 2), (3, 2)), strict=True)
         for provider, milliseconds in zip(("ours_cuda", "ours_triton"), times, strict=True)
     ]
-    text = timing.compare(tmp_path, rows, lines, STAMP)
+    text = report.write_sizes(tmp_path / "sizes.csv", rows, lines, STAMP)
     assert "do not agree, the faster one by how much:\npermuted_divergence C=1000" in text
     assert f"{rows[1].case.name} triton 1.50x" in text
-    assert "agree" not in timing.compare(tmp_path, rows[:1], lines, STAMP)
+    assert "agree" not in report.write_sizes(tmp_path / "sizes.csv", rows[:1], lines, STAMP)
 
 
 @pytest.mark.parametrize("how", ["skipped", "problem"])
@@ -264,7 +266,7 @@ def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
     if how == "problem":  # the line of an earlier run does not stand for this one
         kept = {row["op"] for row in results.read(tmp_path / TIMES)}
         assert kept == {*OPS} - {"sup_con"}
-        assert {row["fastest"] for row in results.read(tmp_path / timing.SIZES)} == {"not run"}
+        assert {row["fastest"] for row in results.read(tmp_path / "sizes.csv")} == {"not run"}
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_a_size_that_does_not_come_back(card, tmp_path, how, fastest):
     text = (tmp_path / "summary.txt").read_text()
     assert text.count(how) == fastest.count("not run")
     assert f"sup_con L=512 float32: {how}" in text
-    found = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
+    found = [row["fastest"] for row in results.read(tmp_path / "sizes.csv")]
     assert found == fastest
 
 

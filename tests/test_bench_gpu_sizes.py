@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.gpu.measure import verdicts
-from bench.gpu.rows import TIMED_ROWS
+from bench.goals import verdicts
+from bench.gpu.rows import TIMED_ROWS, providers
 from bench.gpu.sizes import (
     COLUMNS,
     SIZE_ROWS,
@@ -16,7 +16,6 @@ from bench.gpu.sizes import (
     disagreements,
     markdown,
     size_of,
-    size_providers,
     table,
 )
 from mcr_fast.ops import OPS, _backend
@@ -48,11 +47,11 @@ def test_sizes_cover_every_op():
 
 
 def test_providers_are_named_by_their_backends(monkeypatch):
-    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton", "cuda"])
-    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
+    names = [provider.name for provider in providers(MIPD[0])]
     assert names == ["ours_cuda", "ours_triton", "eager", "compile"]
-    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton"])
-    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton"])
+    names = [provider.name for provider in providers(MIPD[0])]
     assert names == ["ours_triton", "eager", "compile"]
 
 

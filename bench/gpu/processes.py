@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -49,11 +51,8 @@ class Worker:
     def give_up(self, why: str, passed: str = "no") -> None:
         """The case that ran when the process ended gets no other result."""
         key = self.left()[0]
-        self.done[key] = unfinished(key, passed, f"{why}: {self.last_words()}")
-
-    def last_words(self) -> str:
-        """The end of what the process printed, on one line."""
-        return " ".join(self.log.read_text("utf-8", errors="replace").split())[-400:]
+        said = last_words(self.log.read_text("utf-8", errors="replace"))
+        self.done[key] = unfinished(key, passed, f"{why}: {said}")
 
 
 def unfinished(key: str, passed: str, detail: str) -> dict[str, str]:
@@ -85,8 +84,9 @@ def run_checks(
                 worker.start(command)
             else:
                 running.remove(worker)
-    stop(worker.process for worker in running)
     for worker in running:
+        worker.process.kill()
+        worker.process.wait()
         worker.collect()
         if worker.left():
             worker.give_up("not finished in time", "not run")
@@ -96,25 +96,40 @@ def run_checks(
     return [found[key] for key in keys]
 
 
-def stop(processes: Iterable[subprocess.Popen | None]) -> None:
-    """End processes that this one started."""
-    for process in processes:
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+def run_group(
+    command: list[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[str, int | None]:
+    """What a command and its children print, and its code; None if it had to be stopped."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the command, and what it started
+        output, _ = process.communicate()
+        return output, None
+    return output, process.returncode
 
 
 def run_for(command: list[str], seconds: float) -> str:
     """Run a command for that long; why it did not end well, empty if it did."""
-    try:
-        ended = subprocess.run(
-            command, cwd=ROOT, timeout=seconds, capture_output=True, text=True, check=False
-        )
-    except subprocess.TimeoutExpired:
+    output, code = run_group(command, seconds)
+    if code is None:
         return f"stopped after {seconds:.0f} s"
-    if ended.returncode == 0:
-        return ""
-    return f"ended with {ended.returncode}: {' '.join(ended.stderr.split())[-400:]}"
+    return f"ended with {code}: {last_words(output)}" if code else ""
+
+
+def last_words(output: str) -> str:
+    """The end of what was printed, on one line."""
+    return " ".join(output.split())[-400:]
 
 
 def python(module: str, *arguments: object) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,7 @@ from pathlib import Path
 from time import monotonic
 
 from bench.gpu.cases import CheckCase, check_cases
-from bench.gpu.processes import python, unfinished
-from bench.machine import ROOT
+from bench.gpu.processes import last_words, python, run_group, unfinished
 
 # Triton's own synchronisation and shared memory are not ours to check
 TOOLS = {"cuda": ("memcheck", "racecheck", "initcheck", "synccheck"), "triton": ("memcheck",)}
@@ -142,11 +140,6 @@ def verdict(run: Run, output: str, code: int) -> tuple[str, str]:
     return "yes", ""
 
 
-def last_words(output: str) -> str:
-    """The end of what was printed, on one line."""
-    return " ".join(output.split())[-300:]
-
-
 def planned(ops: Sequence[tuple[str, str]]) -> list[Run]:
     """The runs over pairs of (op, backend), the tools that find most first."""
     order = [(backend, tool) for backend in TOOLS for tool in TOOLS[backend]]
@@ -168,7 +161,7 @@ def sanitize(
             return not_run(run, "out of time")
         results = folder / f"{run.number}.jsonl"
         command = run.command(tool, asked.stdout, results)
-        output, code = run_group(command, run.environment(), deadline - monotonic())
+        output, code = run_group(command, deadline - monotonic(), run.environment())
         return not_run(run, "not finished in time") if code is None else run.row(output, code)
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -179,26 +172,3 @@ def not_run(run: Run, why: str) -> dict[str, str]:
     """The row of a tool that gave no verdict."""
     row = unfinished(run.key, "not run", why)
     return {**row, "checks": run.tool, "backend": run.backend}
-
-
-def run_group(
-    command: list[str], environment: dict[str, str], seconds: float
-) -> tuple[str, int | None]:
-    """What a command and its children print, and its code; None if it had to be stopped."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=max(1.0, seconds))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the tool, and what it watches
-        output, _ = process.communicate()
-        return output, None
-    return output, process.returncode

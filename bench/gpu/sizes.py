@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby, product
 
-from bench.gpu.rows import MIPD, Goal, TimedRow, serving
-from bench.registry import Case, Provider, benchmarks
+from bench.case import Case
+from bench.goals import Goal, TimedRow
+from bench.gpu.rows import ACCELERATED, MIPD
 from bench.results import Row, number, significant
 from mcr_fast.ops._backend import DIVERGENCES
 
-BACKENDS = ("cuda", "triton")
-COLUMNS = ("cuda", "triton", "compile", "eager")  # of the table, in milliseconds
+COLUMNS = (*ACCELERATED, "compile", "eager")  # of the table, in milliseconds
 HEADER = ("op", "size", *(f"{name}_ms" for name in COLUMNS), "fastest", "of ours")
 CLASSES = (6, 28, 101, 174, 1000)
 CONTRASTIVE = ("nt_xent", "sup_con")
@@ -45,15 +44,6 @@ def _rows() -> Iterator[TimedRow]:
 SIZE_ROWS = tuple(_rows())
 
 
-def size_providers(case: Case) -> list[Provider]:
-    """Every backend that has a kernel here, by its name, and plain torch, torch.compile last."""
-    benchmark = benchmarks()[case.op]
-    ours = benchmark.provider("ours").run
-    backends = [name for name in BACKENDS if name in serving(case.op)]
-    found = [Provider(f"ours_{name}", partial(ours, backend=name)) for name in backends]
-    return [*found, benchmark.provider("eager"), benchmark.provider("compile")]
-
-
 def table(rows: Sequence[TimedRow], lines: Sequence[Row]) -> list[dict[str, str]]:
     """A row for each size: medians of a step, the fastest of all, and the faster one of ours."""
     times = {
@@ -64,10 +54,10 @@ def table(rows: Sequence[TimedRow], lines: Sequence[Row]) -> list[dict[str, str]
     found = []
     for row in rows:
         key = (row.case.op, row.case.name)
-        names = {name: f"ours_{name}" if name in BACKENDS else name for name in COLUMNS}
+        names = {name: f"ours_{name}" if name in ACCELERATED else name for name in COLUMNS}
         measured = {name: times.get((*key, provider)) for name, provider in names.items()}
         known = {name: ms for name, ms in measured.items() if ms}
-        ours = {name: ms for name, ms in known.items() if name in BACKENDS}
+        ours = {name: ms for name, ms in known.items() if name in ACCELERATED}
         found.append(
             {
                 "op": row.case.op,
