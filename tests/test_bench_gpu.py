@@ -22,10 +22,11 @@ from bench import machine, results
 from bench.__main__ import main
 from bench.floors import Rates, bytes_moved, gpu_floor_seconds
 from bench.goals import outcome, verdicts
-from bench.gpu import command, report, sanitize, timing
+from bench.gpu import command, report, sanitize, suite, timing
 from bench.gpu.measure import ALL_ROWS, TIMES
 from bench.gpu.rows import TIMED_ROWS, providers, serving
 from bench.gpu.sizes import SIZE_ROWS
+from bench.gpu.suite import Item
 from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
@@ -157,15 +158,25 @@ def card(monkeypatch):
     for module in ("rows", "command"):
         monkeypatch.setattr(f"bench.gpu.{module}.serving", lambda op: ["triton", "cuda"])
     monkeypatch.setattr(sanitize, "find", lambda: None)
-    state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="", how="")
+    state = argparse.Namespace(wrong="", without="", skipped="", problem="", dies_at="", how="")
 
-    def checks(keys, make, folder, workers, deadline):
-        assert make(folder, keys)[:3] == [sys.executable, "-m", "bench.gpu.check"]
+    def collected(*, slow):
+        cases = ("small", "large") if slow else ("small",)
+        named = itertools.product((*OPS, "gather_add"), ("triton", "cuda"), cases)
         return [
-            {**dict(zip(("op", "case"), key.split("/"), strict=True)), "checks": "bound"}
-            | {"passed": "no" if key in state.wrong else "yes", "detail": "off by 1"}
-            for key in keys
+            Item(f"t.py::test[{backend}-{op}-{case}-bound]")
+            for op, backend, case in named
+            if op != state.without
         ]
+
+    def run_items(groups, command, folder, workers, deadline):
+        return {
+            nodeid: {"outcome": "failed", "message": "off by 1"}
+            if nodeid.split("[")[1] == state.wrong
+            else {"outcome": "passed", "seconds": 0.1}
+            for group in groups
+            for nodeid in group
+        }
 
     def run_for(arguments, seconds):
         folder, rates = Path(arguments[3]), Path(arguments[5])
@@ -187,7 +198,8 @@ def card(monkeypatch):
                 results.merge(folder / TIMES, [{**machine.gpu_environment(), **line}])
         return ""
 
-    monkeypatch.setattr(command, "run_checks", checks)
+    monkeypatch.setattr(command, "collect", collected)
+    monkeypatch.setattr(suite, "run_items", run_items)
     monkeypatch.setattr(timing, "run_for", run_for)
     return state
 
@@ -226,20 +238,31 @@ def test_all_files_come_back_from_a_full_run(card, tmp_path):
 
 
 def test_command_fails_on_one_wrong_result(card, tmp_path):
-    card.wrong = {"sup_con/L0"}
+    card.wrong = "cuda-sup_con-large-bound]"
     assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
     text = (tmp_path / "summary.txt").read_text()
-    assert "FAILED: 32 cases right, 1 wrong" in text
-    assert "WRONG: 2\nsup_con/L0 (triton): off by 1\nsup_con/L0 (cuda): off by 1" in text
-
-
-def test_a_case_for_one_backend_is_checked_there(card, tmp_path):
-    arguments = ["gpu", "--out", str(tmp_path), "--only", "check", "--op", "permuted_divergence"]
-    assert main(arguments) == 0
+    assert "FAILED: 1 checks right, 1 wrong" in text
+    assert "WRONG: 1\nsup_con/large bound (cuda): off by 1" in text
     rows = results.read(tmp_path / "correctness.csv")
-    far = [row for row in rows if row["case"].startswith("far_")]
-    assert {row["backend"] for row in far} == {"cuda"}
-    assert {row["backend"] for row in rows} == {"cuda", "triton"}
+    assert {row["passed"] for row in rows if row["backend"] == "triton"} == {"yes"}
+    # its other case alone, and of other ops
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check", "--quick"]) == 0
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check", "--op", "nt_xent"]) == 0
+
+
+def test_command_fails_where_nothing_was_checked(card, tmp_path, monkeypatch):
+    card.without = "sup_con"
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
+    text = (tmp_path / "summary.txt").read_text()
+    assert "| incomplete: 0 checks right, 0 wrong, 1 not run |" in text
+    assert "sup_con/all all (cuda): no item of tests/suite ran" in text
+
+    def broken(**_):
+        raise RuntimeError("tests/suite cannot be collected")
+
+    monkeypatch.setattr(command, "collect", broken)
+    assert main(["gpu", "--out", str(tmp_path), "--only", "sanitize"]) == 1
+    assert "tests/suite cannot be collected" in (tmp_path / "summary.txt").read_text()
 
 
 def test_sizes_that_do_not_agree_stand_in_the_summary(tmp_path):
@@ -294,10 +317,19 @@ def test_what_is_out_of_time_is_said(card, tmp_path):
 
 
 def test_summary_names_what_was_not_run():
-    rows = [{"op": "nt_xent", "backend": "triton", "case": "a", "passed": "yes", "detail": ""}]
+    rows = [
+        {
+            "op": "nt_xent",
+            "backend": "triton",
+            "case": "a",
+            "checks": "",
+            "passed": "yes",
+            "detail": "",
+        }
+    ]
     rows.append({**rows[0], "case": "b", "passed": "not run", "detail": "out of time"})
     text = report.summary(rows, [], [], None, STAMP | {"dirty": "unknown"})
-    assert "incomplete: 1 cases right, 0 wrong, 1 not run" in text
+    assert "incomplete: 1 checks right, 0 wrong, 1 not run" in text
     assert "| 1 (changes unknown) | a card | 2030-01-02 |" in text
 
 

@@ -16,13 +16,13 @@ from bench import machine, results
 from bench.floors import Rates
 from bench.goals import TimedRow, verdicts
 from bench.gpu import report
-from bench.gpu.cases import check_cases
-from bench.gpu.processes import python, run_checks
 from bench.gpu.rows import TIMED_ROWS, serving
-from bench.gpu.sanitize import NOT_INSTALLED, planned, sanitize
+from bench.gpu.sanitize import NOT_INSTALLED, planned, sanitize, watched
 from bench.gpu.sizes import SIZE_ROWS
+from bench.gpu.suite import Item, all_of, check, collect
 from bench.gpu.timing import Timing, lines_of
 from bench.results import Row
+from mcr_fast.ops import OPS
 
 PARTS = ("check", "sanitize", "floors", "sizes", "time")
 # of the budget, at most, where something else comes too
@@ -71,9 +71,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{stamp['device']}, {stamp['capability']}, torch {stamp['torch']}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        checked = _check(options, work, end) if "check" in parts else []
-        if "sanitize" in parts:
-            checked += _sanitize(options, work, end)
+        checked = _check(options, work, end) if {"check", "sanitize"} & {*parts} else []
         timed = _rows(TIMED_ROWS, options) if "time" in parts else []
         sizes = _rows(SIZE_ROWS, options) if "sizes" in parts else []
         timing = Timing(options.out, work / "rates.json", end, options.quick, options.commit)
@@ -109,56 +107,40 @@ def _rows(rows: Iterable[TimedRow], options: argparse.Namespace) -> list[TimedRo
 
 
 def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
-    """Every case on every backend, many at a time."""
-    alone = options.only == ["check"]
-    deadline = end if alone else monotonic() + CHECK_SHARE * options.budget
-    wanted = {
-        backend: [
-            key
-            for key, case in check_cases().items()
-            if backend in case.backends
-            and backend in serving(case.op)
-            and (not options.op or case.op in options.op)
-            and (case.quick or not options.quick)
-        ]
-        for backend in ("triton", "cuda")
-    }
-    wanted = {backend: keys for backend, keys in wanted.items() if keys}
+    """Both parts that run items of the suite: the checks, then some under compute-sanitizer."""
+    parts = options.only or PARTS
+    pairs = [
+        (op, backend)
+        for op in (*OPS, "gather_add")
+        for backend in serving(op)
+        if not options.op or op in options.op
+    ]
+
+    def items(*, slow: bool) -> list[Item]:
+        return [item for item in collect(slow=slow) if (item.op, item.backend) in pairs]
+
+    try:
+        everything = items(slow=not options.quick)
+        small = items(slow=False) if "sanitize" in parts else []
+    except RuntimeError as error:
+        return [all_of(*pair).row("not run", str(error)) for pair in pairs]
+    workers = max(1, min(MAX_WORKERS, machine.cores() - 1))
     found = []
-    for at, (backend, keys) in enumerate(wanted.items()):
-        folder = work / backend
-        folder.mkdir()
-        workers = max(1, min(MAX_WORKERS, machine.cores() - 1))
-        left = deadline - monotonic()
-        rows = run_checks(
-            keys,
-            lambda path, cases, b=backend: python(
-                "bench.gpu.check", path, "--backend", b, "--cases", *cases
-            ),
-            folder,
-            workers,
-            monotonic() + left / (len(wanted) - at),
-        )
-        found += [{**row, "backend": backend} for row in rows]
-        bad = sum(row["passed"] != "yes" for row in rows)
-        print(f"{backend}: {len(rows) - bad} cases right, {bad} wrong or not run", flush=True)
+    if "check" in parts:
+        found += check(everything, pairs, work, workers, _until(options, CHECK_SHARE, end))
+    if "sanitize" in parts:
+        runs = planned(watched(small, everything))
+        rows = sanitize(runs, workers, _until(options, SANITIZE_SHARE, end))
+        clean = sum(row["passed"] == "yes" for row in rows)
+        print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
+        found += rows
     return found
 
 
-def _sanitize(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
-    """compute-sanitizer over small inputs of every kernel, several tools at a time."""
-    ops = dict.fromkeys(case.op for case in check_cases().values())
-    runs = planned(
-        [(op, name) for op in ops if not options.op or op in options.op for name in serving(op)]
-    )
-    folder = work / "sanitize"
-    folder.mkdir()
-    alone = options.only == ["sanitize"]
-    deadline = end if alone else monotonic() + SANITIZE_SHARE * options.budget
-    rows = sanitize(runs, folder, max(1, min(MAX_WORKERS, machine.cores() - 1)), deadline)
-    clean = sum(row["passed"] == "yes" for row in rows)
-    print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
-    return rows
+def _until(options: argparse.Namespace, share: float, end: float) -> float:
+    """When a part has to be done: it has a share of the budget, or all of it if it is alone."""
+    alone = options.only and len(options.only) == 1
+    return end if alone else monotonic() + share * options.budget
 
 
 def _failed_rows(lines: Iterable[Row]) -> list[str]:

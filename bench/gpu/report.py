@@ -37,7 +37,7 @@ def verification(checked: Sequence[Row], environment: Row) -> list[str]:
         state = "FAILED" if bad or bad_memory else "incomplete" if open_ or not good else "verified"
         lines.append(
             f"| {op} | {backend} | {where} | {environment['date'][:10]} | {state}: "
-            f"{good} cases right, {bad} wrong, {open_} not run{_watched(watched)} |"
+            f"{good} checks right, {bad} wrong, {open_} not run{_watched(watched)} |"
         )
     return lines
 
@@ -68,7 +68,9 @@ def summary(
     for word, title in (("no", "WRONG"), ("not run", "not run")):
         rows = [row for row in checked if row["passed"] == word]
         if rows:
-            lines = [f"{r['op']}/{r['case']} ({r['backend']}): {r['detail']}" for r in rows]
+            lines = [
+                f"{r['op']}/{r['case']} {r['checks']} ({r['backend']}): {r['detail']}" for r in rows
+            ]
             parts.append("\n".join([f"{title}: {len(rows)}", *lines]))
     if rates:
         parts.append(
