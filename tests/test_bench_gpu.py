@@ -2,11 +2,6 @@
 
 import argparse
 import itertools
-import math
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,23 +12,20 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("triton")
 
 from mcr_fast.kernels import _config
+from test_bench_goals import RATES, timed
 
 from bench import machine, results
 from bench.__main__ import main
-from bench.floors import Rates, bytes_moved, gpu_floor_seconds
-from bench.goals import outcome, verdicts
 from bench.gpu import command, report, sanitize, suite, timing
 from bench.gpu.measure import ALL_ROWS, TIMES
-from bench.gpu.rows import TIMED_ROWS, providers, serving
+from bench.gpu.rows import TIMED_ROWS
 from bench.gpu.sizes import SIZE_ROWS
 from bench.gpu.suite import Item
-from bench.inputs import make_inputs
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
 from mcr_fast.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
-RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
 STAMP = dict.fromkeys(ENVIRONMENT, "1") | {"device": "a card", "date": "2030-01-02 03:04"}
 
 
@@ -45,74 +37,6 @@ def test_no_gpu_is_said_clearly(name, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_rates_are_kept(tmp_path):
-    assert Rates.read(tmp_path / "rates.json") is None
-    RATES.write(tmp_path / "rates.json")
-    assert Rates.read(tmp_path / "rates.json") == RATES
-
-
-def test_floors_are_those_of_the_arithmetic():
-    rows = {row.label.split(" bfloat16")[0]: row.case for row in TIMED_ROWS}
-    long = rows["nt_xent L=32768 D=512"]
-    assert long.L == 32768
-    assert gpu_floor_seconds(long, "fwd", replace(RATES, bfloat16=7.9e14)) == pytest.approx(
-        0.70e-3, rel=0.01
-    )
-    assert gpu_floor_seconds(long, "full", RATES) == 4 * gpu_floor_seconds(long, "fwd", RATES)
-    divergence = rows["row_divergence R=131072 C=1000"]
-    assert bytes_moved(divergence, "fwd") == (131072 + 4096) * 1000 * 2
-    assert gpu_floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
-    uniform = rows["MIPD N=4096 C=1000 K=32 uniform"]
-    assert gpu_floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
-    assert gpu_floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
-
-
-def test_gather_sums_rows():
-    code = (
-        "import torch; from bench.gpu_rates import gather_sum\n"
-        "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
-        "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
-    )
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
-
-
-def test_goals_are_judged_from_their_own_side():
-    assert outcome("time", 0.5, 0.5, "ms", at_least=False)["passed"] == "pass"
-    assert outcome("time", 0.5, 0.51, "ms", at_least=False)["passed"] == "missed"
-    assert outcome("ratio", 10, 10.1)["passed"] == "pass"
-    assert outcome("ratio", 10, 9.9)["passed"] == "missed"
-    assert outcome("ratio", 10, math.nan)["passed"] == "not measured"
-
-
-def timed(row, provider, milliseconds, mode="full", **rest):
-    line = {"op": row.case.op, "case": row.case.name, "mode": mode, "provider": provider}
-    return {**line, "p50_ms": str(milliseconds), "skipped": "", **rest}
-
-
-def judge(label, lines):
-    row = next(row for row in TIMED_ROWS if label in row.label)
-    made = [timed(row, *line[:2], **line[2]) for line in lines]
-    return [(r["measured"], r["passed"]) for r in verdicts([row], made, RATES)]
-
-
-def test_verdicts():
-    lines = [("ours", 0.5, {}), ("eager", 6, {}), ("compile", 1, {})]
-    found = judge("N=4096 C=1000 K=32 uniform", lines)
-    # the goal of Triton's kernels, and that of the CUDA C++ ones
-    assert found == [("0.5", "pass"), ("0.5", "pass"), ("12", "pass"), ("2", "missed")]
-    lines = [("ours", 5, {"peak_mb": "301"})]
-    found = judge("nt_xent L=32768", lines)
-    assert found == [("5", "pass"), ("", "not measured"), ("301", "missed")]
-    graph = {"mode": "full_graph"}
-    lines = [("ours", 0.014, graph), ("ours", 9, {}), ("released", 0.42, graph)]
-    assert judge("from latents", lines) == [("0.014", "pass"), ("0.014", "missed"), ("30", "pass")]
-    assert judge("MCRLoss", [("ours", 0.16, {})]) == [("0.16", "missed")]
-    # 541 MB in 0.2 ms of a card that copies 4 TB/s
-    found = judge("row_divergence", [("ours", 0.2, {}), ("eager", 0.4, {})])
-    assert found == [("0.676", "missed"), ("2", "missed")]
-
-
 def test_ratios_are_those_of_the_same_mode(tmp_path):
     row = TIMED_ROWS[0]
     lines = [timed(row, "ours", 2), timed(row, "eager", 5), timed(row, "ours", 1, mode="fwd")]
@@ -120,33 +44,6 @@ def test_ratios_are_those_of_the_same_mode(tmp_path):
     results.write(tmp_path / TIMES, lines)
     for found in (timing.lines_of(tmp_path, [row]), results.read(tmp_path / TIMES)):
         assert [line["ratio_to_ours"] for line in found] == ["1", "2.5", "1", ""]
-
-
-def test_providers_of_the_rows():
-    for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row)]
-        assert names[-1] == "compile"
-        assert len(set(names)) == len(names)
-        assert not any(name.startswith("ours_") for name in names)
-        for goal in row.goals:
-            assert goal.against in (*names, "ms", "MB", "copy")
-    # this machine has no backend for CUDA tensors, or has Triton for them
-    assert serving("nt_xent") in ([], ["triton"])
-
-
-def test_both_backends_of_an_op_are_timed_by_their_names(monkeypatch):
-    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
-    for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row)]
-        asked_for = ["ours_triton", "ours_cuda"] if row.case.op != "mcr_loss" else []
-        assert [name for name in names if name.startswith("ours")] == ["ours", *asked_for]
-
-
-def test_inputs_on_a_device():
-    for row in ALL_ROWS:
-        tiny = replace(row.case.tiny(), dtype="float32")
-        inputs = make_inputs(tiny, device="meta" if tiny.donors != "cyclic" else "cpu")
-        assert all(leaf.device.type in ("meta", "cpu") for leaf in inputs.leaves())
 
 
 @pytest.fixture

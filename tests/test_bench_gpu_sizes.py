@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.goals import verdicts
-from bench.gpu.rows import TIMED_ROWS, providers
+from test_bench_goals import timed
+
+from bench.gpu.rows import providers
 from bench.gpu.sizes import (
     COLUMNS,
     SIZE_ROWS,
@@ -25,13 +26,7 @@ MIPD = [row for row in SIZE_ROWS if row.case.op == "permuted_divergence"]
 
 def lines_of(times):
     """(row, provider) -> milliseconds, as measured lines."""
-    return [
-        {
-            **{"op": row.case.op, "case": row.case.name, "mode": "full", "provider": provider},
-            **{"p50_ms": str(ms), "skipped": ""},
-        }
-        for (row, provider), ms in times.items()
-    ]
+    return [timed(row, provider, ms) for (row, provider), ms in times.items()]
 
 
 def test_sizes_cover_every_op():
@@ -157,23 +152,3 @@ def test_what_is_counted():
     assert counted["nt_xent"] == ("L", 32768)
     assert counted["row_divergence"] == ("C", 1000)
     assert counted["reconstruction_loss"] == ("elements", 32768 * 2 * 512)
-
-
-def test_few_classes_are_held_against_triton():
-    rows = [row for row in MIPD if row.goals]
-    assert [row.case.C for row in rows] == [6, 28, 101]
-    times = {(rows[0], "ours_cuda"): 1, (rows[0], "ours_triton"): 1.6}
-    times |= {(rows[1], "ours_cuda"): 1, (rows[1], "ours_triton"): 1.4}
-    times |= {(rows[2], "ours_triton"): 1.4}
-    found = verdicts(rows, lines_of(times), None)
-    assert [row["passed"] for row in found] == ["pass", "missed", "not measured"]
-    assert found[0]["what"] == "MIPD N=4096 C=6 K=32 uniform, CUDA C++, against ours_triton"
-
-
-def test_goals_of_both_kinds_of_kernels_are_there():
-    goals = {
-        row.label: [goal.value for goal in row.goals if goal.against == "ms"] for row in TIMED_ROWS
-    }
-    assert goals["MIPD N=4096 C=1000 K=32 uniform"] == [0.55, 0.50]
-    assert goals["MIPD N=4096 C=100 exhaustive"] == [3, 2]
-    assert goals["MCRLoss published default N=32 C=6 K=32, eager launch"] == [0.15]

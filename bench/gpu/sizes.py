@@ -53,9 +53,10 @@ def table(rows: Sequence[TimedRow], lines: Sequence[Row]) -> list[dict[str, str]
     }
     found = []
     for row in rows:
-        key = (row.case.op, row.case.name)
-        names = {name: f"ours_{name}" if name in ACCELERATED else name for name in COLUMNS}
-        measured = {name: times.get((*key, provider)) for name, provider in names.items()}
+        measured = {
+            name: times.get((row.case.op, row.case.name, "ours_" * (name in ACCELERATED) + name))
+            for name in COLUMNS
+        }
         known = {name: ms for name, ms in measured.items() if ms}
         ours = {name: ms for name, ms in known.items() if name in ACCELERATED}
         found.append(
@@ -114,17 +115,15 @@ class SizeClass:
 def classes_of(rows: Sequence[TimedRow], found: Sequence[Row]) -> list[SizeClass]:
     """What both of ours were timed for, smallest first within a key of `CHOICE`."""
     classes: dict[tuple[str, str, int], dict[str, float]] = {}
-    keys: dict[str, None] = {}  # in order
     for row, line in zip(rows, found, strict=True):
         cuda, triton = number(line, "cuda_ms"), number(line, "triton_ms")
         if cuda and triton:
-            sixteen_bit = row.case.torch_dtype.itemsize == 2
-            key = f"{row.case.op} 16-bit" if sixteen_bit else row.case.op
-            keys[key] = None
+            key = row.case.op + " 16-bit" * (row.case.torch_dtype.itemsize == 2)
             ratios = classes.setdefault((key, *size_of(row.case)), {})
             ratios[row.case.name] = triton / cuda
-    made = [SizeClass(*identity, ratios) for identity, ratios in classes.items()]
-    return [each for key in keys for each in sorted(made, key=lambda c: c.size) if each.key == key]
+    keys = [key for key, _, _ in classes]
+    order = sorted(classes, key=lambda named: (keys.index(named[0]), named[2]))
+    return [SizeClass(*named, classes[named]) for named in order]
 
 
 def choice(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:
