@@ -153,43 +153,6 @@ def test_goals_of_a_cpu_are_judged_from_what_was_measured(monkeypatch):
     found = [row for each in targets.ROWS for row in targets.timed(each, measure.Effort())]
     judged = [row["passed"] == "pass" for row in found]
     assert judged == [False, True, False, False, False, True, True, False, False, True]
-    assert found[0]["what"] == "MIPD N=4096 C=6 K=32 uniform, CUDA C++, against ours_triton"
-
-
-def test_goals_of_both_kinds_of_kernels_are_there():
-    goals = {
-        row.label: [goal.value for goal in row.goals if goal.against == "ms"] for row in TIMED_ROWS
-    }
-    assert goals["MIPD N=4096 C=1000 K=32 uniform"] == [0.55, 0.50]
-    assert goals["MIPD N=4096 C=100 exhaustive"] == [3, 2]
-    assert goals["MCRLoss published default N=32 C=6 K=32, eager launch"] == [0.15]
-
-
-def test_goals_of_a_cpu_are_judged_from_what_was_measured(monkeypatch):
-    def measured(benchmark, case, mode, effort, providers):
-        assert not effort.memory
-        given = {"op": case.op, "case": case.name, "mode": mode, "element_ns": "0.5"}
-        return [
-            {**given, "provider": p.name, "p50_ms": str(2 + 8 * at)}
-            for at, p in enumerate(providers)
-        ]
-
-    monkeypatch.setattr(targets, "measure", measured)
-    found = [row for each in targets.ROWS for row in targets.timed(each, measure.Effort())]
-    assert [row["passed"] for row in found] == [
-        *(
-            "missed",
-            "pass",
-            "missed",
-            "missed",
-            "missed",
-            "pass",
-            "pass",
-            "missed",
-            "missed",
-            "pass",
-        )
-    ]
     assert found[0]["what"] == "MIPD N=32 C=6 K=32 D=512, against released"
     assert found[0]["detail"] == "2 ms, released 10 ms"
     assert (found[-1]["measured"], found[-1]["unit"]) == ("0.5", "ns")
