@@ -118,11 +118,3 @@ def sup_con_eager(
     per_anchor = log_all - sum_positive / count.clamp_min(1)
     is_anchor = count > 0
     return torch.where(is_anchor, per_anchor, 0).sum() / is_anchor.sum()
-
-
-def reconstruction_loss_eager(
-    latents: list[Tensor],  # M tensors [N, D_m]
-    reconstruction: Tensor,  # [N, sum of D_m]
-) -> Tensor:  # []
-    """The library's own fused loss against the concatenation."""
-    return F.mse_loss(reconstruction, torch.cat(latents, dim=1))

@@ -38,21 +38,17 @@ def _contributions(linear: nn.Linear, latents: Sequence[Tensor]) -> tuple[Tensor
     return first, second
 
 
-def _with_bias(total: Tensor, linear: nn.Linear) -> Tensor:
-    return total if linear.bias is None else total + linear.bias
-
-
 def _passes(linear: nn.Linear, latents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits with the first contribution detached, with the second detached, with none detached.
 
     The model runs as a whole for each.
     """
     first, second = _contributions(linear, latents)
-    without_first = _with_bias(first.detach() + second, linear)
+    without_first = first.detach() + second + linear.bias
     first, second = _contributions(linear, latents)
-    without_second = _with_bias(first + second.detach(), linear)
+    without_second = first + second.detach() + linear.bias
     first, second = _contributions(linear, latents)
-    return without_first, without_second, _with_bias(first + second, linear)
+    return without_first, without_second, first + second + linear.bias
 
 
 def released_mipd(
@@ -76,7 +72,7 @@ def released_mipd(
         else list(permutations)
     )
     first, second = _contributions(linear, latents)
-    clean = _with_bias(first + second, linear).repeat(len(drawn), 1)
+    clean = (first + second + linear.bias).repeat(len(drawn), 1)
     repeated = [torch.cat([z] * len(drawn)) for z in latents]
     permuted = [torch.cat([z[index] for index in drawn]) for z in latents]
 

@@ -61,7 +61,7 @@ def card(monkeypatch):
         cases = ("small", "large") if slow else ("small",)
         named = itertools.product((*OPS, "gather_add"), ("triton", "cuda"), cases)
         return [
-            Item(f"t.py::test[{backend}-{op}-{case}-bound]")
+            Item.named(f"t.py::test[{backend}-{op}-{case}-bound]")
             for op, backend, case in named
             if op != state.without
         ]

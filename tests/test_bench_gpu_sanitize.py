@@ -52,7 +52,7 @@ NO_DEVICE = """\
 
 
 def item(op="nt_xent", backend="cuda", case="a", check="repeat"):
-    return Item(f"suite.py::test[{backend}-{op}-{case}-{check}]")
+    return Item.named(f"suite.py::test[{backend}-{op}-{case}-{check}]")
 
 
 def run(tool="memcheck", backend="cuda"):

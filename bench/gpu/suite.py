@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from bench.gpu.processes import last_words, python, run_group, run_items
 
@@ -17,33 +17,20 @@ COLLECT_SECONDS = 120
 PASSED = {"passed": "yes", "failed": "no", "not run": "not run"}
 
 
-@dataclass(frozen=True)
-class Item:
-    """One check of one case on one backend, by the name that pytest gives it."""
+class Item(NamedTuple):
+    """One check of one case on one backend."""
 
-    nodeid: str  # file::test[backend-op-case-check]
+    nodeid: str  # as pytest names it: file::test[backend-op-case-check]
+    backend: str
+    op: str
+    case: str
+    check: str
 
-    @property
-    def parts(self) -> tuple[str, str, str, str]:
-        """Backend, op, case and check; empty if it is not named so."""
-        found = re.search(r"\[(\w+)-(\w+)-(.+)-(\w+)\]$", self.nodeid)
-        return found.groups() if found else ("", "", "", "")
-
-    @property
-    def backend(self) -> str:
-        return self.parts[0]
-
-    @property
-    def op(self) -> str:
-        return self.parts[1]
-
-    @property
-    def case(self) -> str:
-        return self.parts[2]
-
-    @property
-    def check(self) -> str:
-        return self.parts[3]
+    @staticmethod
+    def named(nodeid: str) -> Item:
+        """The item of that name; what is not named so has no backend."""
+        found = re.search(r"\[(\w+)-(\w+)-(.+)-(\w+)\]$", nodeid)
+        return Item(nodeid, *(found.groups() if found else [""] * 4))
 
     def row(self, outcome: str, message: str = "", seconds: float | None = None) -> dict[str, str]:
         """As it stands in correctness.csv."""
@@ -55,7 +42,7 @@ class Item:
 
 def all_of(op: str, backend: str) -> Item:
     """Stands for an op's items where there are none."""
-    return Item(f"[{backend}-{op}-all-all]")
+    return Item("", backend, op, "all", "all")
 
 
 def pytest_command(*arguments: object) -> list[str]:
@@ -69,8 +56,8 @@ def collect(*, slow: bool) -> list[Item]:
     output, code = run_group(command, COLLECT_SECONDS)
     if code != 0:
         raise RuntimeError(f"{SUITE} cannot be collected, code {code}: {last_words(output)}")
-    found = [Item(line) for line in output.splitlines() if "::" in line]
-    return sorted((item for item in found if item.backend in BACKENDS), key=lambda i: i.parts)
+    found = [Item.named(line) for line in output.splitlines() if "::" in line]
+    return sorted((item for item in found if item.backend in BACKENDS), key=lambda i: i[1:])
 
 
 def check(
@@ -86,19 +73,18 @@ def check(
         there = folder / backend
         there.mkdir()
         # whoever compiles a case's kernels runs all of its checks
-        cases = groupby((i for i in items if i.backend == backend), key=lambda i: i.parts[:3])
+        cases = groupby((i for i in items if i.backend == backend), key=lambda i: i[1:4])
         groups = [[item.nodeid for item in group] for _, group in cases]
         left = deadline - monotonic()
         end = monotonic() + left / (len(BACKENDS) - at)
-        for nodeid, line in run_items(groups, command, there, workers, end).items():
-            if line["outcome"] != "skipped":
-                seconds = line.get("seconds")
-                rows.append(Item(nodeid).row(line["outcome"], line.get("message") or "", seconds))
-        good, all_ = (
-            sum(row["backend"] == backend and row["passed"] in kinds for row in rows)
-            for kinds in (("yes",), PASSED.values())
-        )
-        print(f"{backend}: {good} checks right, {all_ - good} wrong or not run", flush=True)
+        found = [
+            Item.named(nodeid).row(line["outcome"], line.get("message") or "", line.get("seconds"))
+            for nodeid, line in run_items(groups, command, there, workers, end).items()
+            if line["outcome"] != "skipped"
+        ]
+        good = sum(row["passed"] == "yes" for row in found)
+        print(f"{backend}: {good} checks right, {len(found) - good} wrong or not run", flush=True)
+        rows += found
     done = {(row["op"], row["backend"]) for row in rows}
     for op, backend in expected:
         if (op, backend) not in done:
