@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.case import Case
+from bench.gpu.command import why_not
 from bench.gpu_timer import time_step
 from bench.inputs import make_inputs
 from bench.registry import benchmarks
@@ -176,8 +177,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Tune, print the table to paste into kernels/_config.py; 2 without a GPU."""
-    from bench.gpu.command import why_not
-
     reason = why_not()
     if reason:
         print(f"python -m bench tune: {reason}", file=sys.stderr)

@@ -68,15 +68,15 @@ def check(
     deadline: float,
 ) -> list[dict[str, str]]:
     """A row for every item, one backend after the other, and for what has no item."""
-    rows = []
-    for at, backend in enumerate(BACKENDS):
+    rows: list[dict[str, str]] = []
+    backends = [name for name in BACKENDS if any(item.backend == name for item in items)]
+    for at, backend in enumerate(backends):
         there = folder / backend
         there.mkdir()
         # whoever compiles a case's kernels runs all of its checks
         cases = groupby((i for i in items if i.backend == backend), key=lambda i: i[1:4])
         groups = [[item.nodeid for item in group] for _, group in cases]
-        left = deadline - monotonic()
-        end = monotonic() + left / (len(BACKENDS) - at)
+        end = monotonic() + (deadline - monotonic()) / (len(backends) - at)
         found = [
             Item.named(nodeid).row(line["outcome"], line.get("message") or "", line.get("seconds"))
             for nodeid, line in run_items(groups, command, there, workers, end).items()
