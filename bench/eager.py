@@ -42,12 +42,10 @@ def mipd_eager(
     """L_MIPD with the greedy gradients of single-modality subsets, clean path shared."""
     num_modalities, num_rows, num_classes = contributions.shape
     head_factor = 2 - num_modalities  # 1 for the member, -1 for each other modality
-    shared_bias = (
-        bias.detach() + head_factor * (bias - bias.detach()) if head_factor else bias.detach()
-    )
-    clean = contributions.detach().sum(0)
+    clean, shared_bias = contributions.detach().sum(0), bias.detach()
     if head_factor:
         clean = clean + head_factor * (contributions.sum(0) - clean)
+        shared_bias = shared_bias + head_factor * (bias - shared_bias)
     clean = clean + shared_bias
     # what stays of row i when modality m is replaced; its owners work against the perturbation
     others = contributions.flip(0) if num_modalities == 2 else contributions.sum(0) - contributions
