@@ -113,10 +113,15 @@ def test_every_tensor_is_its_own_allocation_where_that_matters():
 
 
 def test_small_items_are_watched():
-    quick = [item(), item(check="bound"), item("row_divergence", case="R9_N4_C1025")]
-    large = [item("row_divergence", case="R9_N4_C1025"), item("row_divergence", case="R9_N4_C4096")]
-    large += [item("nt_xent", case="L128_D64_C6", check="strided")]
-    assert watched(quick, large) == [quick[0], quick[2], large[2]]
+    quick = [
+        item(case=f"L{at:02}", check=check) for at in range(25) for check in ("bound", "repeat")
+    ]
+    quick += [item("row_divergence", case="R1"), item("row_divergence", case="R9_N4_C1025")]
+    large = [item("row_divergence", case="R9_N4_C4096"), item("nt_xent", case="L128_D64_C6")]
+    found = watched(quick, [*quick, *large])
+    assert [i.case for i in found[:-3]] == [f"L{at:02}" for at in range(0, 25, 3)]
+    assert found[-3:] == [quick[-2], quick[-1], large[1]]
+    assert {i.check for i in found} == {"repeat"}
 
 
 def test_plan():

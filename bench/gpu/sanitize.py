@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
@@ -28,6 +29,7 @@ NOT_INSTALLED = f"{NAME} is not installed"
 
 # the checks that run: ours several times, and on inputs that are not contiguous
 WATCHED = ("repeat", "strided")
+QUICK_CASES = 10  # of an op on a backend, at most
 # beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, pairs
 # that are far
 MORE = re.compile(
@@ -51,9 +53,16 @@ def find() -> Path | None:
 
 
 def watched(quick: Iterable[Item], everything: Iterable[Item]) -> list[Item]:
-    """The items that a tool is to watch: small ones, in the checks that run kernels the most."""
-    small = [*quick, *(item for item in everything if MORE.fullmatch(f"{item.op}/{item.case}"))]
-    return [item for item in dict.fromkeys(small) if item.check in WATCHED]
+    """What a tool is to watch: of each op and backend some quick cases, and those of MORE."""
+    kept: set[tuple[str, ...]] = set()
+    for _, group in groupby(quick, key=lambda item: item[1:3]):
+        cases = list(dict.fromkeys(item[1:4] for item in group))
+        kept |= {*cases[:: 1 + (len(cases) - 1) // QUICK_CASES]}
+    return [
+        item
+        for item in everything
+        if item.check in WATCHED and (item[1:4] in kept or MORE.fullmatch(f"{item.op}/{item.case}"))
+    ]
 
 
 @dataclass(frozen=True)

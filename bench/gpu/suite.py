@@ -94,5 +94,7 @@ def check(
 
 def command(results: Path, nodeids: Collection[str]) -> list[str]:
     """What runs some items; its log says which of them is running, and a crash's last words."""
+    chosen = results.with_suffix(".items")
+    chosen.write_text("\n".join(nodeids), encoding="utf-8")
     options = ("--slow", "-v", "-s", "-p", "no:faulthandler", "-p", "bench.gpu.lost_device")
-    return pytest_command("--results", results, *options, *nodeids)
+    return pytest_command(f"@{chosen}", "--results", results, *options)
