@@ -20,14 +20,21 @@ CPP := $(shell find csrc tests/teams tests/emulated -name '*.h' -o -name '*.cpp'
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test lint bench docs wheel wheel-test format clean
+.PHONY: demo test test-all test-gpu lint bench docs wheel wheel-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/train_digits.py
 
+# Which test is in which tier: docs/testing.md.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --doctest-modules mcr_fast tests --slow $(PYTEST_ARGS)
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/suite --device cuda $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -51,7 +58,7 @@ wheel: $(VENV)/.installed-wheel
 	$(BIN)/python .ci/describe-wheel dist/*.whl
 
 wheel-test: wheel $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/test_wheel_contents.py --wheel dist/*.whl
+	$(BIN)/python -m pytest tests/test_wheel_contents.py --slow --wheel dist/*.whl
 	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
 		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
 

@@ -2,13 +2,16 @@
 
 ``MCR_FAST_BUILD`` says what to compile:
 
-- ``auto`` (default): what this machine can build; it prints what it chose
+- ``auto`` (default): the CPU library where it can be built. The CUDA one too where there are nvcc
+  and a use for it: a GPU, a CUDA torch, or GPUs named in ``TORCH_CUDA_ARCH_LIST``. It prints what
+  it chose
 - ``cpu``: the CPU library, or an error
 - ``cuda``: the CPU library and the CUDA one, or an error. That needs nvcc, but neither a GPU nor a
   CUDA torch; the library is loaded beside a CUDA torch only
 - ``none``: nothing; every op then runs through the plain-torch reference
 
-``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as for torch's own extensions: ``8.0;9.0+PTX``.
+``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as for torch's own extensions: ``8.0;9.0+PTX``, or
+``all`` that a wheel serves.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
 COMPILERS = ["c++", "g++", "clang++"]
 MIN_TORCH = (2, 10)
+NO_NVCC = "nvcc was not found; set CUDA_HOME or CUDACXX"
 
 # Every GPU that a wheel serves: Turing to Blackwell, and PTX for what comes later.
 WHEEL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
@@ -113,6 +117,17 @@ def cuda_architectures() -> str:
     return ";".join(named)
 
 
+def missing_for_cuda() -> str | None:
+    """Why ``auto`` leaves the CUDA library out, None if it is compiled. It takes minutes."""
+    if find_nvcc() is None:
+        return NO_NVCC
+    import torch
+
+    if torch.version.cuda or os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_architectures():
+        return None
+    return "neither a GPU nor a CUDA torch; MCR_FAST_BUILD=cuda compiles for them all the same"
+
+
 def choose_build() -> str:
     """What ``MCR_FAST_BUILD`` comes to on this machine: "cuda", "cpu" or "none"."""
     wanted = os.environ.get("MCR_FAST_BUILD", "auto")
@@ -123,13 +138,13 @@ def choose_build() -> str:
     reason = missing_for_cpu()
     if wanted in ("cpu", "cuda") and reason:
         raise SystemExit(f"MCR_FAST_BUILD={wanted} cannot be built: {reason}")
-    no_nvcc = None if find_nvcc() else "nvcc was not found; set CUDA_HOME or CUDACXX"
-    if wanted == "cuda" and no_nvcc:
-        raise SystemExit(f"MCR_FAST_BUILD=cuda cannot be built: {no_nvcc}")
+    if wanted == "cuda" and find_nvcc() is None:
+        raise SystemExit(f"MCR_FAST_BUILD=cuda cannot be built: {NO_NVCC}")
     if wanted != "auto":
         return wanted
-    chosen = "none" if reason else "cpu" if no_nvcc else "cuda"
-    why = reason or no_nvcc or f"the CPU library, and the CUDA one with {find_nvcc()}"
+    no_cuda = reason or missing_for_cuda()
+    chosen = "none" if reason else "cpu" if no_cuda else "cuda"
+    why = no_cuda or f"the CPU library, and the CUDA one with {find_nvcc()}"
     print(f"mcr_fast: MCR_FAST_BUILD=auto builds {chosen!r} ({why})", file=sys.stderr)
     return chosen
 

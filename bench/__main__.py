@@ -14,6 +14,7 @@ from bench.registry import MODES, STEMS, default_modes, select
 
 SHOWN = ("provider", "p20_ms", "p50_ms", "p80_ms", "ratio_to_ours", "peak_mb", "element_ns")
 SHOWN += ("floor_fraction", "compile_s", "skipped")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/training.md")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -48,9 +49,7 @@ def _run_targets(effort: Effort, out: Path) -> int:
         rows.append(row)
         figure = f"{row['measured']} {row['unit']}".strip()
         detail = f"   ({row['detail']})" if row["detail"] else ""
-        print(
-            f"{row['passed']:<6}  {row['what']}: {figure}, target {row['goal']}{detail}", flush=True
-        )
+        print(f"{row['passed']}  {row['what']}: {figure}, goal {row['goal']}{detail}", flush=True)
     results.write(out / "targets.csv", rows, results.TARGET_COLUMNS)
     missed = sum(row["passed"] != "pass" for row in rows)
     print(f"{len(rows) - missed} passed, {missed} missed; written to {out / 'targets.csv'}")
@@ -76,9 +75,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _table(options: argparse.Namespace) -> int:
     from bench.table import write_tables
 
-    pages = ("README.md", "docs/benchmarks.md", "docs/training.md")
-    files = options.file or [machine.ROOT / page for page in pages]
-    for path in files:
+    for path in options.file or [machine.ROOT / page for page in PAGES]:
         count = write_tables(path, results.folder(options.machine)) if path.exists() else 0
         print(f"{path}: {count} tables")
     return 0
@@ -87,30 +84,22 @@ def _table(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
+    several, its_folder = "can be repeated; all if left out", "instead of bench/results/<machine>"
 
     run = commands.add_parser("run", help="measure, print, and add to the results")
-    run.add_argument(
-        "--op", action="append", choices=STEMS, help="can be repeated; all if left out"
-    )
+    run.add_argument("--op", action="append", choices=STEMS, help=several)
     run.add_argument("--case", default="", help="only cases with this in their name, such as N512")
-    run.add_argument(
-        "--mode",
-        action="append",
-        choices=MODES,
-        help="can be repeated; the points of a sweep run full only, if left out",
-    )
+    run.add_argument("--mode", action="append", choices=MODES, help=f"{several}: sweeps full only")
     run.add_argument("--quick", action="store_true", help="smallest cases, a few calls, no memory")
-    run.add_argument(
-        "--targets", action="store_true", help="the figures that this version must reach"
-    )
+    run.add_argument("--targets", action="store_true", help="the figures that ours must reach")
     run.add_argument("--seconds", type=float, default=1.0, help="of calls for each provider")
     run.add_argument("--no-memory", action="store_true", help="times only")
     run.add_argument("--threads", type=int, help="torch's threads")
-    run.add_argument("--out", type=Path, help="folder, instead of bench/results/<machine>")
+    run.add_argument("--out", type=Path, help=its_folder)
     run.set_defaults(command=_run)
 
     plot = commands.add_parser("plot", help="draw the results beside their files")
-    plot.add_argument("--machine", help="folder in bench/results, this machine's if left out")
+    plot.add_argument("--machine", help=its_folder)
     plot.set_defaults(command=_plot)
 
     compare = commands.add_parser("compare", help="exit 1 if B is slower than A")
@@ -120,21 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--provider", default="ours")
     compare.set_defaults(command=_compare)
 
-    table = commands.add_parser(
-        "table", help="write the tables of README.md, docs/benchmarks.md and docs/training.md"
-    )
-    table.add_argument("--machine", help="folder in bench/results, this machine's if left out")
+    table = commands.add_parser("table", help="write the tables of the README and of docs")
+    table.add_argument("--machine", help=its_folder)
     table.add_argument("--file", type=Path, action="append", help="instead of those")
     table.set_defaults(command=_table)
 
-    speeds = commands.add_parser("two_speed", help="accuracy: train on a task of two speeds")
-    two_speed.add_arguments(speeds)
-
-    gpu = commands.add_parser("gpu", help="check every kernel on this GPU, then measure it")
-    gpu_command.add_arguments(gpu)
-
-    tune = commands.add_parser("tune", help="try launch configurations of Triton kernels on a GPU")
-    tune_triton.add_arguments(tune)
+    for name, module, words in (
+        ("two_speed", two_speed, "accuracy: train on a task of two speeds"),
+        ("gpu", gpu_command, "check every kernel on this GPU, then measure it"),
+        ("tune", tune_triton, "try launch configurations of Triton kernels on a GPU"),
+    ):
+        module.add_arguments(commands.add_parser(name, help=words))
     return parser
 
 

@@ -1,19 +1,19 @@
 """The whole regularizer of a step, permutations drawn in it: MIPD and the contrastive term."""
 
 from dataclasses import replace
-from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
 import mcr_fast
-from bench import bench_nt_xent, bench_permuted_divergence, released
-from bench.contrastive import dense_bytes, no_pml
+from bench import released
+from bench.bench_nt_xent import pml_bytes
+from bench.bench_permuted_divergence import released_bytes
+from bench.case import Case, unique_cases
+from bench.contrastive import no_pml
 from bench.eager import mipd_eager, nt_xent_eager
 from bench.inputs import Inputs
-from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.registry import Benchmark, Provider, usual
 
 BASE = Case("mcr_loss", N=32, D=512, C=6, K=32, donors="drawn", start="latents")
 CASES = [
@@ -69,36 +69,23 @@ def released_formulation(inputs: Inputs) -> Tensor:
     )
 
 
-EAGER = Provider(
-    "eager", eager, lambda case: 4 * 8 * case.num_pairs * case.C + dense_bytes(case, 6)
-)
 BENCHMARK = Benchmark(
     "mcr_loss",
     unique_cases(CASES, SWEEP),
     (
-        Provider("ours", ours),
-        Provider(
-            "reference",
-            partial(ours, backend="reference"),
-            lambda case: 4 * 16 * case.num_pairs * case.C + 12 * 4 * case.L**2,
+        *usual(
+            ours,
+            eager,
+            lambda case: case.pair_bytes(16) + 12 * 4 * case.L**2,
+            lambda case: case.pair_bytes(8) + case.dense_bytes(6),
         ),
-        EAGER,
-        compiled(EAGER),
         Provider(
             "released",
             released_formulation,
-            lambda case: (
-                bench_permuted_divergence.released_bytes(case) + bench_nt_xent.pml_bytes(case)
-            ),
+            lambda case: released_bytes(case) + pml_bytes(case),
             skip=no_pml,
             gives_value=False,
         ),
     ),
     axes={"N": "C = 28, K = 32, D = 512"},
 )
-
-
-@pytest.mark.parametrize("case", [c for c in BENCHMARK.cases if c.quick], ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", MODES)
-def test_mcr_loss(benchmark, case: Case, mode: str) -> None:
-    regression(benchmark, BENCHMARK, case, mode)

@@ -1,17 +1,15 @@
 """MIPD: the divergence of permuted modalities, from latents and from contributions."""
 
 from dataclasses import replace
-from functools import partial
 
-import pytest
 from torch import Tensor
 
 import mcr_fast
 from bench import released
+from bench.case import Case, unique_cases
 from bench.eager import mipd_eager
 from bench.inputs import Inputs
-from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.registry import Benchmark, Provider, usual
 
 BASE = Case("permuted_divergence", N=128, D=512, C=28, K=32, donors="uniform", start="latents")
 # batch size and classes of the data sets that the paper trains on, or close to them
@@ -86,19 +84,11 @@ def released_bytes(case: Case) -> float:
     return 4 * rows * (4 * case.D + 60 * case.C)
 
 
-EAGER = Provider("eager", eager, lambda case: 4 * 8 * case.num_pairs * case.C)
 BENCHMARK = Benchmark(
     "permuted_divergence",
     unique_cases(PUBLISHED, SWEEPS, DONORS, OTHERS),
     (
-        Provider("ours", ours),
-        Provider(
-            "reference",
-            partial(ours, backend="reference"),
-            lambda case: 4 * 16 * case.num_pairs * case.C,
-        ),
-        EAGER,
-        compiled(EAGER),
+        *usual(ours, eager, lambda case: case.pair_bytes(16), lambda case: case.pair_bytes(8)),
         Provider(
             "released",
             released_formulation,
@@ -113,9 +103,3 @@ BENCHMARK = Benchmark(
         "C": "N = 128, K = 32, D = 512",
     },
 )
-
-
-@pytest.mark.parametrize("case", [c for c in BENCHMARK.cases if c.quick], ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", MODES)
-def test_permuted_divergence(benchmark, case: Case, mode: str) -> None:
-    regression(benchmark, BENCHMARK, case, mode)

@@ -1,17 +1,15 @@
 """The divergence of perturbed logits from the clean rows they belong to."""
 
 from dataclasses import replace
-from functools import partial
 
-import pytest
 from torch import Tensor
 
 import mcr_fast
 from bench import released
+from bench.case import Case, unique_cases
 from bench.eager import row_divergence_eager
 from bench.inputs import Inputs
-from bench.registry import MODES, Benchmark, Case, Provider, compiled, unique_cases
-from bench.regression import regression
+from bench.registry import Benchmark, Provider, usual
 
 BASE = Case("row_divergence", N=128, C=28, K=32, M=0)
 CASES = [
@@ -32,36 +30,22 @@ def ours(inputs: Inputs, backend: str | None = None) -> Tensor:
     )
 
 
-def eager(inputs: Inputs) -> Tensor:
-    """The mean divergence in plain torch."""
-    return row_divergence_eager(inputs.perturbed, inputs.clean)
-
-
 def released_formulation(inputs: Inputs) -> Tensor:
     """The published divergence: the clean logits are repeated."""
     return released.jensen_shannon(inputs.clean.repeat(inputs.case.K, 1), inputs.perturbed)
 
 
-EAGER = Provider("eager", eager, lambda case: 4 * 8 * case.num_pairs * case.C)
 BENCHMARK = Benchmark(
     "row_divergence",
     unique_cases(CASES, OTHERS),
     (
-        Provider("ours", ours),
-        Provider(
-            "reference",
-            partial(ours, backend="reference"),
-            lambda case: 4 * 16 * case.num_pairs * case.C,
+        *usual(
+            ours,
+            lambda inputs: row_divergence_eager(inputs.perturbed, inputs.clean),
+            lambda case: case.pair_bytes(16),
+            lambda case: case.pair_bytes(8),
         ),
-        EAGER,
-        compiled(EAGER),
-        Provider("released", released_formulation, lambda case: 4 * 12 * case.num_pairs * case.C),
+        Provider("released", released_formulation, lambda case: case.pair_bytes(12)),
     ),
     axes={"N": "32 perturbed rows each, C = 28", "C": "N = 128, 32 perturbed rows each"},
 )
-
-
-@pytest.mark.parametrize("case", [c for c in BENCHMARK.cases if c.quick], ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", MODES)
-def test_row_divergence(benchmark, case: Case, mode: str) -> None:
-    regression(benchmark, BENCHMARK, case, mode)

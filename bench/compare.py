@@ -23,28 +23,16 @@ def compare(before: Path, after: Path, threshold: float, provider: str) -> tuple
         return f"no measurement of {provider!r} is in both files", False
     changes.sort(reverse=True)
     lines = []
-    for ratio, (op, case, mode, _), was, now in changes:
-        verdict = _verdict(ratio, threshold)
-        times = (significant(was), significant(now), f"{ratio:.2f}")
-        lines.append((op, case, mode, *times, verdict))
+    for ratio, (*name, _), was, now in changes:
+        verdict = "slower" if ratio > threshold else "faster" if ratio < 1 / threshold else ""
+        lines.append((*name, significant(was), significant(now), f"{ratio:.2f}", verdict))
     table = tabulate(lines, ["op", "case", "mode", "before ms", "after ms", "ratio", ""])
-    notes = _notes(list(old.values()), list(new.values()))
+    notes = []
+    for column in ("device", "threads", "capability", "torch"):
+        was, now = (sorted({row[column] for row in rows.values()}) for rows in (old, new))
+        if was != now:
+            notes.append(f"not alike: {column} {was} and {now}")
     missing = len(old.keys() ^ new.keys())
     if missing:
         notes.append(f"{missing} measurements are in one file only")
     return "\n".join([table, *notes]), changes[0][0] > threshold
-
-
-def _verdict(ratio: float, threshold: float) -> str:
-    if ratio > threshold:
-        return "slower"
-    return "faster" if ratio < 1 / threshold else ""
-
-
-def _notes(old: list[dict[str, str]], new: list[dict[str, str]]) -> list[str]:
-    notes = []
-    for column in ("device", "threads", "capability", "torch"):
-        was, now = {row[column] for row in old}, {row[column] for row in new}
-        if was != now:
-            notes.append(f"not alike: {column} {sorted(was)} and {sorted(now)}")
-    return notes

@@ -41,11 +41,11 @@ def mipd_eager(
 ) -> Tensor:  # []
     """L_MIPD with the greedy gradients of single-modality subsets, clean path shared."""
     num_modalities, num_rows, num_classes = contributions.shape
-    head = 2 - num_modalities  # 1 for the member, -1 for each other modality
-    shared_bias = bias.detach() + head * (bias - bias.detach()) if head else bias.detach()
-    clean = contributions.detach().sum(0)
-    if head:
-        clean = clean + head * (contributions.sum(0) - clean)
+    head_factor = 2 - num_modalities  # 1 for the member, -1 for each other modality
+    clean, shared_bias = contributions.detach().sum(0), bias.detach()
+    if head_factor:
+        clean = clean + head_factor * (contributions.sum(0) - clean)
+        shared_bias = shared_bias + head_factor * (bias - shared_bias)
     clean = clean + shared_bias
     # what stays of row i when modality m is replaced; its owners work against the perturbation
     others = contributions.flip(0) if num_modalities == 2 else contributions.sum(0) - contributions
@@ -118,11 +118,3 @@ def sup_con_eager(
     per_anchor = log_all - sum_positive / count.clamp_min(1)
     is_anchor = count > 0
     return torch.where(is_anchor, per_anchor, 0).sum() / is_anchor.sum()
-
-
-def reconstruction_loss_eager(
-    latents: list[Tensor],  # M tensors [N, D_m]
-    reconstruction: Tensor,  # [N, sum of D_m]
-) -> Tensor:  # []
-    """The library's own fused loss against the concatenation."""
-    return F.mse_loss(reconstruction, torch.cat(latents, dim=1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import mcr_fast
-from bench.registry import Case
+from bench.case import Case
 from mcr_fast.sampling import CyclicPermutations
 
 

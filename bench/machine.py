@@ -78,6 +78,21 @@ def environment() -> dict[str, str]:
     }
 
 
+def gpu_environment(commit: str = "") -> dict[str, str]:
+    """The same with the GPU in the place of the processor.
+
+    A copy of the tree without its history takes the commit that the caller names.
+    """
+    import triton
+
+    found = environment()
+    major, minor = torch.cuda.get_device_capability()
+    if not found["commit"]:
+        found = {**found, "commit": commit, "dirty": "unknown"}
+    capability = f"sm_{major}{minor}, triton {triton.__version__}"
+    return {**found, "device": torch.cuda.get_device_name(), "capability": capability}
+
+
 def load() -> float:
     """Processes that ran on average over the last minute: others' in a run that starts now."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

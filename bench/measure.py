@@ -1,15 +1,21 @@
-"""Measures one case: all its providers against each other, in every mode asked for."""
+"""Measures one case: all its providers in turns on the CPU, one after the other on a GPU."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
-from bench import machine
-from bench.floors import element_ns, floor_seconds
-from bench.inputs import make_inputs
+import torch
+
+from bench import gpu_timer, machine
+from bench.case import Case
+from bench.floors import Rates, element_ns, floor_seconds, gpu_floor_seconds
+from bench.inputs import Inputs, make_inputs
 from bench.memory import peak_bytes
-from bench.registry import Benchmark, Case, Provider
+from bench.registry import Benchmark, Provider
 from bench.results import significant
-from bench.timer import Contestant, Times, contestant, race
+from bench.timer import Step, Times, race, step
+
+MEMORY_SHARE = 0.85  # of a GPU's free memory: the most that a provider may be estimated to need
 
 
 @dataclass(frozen=True)
@@ -34,39 +40,77 @@ def measure(
     providers: tuple[Provider, ...] | None = None,
 ) -> list[dict[str, str]]:
     """One row for each provider; a provider that cannot run gives a row with the reason."""
-    load = machine.load()
-    contestants: dict[str, Contestant] = {}
-    skipped: dict[str, str] = {}
-    compile_seconds: dict[str, float] = {}
-    chosen = providers or benchmark.providers
-    for provider in chosen:
+    load = significant(machine.load(), 2)
+    rows, steps = {}, {}
+    for provider in providers or benchmark.providers:
         reason = provider.reason_to_skip(case)
-        if reason:
-            skipped[provider.name] = reason
-            continue
-        inputs = make_inputs(case)
-        forward = provider.forward(inputs)
-        contestants[provider.name] = contestant(forward, inputs.leaves(), mode)
-        if provider.compiled:
-            # the first call compiles, the second one is what it takes to run
-            start = perf_counter()
-            contestants[provider.name].call()
-            compile_seconds[provider.name] = perf_counter() - start
-    times = race(contestants, effort.seconds, effort.rounds)
+        row = {**identity(case, mode, provider), **machine.environment(), "load": load}
+        rows[provider.name] = {**row, "skipped": reason or ""}
+        if reason is None:
+            inputs = make_inputs(case)
+            made = step(provider.forward(inputs), inputs.leaves(), mode)
+            steps[provider.name] = made
+            if provider.compiled:
+                rows[provider.name]["compile_s"] = _first_call(made)
+    times = race(steps, effort.seconds, effort.rounds)
     ours = times.get("ours")
-    rows = []
-    for provider in chosen:
-        row = {**identity(case, mode, provider), **machine.environment()}
-        row["load"] = significant(load, 2)
-        row["skipped"] = skipped.get(provider.name, "")
-        row["compile_s"] = significant(compile_seconds.get(provider.name), 3)
-        if provider.name in times:
-            row |= _figures(case, mode, times[provider.name], ours)
-            if effort.memory and mode == "full":
-                peak = peak_bytes(case, provider.name)
-                row["peak_mb"] = "" if peak is None else significant(peak / 1e6)
-        rows.append(row)
-    return rows
+    for name, found in times.items():
+        row = rows[name]
+        row |= _columns(found, floor_seconds(case, mode))
+        row["ratio_to_ours"] = significant(found.p50 / ours.p50 if ours else None)
+        row["element_ns"] = significant(element_ns(case, found.p50))
+        if effort.memory and mode == "full":
+            peak = peak_bytes(case, name)
+            row["peak_mb"] = significant(None if peak is None else peak / 1e6)
+    return list(rows.values())
+
+
+def measure_on_gpu(
+    case: Case,
+    modes: tuple[str, ...],
+    providers: Iterable[Provider],
+    rates: Rates | None,
+    seconds: float,
+) -> Iterator[dict[str, str]]:
+    """One row for each provider and mode, when it is there; the environment is the caller's."""
+    inputs = make_inputs(case, device="cuda")
+    limit = MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+    for provider in providers:
+        inputs.module = None
+        reason = provider.skip(case) or provider.too_large(case, limit)
+        # compiling takes longer than all else, and only a whole step has a goal against it
+        for mode in modes[:1] if provider.compiled else modes:
+            row = identity(case, mode, provider)
+            if reason is None:
+                try:
+                    row |= _gpu_figures(provider, inputs, mode, rates, seconds)
+                except Exception as error:  # out of memory, no compiler, what a graph cannot hold
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            yield {**row, "skipped": reason or ""}
+        torch.cuda.empty_cache()
+
+
+def _gpu_figures(
+    provider: Provider, inputs: Inputs, mode: str, rates: Rates | None, seconds: float
+) -> dict[str, str]:
+    case, leaves = inputs.case, inputs.leaves()
+    made = step(provider.forward(inputs), leaves, mode.removesuffix("_graph"))
+    found = {"compile_s": _first_call(made)} if provider.compiled else {}
+    if mode.endswith("_graph"):
+        made = gpu_timer.replayed(made)
+    times = gpu_timer.time_step(made, seconds)
+    if mode == "full":
+        found["peak_mb"] = significant(gpu_timer.peak_bytes(made, leaves) / 1e6)
+    return found | _columns(times, gpu_floor_seconds(case, mode, rates))
+
+
+def _first_call(made: Step) -> str:
+    """Seconds of the call that compiles; the next one is what it takes to run."""
+    start = perf_counter()
+    made.run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return significant(perf_counter() - start, 3)
 
 
 def identity(case: Case, mode: str, provider: Provider) -> dict[str, str]:
@@ -76,14 +120,11 @@ def identity(case: Case, mode: str, provider: Provider) -> dict[str, str]:
     return {**named, **sizes, "dtype": case.dtype, "donors": case.donors, "start": case.start}
 
 
-def _figures(case: Case, mode: str, times: Times, ours: Times | None) -> dict[str, str]:
-    floor = floor_seconds(case, mode)
+def _columns(times: Times, floor: float | None) -> dict[str, str]:
     return {
         "p20_ms": significant(times.p20 * 1e3),
         "p50_ms": significant(times.p50 * 1e3),
         "p80_ms": significant(times.p80 * 1e3),
         "calls": str(times.calls),
-        "ratio_to_ours": significant(times.p50 / ours.p50 if ours else None),
-        "element_ns": significant(element_ns(case, times.p50)),
         "floor_fraction": significant(floor / times.p50 if floor else None),
     }

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from bench.registry import Case, benchmarks
+from bench.case import Case
+from bench.registry import benchmarks
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

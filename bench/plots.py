@@ -1,5 +1,6 @@
 """Log-log plots of results: time and memory over each axis that was swept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,18 +10,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench.goals import TimedRow
 from bench.registry import Benchmark, benchmarks
-from bench.results import Row, number, read
+from bench.results import NAMES, Row, number, read, significant
 
-LABELS = {
-    "ours": "mcr_fast",
-    "reference": "reference",
-    "eager": "best eager",
-    "compile": "torch.compile of it",
-    "released": "released formulation",
-    "pml": "pytorch-metric-learning",
-    "liger": "Liger",
-}
 # colours that stay apart for colour-blind readers (Okabe and Ito), and markers for print
 STYLES = {
     "ours": ("#D55E00", "o"),
@@ -86,28 +79,18 @@ def _figure(benchmark: Benchmark, axes: list[str], rows: list[dict[str, str]], p
 
 def _lines(area: Axes, axis: str, points: list[dict[str, str]], column: str) -> None:
     """One line a provider, with the band between the 20th and the 80th percentile for times."""
-    for provider, label in LABELS.items():
-        line = sorted(
-            ((float(row[axis]), row) for row in points if row["provider"] == provider),
-            key=lambda point: point[0],
-        )
-        line = [(x, row) for x, row in line if number(row, column)]
-        if not line:
+    for provider, label in NAMES.items():
+        found = [row for row in points if row["provider"] == provider and number(row, column)]
+        found.sort(key=lambda row: float(row[axis]))
+        if not found:
             continue
         colour, marker = STYLES[provider]
-        xs = [x for x, _ in line]
+        look = {"color": colour, "marker": marker, "markersize": 5, "label": label}
         front = {"linewidth": 2.2, "zorder": 3} if provider == "ours" else {"linewidth": 1.4}
-        area.plot(
-            xs,
-            _column(line, column),
-            color=colour,
-            marker=marker,
-            markersize=5,
-            label=label,
-            **front,
-        )
+        xs = [float(row[axis]) for row in found]
+        area.plot(xs, _column(found, column), **look, **front)
         if column == "p50_ms":
-            low, high = _column(line, "p20_ms"), _column(line, "p80_ms")
+            low, high = _column(found, "p20_ms"), _column(found, "p80_ms")
             area.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     area.set_xscale("log", base=2)
     area.set_yscale("log")
@@ -115,5 +98,44 @@ def _lines(area: Axes, axis: str, points: list[dict[str, str]], column: str) -> 
     area.grid(True, which="major", alpha=0.3)
 
 
-def _column(line: list[tuple[float, Row]], column: str) -> list[float]:
-    return [number(row, column) or float("nan") for _, row in line]
+def _column(rows: list[dict[str, str]], column: str) -> list[float]:
+    return [number(row, column) or float("nan") for row in rows]
+
+
+def plot_goals(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row]) -> None:
+    """Every row's times, forward and backward, as bars with the goal as a line."""
+    shown = [row for row in rows if _bars(row, lines)]
+    if not shown:
+        return
+    figure, areas = plt.subplots(len(shown), 1, figsize=(9, 0.5 + 1.45 * len(shown)), squeeze=False)
+    for area, row in zip(areas[:, 0], shown, strict=True):
+        bars = _bars(row, lines)
+        names = [NAMES.get(name, name) for name, _ in bars]
+        colours = [STYLES.get(name, STYLES["ours"])[0] for name, _ in bars]
+        drawn = area.barh(names, [ms for _, ms in bars], color=colours)
+        area.bar_label(drawn, [f"{significant(ms, 3)} ms" for _, ms in bars], padding=3, fontsize=8)
+        for goal in row.goals:
+            if goal.against == "ms":
+                area.axvline(goal.value, color="black", linestyle="--", linewidth=1)
+        area.set_xscale("log")
+        area.margins(x=0.2)
+        area.invert_yaxis()
+        area.tick_params(labelsize=8)
+        area.set_title(row.label, fontsize=9, loc="left")
+    last = max(lines, key=lambda line: line["date"])
+    title = f"forward + backward, dashed: goal\n{last['device']}, torch {last['torch']}, "
+    figure.suptitle(f"{title}commit {last['commit']}, {last['date'][:10]}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _bars(row: TimedRow, lines: Sequence[Row]) -> list[tuple[str, float]]:
+    """(provider, milliseconds) of a row, from a graph where it is replayed from one."""
+    mode = row.modes[-1] if row.graph else row.modes[0]
+    found = [
+        (line["provider"], number(line, "p50_ms"))
+        for line in lines
+        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, mode)
+    ]
+    return [(name, ms) for name, ms in found if ms]

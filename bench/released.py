@@ -38,52 +38,41 @@ def _contributions(linear: nn.Linear, latents: Sequence[Tensor]) -> tuple[Tensor
     return first, second
 
 
-def _with_bias(total: Tensor, linear: nn.Linear) -> Tensor:
-    return total if linear.bias is None else total + linear.bias
-
-
 def _passes(linear: nn.Linear, latents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits with the first contribution detached, with the second detached, with none detached.
 
     The model runs as a whole for each.
     """
     first, second = _contributions(linear, latents)
-    without_first = _with_bias(first.detach() + second, linear)
+    without_first = first.detach() + second + linear.bias
     first, second = _contributions(linear, latents)
-    without_second = _with_bias(first + second.detach(), linear)
+    without_second = first + second.detach() + linear.bias
     first, second = _contributions(linear, latents)
-    return without_first, without_second, _with_bias(first + second, linear)
+    return without_first, without_second, first + second + linear.bias
 
 
 def released_mipd(
     latents: list[Tensor],  # 2 tensors [N, D]
     linear: nn.Linear,  # over the concatenated latents
     num_permutations: int,
-    generator: torch.Generator | None = None,
     *,
-    permutations: Tensor | None = None,  # [K, N] int64
+    permutations: Tensor | None = None,  # [K, N] int64, drawn if None
     logged: dict[str, Tensor] | None = None,
 ) -> Tensor:  # []
     """The scalar that the published greedy loss adds: identically 0, its gradient is the game's.
 
-    Args:
-        latents: the encoders' outputs; two modalities, as published.
-        linear: the late fusion.
-        num_permutations: K.
-        generator: source of the permutations.
-        permutations: instead of random ones, for comparing gradients.
-        logged: gets the divergence of each perturbed modality, which the code also reports.
+    `logged` gets the divergence of each perturbed modality, which the code also reports.
     """
     if len(latents) != 2:
         raise ValueError(f"the released formulation has 2 modalities, got {len(latents)}")
     num_rows = len(latents[0])
     drawn = (
-        [torch.randperm(num_rows, generator=generator) for _ in range(num_permutations)]
+        [torch.randperm(num_rows) for _ in range(num_permutations)]
         if permutations is None
         else list(permutations)
     )
     first, second = _contributions(linear, latents)
-    clean = _with_bias(first + second, linear).repeat(len(drawn), 1)
+    clean = (first + second + linear.bias).repeat(len(drawn), 1)
     repeated = [torch.cat([z] * len(drawn)) for z in latents]
     permuted = [torch.cat([z[index] for index in drawn]) for z in latents]
 
@@ -103,33 +92,16 @@ def released_step(
     labels: Tensor,  # [N]
     linear: nn.Linear,
     num_permutations: int,
-    contrastive: nn.Module | None = None,
+    contrastive: nn.Module,  # pytorch-metric-learning's NTXentLoss
     *,
     mipd_weight: float = 0.1,
     contrastive_weight: float = 1.0,
-    temperature: float = 0.5,
-    generator: torch.Generator | None = None,
     permutations: Tensor | None = None,  # [K, N] int64
     logged: dict[str, Tensor] | None = None,
 ) -> Tensor:  # []
-    """What the published step adds to the task loss.
-
-    Args:
-        latents: the encoders' outputs.
-        labels: classes.
-        linear: the late fusion.
-        num_permutations: K.
-        contrastive: pytorch-metric-learning's NTXentLoss if None.
-        mipd_weight: of the scalar above.
-        contrastive_weight: of the contrastive term.
-        temperature: of the contrastive term.
-        generator: source of the permutations.
-        permutations: as in `released_mipd`.
-        logged: as in `released_mipd`.
-    """
-    contrastive = published_nt_xent(temperature) if contrastive is None else contrastive
+    """What the published step adds to the task loss."""
     mipd = released_mipd(
-        latents, linear, num_permutations, generator, permutations=permutations, logged=logged
+        latents, linear, num_permutations, permutations=permutations, logged=logged
     )
     shared = contrastive(torch.cat(latents), labels.repeat(len(latents)))
     return mipd_weight * mipd + contrastive_weight * shared

@@ -28,6 +28,16 @@ COLUMNS = (
 )
 TARGET_COLUMNS = ("what", "goal", "measured", "unit", "passed", "detail", *ENVIRONMENT)
 
+# providers in tables and plots
+NAMES = {
+    "ours": "mcr_fast",
+    "reference": "reference",
+    "eager": "best eager",
+    "compile": "torch.compile",
+    "released": "released",
+    "pml": "pytorch-metric-learning",
+}
+
 Row = Mapping[str, str]
 
 

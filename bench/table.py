@@ -12,8 +12,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench import two_speed
-from bench.registry import Case, benchmarks
-from bench.results import Row, number, read, significant
+from bench.case import Case
+from bench.registry import benchmarks
+from bench.results import NAMES, Row, number, read, significant
 
 MARKED = re.compile(
     r"(<!-- bench:begin ?(?P<name>\w*) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL
@@ -25,14 +26,6 @@ WORK = {
     "sup_con": "SupCon",
     "reconstruction_loss": "reconstruction",
     "mcr_loss": "whole `MCRLoss` step",
-}
-PROVIDERS = {
-    "ours": "mcr_fast",
-    "reference": "reference",
-    "eager": "best eager",
-    "compile": "torch.compile",
-    "released": "released",
-    "pml": "pytorch-metric-learning",
 }
 
 
@@ -77,38 +70,43 @@ def _time(row: Row | None) -> str:
 
 def _headline(folder: Path) -> str:
     """Medians of a training step's forward and backward, and how many times faster ours is."""
-    header = ("forward + backward, ms", "size", "mcr_fast", "best eager", "torch.compile")
-    header += ("published", "vs eager", "vs published")
-    lines, used = [], []
-    for stem, case, found in _full(folder):
-        if not case.headline:
-            continue
-        used.append(found["ours"])
-        published = found.get("released") or found.get("pml")
-        times = (_time(row) for row in (found["ours"], found.get("eager"), found.get("compile")))
-        ratios = (_faster(found.get("eager")), _faster(published))
-        lines.append((WORK[stem], _size(case.name), *times, _time(published), *ratios))
-    return _markdown(lines, header, ("left", "left", *("right",) * 6), used)
+    header = ("mcr_fast", "best eager", "torch.compile", "published", "vs eager", "vs published")
+
+    def cells(found: dict[str, Row]) -> Iterator[str]:
+        rows = [*map(found.get, ("ours", "eager", "compile")), _published(found)]
+        yield from map(_time, rows)
+        yield from map(_faster, (rows[1], rows[3]))
+
+    return _sizes(folder, header, cells, lambda case: case.headline)
 
 
 def _cases(folder: Path) -> str:
     """Every case: median times of all providers, memory of those that people choose between."""
-    header = (
-        "forward + backward, ms",
-        "size",
-        *PROVIDERS.values(),
-        "MB",
-        "eager MB",
-        "published MB",
-    )
+
+    def cells(found: dict[str, Row]) -> Iterator[str]:
+        yield from (_time(found.get(name)) for name in NAMES)
+        yield from map(_memory, (found["ours"], found.get("eager"), _published(found)))
+
+    return _sizes(folder, (*NAMES.values(), "MB", "eager MB", "published MB"), cells)
+
+
+def _published(found: dict[str, Row]) -> Row | None:
+    return found.get("released") or found.get("pml")
+
+
+def _sizes(
+    folder: Path,
+    header: tuple[str, ...],
+    cells: Callable[[dict[str, Row]], Iterable[str]],  # of a case's rows by provider
+    chosen: Callable[[Case], bool] = lambda case: True,
+) -> str:
     lines, used = [], []
     for stem, case, found in _full(folder):
-        used.append(found["ours"])
-        published = found.get("released") or found.get("pml")
-        times = (_time(found.get(name)) for name in PROVIDERS)
-        memory = (_memory(row) for row in (found["ours"], found.get("eager"), published))
-        lines.append((WORK[stem], _size(case.name), *times, *memory))
-    return _markdown(lines, header, ("left", "left", *("right",) * (len(header) - 2)), used)
+        if chosen(case):
+            used.append(found["ours"])
+            lines.append((WORK[stem], _size(case.name), *cells(found)))
+    align = ("left", "left", *("right",) * len(header))
+    return _markdown(lines, ("forward + backward, ms", "size", *header), align, used)
 
 
 def _full(folder: Path) -> Iterator[tuple[str, Case, dict[str, Row]]]:
@@ -128,9 +126,8 @@ def _memory(row: Row | None) -> str:
 
 
 def _size(name: str) -> str:
-    return (
-        name.replace("_", " ").replace(" M2", "").replace(" float32", "").removesuffix(" latents")
-    )
+    words = name.replace("_", " ").replace(" M2", "").replace(" float32", "")
+    return words.removesuffix(" latents")
 
 
 def _faster(row: Row | None) -> str:
@@ -141,16 +138,10 @@ def _faster(row: Row | None) -> str:
 def _targets(folder: Path) -> str:
     """Every figure to reach, and what was measured."""
     rows = read(folder / "targets.csv")
-    lines = [
-        (
-            r["what"],
-            f"{r['goal']} {r['unit']}",
-            f"{r['measured']} {r['unit']}",
-            r["passed"],
-            r["detail"],
-        )
-        for r in rows
-    ]
+    lines = []
+    for row in rows:
+        goal, measured = (f"{row[column]} {row['unit']}" for column in ("goal", "measured"))
+        lines.append((row["what"], goal, measured, row["passed"], row["detail"]))
     return _markdown(lines, ("what", "target", "measured", "", "medians"), ("left",) * 5, rows)
 
 

@@ -1,17 +1,19 @@
-"""The figures that this version has to reach, each measured and judged."""
+"""The figures that this version has to reach on a CPU, each measured and judged."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 from bench import machine
 from bench.bench_nt_xent import TEMPERATURE
-from bench.floors import element_ns
+from bench.case import Case
+from bench.goals import Goal, TimedRow, outcome, verdicts
 from bench.inputs import make_inputs
-from bench.measure import Effort
+from bench.measure import Effort, measure
 from bench.memory import peak_bytes
-from bench.registry import Case, benchmarks
+from bench.registry import benchmarks
 from bench.results import significant
-from bench.timer import Times, contestant, race
+from bench.timer import race, step
 from bench.truth import errors
 
 SMALL = Case("permuted_divergence", N=32, D=512, C=6, K=32, donors="uniform", start="latents")
@@ -23,93 +25,63 @@ DENSE = replace(CONTRASTIVE, N=2048, C=174)
 LONG = replace(CONTRASTIVE, N=8192, C=174)
 STEP = replace(SMALL, op="mcr_loss", donors="drawn")
 
+Outcomes = Iterator[dict[str, str]]
 
-@dataclass(frozen=True)
-class Outcome:
-    """One figure against its goal."""
-
-    what: str
-    goal: float
-    measured: float
-    unit: str = "x"
-    at_least: bool = True
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.measured >= self.goal if self.at_least else self.measured <= self.goal
-
-    def row(self) -> dict[str, str]:
-        """As it stands in targets.csv."""
-        sign = ">=" if self.at_least else "<="
-        return {
-            "what": self.what,
-            "goal": f"{sign} {significant(self.goal)}",
-            "measured": significant(self.measured, 3),
-            "unit": self.unit,
-            "passed": "pass" if self.passed else "missed",
-            "detail": self.detail,
-        }
+ROWS = (
+    TimedRow("MIPD N=32 C=6 K=32 D=512", SMALL, (Goal("released", 100), Goal("eager", 4))),
+    TimedRow("MIPD N=512 C=174 K=32 D=512", LARGE, (Goal("released", 400), Goal("eager", 20))),
+    TimedRow("nt_xent L=64 D=512 C=6", CONTRASTIVE, (Goal("pml", 200),)),
+    TimedRow("nt_xent L=4096 D=512 C=174 float32", DENSE, (Goal("eager", 1.8),)),
+    TimedRow(
+        "nt_xent L=4096 D=512 C=174 bfloat16",
+        replace(DENSE, dtype="bfloat16"),
+        (Goal("eager", 3),),
+    ),
+    TimedRow("MCRLoss step N=32 C=6 K=32 D=512", STEP, (Goal("released", 80), Goal("ms", 1.5))),
+    TimedRow(
+        "MIPD forward C=174, per (pair, class) element and core",
+        KERNEL,
+        (Goal("ns", 0.6, "fwd"),),
+        note="N=512 K=32 from contributions, both subsets' pairs counted",
+    ),
+)
 
 
-def _race(entries: dict[str, tuple[Case, str]], mode: str, effort: Effort) -> dict[str, Times]:
-    """Times of (case, provider) pairs in turns."""
-    contestants = {}
-    for name, (case, provider) in entries.items():
+def timed(row: TimedRow, effort: Effort) -> Outcomes:
+    """Times of ours, alone and against other formulations."""
+    benchmark = benchmarks()[row.case.op]
+    names = dict.fromkeys(["ours", *(goal.provider or "ours" for goal in row.goals)])
+    providers = tuple(map(benchmark.provider, names))
+    effort = replace(effort, memory=False)
+    yield from verdicts([row], measure(benchmark, row.case, row.goals[0].mode, effort, providers))
+
+
+def _medians(cases: list[Case], effort: Effort) -> list[float]:
+    """Milliseconds of our training step on each, in turns."""
+    steps = {}
+    for case in cases:
         inputs = make_inputs(case)
-        forward = benchmarks()[case.op].provider(provider).forward(inputs)
-        contestants[name] = contestant(forward, inputs.leaves(), mode)
-    return race(contestants, effort.seconds, effort.rounds)
+        forward = benchmarks()[case.op].provider("ours").forward(inputs)
+        steps[case.name] = step(forward, inputs.leaves(), "full")
+    return [times.p50 * 1e3 for times in race(steps, effort.seconds, effort.rounds).values()]
 
 
-def _against(
-    case: Case, goals: dict[str, tuple[str, float]], effort: Effort, label: str
-) -> Iterator[Outcome]:
-    """Our time against providers': {provider: (its name in words, goal)}."""
-    entries = {name: (case, name) for name in ("ours", *goals)}
-    times = _race(entries, "full", effort)
-    for provider, (words, goal) in goals.items():
-        theirs, ours = times[provider].p50, times["ours"].p50
-        detail = f"{significant(ours * 1e3)} ms, {words} {significant(theirs * 1e3)} ms"
-        yield Outcome(f"{label}, against {words}", goal, theirs / ours, detail=detail)
-
-
-def mipd(effort: Effort) -> Iterator[Outcome]:
-    """MIPD from latents against both other formulations."""
-    for case, over_released, over_eager in ((SMALL, 100, 4), (LARGE, 400, 20)):
-        label = f"MIPD N={case.N} C={case.C} K={case.K} D={case.D}"
-        goals = {
-            "released": ("the released formulation", over_released),
-            "eager": ("best eager", over_eager),
-        }
-        yield from _against(case, goals, effort, label)
-
-
-def exhaustive(effort: Effort) -> Iterator[Outcome]:
+def exhaustive(effort: Effort) -> Outcomes:
     """All pairs against as many sampled ones."""
-    sampled = replace(SMALL, K=SMALL.N - 1)
-    entries = {"exhaustive": (EXHAUSTIVE, "ours"), "sampled": (sampled, "ours")}
-    times = _race(entries, "full", effort)
-    full, part = times["exhaustive"].p50, times["sampled"].p50
-    yield Outcome(
+    full, part = _medians([EXHAUSTIVE, replace(SMALL, K=SMALL.N - 1)], effort)
+    yield outcome(
         "MIPD N=32 exhaustive, time of 31 sampled permutations",
         1.2,
         full / part,
         at_least=False,
-        detail=f"{significant(full * 1e3)} ms, sampled {significant(part * 1e3)} ms",
+        detail=f"{significant(full)} ms, sampled {significant(part)} ms",
     )
 
 
-def contrastive(effort: Effort) -> Iterator[Outcome]:
-    """NT-Xent against pytorch-metric-learning and the dense formulation, and its memory."""
-    small = {"pml": ("pytorch-metric-learning", 200.0)}
-    yield from _against(CONTRASTIVE, small, effort, "nt_xent L=64 D=512 C=6")
-    for dtype, goal in (("float32", 1.8), ("bfloat16", 3.0)):
-        dense = {"eager": ("dense eager", goal)}
-        label = f"nt_xent L=4096 D=512 C=174 {dtype}"
-        yield from _against(replace(DENSE, dtype=dtype), dense, effort, label)
+def memory(effort: Effort) -> Outcomes:
+    """What the contrastive term takes where a dense matrix is large."""
     peak = peak_bytes(LONG, "ours")
-    yield Outcome(
+    yield outcome(
         "nt_xent L=16384 D=512, memory above inputs and gradients",
         150,
         float("nan") if peak is None else peak / 1e6,
@@ -119,59 +91,29 @@ def contrastive(effort: Effort) -> Iterator[Outcome]:
     )
 
 
-def step(effort: Effort) -> Iterator[Outcome]:
-    """The whole regularizer of a training step at the published default."""
-    label = "MCRLoss step N=32 C=6 K=32 D=512"
-    words = "released MIPD + pytorch-metric-learning"
-    times = _race({name: (STEP, name) for name in ("ours", "released")}, "full", effort)
-    ours, theirs = times["ours"].p50, times["released"].p50
-    detail = f"{significant(ours * 1e3)} ms, {words} {significant(theirs * 1e3)} ms"
-    yield Outcome(f"{label}, against {words}", 80, theirs / ours, detail=detail)
-    yield Outcome(label, 1.5, ours * 1e3, "ms", at_least=False)
-
-
-def row_cost(effort: Effort) -> Iterator[Outcome]:
-    """The fused forward of one row, per class."""
-    times = _race({"ours": (KERNEL, "ours")}, "fwd", effort)
-    seconds = times["ours"].p50
-    yield Outcome(
-        "MIPD forward C=174, per (pair, class) element and core",
-        0.6,
-        element_ns(KERNEL, seconds) or float("nan"),
-        "ns",
-        at_least=False,
-        detail=f"N=512 K=32 from contributions, {significant(seconds * 1e3)} ms; "
-        "both subsets' pairs counted",
-    )
-
-
-def accuracy(effort: Effort) -> Iterator[Outcome]:
+def accuracy(effort: Effort) -> Outcomes:
     """float32 against the float64 reference at every size above."""
     given = replace(STEP, donors="uniform")
     for case in (SMALL, LARGE, EXHAUSTIVE, KERNEL, CONTRASTIVE, DENSE, LONG, given):
-        benchmark = benchmarks()[case.op]
-        loss, gradient = errors(
-            benchmark.provider("ours"), benchmark.provider("reference"), case, TEMPERATURE
-        )
+        provider = benchmarks()[case.op].provider
+        loss, gradient = errors(provider("ours"), provider("reference"), case, TEMPERATURE)
         label = f"{case.op} {case.name}"
-        yield Outcome(f"{label}: loss, relative error", 2e-6, loss, "", at_least=False)
-        yield Outcome(f"{label}: gradients, relative L2", 1e-5, gradient, "", at_least=False)
+        yield outcome(f"{label}: loss, relative error", 2e-6, loss, "", at_least=False)
+        yield outcome(f"{label}: gradients, relative L2", 1e-5, gradient, "", at_least=False)
 
 
-def growth(effort: Effort) -> Iterator[Outcome]:
+def growth(effort: Effort) -> Outcomes:
     """What doubling one size does to the time, in the same run."""
     for axis in "KNC":
         ratios, details = [], []
         for base in (replace(LARGE, N=256, C=101), LARGE):
             doubled = replace(base, **{axis: 2 * getattr(base, axis)})
-            times = _race({"base": (base, "ours"), "doubled": (doubled, "ours")}, "full", effort)
-            was, now = times["base"].p50 * 1e3, times["doubled"].p50 * 1e3
+            was, now = _medians([base, doubled], effort)
             if was >= 1:
                 ratios.append(now / was)
-                details.append(
-                    f"N={base.N} C={base.C}: {significant(was)} -> {significant(now)} ms"
-                )
-        yield Outcome(
+                times = f"{significant(was)} -> {significant(now)} ms"
+                details.append(f"N={base.N} C={base.C}: {times}")
+        yield outcome(
             f"MIPD, doubling {axis} above 1 ms",
             2.2,
             max(ratios, default=float("nan")),
@@ -180,14 +122,10 @@ def growth(effort: Effort) -> Iterator[Outcome]:
         )
 
 
-TARGETS: tuple[Callable[[Effort], Iterator[Outcome]], ...] = (
-    *(mipd, exhaustive, contrastive, step, row_cost, accuracy, growth),
-)
-
-
 def run_targets(effort: Effort) -> Iterator[dict[str, str]]:
     """Every figure as a row, as soon as it is there."""
-    for target in TARGETS:
+    rows = (partial(timed, row) for row in ROWS)
+    for target in (*rows, exhaustive, memory, accuracy, growth):
         load = significant(machine.load(), 2)
-        for outcome in target(effort):
-            yield {**outcome.row(), **machine.environment(), "load": load}
+        for row in target(effort):
+            yield {**row, **machine.environment(), "load": load}

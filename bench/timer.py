@@ -1,4 +1,4 @@
-"""The one timer: all contestants of a case take turns, so that noise hits them alike."""
+"""What is timed, and the CPU's timer: contestants take turns, so that noise hits them alike."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -23,23 +23,27 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A call to time: `step` gets what `setup`, which is not timed, returned."""
+class Step:
+    """A call to time: `call` gets what `setup`, which is not timed, returned."""
 
-    setup: Callable[[], Tensor | None]
-    step: Callable[[Tensor | None], object]
+    call: Callable[[Tensor | None], object]
+    setup: Callable[[], Tensor | None] = lambda: None
 
-    def call(self) -> float:
-        """One call in seconds."""
+    def run(self) -> object:
+        """Both; what the call returned."""
+        return self.call(self.setup())
+
+    def seconds(self) -> float:
+        """Time of one call by the clock of the CPU."""
         prepared = self.setup()
         start = perf_counter()
-        kept = self.step(prepared)
+        kept = self.call(prepared)
         elapsed = perf_counter() - start
         del kept  # not earlier: freeing the result is no part of the call
         return elapsed
 
 
-def contestant(forward: Callable[[], Tensor], leaves: list[Tensor], mode: str) -> Contestant:
+def step(forward: Callable[[], Tensor], leaves: list[Tensor], mode: str) -> Step:
     """A provider's call in one mode.
 
     "fwd" runs without gradients (evaluation), "full" is forward and backward (a training step),
@@ -63,21 +67,20 @@ def contestant(forward: Callable[[], Tensor], leaves: list[Tensor], mode: str) -
         loss.backward()
         return loss
 
-    steps = {
-        "fwd": (lambda: None, fwd),
-        "bwd": (graph, lambda loss: loss.backward()),
-        "full": (forget_gradients, full),
-    }
-    return Contestant(*steps[mode])
+    return {
+        "fwd": Step(fwd, forget_gradients),
+        "bwd": Step(lambda loss: loss.backward(), graph),
+        "full": Step(full, forget_gradients),
+    }[mode]
 
 
-def race(contestants: Mapping[str, Contestant], seconds: float, rounds: int = 10) -> dict:
+def race(contestants: Mapping[str, Step], seconds: float, rounds: int) -> dict[str, Times]:
     """Times of each, from about `seconds` of calls in `rounds` turns; slow ones get fewer turns."""
     estimate = {}
     for name, c in contestants.items():
-        first = c.call()
+        first = c.seconds()
         # the first call loads and allocates; a slow one's is close enough
-        estimate[name] = first if first > seconds else min(c.call() for _ in range(3))
+        estimate[name] = first if first > seconds else min(c.seconds() for _ in range(3))
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     gc.collect()
     gc.disable()
@@ -90,16 +93,14 @@ def race(contestants: Mapping[str, Contestant], seconds: float, rounds: int = 10
     return {name: percentiles(taken) for name, taken in samples.items()}
 
 
-def _take_turn(
-    c: Contestant, estimate: float, seconds: float, rounds: int, turn: int
-) -> list[float]:
+def _take_turn(c: Step, estimate: float, seconds: float, rounds: int, turn: int) -> list[float]:
     turns = int(min(rounds, max(MIN_CALLS, seconds / max(estimate, 1e-9))))
     if turn * turns // rounds == (turn + 1) * turns // rounds:
         return []
     calls = int(min(MAX_CALLS_A_TURN, max(1, seconds / rounds / max(estimate, 1e-9))))
     if calls > 3:
-        c.call()  # the caches are full of the contestant before
-    return [c.call() for _ in range(calls)]
+        c.seconds()  # the caches are full of the contestant before
+    return [c.seconds() for _ in range(calls)]
 
 
 def percentiles(samples: list[float]) -> Times:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.case import Case
 from bench.inputs import make_inputs
-from bench.registry import Case, Provider
+from bench.registry import Provider
 
 # Above this many rows the dense float64 reference would not fit beside the rest.
 DENSE_ROWS = 8192

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.gpu.timer import time_step, training_step
+from bench.case import Case
+from bench.gpu.command import why_not
+from bench.gpu_timer import time_step
 from bench.inputs import make_inputs
-from bench.registry import Case, benchmarks
+from bench.registry import benchmarks
+from bench.timer import step
 
 if TYPE_CHECKING:
     from mcr_fast.kernels.config import Config
@@ -109,9 +112,7 @@ class Trial:
 
     def results(self) -> list[torch.Tensor]:
         """The value and the gradients, as they come with the table of now."""
-        step = training_step(self.forward, self.inputs.leaves(), self.mode)
-        step.setup()
-        value = step.call().detach()
+        value = step(self.forward, self.inputs.leaves(), self.mode).run().detach()
         return [value, *(x.grad for x in self.inputs.leaves() if x.grad is not None)]
 
     def place(self, config: Config) -> None:
@@ -133,8 +134,8 @@ class Trial:
         try:
             if not self.agrees():
                 return None
-            step = training_step(self.forward, self.inputs.leaves(), self.mode)
-            return time_step(step, seconds).p50
+            made = step(self.forward, self.inputs.leaves(), self.mode)
+            return time_step(made, seconds).p50
         except Exception as error:  # Triton has many kinds of errors for what does not fit
             print(f"    {entry(config)}  {type(error).__name__}", flush=True)
             return None
@@ -176,8 +177,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Tune, print the table to paste into kernels/config.py; 2 without a GPU."""
-    from bench.gpu.command import why_not
-
     reason = why_not()
     if reason:
         print(f"python -m bench tune: {reason}", file=sys.stderr)

@@ -84,39 +84,38 @@ class Model:
         return torch.stack([cross_entropy(head(z), labels) for head, z in pairs]).sum()
 
 
-def unregularized(model: Model, unimodal_weight: float) -> BatchLoss:
-    """The task loss and, unless their weight is 0, the unimodal losses."""
+def algorithm(
+    unimodal_weight: float, options: dict[str, float] | None = None
+) -> Callable[[Model], BatchLoss]:
+    """Algorithm 1 of the paper with these options of the regularizer; without it if None."""
 
-    def loss(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
-        latents = model.encode(fast, slow)
-        task = cross_entropy(model.fusion(torch.cat(latents, dim=1)), labels)
-        return task + unimodal_weight * model.unimodal(latents, labels)
+    def form(model: Model) -> BatchLoss:
+        regularizer = None
+        if options is not None:
+            regularizer = mcr_fast.MCRLoss([LATENT, LATENT], NUM_CLASSES, **options)
 
-    return loss
+        def loss(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
+            latents = model.encode(fast, slow)
+            unimodal = unimodal_weight * model.unimodal(latents, labels)
+            if regularizer is None:
+                return cross_entropy(model.fusion(torch.cat(latents, dim=1)), labels) + unimodal
+            out = regularizer(latents, labels, fusion=model.fusion)
+            return cross_entropy(out.logits, labels) + unimodal + out.loss
 
+        return loss
 
-def regularized(model: Model, unimodal_weight: float, **options: float) -> BatchLoss:
-    """The same and the regularizer with its default weights: Algorithm 1 of the paper."""
-    regularizer = mcr_fast.MCRLoss([LATENT, LATENT], NUM_CLASSES, **options)
-
-    def loss(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
-        latents = model.encode(fast, slow)
-        out = regularizer(latents, labels, fusion=model.fusion)
-        task = cross_entropy(out.logits, labels)
-        return task + unimodal_weight * model.unimodal(latents, labels) + out.loss
-
-    return loss
+    return form
 
 
-FORMS: dict[str, Callable[[Model], BatchLoss]] = {
-    "task": lambda model: unregularized(model, 0.0),
-    "task + 3 unimodal": lambda model: unregularized(model, 3.0),
-    "task + regularizer": lambda model: regularized(model, 0.0),
-    "... its L_MIPD only": lambda model: regularized(model, 0.0, contrastive_weight=0.0),
-    "... its L_Con only": lambda model: regularized(model, 0.0, mipd_weight=0.0),
-    "task + 1 unimodal + regularizer": lambda model: regularized(model, 1.0),
-    "... with 0.3 L_Con": lambda model: regularized(model, 1.0, contrastive_weight=0.3),
-    "task + 3 unimodal + regularizer": lambda model: regularized(model, 3.0),
+FORMS = {
+    "task": algorithm(0.0),
+    "task + 3 unimodal": algorithm(3.0),
+    "task + regularizer": algorithm(0.0, {}),
+    "... its L_MIPD only": algorithm(0.0, {"contrastive_weight": 0.0}),
+    "... its L_Con only": algorithm(0.0, {"mipd_weight": 0.0}),
+    "task + 1 unimodal + regularizer": algorithm(1.0, {}),
+    "... with 0.3 L_Con": algorithm(1.0, {"contrastive_weight": 0.3}),
+    "task + 3 unimodal + regularizer": algorithm(3.0, {}),
 }
 HEADLINE = tuple(name for name in FORMS if not name.startswith("..."))  # the README's
 

@@ -35,8 +35,11 @@ FEW = ("table far", "cyclic shift far", "rows far", "MCRLoss, label far")
 
 @pytest.mark.parametrize(
     "arguments",
-    [("plain",), ("eager",), ("inductor", *FEW)],
-    ids=lambda arguments: arguments[0],
+    [
+        pytest.param(("plain",), id="plain"),
+        pytest.param(("eager",), id="eager", marks=pytest.mark.slow),
+        pytest.param(("inductor", *FEW), id="inductor"),
+    ],
 )
 def test_refused_or_nan(arguments):
     lines = run("bad_inputs.py", *arguments).splitlines()

@@ -11,10 +11,11 @@ pytest.importorskip("tabulate")
 
 from bench import registry, results
 from bench.__main__ import main
+from bench.case import Case
 from bench.inputs import make_inputs
 from bench.measure import Effort, measure
 from bench.memory import peak_bytes
-from bench.registry import STEMS, Case, benchmarks
+from bench.registry import STEMS, benchmarks
 from bench.table import write_tables
 from bench.truth import nt_xent_in_blocks
 from mcr_fast.ops.registry import OPS

@@ -2,11 +2,6 @@
 
 import argparse
 import itertools
-import math
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +11,15 @@ pytest.importorskip("tabulate")
 pytest.importorskip("matplotlib")
 pytest.importorskip("triton")
 
-from bench import results
+from test_bench_goals import RATES, timed
+
+from bench import machine, results
 from bench.__main__ import main
-from bench.gpu import command, measure, report, sanitize, timing
-from bench.gpu.floors import Rates, bytes_moved, floor_seconds
+from bench.gpu import command, report, sanitize, suite, timing
 from bench.gpu.measure import ALL_ROWS, TIMES
-from bench.gpu.rows import TIMED_ROWS, Goal, passes, providers, serving
+from bench.gpu.rows import TIMED_ROWS
 from bench.gpu.sizes import SIZE_ROWS
-from bench.inputs import make_inputs
+from bench.gpu.suite import Item
 from bench.results import ENVIRONMENT
 from bench.tune_triton import KERNELS, case_of, entry, neighbours
 from mcr_fast.kernels.config import TABLE, Config, choose
@@ -31,7 +27,6 @@ from mcr_fast.ops.registry import with_kernels
 
 OPS = with_kernels("triton")
 ROOT = Path(__file__).resolve().parent.parent
-RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
 STAMP = dict.fromkeys(ENVIRONMENT, "1") | {"device": "a card", "date": "2030-01-02 03:04"}
 
 
@@ -43,107 +38,13 @@ def test_no_gpu_is_said_clearly(name, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_rates_are_kept(tmp_path):
-    assert Rates.read(tmp_path / "rates.json") is None
-    RATES.write(tmp_path / "rates.json")
-    assert Rates.read(tmp_path / "rates.json") == RATES
-
-
-def test_floors_are_those_of_the_arithmetic():
-    rows = {row.label.split(" bfloat16")[0]: row.case for row in TIMED_ROWS}
-    long = rows["nt_xent L=32768 D=512"]
-    assert long.L == 32768
-    assert floor_seconds(long, "fwd", replace(RATES, bfloat16=7.9e14)) == pytest.approx(
-        0.70e-3, rel=0.01
-    )
-    assert floor_seconds(long, "full", RATES) == 4 * floor_seconds(long, "fwd", RATES)
-    divergence = rows["row_divergence R=131072 C=1000"]
-    assert bytes_moved(divergence, "fwd") == (131072 + 4096) * 1000 * 2
-    assert floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
-    uniform = rows["MIPD N=4096 C=1000 K=32 uniform"]
-    assert floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
-    assert floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
-
-
-def test_gather_sums_rows():
-    code = (
-        "import torch; from bench.gpu.floors import gather_sum\n"
-        "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
-        "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
-    )
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
-
-
-def test_goals_are_judged_from_their_own_side():
-    assert passes(Goal("ms", 0.5), 0.5)
-    assert not passes(Goal("ms", 0.5), 0.51)
-    assert passes(Goal("eager", 10), 10.1)
-    assert not passes(Goal("copy", 0.7), 0.69)
-    assert not any(passes(Goal(against, 1), math.nan) for against in ("ms", "eager", "MB"))
-
-
-def timed(row, provider, milliseconds, mode="full", **rest):
-    line = {"op": row.case.op, "case": row.case.name, "mode": mode, "provider": provider}
-    return {**line, "p50_ms": str(milliseconds), "skipped": "", **rest}
-
-
-def judge(label, lines):
-    row = next(row for row in TIMED_ROWS if label in row.label)
-    made = [timed(row, *line[:2], **line[2]) for line in lines]
-    return [(r["measured"], r["passed"]) for r in measure.verdicts([row], made, RATES)]
-
-
-def test_verdicts():
-    lines = [("ours", 0.5, {}), ("eager", 6, {}), ("compile", 1, {})]
-    found = judge("N=4096 C=1000 K=32 uniform", lines)
-    # the goal of Triton's kernels, and that of the CUDA C++ ones
-    assert found == [("0.5", "pass"), ("0.5", "pass"), ("12", "pass"), ("2", "missed")]
-    lines = [("ours", 5, {"peak_mb": "301"})]
-    found = judge("nt_xent L=32768", lines)
-    assert found == [("5", "pass"), ("", "not measured"), ("301", "missed")]
-    graph = {"mode": "full_graph"}
-    lines = [("ours", 0.014, graph), ("ours", 9, {}), ("released", 0.42, graph)]
-    assert judge("from latents", lines) == [("0.014", "pass"), ("0.014", "missed"), ("30", "pass")]
-    assert judge("MCRLoss", [("ours", 0.16, {})]) == [("0.16", "missed")]
-    # 541 MB in 0.2 ms of a card that copies 4 TB/s
-    found = judge("row_divergence", [("ours", 0.2, {}), ("eager", 0.4, {})])
-    assert found == [("0.676", "missed"), ("2", "missed")]
-
-
-def test_ratios_are_those_of_the_same_mode():
+def test_ratios_are_those_of_the_same_mode(tmp_path):
     row = TIMED_ROWS[0]
     lines = [timed(row, "ours", 2), timed(row, "eager", 5), timed(row, "ours", 1, mode="fwd")]
     lines.append(timed(row, "eager", "", mode="fwd"))
-    found = [line["ratio_to_ours"] for line in measure.with_ratios(lines)]
-    assert found == ["1", "2.5", "1", ""]
-
-
-def test_providers_of_the_rows():
-    for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row.case)]
-        assert names[-1] == "compile"
-        assert len(set(names)) == len(names)
-        assert not any(name.startswith("ours_") for name in names)
-        for goal in row.goals:
-            assert goal.against in (*names, "ms", "MB", "copy")
-    # this machine has no backend for CUDA tensors, or has Triton for them
-    assert serving("nt_xent") in ([], ["triton"])
-
-
-def test_both_backends_of_an_op_are_timed_by_their_names(monkeypatch):
-    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
-    for row in TIMED_ROWS:
-        names = [provider.name for provider in providers(row.case)]
-        asked_for = ["ours_triton", "ours_cuda"] if row.case.op != "mcr_loss" else []
-        assert [name for name in names if name.startswith("ours")] == ["ours", *asked_for]
-
-
-def test_inputs_on_a_device():
-    for row in ALL_ROWS:
-        tiny = replace(row.case.tiny(), dtype="float32")
-        inputs = make_inputs(tiny, device="meta" if tiny.donors != "cyclic" else "cpu")
-        assert all(leaf.device.type in ("meta", "cpu") for leaf in inputs.leaves())
+    results.write(tmp_path / TIMES, lines)
+    for found in (timing.lines_of(tmp_path, [row]), results.read(tmp_path / TIMES)):
+        assert [line["ratio_to_ours"] for line in found] == ["1", "2.5", "1", ""]
 
 
 @pytest.fixture
@@ -152,18 +53,28 @@ def card(monkeypatch):
     cuda = {"is_available": True, "get_device_name": "a card", "get_device_capability": (9, 0)}
     for name, answer in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    for module in ("rows", "sizes"):
+    for module in ("rows", "command"):
         monkeypatch.setattr(f"bench.gpu.{module}.serving", lambda op: ["triton", "cuda"])
     monkeypatch.setattr(sanitize, "find", lambda: None)
-    state = argparse.Namespace(wrong=set(), skipped="", problem="", dies_at="", how="")
+    state = argparse.Namespace(wrong="", without="", skipped="", problem="", dies_at="", how="")
 
-    def checks(keys, make, folder, workers, deadline):
-        assert make(folder, keys)[:3] == [sys.executable, "-m", "bench.gpu.check"]
+    def collected(*, slow):
+        cases = ("small", "large") if slow else ("small",)
+        named = itertools.product((*OPS, "gather_add"), ("triton", "cuda"), cases)
         return [
-            {**dict(zip(("op", "case"), key.split("/"), strict=True)), "checks": "bound"}
-            | {"passed": "no" if key in state.wrong else "yes", "detail": "off by 1"}
-            for key in keys
+            Item.named(f"t.py::test[{backend}-{op}-{case}-bound]")
+            for op, backend, case in named
+            if op != state.without
         ]
+
+    def run_items(groups, command, folder, workers, deadline):
+        return {
+            nodeid: {"outcome": "failed", "message": "off by 1"}
+            if nodeid.split("[")[1] == state.wrong
+            else {"outcome": "passed", "seconds": 0.1}
+            for group in groups
+            for nodeid in group
+        }
 
     def run_for(arguments, seconds):
         folder, rates = Path(arguments[3]), Path(arguments[5])
@@ -182,10 +93,11 @@ def card(monkeypatch):
             for name, mode in itertools.product(names or ["ours"], row.modes):
                 milliseconds = {"ours_triton": 0.04}.get(name, 0.01)
                 line = timed(row, name, milliseconds, mode, skipped=state.skipped)
-                results.merge(folder / TIMES, [{**measure.environment(), **line}])
+                results.merge(folder / TIMES, [{**machine.gpu_environment(), **line}])
         return ""
 
-    monkeypatch.setattr(command, "run_checks", checks)
+    monkeypatch.setattr(command, "collect", collected)
+    monkeypatch.setattr(suite, "run_items", run_items)
     monkeypatch.setattr(timing, "run_for", run_for)
     return state
 
@@ -193,7 +105,7 @@ def card(monkeypatch):
 def test_command_writes_everything(card, tmp_path, capsys):
     assert main(["gpu", "--out", str(tmp_path), "--quick"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", TIMES, timing.SIZES)
+        *("correctness.csv", "targets.csv", "summary.txt", "gpu.png", TIMES, "sizes.csv")
     }
     checked = results.read(tmp_path / "correctness.csv")
     assert tuple(checked[0]) == report.CHECK_COLUMNS
@@ -202,7 +114,7 @@ def test_command_writes_everything(card, tmp_path, capsys):
     timed_rows = results.read(tmp_path / TIMES)
     assert tuple(timed_rows[0]) == results.COLUMNS
     assert {r["ratio_to_ours"] for r in timed_rows if r["provider"] == "ours"} == {"1"}
-    sizes = results.read(tmp_path / timing.SIZES)
+    sizes = results.read(tmp_path / "sizes.csv")
     assert [row["op"] for row in sizes] == [row.case.op for row in SIZE_ROWS if row.quick]
     assert {row["of ours"] for row in sizes} == {"cuda"}
     assert {row["compile_ms"] for row in sizes} == {"0.01"}
@@ -224,20 +136,31 @@ def test_all_files_come_back_from_a_full_run(card, tmp_path):
 
 
 def test_command_fails_on_one_wrong_result(card, tmp_path):
-    card.wrong = {"sup_con/L0"}
+    card.wrong = "cuda-sup_con-large-bound]"
     assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
     text = (tmp_path / "summary.txt").read_text()
-    assert "FAILED: 32 cases right, 1 wrong" in text
-    assert "WRONG: 2\nsup_con/L0 (triton): off by 1\nsup_con/L0 (cuda): off by 1" in text
-
-
-def test_a_case_for_one_backend_is_checked_there(card, tmp_path):
-    arguments = ["gpu", "--out", str(tmp_path), "--only", "check", "--op", "permuted_divergence"]
-    assert main(arguments) == 0
+    assert "FAILED: 1 checks right, 1 wrong" in text
+    assert "WRONG: 1\nsup_con/large bound (cuda): off by 1" in text
     rows = results.read(tmp_path / "correctness.csv")
-    far = [row for row in rows if row["case"].startswith("far_")]
-    assert {row["backend"] for row in far} == {"cuda"}
-    assert {row["backend"] for row in rows} == {"cuda", "triton"}
+    assert {row["passed"] for row in rows if row["backend"] == "triton"} == {"yes"}
+    # its other case alone, and of other ops
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check", "--quick"]) == 0
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check", "--op", "nt_xent"]) == 0
+
+
+def test_command_fails_where_nothing_was_checked(card, tmp_path, monkeypatch):
+    card.without = "sup_con"
+    assert main(["gpu", "--out", str(tmp_path), "--only", "check"]) == 1
+    text = (tmp_path / "summary.txt").read_text()
+    assert "| incomplete: 0 checks right, 0 wrong, 1 not run |" in text
+    assert "sup_con/all all (cuda): no item of tests/suite ran" in text
+
+    def broken(**_):
+        raise RuntimeError("tests/suite cannot be collected")
+
+    monkeypatch.setattr(command, "collect", broken)
+    assert main(["gpu", "--out", str(tmp_path), "--only", "sanitize"]) == 1
+    assert "tests/suite cannot be collected" in (tmp_path / "summary.txt").read_text()
 
 
 def test_sizes_that_do_not_agree_stand_in_the_summary(tmp_path):
@@ -247,10 +170,10 @@ def test_sizes_that_do_not_agree_stand_in_the_summary(tmp_path):
         for row, times in zip(rows, ((1, 2), (3, 2)), strict=True)
         for provider, milliseconds in zip(("ours_cuda", "ours_triton"), times, strict=True)
     ]
-    text = timing.compare(tmp_path, rows, lines, STAMP)
+    text = report.write_sizes(tmp_path / "sizes.csv", rows, lines, STAMP)
     assert "do not agree, the faster one by how much:\npermuted_divergence C=1000" in text
     assert f"{rows[1].case.name} triton 1.50x" in text
-    assert "agree" not in timing.compare(tmp_path, rows[:1], lines, STAMP)
+    assert "agree" not in report.write_sizes(tmp_path / "sizes.csv", rows[:1], lines, STAMP)
 
 
 @pytest.mark.parametrize("how", ["skipped", "problem"])
@@ -264,7 +187,7 @@ def test_command_fails_when_ours_cannot_run(card, tmp_path, how):
     if how == "problem":  # the line of an earlier run does not stand for this one
         kept = {row["op"] for row in results.read(tmp_path / TIMES)}
         assert kept == {*OPS} - {"sup_con"}
-        assert {row["fastest"] for row in results.read(tmp_path / timing.SIZES)} == {"not run"}
+        assert {row["fastest"] for row in results.read(tmp_path / "sizes.csv")} == {"not run"}
 
 
 @pytest.mark.parametrize(
@@ -281,7 +204,7 @@ def test_a_size_that_does_not_come_back(card, tmp_path, how, fastest):
     text = (tmp_path / "summary.txt").read_text()
     assert text.count(how) == fastest.count("not run")
     assert f"sup_con L=512 float32: {how}" in text
-    found = [row["fastest"] for row in results.read(tmp_path / timing.SIZES)]
+    found = [row["fastest"] for row in results.read(tmp_path / "sizes.csv")]
     assert found == fastest
 
 
@@ -292,10 +215,19 @@ def test_what_is_out_of_time_is_said(card, tmp_path):
 
 
 def test_summary_names_what_was_not_run():
-    rows = [{"op": "nt_xent", "backend": "triton", "case": "a", "passed": "yes", "detail": ""}]
+    rows = [
+        {
+            "op": "nt_xent",
+            "backend": "triton",
+            "case": "a",
+            "checks": "",
+            "passed": "yes",
+            "detail": "",
+        }
+    ]
     rows.append({**rows[0], "case": "b", "passed": "not run", "detail": "out of time"})
     text = report.summary(rows, [], [], None, STAMP | {"dirty": "unknown"})
-    assert "incomplete: 1 cases right, 0 wrong, 1 not run" in text
+    assert "incomplete: 1 checks right, 0 wrong, 1 not run" in text
     assert "| 1 (changes unknown) | a card | 2030-01-02 |" in text
 
 

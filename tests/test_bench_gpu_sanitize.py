@@ -1,6 +1,5 @@
 """compute-sanitizer in `python -m bench gpu`: what it runs, how its reports are read; no GPU."""
 
-import itertools
 import os
 import stat
 import subprocess
@@ -13,12 +12,10 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.gpu import report, sanitize
-from bench.gpu.cases import check_cases
-from bench.gpu.sanitize import Run, cases_of, planned, reports, verdict
+from bench.gpu.sanitize import Run, planned, reports, verdict, watched
+from bench.gpu.suite import Item
 from bench.results import ENVIRONMENT
-from mcr_fast.ops.registry import with_kernels
 
-OPS = with_kernels("triton")
 TOOL = Path("/toolkit/compute-sanitizer")
 CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
 OUT_OF_BOUNDS = """\
@@ -54,8 +51,12 @@ NO_DEVICE = """\
 """
 
 
-def run(tool="memcheck", backend="cuda", op="reconstruction_loss"):
-    return Run(op, backend, tool, 0)
+def item(op="nt_xent", backend="cuda", case="a", check="repeat"):
+    return Item.named(f"suite.py::test[{backend}-{op}-{case}-{check}]")
+
+
+def run(tool="memcheck", backend="cuda"):
+    return Run("nt_xent", backend, tool, 0, (item(backend=backend).nodeid,))
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,12 @@ def run(tool="memcheck", backend="cuda", op="reconstruction_loss"):
         ("initcheck", UNWRITTEN, 97, "yes", ""),  # of a kernel of torch
         ("initcheck", UNWRITTEN.replace("at::native", "mcr::cuda"), 97, "no", "mcr::cuda"),
         ("memcheck", NO_DEVICE, 255, "not run", "gave no summary, code 255"),
-        ("synccheck", CLEAN, 1, "no", "the inputs ended with 1 under synccheck"),
+        ("synccheck", CLEAN, 1, "no", "the items ended with 1 under synccheck"),
         ("synccheck", CLEAN, 97, "no", "errors of synccheck"),
     ],
 )
 def test_verdicts(tool, output, code, passed, why):
-    found = verdict(run(tool), output, code)
+    found = verdict(tool, output, code)
     assert found[0] == passed
     assert why in found[1]
     assert bool(found[1]) == (passed != "yes")
@@ -92,18 +93,17 @@ def test_reports_are_told_apart():
 
 def test_commands():
     usage = "  --kernel-name arg    key1=val1"
-    command = run().command(TOOL, usage, Path("results"))
+    command = run().command(TOOL, usage)
     assert command[:3] == [str(TOOL), "--tool", "memcheck"]
     assert command[command.index("--kernel-name") + 1] == "kns=3mcr4cuda"
     at = command.index(sys.executable)
-    assert command[at : at + 4] == [sys.executable, "-m", "bench.gpu.check", "results"]
-    assert "--run-only" in command[at:]
-    assert "reconstruction_loss/N8_D16_16_bfloat16" in command[at:]
-    older = run().command(TOOL, "  --kernel-regex arg", Path("results"))
+    assert command[at : at + 5] == [sys.executable, "-m", "pytest", "--device", "cuda"]
+    assert command[-1] == "suite.py::test[cuda-nt_xent-a-repeat]"
+    older = run().command(TOOL, "  --kernel-regex arg")
     assert older[older.index("--kernel-regex") + 1] == "kns=3mcr4cuda"
     # it must see what other kernels write; Triton's names have no common part
     for other in (run("initcheck"), run("memcheck", "triton")):
-        assert "kns=3mcr4cuda" not in other.command(TOOL, usage, Path("results"))
+        assert "kns=3mcr4cuda" not in other.command(TOOL, usage)
 
 
 def test_every_tensor_is_its_own_allocation_where_that_matters():
@@ -112,26 +112,25 @@ def test_every_tensor_is_its_own_allocation_where_that_matters():
     assert found == {"memcheck": "1", "initcheck": "1", "racecheck": None, "synccheck": None}
 
 
-def test_small_inputs_of_every_op():
-    for op, backend in itertools.product((*OPS, "gather_add"), sanitize.TOOLS):
-        cases = cases_of(op, backend)
-        assert 2 <= len(cases) <= 14
-        assert not any(case.poisoned or "production" in case.name for case in cases)
-        assert {case.key for case in cases} <= set(check_cases())
-    assert any("C1025" in case.name for case in cases_of("row_divergence", "cuda"))
-    far = [case.name for case in cases_of("permuted_divergence", "cuda") if "far" in case.name]
-    assert far == ["far_N701_K15_C50_cyclic_float16", "far_N75_K7_C1000_table_bfloat16"]
-    assert not any("far" in case.name for case in cases_of("permuted_divergence", "triton"))
+def test_small_items_are_watched():
+    quick = [
+        item(case=f"L{at:02}", check=check) for at in range(25) for check in ("bound", "repeat")
+    ]
+    quick += [item("row_divergence", case="R1"), item("row_divergence", case="R9_N4_C1025")]
+    large = [item("row_divergence", case="R9_N4_C4096"), item("nt_xent", case="L128_D64_C6")]
+    found = watched(quick, [*quick, *large])
+    assert [i.case for i in found[:-3]] == [f"L{at:02}" for at in range(0, 25, 3)]
+    assert found[-3:] == [quick[-2], quick[-1], large[1]]
+    assert {i.check for i in found} == {"repeat"}
 
 
 def test_plan():
-    runs = planned([("nt_xent", "cuda"), ("nt_xent", "triton"), ("gather_add", "triton")])
-    assert [(r.op, r.backend, r.tool) for r in runs[-2:]] == [
-        ("nt_xent", "triton", "memcheck"),
-        ("gather_add", "triton", "memcheck"),
-    ]
-    assert [r.tool for r in runs[:4]] == list(sanitize.TOOLS["cuda"])
-    assert len({r.number for r in runs}) == len(runs) == 6
+    items = [item(), item("sup_con"), item(check="strided"), item("sup_con", "triton")]
+    runs = planned(items)
+    assert [(r.op, r.backend, r.tool) for r in runs[-1:]] == [("sup_con", "triton", "memcheck")]
+    assert [r.tool for r in runs[:-1:2]] == list(sanitize.TOOLS["cuda"])
+    assert len({r.number for r in runs}) == len(runs) == 9
+    assert runs[0].nodeids == (items[0].nodeid, items[2].nodeid)
 
 
 FAKE = """#!{python}
@@ -157,8 +156,8 @@ def test_runs_in_their_own_processes(tmp_path, monkeypatch):
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert sanitize.find() == fake
-    runs = planned([("nt_xent", "cuda")])[:2]
-    rows = sanitize.sanitize(runs, tmp_path, 2, monotonic() + 5)
+    runs = planned([item()])[:2]
+    rows = sanitize.sanitize(runs, 2, monotonic() + 5)
     assert [(row["checks"], row["passed"]) for row in rows] == [
         ("memcheck", "no"),
         ("racecheck", "not run"),
@@ -169,28 +168,27 @@ def test_runs_in_their_own_processes(tmp_path, monkeypatch):
         ["ps", "-o", "stat=", "-g", group], capture_output=True, text=True, check=False
     )
     assert not [state for state in left.stdout.split() if not state.startswith("Z")]
-    late = sanitize.sanitize(runs, tmp_path, 2, monotonic() - 1)
+    late = sanitize.sanitize(runs, 2, monotonic() - 1)
     assert {row["detail"] for row in late} == {"out of time"}
 
 
-def test_missing_tool_is_said(monkeypatch, tmp_path):
+def test_missing_tool_is_said(monkeypatch):
     monkeypatch.setattr(sanitize, "find", lambda: None)
-    rows = sanitize.sanitize(planned([("nt_xent", "cuda")]), tmp_path, 2, monotonic() + 5)
+    rows = sanitize.sanitize(planned([item()]), 2, monotonic() + 5)
     assert {(row["passed"], row["detail"]) for row in rows} == {
         ("not run", "compute-sanitizer is not installed")
     }
 
 
 def test_summary_has_the_verdicts():
-    case = {"op": "nt_xent", "backend": "cuda", "case": "a", "checks": "bound"}
-    case |= {"passed": "yes", "detail": ""}
-    first, second, *_ = planned([("nt_xent", "cuda")])
+    checked = item().row("passed")
+    first, second, *_ = planned([item()])
     stamp = dict.fromkeys(ENVIRONMENT, "1") | {"date": "2030-01-02 03:04"}
-    rows = [case, first.row(CLEAN, 0), sanitize.not_run(second, "out of time")]
-    (line,) = report.verification(rows, stamp)
-    assert "verified: 1 cases right, 0 wrong, 0 not run; compute-sanitizer: " in line
+    clean, bad = (first.row(*verdict(first.tool, out, 0)) for out in (CLEAN, OUT_OF_BOUNDS))
+    (line,) = report.verification([checked, clean, second.row("not run", "out of time")], stamp)
+    assert "verified: 1 checks right, 0 wrong, 0 not run; compute-sanitizer: " in line
     assert "memcheck clean, racecheck not run" in line
-    (line,) = report.verification([case, first.row(OUT_OF_BOUNDS, 97)], stamp)
-    assert "FAILED: 1 cases right, 0 wrong, 0 not run; compute-sanitizer: memcheck ERRORS" in line
-    (line,) = report.verification([first.row(CLEAN, 0)], stamp)
-    assert "incomplete: 0 cases right" in line
+    (line,) = report.verification([checked, bad], stamp)
+    assert "FAILED: 1 checks right, 0 wrong, 0 not run; compute-sanitizer: memcheck ERRORS" in line
+    (line,) = report.verification([clean], stamp)
+    assert "incomplete: 0 checks right" in line

@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.gpu.measure import verdicts
-from bench.gpu.rows import TIMED_ROWS
+from test_bench_goals import timed
+
+from bench.gpu.rows import providers
 from bench.gpu.sizes import (
     COLUMNS,
     SIZE_ROWS,
@@ -16,7 +17,6 @@ from bench.gpu.sizes import (
     disagreements,
     markdown,
     size_of,
-    size_providers,
     table,
 )
 from mcr_fast.ops import _backend, registry
@@ -28,13 +28,7 @@ MIPD = [row for row in SIZE_ROWS if row.case.op == "permuted_divergence"]
 
 def lines_of(times):
     """(row, provider) -> milliseconds, as measured lines."""
-    return [
-        {
-            **{"op": row.case.op, "case": row.case.name, "mode": "full", "provider": provider},
-            **{"p50_ms": str(ms), "skipped": ""},
-        }
-        for (row, provider), ms in times.items()
-    ]
+    return [timed(row, provider, ms) for (row, provider), ms in times.items()]
 
 
 def test_sizes_cover_every_op():
@@ -50,11 +44,11 @@ def test_sizes_cover_every_op():
 
 
 def test_providers_are_named_by_their_backends(monkeypatch):
-    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton", "cuda"])
-    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton", "cuda"])
+    names = [provider.name for provider in providers(MIPD[0])]
     assert names == ["ours_cuda", "ours_triton", "eager", "compile"]
-    monkeypatch.setattr("bench.gpu.sizes.serving", lambda op: ["triton"])
-    names = [provider.name for provider in size_providers(MIPD[0].case)]
+    monkeypatch.setattr("bench.gpu.rows.serving", lambda op: ["triton"])
+    names = [provider.name for provider in providers(MIPD[0])]
     assert names == ["ours_triton", "eager", "compile"]
 
 
@@ -160,23 +154,3 @@ def test_what_is_counted():
     assert counted["nt_xent"] == ("L", 32768)
     assert counted["row_divergence"] == ("C", 1000)
     assert counted["reconstruction_loss"] == ("elements", 32768 * 2 * 512)
-
-
-def test_few_classes_are_held_against_triton():
-    rows = [row for row in MIPD if row.goals]
-    assert [row.case.C for row in rows] == [6, 28, 101]
-    times = {(rows[0], "ours_cuda"): 1, (rows[0], "ours_triton"): 1.6}
-    times |= {(rows[1], "ours_cuda"): 1, (rows[1], "ours_triton"): 1.4}
-    times |= {(rows[2], "ours_triton"): 1.4}
-    found = verdicts(rows, lines_of(times), None)
-    assert [row["passed"] for row in found] == ["pass", "missed", "not measured"]
-    assert found[0]["what"] == "MIPD N=4096 C=6 K=32 uniform, CUDA C++, against ours_triton"
-
-
-def test_goals_of_both_kinds_of_kernels_are_there():
-    goals = {
-        row.label: [goal.value for goal in row.goals if goal.against == "ms"] for row in TIMED_ROWS
-    }
-    assert goals["MIPD N=4096 C=1000 K=32 uniform"] == [0.55, 0.50]
-    assert goals["MIPD N=4096 C=100 exhaustive"] == [3, 2]
-    assert goals["MCRLoss published default N=32 C=6 K=32, eager launch"] == [0.15]

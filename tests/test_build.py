@@ -1,13 +1,15 @@
 """What is built: the objects of an instruction set, the choice, wheels without a library."""
 
+import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from wheels import NT_XENT, ROOT, binutils, build_wheel, run, run_installed, unpack
+from wheels import NT_XENT, ROOT, binutils, build_wheel, run_installed, unpack
 
 import mcr_fast
 from mcr_fast import env
@@ -15,8 +17,25 @@ from mcr_fast import env
 needs_library = pytest.mark.skipif(not env.cpu_library_loaded(), reason="no compiled library")
 
 
-def setup_py(**variables: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "setup.py", "--version", **variables)
+@pytest.fixture
+def setup_py(monkeypatch, capsys):
+    """Runs setup.py; its names, and what it printed."""
+
+    def call(**variables: str) -> tuple[dict, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+        monkeypatch.chdir(ROOT)
+        return runpy.run_path("setup.py"), capsys.readouterr().err
+
+    return call
+
+
+def program(folder: Path, name: str, output: str = "") -> None:
+    """A stand-in that prints one line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\necho '{output}'\n")
+    (folder / name).chmod(0o755)
 
 
 # The objects
@@ -37,17 +56,42 @@ def test_no_function_leaks_between_instruction_sets():
 
 # The choice of what to build
 
-
-def test_build_auto_says_what_it_chose():
-    result = setup_py(MCR_FAST_BUILD="auto", CUDA_HOME="/no-such-folder", CUDACXX="")
-    assert result.returncode == 0
-    assert "MCR_FAST_BUILD=auto builds 'cpu' (nvcc was not found" in result.stderr
+needs_tools = pytest.mark.skipif(
+    not all(map(shutil.which, ("c++", "cmake", "ninja"))), reason="no c++, cmake or ninja on PATH"
+)
 
 
-def test_build_auto_without_compiler_builds_none():
-    result = setup_py(MCR_FAST_BUILD="auto", CXX="no-such-compiler")
-    assert result.returncode == 0
-    assert "auto builds 'none' (no C++ compiler (no-such-compiler not found)" in result.stderr
+@needs_tools
+def test_build_auto_says_what_it_chose(setup_py):
+    _, printed = setup_py(MCR_FAST_BUILD="auto", CUDA_HOME="/no-such-folder", CUDACXX="")
+    assert "MCR_FAST_BUILD=auto builds 'cpu' (nvcc was not found" in printed
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("gpu", "cuda_torch", "listed", "expected"),
+    [
+        ("", None, "", "'cpu' (neither a GPU nor a CUDA torch; MCR_FAST_BUILD=cuda compiles"),
+        ("9.0", None, "", "'cuda' (the CPU library, and the CUDA one with "),
+        ("", "12.8", "", "'cuda' (the CPU library, and the CUDA one with "),
+        ("", None, "all", "'cuda' (the CPU library, and the CUDA one with "),
+    ],
+)
+def test_build_auto_compiles_cuda_for_whom_it_serves(
+    gpu, cuda_torch, listed, expected, setup_py, monkeypatch, tmp_path
+):
+    program(tmp_path / "bin", "nvcc")
+    program(tmp_path / "bin", "nvidia-smi", gpu)
+    monkeypatch.setattr(torch.version, "cuda", cuda_torch)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    _, printed = setup_py(MCR_FAST_BUILD="auto", CUDA_HOME=str(tmp_path), CUDACXX="")
+    assert f"MCR_FAST_BUILD=auto builds {expected}" in printed
+
+
+def test_build_auto_without_compiler_builds_none(setup_py):
+    _, printed = setup_py(MCR_FAST_BUILD="auto", CXX="no-such-compiler")
+    assert "auto builds 'none' (no C++ compiler (no-such-compiler not found)" in printed
 
 
 @pytest.mark.parametrize(
@@ -58,10 +102,29 @@ def test_build_auto_without_compiler_builds_none():
         ("cpu", "cannot be built: no C++ compiler"),
     ],
 )
-def test_build_errors(build, message):
-    result = setup_py(MCR_FAST_BUILD=build, CXX="no-such-compiler")
-    assert result.returncode != 0
-    assert message in result.stderr
+def test_build_errors(build, message, setup_py):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        setup_py(MCR_FAST_BUILD=build, CXX="no-such-compiler")
+
+
+@needs_tools
+def test_build_cuda_without_nvcc_names_the_fix(setup_py, tmp_path):
+    message = "MCR_FAST_BUILD=cuda cannot be built: nvcc was not found; set CUDA_HOME"
+    with pytest.raises(SystemExit, match=message):
+        setup_py(MCR_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), CUDACXX="")
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("8.0;9.0+PTX", "80-real;90-real;90-virtual"),
+        ("8.6 9.0a", "86-real;90a-real"),
+        ("8.0,7.5", "80-real;75-real"),
+    ],
+)
+def test_architectures_are_read_as_torch_reads_them(listed, expected, setup_py):
+    names, _ = setup_py(TORCH_CUDA_ARCH_LIST=listed, MCR_FAST_BUILD="none")
+    assert names["cuda_architectures"]() == expected
 
 
 # The wheels, each unpacked where the source tree cannot be seen
@@ -96,6 +159,7 @@ def test_pure_wheel_works_through_the_reference(pure_wheel, tmp_path):
     assert float(value) == pytest.approx(eval(NT_XENT, {"torch": torch, "mcr_fast": mcr_fast}))
 
 
+@pytest.mark.slow
 def test_broken_library_is_reported(pure_wheel, tmp_path):
     target = unpack(pure_wheel, tmp_path)
     library = target / "mcr_fast" / "lib" / env.CPU_LIBRARY.name

@@ -4,11 +4,9 @@ Needs nvcc, neither a GPU nor a CUDA torch.
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +27,12 @@ STREAMING_THREADS = 1024
 # reconstruction_loss.cu
 SQUARES = {"squared_error_kernel": 1024, "squared_error_grad_kernel": 1536}
 
-pytestmark = pytest.mark.skipif(
-    not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(shutil.which(tool) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
+    ),
+]
 
 
 class Kernel(NamedTuple):
@@ -169,49 +170,3 @@ def test_library_uses_the_stable_abi_only(library):
     assert not [name for name in undefined if re.match(r"_?Py[A-Z_]", name)]
     assert not [name for name in undefined if re.match(r"_Z\w*?(2at|3c10|5torch)\d", name)]
     assert not re.findall(r" [TW] \S*3mcr\S*", symbols)
-
-
-# The choice of what to build
-
-
-def choose(**variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "setup.py", "--version"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | variables, check=False
-    )
-
-
-def test_build_auto_says_that_it_found_nvcc():
-    result = choose(MCR_FAST_BUILD="auto")
-    assert result.returncode == 0
-    assert "auto builds 'cuda' (the CPU library, and the CUDA one with " in result.stderr
-
-
-def test_build_cuda_without_nvcc_names_the_fix(tmp_path):
-    result = choose(MCR_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), CUDACXX="")
-    assert result.returncode != 0
-    assert "MCR_FAST_BUILD=cuda cannot be built: nvcc was not found; set CUDA_HOME" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("listed", "expected"),
-    [
-        ("8.0;9.0+PTX", "80-real;90-real;90-virtual"),
-        ("8.6 9.0a", "86-real;90a-real"),
-        ("8.0,7.5", "80-real;75-real"),
-    ],
-)
-def test_architectures_are_read_as_torch_reads_them(listed, expected):
-    code = (
-        "import sys; sys.argv = ['setup.py', '--version']; import setup; "
-        "print(setup.cuda_architectures())"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TORCH_CUDA_ARCH_LIST": listed, "MCR_FAST_BUILD": "none"},
-        check=False,
-    )
-    assert result.stdout.splitlines()[-1] == expected, result.stderr

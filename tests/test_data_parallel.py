@@ -15,7 +15,10 @@ import mcr_fast
 from mcr_fast import MCRLoss
 
 ROWS, C, D, WORLD = 5, 3, 4, 2
-WAYS = ("linear", "sequential", "additive", "gated")
+CASES = [
+    *(("linear", "model"), ("gated", "model")),
+    *((kind, "fusion") for kind in ("linear", "sequential", "additive", "gated")),
+]
 
 
 class Model(nn.Module):
@@ -47,10 +50,7 @@ def gradients(model, rank):
     return [p.grad for p in model.parameters()]
 
 
-def worker(rank, port, kind, what, queue):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+def named_gradients(rank, kind, what):
     model = build(kind)
     if what == "model":
         outer = DistributedDataParallel(model)
@@ -60,7 +60,15 @@ def worker(rank, port, kind, what, queue):
     for _ in range(2):  # a second step finds the first one reduced
         grads = gradients(outer, rank)
     names = [name.replace("module.", "") for name, _ in outer.named_parameters()]
-    queue.put((rank, dict(zip(names, [g.tolist() for g in grads], strict=True))))
+    return dict(zip(names, [g.tolist() for g in grads], strict=True))
+
+
+def worker(rank, port, queue):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    for case in CASES:
+        queue.put((rank, case, named_gradients(rank, *case)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -71,21 +79,23 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [("linear", "model"), ("gated", "model"), *((kind, "fusion") for kind in WAYS)],
-)
-def test_gradients_are_the_mean_over_processes(kind, what):
+@pytest.fixture(scope="module")
+def found():
+    """Gradients by rank and case: the processes take longer to start than to run them all."""
     context = mp.get_context("spawn")
     queue, port = context.Queue(), free_port()
-    arguments = [(rank, port, kind, what, queue) for rank in range(WORLD)]
-    workers = [context.Process(target=worker, args=a) for a in arguments]
+    workers = [context.Process(target=worker, args=(r, port, queue)) for r in range(WORLD)]
     for process in workers:
         process.start()
-    found = dict(queue.get(timeout=120) for _ in workers)
+    answers = [queue.get(timeout=120) for _ in range(WORLD * len(CASES))]
     for process in workers:
         process.join(60)
         assert process.exitcode == 0
+    return {(rank, case): grads for rank, case, grads in answers}
+
+
+@pytest.mark.parametrize(("kind", "what"), CASES)
+def test_gradients_are_the_mean_over_processes(kind, what, found):
     model = build(kind)
     alone = [gradients(model, rank) for rank in range(WORLD)]
     names = [name for name, _ in model.named_parameters()]
@@ -94,5 +104,5 @@ def test_gradients_are_the_mean_over_processes(kind, what):
         if what == "model" or name.startswith("fusion"):
             wanted = [sum(wanted) / WORLD] * WORLD
         for rank in range(WORLD):
-            ours = torch.tensor(found[rank][name], dtype=torch.float64)
+            ours = torch.tensor(found[rank, (kind, what)][name], dtype=torch.float64)
             torch.testing.assert_close(ours, wanted[rank])

@@ -10,6 +10,8 @@ import pytest
 for needed in ("sklearn", "matplotlib", "tqdm", "tabulate"):
     pytest.importorskip(needed)
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("left half alone", "right half alone", "ensemble", "joint", "multi-loss", "MCR")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

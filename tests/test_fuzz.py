@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from inputs import generator, make_present
+from tiers import sample
 from torch import nn
 
 import mcr_fast
@@ -87,7 +88,7 @@ def run(seed, way):
     return out, [torch.zeros_like(x) if x.grad is None else x.grad for x in tensors]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", sample(SEEDS, 4))
 def test_kernel_reference_and_engine_agree(seed):
     _, options, _, _, _ = draw(seed)
     truth, wanted = run(seed, "reference")

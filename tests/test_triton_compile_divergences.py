@@ -103,9 +103,13 @@ by_target = pytest.mark.parametrize("target", TARGETS)
 
 
 def sizes_of(kernel: str):
-    """Each entry of the table for one target, the sizes of production for both."""
+    """Each entry of the table for one target, the sizes of production for both; one is quick."""
     return [
-        pytest.param(chosen, target, id=f"C{chosen.up_to}-sm_{target}")
+        pytest.param(
+            *(chosen, target),
+            id=f"C{chosen.up_to}-sm_{target}",
+            marks=() if chosen is TABLE[kernel][0] else pytest.mark.slow,
+        )
         for chosen in TABLE[kernel]
         for target in TARGETS
         if target == 90 or chosen.up_to >= 256
@@ -127,6 +131,7 @@ def test_donor_side(chosen, target):
     assert_fast_logarithms(build(_donor_side_kernel, chosen, target, **OPTIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), [(0, 80), (0, 90), (1, 90), (2, 80), (2, 90)])
 def test_every_feature(kind, target):
     options = OPTIONS | GENERAL | {"KIND": kind}
@@ -160,6 +165,7 @@ def test_small_kernels(target):
         build(_scale_or_take_kernel, scale, target, **again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grad", "goal"), [(False, 18), (True, 20)])
 def test_instructions_per_element(grad, goal, capsys):
     """The pair loop at C = 1000: what a warp issues per 32 elements where no row is special."""

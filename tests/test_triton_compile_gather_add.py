@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 from aot import TARGETS, compile_kernel
+from tiers import sample
 
 from mcr_fast.kernels import gather_add as kernels
 from mcr_fast.kernels.config import TABLE
@@ -57,7 +58,7 @@ ROWS += [(ROWS[-1][0], 90, name) for name in ("none", "relu", "gelu_tanh")]
 ROWS += [(ROWS[-1][0], 80, name) for name in ("none", "gelu")]
 
 
-@pytest.mark.parametrize(("config", "target", "activation"), ROWS)
+@pytest.mark.parametrize(("config", "target", "activation"), sample(ROWS, len(ROWS)))
 def test_rows(config, target, activation):
     plain = {"ACTIVATION": kernels.ACTIVATIONS[activation], "OWN_DONORS": False, "SINGLE": True}
     general = plain | {"OWN_DONORS": True, "SINGLE": False}
@@ -71,6 +72,7 @@ def test_rows(config, target, activation):
         build(kernel, config, "fp32", target, **general, **no_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_donor_side(target):
     for config in TABLE["gather_add"]:

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 from aot import TARGETS, compile_kernel
+from tiers import sample
 
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
@@ -89,6 +90,7 @@ def check_tiles(kernel, bits, config, target, running_max):
     return compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kernel", OVER_ALL_TILES, ids=lambda k: k.__name__)
@@ -101,8 +103,8 @@ def test_over_all_tiles(kernel, bits, target):
         assert compiled.registers <= 128, "one block of the largest tiles alone has the registers"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
+@pytest.mark.parametrize("bits", sample(BITS, 2))
 @pytest.mark.parametrize("kernel", OVER_POSITIVES, ids=lambda k: k.__name__)
 def test_over_positives(kernel, bits, target):
     for config in TABLE[f"positives_{bits}"]:
@@ -126,6 +128,7 @@ def test_tiles_fit_into_each_other():
                 assert blocks["BLOCK_K"] % near.blocks["BLOCK_K"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_rows_and_sums(target):
     for config in TABLE["rows"]:
@@ -146,7 +149,7 @@ def test_rows_and_sums(target):
             )
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_reconstruction_loss(target):
     for config in TABLE["reconstruction_loss"]:
         for dtype in ("fp32", "bf16"):
@@ -192,6 +195,7 @@ def compile_launch(monkeypatch):
     return compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "rows", "dtype", "temperature"),
     [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],

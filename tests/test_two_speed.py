@@ -44,7 +44,9 @@ def scores():
     }
 
 
+# Six trainings; that the example's gradients are those of Algorithm 1, test_readme.py holds.
 # Over 8 seeds (docs/training.md) the gain is 8 points in the mean and 7 at least.
+@pytest.mark.slow
 def test_documented_loss_beats_joint_training(scores):
     gains = [
         a.accuracy - b.accuracy for a, b in zip(scores["documented"], scores["joint"], strict=True)
@@ -54,12 +56,14 @@ def test_documented_loss_beats_joint_training(scores):
 
 
 # There the slow modality's importance is 22 % at least; joint training ends at 12 % in the mean.
+@pytest.mark.slow
 def test_documented_loss_keeps_the_slow_modality_in_use(scores):
     shares = [score.slow_importance for score in scores["documented"]]
     assert min(shares) > 12, shares
     assert statistics.fmean(shares) > statistics.fmean(s.slow_importance for s in scores["joint"])
 
 
+@pytest.mark.slow
 def test_warning_comes_without_unimodal_losses_only():
     documented = Documented()
     for form, fresh, expected in (

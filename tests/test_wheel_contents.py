@@ -16,6 +16,8 @@ from wheels import NT_XENT, ROOT, binutils, build_wheel, run, run_installed, unp
 import mcr_fast
 from mcr_fast import env
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 20 * 2**20
 CUDA_LIBRARY = "libmcr_fast_cuda.so"
 

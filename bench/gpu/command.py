@@ -13,9 +13,16 @@ from time import monotonic
 import torch
 
 from bench import machine, results
-from bench.gpu.cases import check_cases
-from bench.gpu.processes import python, run_checks
+from bench.floors import Rates
+from bench.goals import TimedRow, verdicts
+from bench.gpu import report
+from bench.gpu.rows import TIMED_ROWS, serving
+from bench.gpu.sanitize import NOT_INSTALLED, planned, sanitize, watched
+from bench.gpu.sizes import SIZE_ROWS
+from bench.gpu.suite import Item, all_of, check, collect
+from bench.gpu.timing import Timing, lines_of
 from bench.results import Row
+from mcr_fast.ops.registry import with_kernels
 
 PARTS = ("check", "sanitize", "floors", "sizes", "time")
 # of the budget, at most, where something else comes too
@@ -57,43 +64,32 @@ def run(options: argparse.Namespace) -> int:
     if reason:
         print(f"python -m bench gpu: {reason}", file=sys.stderr)
         return 2
-    # they import triton
-    from bench.gpu import report, timing
-    from bench.gpu.floors import Rates
-    from bench.gpu.measure import environment, verdicts
-    from bench.gpu.sanitize import NOT_INSTALLED
-
     end = monotonic() + options.budget - REPORT_SECONDS
     parts = options.only or PARTS
     options.out.mkdir(parents=True, exist_ok=True)
-    stamp = environment(options.commit)
+    stamp = machine.gpu_environment(options.commit)
     print(f"{stamp['device']}, {stamp['capability']}, torch {stamp['torch']}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        checked = _check(options, work, end) if "check" in parts else []
-        if "sanitize" in parts:
-            checked += _sanitize(options, work, end)
-        timed = timing.rows_of(options, step_only=False) if "time" in parts else []
-        sizes = timing.rows_of(options, step_only=True) if "sizes" in parts else []
-        unable = []
+        checked = _check(options, work, end) if {"check", "sanitize"} & {*parts} else []
+        timed = _rows(TIMED_ROWS, options) if "time" in parts else []
+        sizes = _rows(SIZE_ROWS, options) if "sizes" in parts else []
+        timing = Timing(options.out, work / "rates.json", end, options.quick, options.commit)
         if "floors" in parts or timed or sizes:
-            unable += timing.take_times(options, work, timed, sizes, end)
-        rates = Rates.read(work / "rates.json")
-    rows = [row for _, row in (*timed, *sizes)]
-    lines = timing.lines_of(options.out, rows)
-    targets = verdicts(rows, lines, rates)
+            timing.take(timed, sizes, options.budget)
+        rates = Rates.read(timing.rates)
+    lines = lines_of(options.out, [*timed, *sizes])
+    targets = verdicts([*timed, *sizes], lines, rates)
     if checked:
         report.write_checks(options.out / "correctness.csv", checked, stamp)
     if rates or targets:
-        figures = [*_rate_rows(rates), *targets]
-        results.write(
-            options.out / "targets.csv",
-            [{**stamp, **row} for row in figures],
-            results.TARGET_COLUMNS,
-        )
-    report.plot(options.out / "gpu.png", [row for _, row in timed], lines, rates)
-    unable += _failed_rows(lines)
-    compared = timing.compare(options.out, [row for _, row in sizes], lines, stamp)
+        figures = [{**stamp, **row} for row in (*report.floor_rows(rates), *targets)]
+        results.write(options.out / "targets.csv", figures, results.TARGET_COLUMNS)
+    from bench.plots import plot_goals  # needs matplotlib
+
+    plot_goals(options.out / "gpu.png", timed, lines)
+    unable = [*timing.unable, *_failed_rows(lines)]
+    compared = report.write_sizes(options.out / "sizes.csv", sizes, lines, stamp)
     text = report.summary(checked, targets, unable, rates, stamp, compared)
     (options.out / "summary.txt").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwritten to {options.out}")
@@ -101,62 +97,50 @@ def run(options: argparse.Namespace) -> int:
     return int(bool(unable or bad))
 
 
-def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
-    """Every case on every backend, many at a time."""
-    from bench.gpu.rows import serving
+def _rows(rows: Iterable[TimedRow], options: argparse.Namespace) -> list[TimedRow]:
+    """Those that are asked for."""
+    return [
+        row
+        for row in rows
+        if (row.quick or not options.quick) and (not options.op or row.case.op in options.op)
+    ]
 
-    alone = options.only == ["check"]
-    deadline = end if alone else monotonic() + CHECK_SHARE * options.budget
-    wanted = {
-        backend: [
-            key
-            for key, case in check_cases().items()
-            if backend in case.backends
-            and backend in serving(case.op)
-            and (not options.op or case.op in options.op)
-            and (case.quick or not options.quick)
-        ]
-        for backend in ("triton", "cuda")
-    }
-    wanted = {backend: keys for backend, keys in wanted.items() if keys}
+
+def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
+    """Both parts that run items of the suite: the checks, then some under compute-sanitizer."""
+    parts = options.only or PARTS
+    pairs = [
+        (op, backend)
+        for op in (*with_kernels("triton"), "gather_add")
+        for backend in serving(op)
+        if not options.op or op in options.op
+    ]
+
+    def items(*, slow: bool) -> list[Item]:
+        return [item for item in collect(slow=slow) if (item.op, item.backend) in pairs]
+
+    try:
+        everything = items(slow=not options.quick)
+        small = items(slow=False) if "sanitize" in parts else []
+    except RuntimeError as error:
+        return [all_of(*pair).row("not run", str(error)) for pair in pairs]
+    workers = max(1, min(MAX_WORKERS, machine.cores() - 1))
     found = []
-    for at, (backend, keys) in enumerate(wanted.items()):
-        folder = work / backend
-        folder.mkdir()
-        workers = max(1, min(MAX_WORKERS, machine.cores() - 1))
-        left = deadline - monotonic()
-        rows = run_checks(
-            keys,
-            lambda path, cases, b=backend: python(
-                "bench.gpu.check", path, "--backend", b, "--cases", *cases
-            ),
-            folder,
-            workers,
-            monotonic() + left / (len(wanted) - at),
-        )
-        found += [{**row, "backend": backend} for row in rows]
-        bad = sum(row["passed"] != "yes" for row in rows)
-        print(f"{backend}: {len(rows) - bad} cases right, {bad} wrong or not run", flush=True)
+    if "check" in parts:
+        found += check(everything, pairs, work, workers, _until(options, CHECK_SHARE, end))
+    if "sanitize" in parts:
+        runs = planned(watched(small, everything))
+        rows = sanitize(runs, workers, _until(options, SANITIZE_SHARE, end))
+        clean = sum(row["passed"] == "yes" for row in rows)
+        print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
+        found += rows
     return found
 
 
-def _sanitize(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
-    """compute-sanitizer over small inputs of every kernel, several tools at a time."""
-    from bench.gpu.rows import serving
-    from bench.gpu.sanitize import planned, sanitize
-
-    ops = dict.fromkeys(case.op for case in check_cases().values())
-    runs = planned(
-        [(op, name) for op in ops if not options.op or op in options.op for name in serving(op)]
-    )
-    folder = work / "sanitize"
-    folder.mkdir()
-    alone = options.only == ["sanitize"]
-    deadline = end if alone else monotonic() + SANITIZE_SHARE * options.budget
-    rows = sanitize(runs, folder, max(1, min(MAX_WORKERS, machine.cores() - 1)), deadline)
-    clean = sum(row["passed"] == "yes" for row in rows)
-    print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
-    return rows
+def _until(options: argparse.Namespace, share: float, end: float) -> float:
+    """When a part has to be done: it has a share of the budget, or all of it if it is alone."""
+    alone = options.only and len(options.only) == 1
+    return end if alone else monotonic() + share * options.budget
 
 
 def _failed_rows(lines: Iterable[Row]) -> list[str]:
@@ -165,19 +149,4 @@ def _failed_rows(lines: Iterable[Row]) -> list[str]:
         f"{line['op']} {line['case']} {line['mode']} {line['provider']}: {line['skipped']}"
         for line in lines
         if line["provider"].startswith("ours") and line["skipped"]
-    ]
-
-
-def _rate_rows(rates) -> list[dict[str, str]]:
-    """The floors among the targets, with nothing to reach."""
-    if rates is None:
-        return []
-    named = {
-        "copy bandwidth": (rates.copy, "TB/s"),
-        "gather from the L2 cache": (rates.gather, "TB/s"),
-        "bfloat16 product": (rates.bfloat16, "TFLOP/s"),
-    }
-    return [
-        {"what": what, "measured": results.significant(rate / 1e12, 4), "unit": unit}
-        for what, (rate, unit) in named.items()
     ]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import results
-from bench.gpu.floors import Rates
-from bench.gpu.rows import TimedRow
+from bench.floors import Rates
+from bench.goals import TimedRow
 from bench.gpu.sanitize import is_sanitized
-from bench.results import ENVIRONMENT, Row, number, significant
+from bench.gpu.sizes import HEADER, choice, disagreements, markdown, table
+from bench.results import ENVIRONMENT, Row
 
 CHECK_COLUMNS = (
     *("op", "backend", "case", "checks", "passed", "detail", "seconds"),
@@ -36,7 +37,7 @@ def verification(checked: Sequence[Row], environment: Row) -> list[str]:
         state = "FAILED" if bad or bad_memory else "incomplete" if open_ or not good else "verified"
         lines.append(
             f"| {op} | {backend} | {where} | {environment['date'][:10]} | {state}: "
-            f"{good} cases right, {bad} wrong, {open_} not run{_watched(watched)} |"
+            f"{good} checks right, {bad} wrong, {open_} not run{_watched(watched)} |"
         )
     return lines
 
@@ -67,7 +68,9 @@ def summary(
     for word, title in (("no", "WRONG"), ("not run", "not run")):
         rows = [row for row in checked if row["passed"] == word]
         if rows:
-            lines = [f"{r['op']}/{r['case']} ({r['backend']}): {r['detail']}" for r in rows]
+            lines = [
+                f"{r['op']}/{r['case']} {r['checks']} ({r['backend']}): {r['detail']}" for r in rows
+            ]
             parts.append("\n".join([f"{title}: {len(rows)}", *lines]))
     if rates:
         parts.append(
@@ -92,46 +95,31 @@ def write_checks(path: Path, checked: Sequence[Row], environment: Row) -> None:
     results.write(path, [{**environment, **row} for row in checked], CHECK_COLUMNS)
 
 
-def plot(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row], rates: Rates | None) -> None:
-    """Every row's times, forward and backward, as bars with the goal as a line."""
-    from matplotlib import pyplot
-
-    from bench.plots import LABELS, STYLES
-
-    shown = [row for row in rows if _bars(row, lines)]
-    if not shown:
-        return
-    figure, areas = pyplot.subplots(
-        len(shown), 1, figsize=(9, 0.5 + 1.45 * len(shown)), squeeze=False
-    )
-    for area, row in zip(areas[:, 0], shown, strict=True):
-        bars = _bars(row, lines)
-        names = [LABELS.get(name, name) for name, _ in bars]
-        colours = [STYLES.get(name, STYLES["ours"])[0] for name, _ in bars]
-        drawn = area.barh(names, [ms for _, ms in bars], color=colours)
-        area.bar_label(drawn, [f"{significant(ms, 3)} ms" for _, ms in bars], padding=3, fontsize=8)
-        for goal in row.goals:
-            if goal.against == "ms":
-                area.axvline(goal.value, color="black", linestyle="--", linewidth=1)
-        area.set_xscale("log")
-        area.margins(x=0.2)
-        area.invert_yaxis()
-        area.tick_params(labelsize=8)
-        area.set_title(row.label, fontsize=9, loc="left")
-    last = max(lines, key=lambda line: line["date"])
-    title = f"forward + backward, dashed: goal\n{last['device']}, torch {last['torch']}, "
-    figure.suptitle(f"{title}commit {last['commit']}, {last['date'][:10]}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-
-
-def _bars(row: TimedRow, lines: Sequence[Row]) -> list[tuple[str, float]]:
-    """(provider, milliseconds) of a row, from a graph where it is replayed from one."""
-    mode = row.modes[-1] if row.graph else row.modes[0]
-    found = [
-        (line["provider"], number(line, "p50_ms"))
-        for line in lines
-        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, mode)
+def write_sizes(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row], stamp: Row) -> str:
+    """sizes.csv; the same for the summary, with the choice of backends that it would make."""
+    if not rows:
+        return ""
+    found = table(rows, lines)
+    results.write(path, [{**stamp, **row} for row in found], (*HEADER, *ENVIRONMENT))
+    chosen, doubt = choice(rows, found), disagreements(rows, found)
+    parts = [
+        markdown(found),
+        chosen and f"mcr_fast/ops/registry.py, by these times:\n{chosen}",
+        doubt and f"sizes of one class that do not agree, the faster one by how much:\n{doubt}",
     ]
-    return [(name, ms) for name, ms in found if ms]
+    return "\n\n".join(filter(None, parts))
+
+
+def floor_rows(rates: Rates | None) -> list[dict[str, str]]:
+    """The floors among the targets, with nothing to reach."""
+    if rates is None:
+        return []
+    named = {
+        "copy bandwidth": (rates.copy, "TB/s"),
+        "gather from the L2 cache": (rates.gather, "TB/s"),
+        "bfloat16 product": (rates.bfloat16, "TFLOP/s"),
+    }
+    return [
+        {"what": what, "measured": results.significant(rate / 1e12), "unit": unit}
+        for what, (rate, unit) in named.items()
+    ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import operator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
+from bench.case import Case
+from bench.goals import Goal, TimedRow
 from bench.inputs import Inputs
-from bench.registry import Case, Provider, benchmarks
+from bench.registry import Provider, benchmarks
 from mcr_fast.ops._backend import backends
 
 ACCELERATED = ("cuda", "triton")  # backends that have kernels of their own for CUDA tensors
@@ -19,45 +20,6 @@ MIPD = Case("permuted_divergence", N=4096, C=1000, K=32, donors="uniform", start
 PUBLISHED = replace(MIPD, N=32, D=512, C=6, start="latents")
 CONTRASTIVE = Case("nt_xent", N=16384, D=512, C=1000, dtype="bfloat16")
 ROWS_CASE = Case("row_divergence", N=4096, C=1000, K=32, M=0, dtype="bfloat16")
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure of ours that a row of the table has to reach.
-
-    `against` is a provider, whose time over that of `of` is judged, or "ms", "MB", or "copy": the
-    bytes it must move, over its time and the bandwidth of a copy.
-    """
-
-    against: str
-    value: float
-    mode: str = "full"
-    of: str = "ours"
-
-    @property
-    def at_least(self) -> bool:
-        return self.against not in ("ms", "MB")
-
-
-@dataclass(frozen=True)
-class TimedRow:
-    """One size with its goals.
-
-    `graph` replays every provider from a CUDA graph too; `step_only` leaves the forward alone out.
-    """
-
-    label: str
-    case: Case
-    goals: tuple[Goal, ...] = ()
-    graph: bool = False
-    quick: bool = False
-    step_only: bool = False
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        if self.step_only:
-            return ("full",)
-        return ("full", "fwd", "full_graph") if self.graph else ("full", "fwd")
 
 
 def _mipd(label: str, case: Case, *milliseconds: float) -> TimedRow:
@@ -141,23 +103,19 @@ def no_liger(case: Case) -> str | None:
     return "liger_kernel is not installed" if missing else None
 
 
-def providers(case: Case) -> list[Provider]:
-    """Everybody who runs a case, torch.compile last: it may have to be stopped."""
-    benchmark = benchmarks()[case.op]
+def providers(row: TimedRow) -> list[Provider]:
+    """Everybody who runs a row, torch.compile last: it may have to be stopped."""
+    benchmark = benchmarks()[row.case.op]
     ours = benchmark.provider("ours").run
-    backends = serving(case.op)
-    found = [Provider("ours", ours)] if backends else []
-    # beside what is taken when none is asked for; the whole step has no single backend
-    if len(backends) > 1 and case.op != "mcr_loss":
-        found += [Provider(f"ours_{name}", partial(ours, backend=name)) for name in backends]
-    others = [p for p in benchmark.providers[2:] if not p.compiled]
-    if case.op == "row_divergence":
-        others.append(
-            Provider("liger", liger, lambda case: 4 * 4 * case.num_pairs * case.C, no_liger)
-        )
-    return [*found, *others, benchmark.provider("compile")]
-
-
-def passes(goal: Goal, measured: float) -> bool:
-    """Whether a figure reaches its goal; NaN does not."""
-    return (operator.ge if goal.at_least else operator.le)(measured, goal.value)
+    backends = serving(row.case.op)
+    named = [Provider(f"ours_{name}", partial(ours, backend=name)) for name in backends]
+    if row.step_only:
+        found = [*sorted(named, key=lambda p: p.name), benchmark.provider("eager")]
+    else:
+        found = [Provider("ours", ours)] if backends else []
+        # beside what is taken when none is asked for; the whole step has no single backend
+        found += named if len(backends) > 1 and row.case.op != "mcr_loss" else []
+        found += [p for p in benchmark.providers[2:] if not p.compiled]
+        if row.case.op == "row_divergence":
+            found.append(Provider("liger", liger, lambda case: case.pair_bytes(4), no_liger))
+    return [*found, benchmark.provider("compile")]

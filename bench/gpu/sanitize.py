@@ -1,8 +1,7 @@
-"""NVIDIA's compute-sanitizer over the kernels of each op, on small inputs.
+"""NVIDIA's compute-sanitizer over the kernels of each op, on small items of tests/suite.
 
 Options and messages are those of Compute Sanitizer 2026.4; the kernel filter had another name in
-older ones. The inputs run alone, without the checks of `bench.gpu.check`: the tools slow everything
-down, and their verdict is about memory, not about results.
+older ones. The tools slow everything down, and their verdict is about memory: few items run.
 """
 
 from __future__ import annotations
@@ -10,17 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
-from bench.gpu.cases import CheckCase, check_cases
-from bench.gpu.processes import python, unfinished
-from bench.machine import ROOT
+from bench.gpu.processes import last_words, run_group
+from bench.gpu.suite import Item, pytest_command
 
 # Triton's own synchronisation and shared memory are not ours to check
 TOOLS = {"cuda": ("memcheck", "racecheck", "initcheck", "synccheck"), "triton": ("memcheck",)}
@@ -30,6 +27,9 @@ PRINTED = "mcr::cuda"
 NAME = "compute-sanitizer"
 NOT_INSTALLED = f"{NAME} is not installed"
 
+# the checks that run: ours several times, and on inputs that are not contiguous
+WATCHED = ("repeat", "strided")
+QUICK_CASES = 10  # of an op on a backend, at most
 # beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, pairs
 # that are far
 MORE = re.compile(
@@ -52,13 +52,16 @@ def find() -> Path | None:
     return Path(found) if found else None
 
 
-def cases_of(op: str, backend: str) -> list[CheckCase]:
-    """The small inputs of an op on a backend."""
+def watched(quick: Iterable[Item], everything: Iterable[Item]) -> list[Item]:
+    """What a tool is to watch: of each op and backend some quick cases, and those of MORE."""
+    kept: set[tuple[str, ...]] = set()
+    for _, group in groupby(quick, key=lambda item: item[1:3]):
+        cases = list(dict.fromkeys(item[1:4] for item in group))
+        kept |= {*cases[:: 1 + (len(cases) - 1) // QUICK_CASES]}
     return [
-        case
-        for case in check_cases().values()
-        if case.op == op and backend in case.backends and not case.poisoned
-        if case.quick or MORE.fullmatch(case.key)
+        item
+        for item in everything
+        if item.check in WATCHED and (item[1:4] in kept or MORE.fullmatch(f"{item.op}/{item.case}"))
     ]
 
 
@@ -70,13 +73,9 @@ class Run:
     backend: str
     tool: str
     number: int
+    nodeids: tuple[str, ...]
 
-    @property
-    def key(self) -> str:
-        """What names its row among the checks."""
-        return f"{self.op}/{NAME} {self.tool}, {len(cases_of(self.op, self.backend))} inputs"
-
-    def command(self, tool: Path, usage: str, results: Path) -> list[str]:
+    def command(self, tool: Path, usage: str) -> list[str]:
         """What to start; `usage` is what the tool's --help says."""
         options = ["--tool", self.tool, "--error-exitcode", str(ERROR_CODE), "--print-limit", "0"]
         options += ["--port", str(FIRST_PORT + PORTS * self.number), "--launch-timeout", "60"]
@@ -87,19 +86,18 @@ class Run:
         if self.backend == "cuda" and self.tool != "initcheck":
             name = "--kernel-name" if "--kernel-name " in usage else "--kernel-regex"
             options += [name, f"kns={MANGLED}"]
-        cases = [case.key for case in cases_of(self.op, self.backend)]
-        arguments = ("--backend", self.backend, "--run-only", "--cases", *cases)
-        return [str(tool), *options, *python("bench.gpu.check", results, *arguments)]
+        return [str(tool), *options, *pytest_command("--slow", *self.nodeids)]
 
     def environment(self) -> dict[str, str]:
         """Every tensor an allocation of its own: one that is reused hides both errors."""
         alone = self.tool in ("memcheck", "initcheck")
         return {**os.environ, **({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if alone else {})}
 
-    def row(self, output: str, code: int) -> dict[str, str]:
-        """The verdict on what the tool printed."""
-        row = {**unfinished(self.key, *verdict(self, output, code)), "checks": self.tool}
-        return {**row, "backend": self.backend}
+    def row(self, passed: str, detail: str) -> dict[str, str]:
+        """As it stands in correctness.csv."""
+        case = f"{NAME} {self.tool}, {len(self.nodeids)} items"
+        named = {"op": self.op, "backend": self.backend, "case": case, "checks": self.tool}
+        return {**named, "passed": passed, "detail": detail}
 
 
 def is_sanitized(row: Mapping[str, str]) -> bool:
@@ -121,14 +119,14 @@ def reports(output: str) -> Iterator[str]:
         found = [line] if line.strip() else []
 
 
-def verdict(run: Run, output: str, code: int) -> tuple[str, str]:
+def verdict(tool: str, output: str, code: int) -> tuple[str, str]:
     """("yes" | "no" | "not run", why)."""
     pattern = r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard"
     counts = [int(a or b) for a, b in re.findall(pattern, output)]
     if not counts:
-        return "not run", f"{run.tool} gave no summary, code {code}: {last_words(output)}"
+        return "not run", f"{tool} gave no summary, code {code}: {last_words(output)}"
     found = list(reports(output))
-    if run.tool == "initcheck":
+    if tool == "initcheck":
         # it watches torch's kernels too, whose errors are not ours to judge
         found = [text for text in found if PRINTED in text]
         wrong = bool(found)
@@ -136,69 +134,42 @@ def verdict(run: Run, output: str, code: int) -> tuple[str, str]:
         wrong = any(counts) or code == ERROR_CODE
     if wrong:
         first = found[0] if found else last_words(output)
-        return "no", f"{sum(counts)} errors of {run.tool}, the first: {first}"[:600]
+        return "no", f"{sum(counts)} errors of {tool}, the first: {first}"[:600]
     if code not in (0, ERROR_CODE):
-        return "no", f"the inputs ended with {code} under {run.tool}: {last_words(output)}"
+        return "no", f"the items ended with {code} under {tool}: {last_words(output)}"
     return "yes", ""
 
 
-def last_words(output: str) -> str:
-    """The end of what was printed, on one line."""
-    return " ".join(output.split())[-300:]
+def planned(items: Sequence[Item]) -> list[Run]:
+    """The runs over items, the tools that find most first."""
+    nodeids: dict[tuple[str, str], list[str]] = {}
+    for item in items:
+        nodeids.setdefault((item.op, item.backend), []).append(item.nodeid)
+    wanted = [
+        (op, backend, tool)
+        for backend, tools in TOOLS.items()
+        for tool in tools
+        for op, b in nodeids
+        if b == backend
+    ]
+    return [Run(*run, at, tuple(nodeids[run[:2]])) for at, run in enumerate(wanted)]
 
 
-def planned(ops: Sequence[tuple[str, str]]) -> list[Run]:
-    """The runs over pairs of (op, backend), the tools that find most first."""
-    order = [(backend, tool) for backend in TOOLS for tool in TOOLS[backend]]
-    wanted = [(op, backend, tool) for backend, tool in order for op, b in ops if b == backend]
-    return [Run(*run, number) for number, run in enumerate(wanted)]
-
-
-def sanitize(
-    runs: Sequence[Run], folder: Path, workers: int, deadline: float
-) -> list[dict[str, str]]:
+def sanitize(runs: Sequence[Run], workers: int, deadline: float) -> list[dict[str, str]]:
     """A row for every run; without the tool they all say so."""
     tool = find()
     if tool is None:
-        return [not_run(run, NOT_INSTALLED) for run in runs]
-    asked = subprocess.run([tool, "--help"], capture_output=True, text=True, check=False)
+        return [run.row("not run", NOT_INSTALLED) for run in runs]
+    usage, _ = run_group([str(tool), "--help"], 60)
 
     def one(run: Run) -> dict[str, str]:
-        if monotonic() > deadline:
-            return not_run(run, "out of time")
-        results = folder / f"{run.number}.jsonl"
-        command = run.command(tool, asked.stdout, results)
-        output, code = run_group(command, run.environment(), deadline - monotonic())
-        return not_run(run, "not finished in time") if code is None else run.row(output, code)
+        left = deadline - monotonic()
+        if left <= 0:
+            return run.row("not run", "out of time")
+        output, code = run_group(run.command(tool, usage), left, run.environment())
+        if code is None:
+            return run.row("not run", "not finished in time")
+        return run.row(*verdict(run.tool, output, code))
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return list(pool.map(one, runs))
-
-
-def not_run(run: Run, why: str) -> dict[str, str]:
-    """The row of a tool that gave no verdict."""
-    row = unfinished(run.key, "not run", why)
-    return {**row, "checks": run.tool, "backend": run.backend}
-
-
-def run_group(
-    command: list[str], environment: dict[str, str], seconds: float
-) -> tuple[str, int | None]:
-    """What a command and its children print, and its code; None if it had to be stopped."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=max(1.0, seconds))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the tool, and what it watches
-        output, _ = process.communicate()
-        return output, None
-    return output, process.returncode

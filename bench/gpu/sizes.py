@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby, product
 
-from bench.gpu.rows import MIPD, Goal, TimedRow, serving
-from bench.registry import Case, Provider, benchmarks
+from bench.case import Case
+from bench.goals import Goal, TimedRow
+from bench.gpu.rows import ACCELERATED, MIPD
 from bench.results import Row, number, significant
 from mcr_fast.ops.registry import OPS
 
-BACKENDS = ("cuda", "triton")
-COLUMNS = ("cuda", "triton", "compile", "eager")  # of the table, in milliseconds
+COLUMNS = (*ACCELERATED, "compile", "eager")  # of the table, in milliseconds
 HEADER = ("op", "size", *(f"{name}_ms" for name in COLUMNS), "fastest", "of ours")
 CLASSES = (6, 28, 101, 174, 1000)
 CONTRASTIVE = ("nt_xent", "sup_con")
@@ -45,15 +44,6 @@ def _rows() -> Iterator[TimedRow]:
 SIZE_ROWS = tuple(_rows())
 
 
-def size_providers(case: Case) -> list[Provider]:
-    """Every backend that has a kernel here, by its name, and plain torch, torch.compile last."""
-    benchmark = benchmarks()[case.op]
-    ours = benchmark.provider("ours").run
-    backends = [name for name in BACKENDS if name in serving(case.op)]
-    found = [Provider(f"ours_{name}", partial(ours, backend=name)) for name in backends]
-    return [*found, benchmark.provider("eager"), benchmark.provider("compile")]
-
-
 def table(rows: Sequence[TimedRow], lines: Sequence[Row]) -> list[dict[str, str]]:
     """A row for each size: medians of a step, the fastest of all, and the faster one of ours."""
     times = {
@@ -63,11 +53,12 @@ def table(rows: Sequence[TimedRow], lines: Sequence[Row]) -> list[dict[str, str]
     }
     found = []
     for row in rows:
-        key = (row.case.op, row.case.name)
-        names = {name: f"ours_{name}" if name in BACKENDS else name for name in COLUMNS}
-        measured = {name: times.get((*key, provider)) for name, provider in names.items()}
+        measured = {
+            name: times.get((row.case.op, row.case.name, "ours_" * (name in ACCELERATED) + name))
+            for name in COLUMNS
+        }
         known = {name: ms for name, ms in measured.items() if ms}
-        ours = {name: ms for name, ms in known.items() if name in BACKENDS}
+        ours = {name: ms for name, ms in known.items() if name in ACCELERATED}
         found.append(
             {
                 "op": row.case.op,
@@ -124,17 +115,15 @@ class SizeClass:
 def classes_of(rows: Sequence[TimedRow], found: Sequence[Row]) -> list[SizeClass]:
     """What both of ours were timed for, smallest first within a key of `CHOICE`."""
     classes: dict[tuple[str, str, int], dict[str, float]] = {}
-    keys: dict[str, None] = {}  # in order
     for row, line in zip(rows, found, strict=True):
         cuda, triton = number(line, "cuda_ms"), number(line, "triton_ms")
         if cuda and triton:
-            sixteen_bit = row.case.torch_dtype.itemsize == 2
-            key = f"{row.case.op} 16-bit" if sixteen_bit else row.case.op
-            keys[key] = None
+            key = row.case.op + " 16-bit" * (row.case.torch_dtype.itemsize == 2)
             ratios = classes.setdefault((key, *size_of(row.case)), {})
             ratios[row.case.name] = triton / cuda
-    made = [SizeClass(*identity, ratios) for identity, ratios in classes.items()]
-    return [each for key in keys for each in sorted(made, key=lambda c: c.size) if each.key == key]
+    keys = [key for key, _, _ in classes]
+    order = sorted(classes, key=lambda named: (keys.index(named[0]), named[2]))
+    return [SizeClass(*named, classes[named]) for named in order]
 
 
 def choice(rows: Sequence[TimedRow], found: Sequence[Row]) -> str:

@@ -1,144 +1,109 @@
-"""Which rows are timed, in which order, and how the seconds are shared among them."""
+"""Times rows in processes of their own, and shares the seconds among them."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
 from bench import results
-from bench.gpu.measure import ALL_ROWS, TIMES, with_ratios
+from bench.goals import TimedRow
+from bench.gpu.measure import ALL_ROWS, TIMES
 from bench.gpu.processes import python, run_for
-from bench.gpu.rows import TimedRow
-from bench.gpu.sizes import HEADER, choice, disagreements, markdown, size_providers, table
-from bench.results import Row
+from bench.gpu.rows import providers
+from bench.results import number, significant
 
-SIZES = "sizes.csv"
 SIZES_SHARE = 0.2  # of the budget, at most, for comparing our backends by size
 OURS_AND_EAGER = ("ours_cuda", "ours_triton", "eager")
-Rows = list[tuple[int, TimedRow]]  # with their places in ALL_ROWS
 
 
-def take_times(
-    options: argparse.Namespace, work: Path, timed: Rows, sizes: Rows, end: float
-) -> list[str]:
-    """Floors, sizes, rows with goals; torch.compile of the sizes in the time that is left."""
-    _forget(options.out / TIMES, [*timed, *sizes])
-    unable = _floors(options, work)
-    share = SIZES_SHARE * options.budget if timed else options.budget
-    unable += _sizes(options, work, sizes, OURS_AND_EAGER, min(end, monotonic() + share))
-    unable += _time(options, work, timed, end)
-    _sizes(options, work, sizes, ("compile",), end)
-    return unable
+@dataclass
+class Timing:
+    """One run's times: where they go, and until when."""
 
+    out: Path
+    rates: Path  # the file of the floors
+    end: float
+    quick: bool = False
+    commit: str = ""
+    unable: list[str] = field(default_factory=list)  # rows that ours did not finish, and why
 
-def _floors(options: argparse.Namespace, work: Path) -> list[str]:
-    command = python("bench.gpu.measure", options.out, "--rates", work / "rates.json")
-    problem = run_for(command, 90)
-    return [f"floors: {problem}"] if problem else []
+    def take(self, timed: Sequence[TimedRow], sizes: Sequence[TimedRow], budget: float) -> None:
+        """Floors, sizes, rows with goals; torch.compile of the sizes in the time that is left."""
+        self._forget([*timed, *sizes])
+        problem = self._measure(90)
+        self.unable += [f"floors: {problem}"] if problem else []
+        by_op = [list(rows) for _, rows in groupby(sizes, lambda row: row.case.op)]
+        share = SIZES_SHARE * budget if timed else budget
+        self.unable += self._groups(by_op, OURS_AND_EAGER, min(self.end, monotonic() + share))
+        self.unable += self._groups([[row] for row in timed], (), self.end)
+        self._groups(by_op, ("compile",), self.end)
 
+    def _forget(self, rows: Sequence[TimedRow]) -> None:
+        """Lines of an earlier run must not stand for what this one could not measure."""
+        cases = {(row.case.op, row.case.name) for row in rows}
+        path = self.out / TIMES
+        if path.exists():
+            lines = results.read(path)
+            results.write(path, [r for r in lines if (r["op"], r["case"]) not in cases])
 
-def _measure(
-    options: argparse.Namespace, work: Path, indices: Iterable[int], providers: Iterable[str] = ()
-) -> list[str]:
-    """What times rows; fewer calls where many sizes are only compared."""
-    seconds = 0.05 if options.quick else 0.1 if providers else 0.4
-    arguments = ["--rates", work / "rates.json", "--rows", *indices, "--seconds", seconds]
-    arguments += ["--commit", options.commit, "--providers", *providers]
-    return python("bench.gpu.measure", options.out, *arguments)
+    def _measure(
+        self, limit: float, rows: Iterable[TimedRow] = (), names: Iterable[str] = ()
+    ) -> str:
+        """Rates if there are none yet, then rows; why it did not end well, empty if it did.
 
+        Fewer calls where many sizes are only compared.
+        """
+        seconds = 0.05 if self.quick else 0.1 if names else 0.4
+        arguments = ["--rates", self.rates, "--rows", *map(ALL_ROWS.index, rows)]
+        arguments += ["--seconds", seconds, "--commit", self.commit, "--providers", *names]
+        return run_for(python("bench.gpu.measure", self.out, *arguments), limit)
 
-def _time(options: argparse.Namespace, work: Path, rows: Rows, end: float) -> list[str]:
-    """Every row in a process of its own; a slow one takes from the others' time, but not all."""
-    unable = []
-    for done, (index, row) in enumerate(rows):
-        left = end - monotonic()
-        if left < 10:
-            unable.append(f"{row.label}: not run, out of time")
-            continue
-        command = _measure(options, work, [index])
-        problem = run_for(command, min(left, max(30.0, 2 * left / (len(rows) - done))))
-        print(f"{row.label}: {problem or 'timed'}", flush=True)
-        if problem and not _timed(options.out, row, {"ours"}):
-            unable.append(f"{row.label}: {problem}")
-    return unable
+    def _groups(
+        self, groups: Sequence[Sequence[TimedRow]], names: Sequence[str], end: float
+    ) -> list[str]:
+        """A process for each group: one that ends it costs itself, and the others go on.
 
+        A slow group takes from the others' time, but not all. Returns what was not timed, and why.
+        """
+        unable = []
+        for done, left in enumerate(groups):
+            label = left[0].label if len(left) == 1 else f"sizes of {left[0].case.op}"
+            wanted = {p.name for p in providers(left[0])} & set(names) if names else {"ours"}
+            problem = ""
+            while left and wanted:
+                seconds = end - monotonic()
+                if seconds < 10:
+                    problem = "not run, out of time"
+                    unable += [f"{row.label}: {problem}" for row in left]
+                    break
+                limit = min(seconds, max(30.0, 2 * seconds / (len(groups) - done)))
+                problem = self._measure(limit, left, names)
+                missing = [row for row in left if not self._has(row, wanted)]
+                stopped = problem.startswith("stopped")
+                if problem:
+                    unable += [f"{r.label}: {problem}" for r in missing[: None if stopped else 1]]
+                left = missing[1:] if problem and not stopped else []
+            print(f"{label}, {', '.join(sorted(wanted))}: {problem or 'timed'}", flush=True)
+        return unable
 
-def _sizes(
-    options: argparse.Namespace,
-    work: Path,
-    rows: Rows,
-    providers: tuple[str, ...],
-    end: float,
-) -> list[str]:
-    """All sizes of an op in one process; one that ends it costs itself, and the others go on."""
-    unable = []
-    ops = [*dict.fromkeys(row.case.op for _, row in rows)]
-    for done, op in enumerate(ops):
-        left = [(index, row) for index, row in rows if row.case.op == op]
-        wanted = {p.name for p in size_providers(left[0][1].case)} & set(providers)
-        while left and wanted:
-            if end - monotonic() < 10:
-                unable += [f"{row.label}: not run, out of time" for _, row in left]
-                break
-            command = _measure(options, work, [index for index, _ in left], providers)
-            seconds = end - monotonic()
-            problem = run_for(command, min(seconds, max(20.0, 2 * seconds / (len(ops) - done))))
-            open_ = [at for at in left if not _timed(options.out, at[1], wanted)]
-            if problem.startswith("stopped"):
-                unable += [f"{row.label}: {problem}" for _, row in open_]
-                break
-            if problem and open_:
-                unable.append(f"{open_[0][1].label}: {problem}")
-            left = open_[1:] if problem else []
-        print(f"sizes of {op}: {', '.join(sorted(wanted))}", flush=True)
-    return unable
-
-
-def compare(out: Path, rows: list[TimedRow], lines: list[Row], stamp: Row) -> str:
-    """Writes the table of sizes; the same for the summary, with what it would choose."""
-    if not rows:
-        return ""
-    found = table(rows, lines)
-    results.write(out / SIZES, [{**stamp, **row} for row in found], (*HEADER, *results.ENVIRONMENT))
-    chosen = choice(rows, found)
-    advice = f"mcr_fast/ops/registry.py, by these times:\n{chosen}" if chosen else ""
-    open_ = disagreements(rows, found)
-    doubt = f"sizes of one class that do not agree, the faster one by how much:\n{open_}"
-    return "\n\n".join(filter(None, [markdown(found), advice, doubt if open_ else ""]))
-
-
-def _forget(path: Path, rows: Rows) -> None:
-    """Lines of an earlier run must not stand for what this one could not measure."""
-    cases = {(row.case.op, row.case.name) for _, row in rows}
-    if path.exists():
-        kept = [r for r in results.read(path) if (r["op"], r["case"]) not in cases]
-        results.write(path, kept)
-
-
-def rows_of(options: argparse.Namespace, *, step_only: bool) -> Rows:
-    """(index, row) of the rows that are asked for: the sizes, or those with goals."""
-    return [
-        (index, row)
-        for index, row in enumerate(ALL_ROWS)
-        if row.step_only == step_only
-        and (row.quick or not options.quick)
-        and (not options.op or row.case.op in options.op)
-    ]
+    def _has(self, row: TimedRow, names: set[str]) -> bool:
+        """Whether these providers have a line in every mode of a row."""
+        found = {results.key(line) for line in results.read(self.out / TIMES)}
+        return {(row.case.op, row.case.name, m, p) for m in row.modes for p in names} <= found
 
 
 def lines_of(out: Path, rows: Iterable[TimedRow]) -> list[dict[str, str]]:
     """The lines of those rows, each provider's ratio to ours filled in and written back."""
     cases = {(row.case.op, row.case.name) for row in rows}
-    lines = with_ratios(results.read(out / TIMES))
+    lines = results.read(out / TIMES)
+    medians = {results.key(line): number(line, "p50_ms") for line in lines}
+    for line in lines:
+        base = medians.get((line["op"], line["case"], line["mode"], "ours"))
+        own = number(line, "p50_ms")
+        line["ratio_to_ours"] = significant(own / base if own and base else None)
     if lines:
         results.write(out / TIMES, lines)
     return [line for line in lines if (line["op"], line["case"]) in cases]
-
-
-def _timed(out: Path, row: TimedRow, providers: set[str]) -> bool:
-    """Whether these providers have a line in every mode of a row."""
-    found = {results.key(line) for line in results.read(out / TIMES)}
-    keys = {(row.case.op, row.case.name, m, p) for m in row.modes for p in providers}
-    return keys <= found

@@ -67,6 +67,12 @@ MCR_INLINE auto with_row(const Row& row, StoredRow<T> tiles, bool stored, const 
   }
 }
 
+template <class T>
+MCR_FN void clear(T* tile, int64_t steps) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) store(tile + n * kWidth<T>, Vec<T>{});
+}
+
 // 0 where every element is finite, else NaN: added to a normaliser so that an infinite logit gives
 // NaN and not a plausible number.
 template <class V>

@@ -64,12 +64,6 @@ struct SideTiles {
         pair{base + 8 * size, base + 9 * size} {}
 };
 
-template <class T>
-MCR_FN void clear(T* tile, int64_t steps) {
-  MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) store(tile + n * kWidth<T>, Vec<T>{});
-}
-
 // tile += row
 template <class Team, class T>
 MCR_FN void add_row(T* tile, int64_t steps, const T* row, int64_t classes) {

@@ -19,9 +19,9 @@ struct GivenRow {
   const T* perturbed;
   const T* logits;  // the clean row's tile
   int64_t classes;
-  T unit, top, lse;        // of the clean row
-  T past_end;              // the logits where there is no class
-  T own_base, clean_base;  // taken off the rows before their difference
+  T unit, top, lse;                // of the clean row
+  T past_end;                      // the logits where there is no class
+  T own_base = 0, clean_base = 0;  // taken off the rows before their difference
 
   // f(w, z) of step n, `otherwise` where there is no class
   template <class F>
@@ -67,6 +67,16 @@ void load_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T past_end, T*
   }
 }
 
+template <class T, class D>
+void store_clean_grad(const RowDivergenceProblem<T>& pr, int64_t i, const CleanRow<T>& clean,
+                      const T* acc) {
+  const T clean_kl = D::template clean_kl<RowTeam<T>>(pr.steps, clean, acc);
+  for (int64_t n = 0; n < pr.steps; ++n) {
+    const Vec<T> v = D::clean_grad(D::of_clean(clean, n), load(acc + n * kWidth<T>), clean_kl);
+    store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
+  }
+}
+
 template <class T, class D, bool kGrad>
 void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, double& value) {
   constexpr int W = kWidth<T>;
@@ -84,18 +94,11 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
   };
   T top, lse;
   const auto row_of = [&](int64_t r) {
-    return GivenRow<T, kSettled>{pr.perturbed + r * pr.classes,
-                                 clean.logits,
-                                 pr.classes,
-                                 unit,
-                                 top,
-                                 lse,
-                                 past_end,
-                                 T(0),
-                                 T(0)};
+    const T* given = pr.perturbed + r * pr.classes;
+    return GivenRow<T, kSettled>{given, clean.logits, pr.classes, unit, top, lse, past_end};
   };
   load_clean_row<T, D>(pr, i, past_end, clean.logits);
-  for (int64_t n = 0; n < pr.steps; ++n) store(acc + n * W, Vec<T>{});
+  clear(acc, pr.steps);
   lse = D::template prepare<Team>(pr.steps, clean, top);
   T mean_q = 0;
   bool any = false, near = false;
@@ -132,12 +135,7 @@ void run_clean_row(const RowDivergenceProblem<T>& pr, int64_t i, T* scratch, dou
     }
   }
   // Without a row held against it, its gradient is 0 already, whatever it holds.
-  if (!kGrad || !any) return;
-  const T clean_kl = D::template clean_kl<Team>(pr.steps, clean, acc);
-  for (int64_t n = 0; n < pr.steps; ++n) {
-    const Vec<T> v = D::clean_grad(D::of_clean(clean, n), load(acc + n * W), clean_kl);
-    store_step(pr.grad_clean + i * pr.classes, n, pr.classes, v);
-  }
+  if (kGrad && any) store_clean_grad<T, D>(pr, i, clean, acc);
 }
 
 // Clean rows [begin, end) of the problem; scratch: [6 + 2 group, steps * W].

@@ -28,6 +28,21 @@ struct HeldTiles {
         logs(base + 4 * size),
         pair{base + 5 * size, base + 6 * size},
         next(kAhead ? base + 7 * size : pair.delta) {}
+
+  // The row in `from`, less `base`, beside the clean row less `clean_base`. Where there is no
+  // class, both are the padding: the rows do not differ. Differences first, units after: a mask as
+  // large as numbers go would overflow in units of log2.
+  template <bool kLog2, class S>
+  MCR_FN void fill_pair(const T* from, int64_t steps, S base, S clean_base, S top, S lse) const {
+    constexpr int W = kWidth<T>;
+    MCR_UNROLL
+    for (int64_t n = 0; n < steps; ++n) {
+      const Vec<T> w = load(from + n * W) - base;
+      const Vec<T> difference = w - (load(clean.logits + n * W) - clean_base);
+      store(pair.delta + n * W, difference * clean.unit);
+      if (kLog2) store(pair.q + n * W, (w - (top - clean_base)) * clean.unit - lse);
+    }
+  }
 };
 
 // A part's rows held against clean row i, `first` to `last` of the members, in turn.
@@ -50,6 +65,24 @@ struct Members {
   }
 };
 
+template <class Team, class D, class Tiles, class T>
+MCR_FN void store_clean_grad(const Tiles& tile, int64_t steps, int64_t classes, T* grad) {
+  constexpr int W = kWidth<T>;
+  const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    const Vec<T> v = D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
+    Team::store_step(grad, n, classes, v);
+  }
+}
+
+// A dropped row's gradient, whatever it holds.
+template <class Team, class T>
+MCR_FN void store_zeros(T* grad, int64_t steps, int64_t classes) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) Team::store_step(grad, n, classes, Vec<T>{});
+}
+
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
 // `value` and `weights`, which are the sums where parts.leads(). rows.clean(i, ..) and
 // rows.perturbed(r, ..) fill a tile with numbers up to a limit; `memory` holds
@@ -59,26 +92,17 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
                       T* memory, double& value, double& weights, const Parts& parts) {
   constexpr int W = kWidth<T>;
   constexpr bool kLog2 = D::kTraits.log2();
-  const T unit = kLog2 ? T(kLog2e) : T(1);
-  const HeldTiles<T, kAhead> tile(memory, steps * W, unit);
+  const HeldTiles<T, kAhead> tile(memory, steps * W, kLog2 ? T(kLog2e) : T(1));
   const int64_t C = pr.classes;
   const T fill = D::kTraits.softmax ? T(kNoClass) : T(0);  // the padding is no class
   const Members<T> members(pr, i, parts);
   const T limit = kLog2 ? T(kFarthest) : T(INFINITY);
   rows.clean(i, steps, fill, limit, tile.clean.logits);
-  MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) store(tile.acc + n * W, Vec<T>{});
+  clear(tile.acc, steps);
   typename Team::Scalar top;
   const auto lse = D::template prepare<Team>(steps, tile.clean, top);
-  // The row in `from`, less `base`, beside the clean row less `clean_base`. Where there is no
-  // class, both are the padding: the rows do not differ.
   const auto fill_pair = [&](const T* from, auto base, auto clean_base) {
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> w = load(from + n * W) - base;
-      store(tile.pair.delta + n * W, (w - (load(tile.clean.logits + n * W) - clean_base)) * unit);
-      if (kLog2) store(tile.pair.q + n * W, (w - (top - clean_base)) * unit - lse);
-    }
+    tile.template fill_pair<kLog2>(from, steps, base, clean_base, top, lse);
   };
   bool any = false;
   int64_t next = -1, after = members.row(members.first);
@@ -96,11 +120,8 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, limit, tile.next);
     weights += double(own_weight);
     T* grad = pr.grad_perturbed + r * C;
-    if (own_weight == T(0)) {  // dropped, whatever it holds
-      MCR_UNROLL
-      for (int64_t n = 0; n < steps; ++n) {
-        if (kGrad && r >= 0) Team::store_step(grad, n, C, Vec<T>{});
-      }
+    if (own_weight == T(0)) {
+      if (kGrad && r >= 0) store_zeros<Team>(grad, steps, C);
       continue;
     }
     typename Team::Scalar total = {}, mean_q = {};
@@ -128,12 +149,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     parts.add(any);
     parts.add_tile(tile.acc, steps);
     if (!any || !parts.leads()) return;  // its gradient is 0 already, whatever the row holds
-    const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) {
-      const Vec<T> v = D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
-      Team::store_step(pr.grad_clean + i * C, n, C, v);
-    }
+    store_clean_grad<Team, D>(tile, steps, C, pr.grad_clean + i * C);
   }
 }
 

@@ -1,42 +1,13 @@
 """Times on a GPU: events around each call, the L2 cache flushed before it."""
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from bench.timer import Times, percentiles
+from bench.timer import Step, Times, percentiles
 
 MIN_CALLS, MAX_CALLS = 5, 200
 WARM_UP = 3
-
-
-@dataclass(frozen=True)
-class Step:
-    """A call to time, after a `setup` that is not timed."""
-
-    call: Callable[[], object]
-    setup: Callable[[], None] = lambda: None
-
-
-def training_step(forward: Callable[[], torch.Tensor], leaves: list, mode: str) -> Step:
-    """A provider's call: "fwd" without gradients, "full" forward and backward."""
-
-    def forget_gradients() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-
-    def fwd() -> object:
-        with torch.no_grad():
-            return forward()
-
-    def full() -> object:
-        loss = forward()
-        loss.backward()
-        return loss
-
-    return Step(fwd if mode == "fwd" else full, forget_gradients)
 
 
 def replayed(step: Step) -> Step:
@@ -45,15 +16,14 @@ def replayed(step: Step) -> Step:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            step.setup()
-            step.call()
+            step.run()
     torch.cuda.current_stream().wait_stream(stream)
-    step.setup()
+    prepared = step.setup()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = step.call()
+        kept = step.call(prepared)
 
-    def replay() -> object:
+    def replay(_: object) -> object:
         graph.replay()
         return kept
 
@@ -73,11 +43,11 @@ def time_step(step: Step, seconds: float) -> Times:
     def run(count: int) -> list[float]:
         marks = []
         for _ in range(count):
-            step.setup()
+            prepared = step.setup()
             buffer.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            kept = step.call()
+            kept = step.call(prepared)
             end.record()
             del kept
             marks.append((start, end))
@@ -97,11 +67,11 @@ def time_step(step: Step, seconds: float) -> Times:
 
 def peak_bytes(step: Step, leaves: list[torch.Tensor]) -> int:
     """Most memory that one call allocates above inputs and gradients."""
-    step.setup()
+    prepared = step.setup()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    kept = step.call()
+    kept = step.call(prepared)
     torch.cuda.synchronize()
     del kept
     gradients = sum(x.grad.nbytes for x in leaves if x.grad is not None)
