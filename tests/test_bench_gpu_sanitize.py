@@ -116,7 +116,10 @@ def test_small_items_are_watched():
     quick = [
         item(case=f"L{at:02}", check=check) for at in range(25) for check in ("bound", "repeat")
     ]
-    quick += [item("row_divergence", case="R1"), item("row_divergence", case="R9_N4_C1025")]
+    quick += [
+        item("row_divergence", case="R1"),
+        item("row_divergence", case="shape_R9_N4_C1025_jsd_float32"),
+    ]
     large = [item("row_divergence", case="R9_N4_C4096"), item("nt_xent", case="L128_D64_C6")]
     found = watched(quick, [*quick, *large])
     assert [i.case for i in found[:-3]] == [f"L{at:02}" for at in range(0, 25, 3)]

@@ -33,8 +33,8 @@ QUICK_CASES = 10  # of an op on a backend, at most
 # beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, pairs
 # that are far
 MORE = re.compile(
-    r"permuted_divergence/M\d+_N12_C1025_\w+|row_divergence/R9_N4_C1025"
-    r"|permuted_divergence/far_N(75_K7_C1000_table|701_K15_C50_cyclic)_[\w.]+"
+    r"permuted_divergence/shape_M\d+_N12_C1025_\w+|row_divergence/shape_R9_N4_C1025_jsd_float32"
+    r"|permuted_divergence/far_M2_N(75_C1000_table|701_C50_cyclic)_count\d+_[a-z]*float\d+"
     r"|reconstruction_loss/N(8_D16_16|70_D37_41)_\w+|(nt_xent|sup_con)/L128_D64_C6"
 )
 ERROR_CODE = 97

@@ -32,6 +32,7 @@ class Case:
     quick: bool | tuple[str, ...] = False  # in `make test`: nowhere, everywhere, on these backends
     emulator: dict = field(default_factory=dict)  # variables that make it take a larger size's path
     here: tuple[str, ...] = ()  # backends on which the limit does not count
+    thorough: bool = False  # on a GPU streams and graphs too, as for quick and for large ones
     interpreted: bool = True  # False: one of many, of which the interpreter takes some
 
     def is_for(self, on: Backend) -> bool:
@@ -46,8 +47,7 @@ class Case:
         return self.quick if isinstance(self.quick, bool) else on.name in self.quick
 
     def is_thorough(self, on: Backend) -> bool:
-        """Whether a GPU takes its streams and graphs too: the quick ones and the large ones."""
-        return self.is_quick(on) or self.work > 1e5
+        return self.thorough or self.is_quick(on) or self.work > 1e5
 
 
 def named(**features: object) -> str:

@@ -100,7 +100,7 @@ def shapes() -> Iterator[Case]:
         count = 1 if shape[2] > 100 else 3
         yield pairs("shape", shape, scheme, divergence=d, count=count, quick=quick)
     for shape, scheme in product(LARGE, (TABLE, CYCLIC)):
-        yield pairs("shape", shape, scheme)
+        yield pairs("shape", shape, scheme, thorough=True)
     yield pairs("shape", (2, 2, 4100), count=1, backends=("cuda",))
     yield pairs("parts", (2, 40, 6), count=33, quick=CPU)
     yield pairs("production", (2, 256, 101), TABLE, count=32, dtype=BFLOAT16)

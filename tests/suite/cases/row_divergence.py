@@ -57,8 +57,9 @@ def shapes() -> Iterator[Case]:
             quick = True
         elif c == 16 and weighted and d == "jsd":
             quick = True if dtype == BFLOAT16 else dtype == FLOAT16 and NATIVE
+        rest = {"quick": quick, "thorough": c > 1000 and dtype == FLOAT32}
         if dtype == FLOAT32 or shape[0] * c < 700:
-            yield rows("shape", shape, weighted=weighted, divergence=d, dtype=dtype, quick=quick)
+            yield rows("shape", shape, weighted=weighted, divergence=d, dtype=dtype, **rest)
     for dtype in (FLOAT32, BFLOAT16):
         yield rows("production", (8192, 256, 101), dtype=dtype)
         yield rows("production", (16384, 512, 1000), dtype=dtype)
