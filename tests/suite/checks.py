@@ -246,6 +246,21 @@ def not_finite(subject: Divergence, on: Backend) -> None:
         assert y.call(on.argument).isnan().all()
 
 
+def all_nan(subject: Subject, on: Backend) -> None:
+    """Logits that are infinite on both sides of a pair are no agreement."""
+    assert subject.call(on.argument).isnan().all()
+    assert subject.run(on.argument, torch.ones_like(subject.upstream()))[0].isnan().all()
+
+
+def stays_in(subject: Divergence, on: Backend, row: int) -> None:
+    """Rows that are their own donors learn nothing, but for one that holds NaN."""
+    value, grad, *_ = subject.run(on.argument, torch.ones_like(subject.upstream()))
+    assert value.isnan().all()
+    assert grad[:, row].isnan().any()
+    others = [i for i in range(grad.shape[1]) if i != row]
+    assert grad[:, others].abs().max() < 1e-12
+
+
 def anything_in(subject: Divergence, on: Backend, rows: dict[str, list]) -> None:
     """Where `rows` of a tensor count for nothing they may hold anything, and get no gradient."""
     names = [name for name in ("contributions", "perturbed", "clean") if name in rows]

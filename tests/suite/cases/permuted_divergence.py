@@ -227,6 +227,14 @@ def masked() -> Iterator[Case]:
         yield pairs(what, shape, (donors, False), **chosen, **rest)
 
 
+def infinite() -> Iterator[Case]:
+    everywhere = {"backends": (*EVERYWHERE, "reference"), "checks": (checks.all_nan,)}
+    for d, value in product(DIVERGENCES, (torch.inf, -torch.inf, torch.nan)):
+        rest = {"change": partial(masks.masked_batch, "first", value), "divergence": d}
+        rest["quick"] = d == "jsd" and value < 0
+        yield pairs(f"infinite_{value}", (2, 5, 5), count=2, **rest, **everywhere)
+
+
 def every_pair_dropped(x: Batch, how: str) -> Batch:
     n = x.contributions.shape[1]
     if how == "present":
@@ -395,6 +403,12 @@ def own_donors(x: Batch) -> Batch:
     return x
 
 
+def identity(x: Batch) -> Batch:
+    x.donors[:] = torch.arange(9)
+    x.contributions[0, 3, 5] = torch.nan
+    return x
+
+
 def emulated() -> Iterator[Case]:
     """Small twins of what takes the CUDA library's other paths on a GPU."""
     case = partial(pairs, backends=("cuda",), here=("cuda",))
@@ -425,8 +439,11 @@ def emulated() -> Iterator[Case]:
     for path, c in product(PATHS, (6, 101, 500)):
         rest = {"change": own_donors, "scale": 2.0, "factor": None, "emulator": PATHS[path]}
         yield case(named(what="own_donors", path=path), (2, 9, c), TABLE, count=6, **rest)
+        rest = {"change": identity, "checks": (partial(checks.stays_in, row=3),)}
+        rest["emulator"] = PATHS[path]
+        yield case(named(what="identity", path=path), (2, 9, c), TABLE, count=6, **rest)
         bits = (checks.dirty_memory, *((checks.not_finite,) if c < 500 else ()))
-        rest = {"checks": bits, "emulator": PATHS[path]}
+        rest = {"checks": bits, "emulator": PATHS[path], "strategy": "collaborative"}
         yield case(named(what="bits", path=path), (2, 12, c), TABLE, count=9, **rest)
     yield case("far_by_itself", (2, 64, 520), count=16)
     yield case("far_by_itself", (2, 12, 390), count=9)
@@ -466,7 +483,16 @@ def fuzz(seed: int) -> Case:
 
 
 def cases() -> Iterator[Case]:
-    groups = (donors, shapes, routing, dtypes, magnitudes, saturated, masked, nothing, not_finite)
-    for group in (*groups, wrong_donors, behaviour, instruction_sets, far_pairs, emulated):
+    groups = (donors, shapes, routing, dtypes, magnitudes, saturated, masked, nothing)
+    for group in (
+        *groups,
+        infinite,
+        not_finite,
+        wrong_donors,
+        behaviour,
+        instruction_sets,
+        far_pairs,
+        emulated,
+    ):
         yield from group()
     yield from map(fuzz, range(150))

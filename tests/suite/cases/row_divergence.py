@@ -163,6 +163,14 @@ def masked() -> Iterator[Case]:
         check, what = partial(checks.masked, size=4 * scale), named(what="offset", side=side)
         rest = everywhere | {"change": apart, "checks": (check,), "quick": offset == 1e6 and CPU}
         yield rows(f"{what}_{offset:g}", (32, 8, 10), scale=scale, **rest)
+    for d, value in product(DIVERGENCES, (torch.inf, -torch.inf, torch.nan)):
+
+        def infinite(_: Rows, value=value) -> Rows:
+            return masks.masked_rows("both", value, 5, FLOAT32)
+
+        rest = everywhere | {"change": infinite, "checks": (checks.all_nan,)}
+        rest["quick"] = d == "jsd" and value < 0
+        yield rows(f"infinite_{value}", (11, 4, 5), divergence=d, **rest)
     for size in (1e4, 1e9, 1e15):  # no saturation: it has no probabilities
 
         def huge(x: Rows, size=size) -> Rows:
