@@ -1,18 +1,19 @@
 """The game between the encoders: who is in a subset, and by which factor each gets its gradient."""
 
+from mcr_fast._names import STRATEGIES, choice
+
 
 def members(subset: int, num_modalities: int) -> list[int]:
     """The modalities of a subset."""
     return [m for m in range(num_modalities) if subset >> m & 1]
 
 
-_OUTSIDERS = {"greedy": -1, "independent": 0, "collaborative": 1}
+_OUTSIDERS = dict(zip(STRATEGIES, (-1, 0, 1), strict=True))
 
 
 def route_factors(strategy: str, subset: int, num_modalities: int) -> list[int]:
     """route(S, m) for every modality: 1 for members, the outsider factor k for others."""
-    if strategy not in _OUTSIDERS:
-        raise ValueError(f"strategy must be one of {', '.join(_OUTSIDERS)}, got {strategy!r}")
+    choice("strategy", strategy, STRATEGIES)
     return [1 if subset >> m & 1 else _OUTSIDERS[strategy] for m in range(num_modalities)]
 
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from mcr_fast._names import EXCLUDES, choice
+
 
 def donor_table(
     order: Tensor | None,  # [N] int64
@@ -72,8 +74,7 @@ def pair_weights(
 
     Excluding equal labels drops a row paired with itself too, unless its label is NaN.
     """
-    if exclude not in ("none", "self", "same_label"):
-        raise ValueError(f"exclude must be none, self or same_label, got {exclude!r}")
+    choice("exclude", exclude, EXCLUDES)
     kept = torch.ones_like(tables[0], dtype=torch.bool)
     rows = torch.arange(kept.shape[-1], device=kept.device)
     for table, m in zip(tables, modalities, strict=True):
