@@ -144,39 +144,22 @@ MCR_INLINE void gather_donors(const Pairs<T, Team, kGather>& now, int64_t steps,
   for (int i = 0; i < now.members; ++i) now.donors[i].add_to(tile.donors, steps);
 }
 
-// A block's pairs of one subset. They go through the two passes of the divergence in groups, so
-// that none waits for the sum and the logarithm between its own passes. What the passes share are
-// locals of one function: no store of a vector can then be taken for one into them.
 template <class T, class Team, bool kGather, class D, bool kGrad, int kMembers>
 void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGather>& block, int s,
                 const Scratch<T>& tile, typename Team::Scalar normaliser,
                 PermutedDivergencePart<T>& part) {
   constexpr int W = kWidth<T>;
   using Scalar = typename Team::Scalar;
-  using PairsOfBlock = Pairs<T, Team, kGather>;
-  PairsOfBlock pairs[kGroup];
+  Pairs<T, Team, kGather> pairs[kGroup];
   Scalar total[kGroup] = {}, shift[kGroup], log2_total[kGroup], mean_q = {};
-  bool stored[kGroup], near = false, any = false;
+  bool stored[kGroup], near = false;
   typename Team::Keep seen = {};
+  bool any = false;
   const auto rest_max =
       start_subset<T, Team, kGather, D>(pr, block, pr.subsets[s], tile, normaliser);
-  const auto row_of = [&](const PairsOfBlock& now) {
+  const auto row_of = [&](const Pairs<T, Team, kGather>& now) {
     return PerturbedRow<T, Team, kGather, D, kMembers>{
         now, now.donors[0], tile.own, tile.rest, tile.rest_powers, tile.donors, rest_max};
-  };
-  const auto second_pass = [&](int g) {
-    const PairsOfBlock& now = pairs[g];
-    const auto sink = [&](int64_t n, Vec<T> u) {
-      store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
-      if (kGather) return store(tile.donors + n * W, u);  // whose step n has been read
-      now.donors[0].add(n, u);
-      for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
-    };
-    return with_row<D>(row_of(now), tile.stored(g), stored[g], [&](const auto& row) {
-      return D::template second_pass<Team, kGrad, T>(pr.steps, tile.clean, row, total[g],
-                                                     shift[g] + log2_total[g], now.kept, now.weight,
-                                                     tile.logs, tile.acc, mean_q, near, sink);
-    });
   };
   for (int64_t k = 0; k < pr.permutations;) {
     int group = 0;
@@ -190,12 +173,24 @@ void run_subset(const PermutedDivergenceProblem<T>& pr, const Block<T, Team, kGa
     Team::group_log2(total, log2_total);
     Scalar value = {};
     for (int g = 0; g < group; ++g) {
-      const PairsOfBlock& now = pairs[g];
+      const Pairs<T, Team, kGather>& now = pairs[g];
+      const auto sink = [&](int64_t n, Vec<T> u) {
+        store(tile.u_sum + n * W, load(tile.u_sum + n * W) + u);
+        if (kGather) return store(tile.donors + n * W, u);  // whose step n has been read
+        now.donors[0].add(n, u);
+        for (int i = 1; i < (kMembers ? kMembers : now.members); ++i) now.donors[i].add(n, u);
+      };
+      const auto second_pass = [&](const auto& row) {
+        return D::template second_pass<Team, kGrad, T>(
+            pr.steps, tile.clean, row, total[g], shift[g] + log2_total[g], now.kept, now.weight,
+            tile.logs, tile.acc, mean_q, near, sink);
+      };
       if (kGather && !D::kTraits.softmax) gather_donors(now, pr.steps, tile);
-      value += Team::keep(now.kept, now.weight * second_pass(g));
+      const Scalar row = with_row<D>(row_of(now), tile.stored(g), stored[g], second_pass);
       for (int i = 0; kGather && kGrad && i < now.members; ++i) {
         now.donors[i].add_tile(tile.donors, pr.steps);
       }
+      value += Team::keep(now.kept, now.weight * row);
       Team::note(seen, now.kept);
       any = true;
     }

@@ -58,7 +58,6 @@ PermutedDivergenceInputs<T>::PermutedDivergenceInputs(const PermutedDivergenceAr
       N_(arguments.contributions.size(1)),
       C_(arguments.contributions.size(2)),
       kernels_(cpu_kernels().permuted_divergence) {
-  arguments.check();
   read_options(arguments, problem_);
   subsets_.assign(arguments.subsets.begin(), arguments.subsets.end());
   problem_.subsets = subsets_.data();

@@ -14,6 +14,7 @@ namespace mcr {
 template <class T>
 class PermutedDivergenceInputs {
  public:
+  // Of arguments that have been checked.
   explicit PermutedDivergenceInputs(const PermutedDivergenceArguments& arguments);
 
   const PermutedDivergenceProblem<T>& problem() const { return problem_; }

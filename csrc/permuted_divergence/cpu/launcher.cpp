@@ -131,9 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const PermutedDivergenceInputs<T>& in
 
 std::tuple<Tensor, Tensor, Tensor> permuted_divergence_forward(
     const PermutedDivergenceArguments& arguments, bool want_grad) {
+  arguments.check();
   const Tensor& x = arguments.contributions;
-  Arguments("permuted_divergence", x)
-      .check("contributions", x, Holds::kFloats, {kAnySize, kAnySize, kAnySize});
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     return forward<T>(PermutedDivergenceInputs<T>(arguments), x, nullptr, want_grad);
@@ -158,6 +157,7 @@ std::tuple<Tensor, Tensor> permuted_divergence_backward(
       const T factor = upstream.numel() ? g[0] : T(0);
       return {scaled<T>(unit_grad, factor, dtype), scaled<T>(unit_grad_bias, factor, bias_dtype)};
     }
+    arguments.check();
     const auto [values, to_contributions, to_bias] =
         forward<T>(PermutedDivergenceInputs<T>(arguments), x, g, true);
     return {contiguous_as(to_contributions, dtype), contiguous_as(to_bias, bias_dtype)};
