@@ -38,7 +38,7 @@ FEW = ("table far", "cyclic shift far", "rows far", "MCRLoss, label far")
     [
         pytest.param(("plain",), id="plain"),
         pytest.param(("eager",), id="eager", marks=pytest.mark.slow),
-        pytest.param(("inductor", *FEW), id="inductor"),
+        pytest.param(("inductor", *FEW), id="inductor", marks=pytest.mark.slow),
     ],
 )
 def test_refused_or_nan(arguments):

@@ -123,6 +123,7 @@ def test_a_crash_costs_one_item(items_of, tmp_path, monkeypatch):
     assert sorted(started) == [1, 2, 2, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_hang_ends_at_the_deadline(items_of, tmp_path):
     nodeids = [item.nodeid for item in items_of(*(f"cuda-op-{n}-x" for n in ("a", "hang", "i")))]
     start = monotonic()

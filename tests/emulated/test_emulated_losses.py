@@ -38,6 +38,7 @@ def test_against_the_reference(op, dtype, temperature):
         check(op, x, labels, present, temperature, -2.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "dtype"), [("nt_xent", DTYPES[0]), ("sup_con", DTYPES[1])])
 def test_more_rows_than_are_kept(op, dtype):
     """Above 4096 rows the similarities are made again, stripe by stripe."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive import hold_to_bound, make_rows
+from tiers import sample
 from torch.autograd import forward_ad
 
 from mcr_fast.kernels.config import TABLE, Config
@@ -57,7 +58,7 @@ def check(op, x, labels, present=None, temperature=0.5, upstream=1.0):
     hold_to_bound(op, ours, truth, plain, x, temperature, upstream, case)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", sample(((shape,) for shape in SHAPES), 3), ids=str)
 def test_against_the_reference(op, shape):
     for dtype, temperature, masked in zip(DTYPES, TEMPERATURES, (0, 1, 0), strict=True):
         x, labels, present = make_rows(*shape, dtype)

@@ -82,6 +82,7 @@ def test_every_item_is_reported_and_a_death_costs_one(session):
     assert "2 failed, 4 passed, 1 skipped" in output
 
 
+@pytest.mark.slow
 def test_items_can_be_chosen(session):
     _, lines = session("-k", "passes and not too or elsewhere")
     assert list(lines) == ["test_there[passes]", "test_elsewhere"]
