@@ -29,7 +29,7 @@ def test_suite(on, case, check, monkeypatch):
     if reason:
         pytest.skip(reason)
     for name, value in case.emulator.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(f"MCR_EMULATED_{name}", str(value))
     subject = case.make().map(lambda t: t.to(on.device))
     with on.active():
         check(subject, on)

@@ -30,7 +30,7 @@ class Case:
     work: float = 0  # the elements it computes: a backend has a limit
     backends: tuple[str, ...] = KERNELS
     quick: bool | tuple[str, ...] = False  # in `make test`: nowhere, everywhere, on these backends
-    emulator: dict = field(default_factory=dict)  # variables that make it take a larger size's path
+    emulator: dict = field(default_factory=dict)  # its knobs: a larger size's path
     here: tuple[str, ...] = ()  # backends on which the limit does not count
     thorough: bool = False  # on a GPU streams and graphs too, as for quick and for large ones
     interpreted: bool = True  # False: one of many, of which the interpreter takes some

@@ -27,8 +27,8 @@ TABLE, OWN_TABLE, CYCLIC, OWN_CYCLIC, EXHAUSTIVE = SCHEMES = (
     *(("table", False), ("table", True), ("cyclic", False), ("cyclic", True)),
     ("exhaustive", False),
 )
-BUSY = {"MCR_EMULATED_BUSY": "1"}  # as though the rows filled a GPU
-FAR = {"MCR_EMULATED_FAR": "1"}  # small problems too take the path for pairs that are far apart
+BUSY = {"kBusyThreads": 1}  # as though the rows filled a GPU
+FAR = {"kLeastElements": 0}  # small problems too take the path for pairs that are far apart
 PATHS = {None: {}, "far": FAR, "far_busy": FAR | BUSY}
 
 MADE = ("count", "scale", "bias", "present", "weighted", "dtype", "seed")

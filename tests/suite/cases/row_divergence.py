@@ -253,7 +253,7 @@ def emulated() -> Iterator[Case]:
     """Small twins of what takes the CUDA library's other paths on a GPU."""
     case = partial(rows, backends=("cuda",), here=("cuda",))
     for c, d in product((1, 7, 29, 50, 101, 174, 250, 400, 600, 1025), DIVERGENCES):
-        rest = {"emulator": {"MCR_EMULATED_BUSY": "1"}, "quick": c in (7, 174) and d == "jsd"}
+        rest = {"emulator": {"kBusyThreads": 1}, "quick": c in (7, 174) and d == "jsd"}
         yield case("busy", (5, 3, c), divergence=d, **rest)
 
     def one_without(x: Rows) -> Rows:
