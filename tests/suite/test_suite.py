@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc):
         marks = [pytest.mark.process(on.process)] if on.process else []
         for case in cases.every():
             if case.is_for(on) and (options.slow or case.is_quick(on)):
-                for check in checks.of_case(case.checks, on, case.is_thorough(on)):
+                for check in checks.of_case(case.checks, on, case.thorough):
                     name = f"{on.name}-{case.op}-{case.name}-{checks.name_of(check)}"
                     items.append(pytest.param(on, case, check, id=name, marks=marks))
     metafunc.parametrize(("on", "case", "check"), items)
