@@ -26,7 +26,7 @@ st = hypothesis.strategies
 
 LOSSES = {"nt_xent": nt_xent, "sup_con": sup_con}
 # problems in `make test`, and in all
-QUICK = {"cpu": 40, "triton": 2, "cuda": 12}
+QUICK = {"cpu": 20, "triton": 2, "cuda": 12}
 SLOW = {"cpu": 400, "triton": 12, "cuda": 200}
 UPSTREAM = st.sampled_from((1.0, -2.5))
 MASKS, MASKABLE = st.sampled_from(masks.MASKS), st.sampled_from(("jsd", "binary_jsd"))
