@@ -15,9 +15,11 @@ from suite import backends, cases, checks
 def pytest_generate_tests(metafunc):
     options, items = metafunc.config.option, []
     for on in backends.of_device(options.device):
-        marks = [pytest.mark.process(on.process)] if on.process else []
+        process = [pytest.mark.process(on.process)] if on.process else []
         for case in cases.every():
-            if case.is_for(on) and (options.slow or case.is_quick(on)):
+            quick = case.is_quick(on)
+            marks = process if quick else [*process, pytest.mark.slow]
+            if case.is_for(on) and (options.slow or quick):
                 for check in checks.of_case(case.checks, on, case.thorough):
                     name = f"{on.name}-{case.op}-{case.name}-{checks.name_of(check)}"
                     items.append(pytest.param(on, case, check, id=name, marks=marks))
