@@ -275,6 +275,9 @@ def anything_in(subject: Divergence, on: Backend, rows: dict[str, list]) -> None
         for name in names:
             assert not results[-1][order[name]][where[name]].any(), f"a gradient of {bad}"
     for got in results[1:]:
+        if subject.op == "row_divergence" and on.name == "cpu":
+            assert_same_bits(got, results[0])  # dropped rows are not gone through at all
+            continue
         for ours, wanted in zip(got, results[0], strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
 
@@ -297,7 +300,8 @@ def gives(subject: Subject, on: Backend, values: list[float]) -> None:
     """The values are known, the gradients finite."""
     result, *grads = subject.run(on.argument, torch.ones_like(subject.upstream()))
     wanted = torch.tensor(values, device=result.device).reshape(result.shape)
-    torch.testing.assert_close(result, wanted, rtol=1e-6, atol=1e-12)
+    atol = 1e-30 if on.name == "cpu" else 1e-12
+    torch.testing.assert_close(result, wanted, rtol=1e-6, atol=atol)
     assert all(g.isfinite().all() for g in grads)
 
 
@@ -377,9 +381,12 @@ def nan_or_raises(subject: Divergence, on: Backend, match: str) -> None:
     for upstream in (subject.upstream(), torch.ones_like(subject.upstream())):
         value, first, *others = subject.run(on.argument, upstream)
         assert value.isnan().all()
-        assert first.isnan().any(-1).any()
         if subject.op == "permuted_divergence":
             assert all(g.isnan().all() for g in (first, *others))
+        else:
+            clean = len(subject.inputs.clean)
+            wrong = (subject.inputs.rows < 0) | (subject.inputs.rows >= clean)
+            assert first[wrong].isnan().all()
 
 
 def dtypes_of_inputs(subject: Divergence, on: Backend) -> None:

@@ -72,6 +72,19 @@ def pairs(
     )
 
 
+LANES = 21  # rows that fill a vector of lanes, and a rest, on every instruction set
+
+
+def twins(what: str, shape: tuple[int, int, int], *scheme: tuple[str, bool], **rest):
+    """A case of few rows for what is slow without a GPU, and of more for a CPU's vectors."""
+    m, n, c = shape
+    backends = rest.pop("backends", KERNELS)
+    slow = tuple(name for name in backends if name in ("triton", "cuda"))
+    for size, names in ((n, slow), (LANES, tuple(name for name in backends if name not in slow))):
+        if names:
+            yield pairs(what, (m, size, c), *scheme, backends=names, **rest)
+
+
 def donors() -> Iterator[Case]:
     masked = {"present": True, "weighted": True}
     every = {"exclude": "self", "strategy": "collaborative", "factor": None}
@@ -175,7 +188,7 @@ def magnitudes() -> Iterator[Case]:
         check = partial(checks.keeps_digits, delta=delta)
         rest = {"change": near, "checks": (check,), "quick": few and CPU, "interpreted": few}
         made = {"bias": False, "scale": 1.0, "exclude": "self", "divergence": d}
-        yield pairs(f"near_{delta:g}", (2, 8, c), scheme, **made, **rest)
+        yield from twins(f"near_{delta:g}", (2, 8, c), scheme, **made, **rest)
 
 
 def one_class(x: Batch, size: float) -> Batch:
@@ -202,8 +215,8 @@ def saturated() -> Iterator[Case]:
     for few, (scheme, (n, c)) in pairwise(SCHEMES, ((6, 13), (12, 72))):
         rest = {"count": 2, "quick": few and CPU, "interpreted": c == 13}
         zero = {"change": no_share, "checks": (checks.zero,), "bias": False}
-        yield pairs("underflow", (2, n, c), scheme, **zero, **rest)
-        yield pairs("masked_class", (2, 8, c), scheme, checks=(checks.no_class,), **rest)
+        yield from twins("underflow", (2, n, c), scheme, **zero, **rest)
+        yield from twins("masked_class", (2, 8, c), scheme, checks=(checks.no_class,), **rest)
 
 
 def masked() -> Iterator[Case]:
@@ -218,7 +231,7 @@ def masked() -> Iterator[Case]:
         for path in paths:
             at = what if path is None else f"{what}_{path}"
             shape = (2, 9 if c < 10 else 19, c)
-            yield pairs(at, shape, (donors, False), emulator=PATHS[path], **chosen, **rest)
+            yield from twins(at, shape, (donors, False), emulator=PATHS[path], **chosen, **rest)
         if few:
             routes = {"clean_path": "routed", "strategy": "collaborative", "divergence": d}
             routes |= rest | {"factor": None, "change": change, "interpreted": mask == -1e9}
@@ -232,7 +245,7 @@ def masked() -> Iterator[Case]:
         chosen = {"change": partial(masks.batch_apart, where, offset), "interpreted": few}
         chosen["backends"] = (*KERNELS, *CAPABILITIES) if few else KERNELS
         shape, quick = (2, 9 if c < 10 else 19, c), few and CPU
-        yield pairs(what, shape, (donors, False), quick=quick, **chosen, **rest)
+        yield from twins(what, shape, (donors, False), quick=quick, **chosen, **rest)
 
 
 def infinite() -> Iterator[Case]:
@@ -240,7 +253,7 @@ def infinite() -> Iterator[Case]:
         rest = {"change": partial(masks.masked_batch, "first", value), "divergence": d}
         rest |= {"checks": (checks.all_nan,), "quick": d == "jsd" and value < 0}
         rest["backends"] = EVERYWHERE if few else KERNELS
-        yield pairs(f"infinite_{value}", (2, 5, 5), count=2, **rest)
+        yield from twins(f"infinite_{value}", (2, 5, 5), count=2, **rest)
 
 
 def every_pair_dropped(x: Batch, how: str) -> Batch:
@@ -266,7 +279,8 @@ def nothing() -> Iterator[Case]:
     ):
         made = {"bias": False, "exclude": "same_label" if how == "labels" else "none"}
         made |= {"change": partial(every_pair_dropped, how=how), "interpreted": few}
-        yield pairs(f"dropped_by_{how}", (2, n, c), scheme, quick=few and CPU, **made, **zero)
+        quick = few and CPU
+        yield from twins(f"dropped_by_{how}", (2, n, c), scheme, quick=quick, **made, **zero)
 
 
 def alone(x: Batch, how: str, i: int) -> Batch:
@@ -288,7 +302,7 @@ def not_finite() -> Iterator[Case]:
     for few, (scheme, d, c, scale) in pairwise(SCHEMES, DIVERGENCES, (6, 1, 70), (1.5, 60.0)):
         chosen = {"divergence": d, "strategy": "collaborative", "checks": (checks.not_finite,)}
         chosen |= {"count": 1, "quick": few and CPU, "interpreted": few and c == 6}
-        yield pairs("bad", (2 if c == 6 else 3, 5, c), scheme, scale=scale, **chosen)
+        yield from twins("bad", (2 if c == 6 else 3, 5, c), scheme, scale=scale, **chosen)
     table = ("weight", "none"), ("weight", "self"), ("same_label", "same_label")
     for schemes, hows in ((SCHEMES, (("present", "none"),)), ((TABLE, OWN_TABLE), table)):
         for few, (scheme, d, c, i, (how, exclude)) in pairwise(
@@ -300,7 +314,7 @@ def not_finite() -> Iterator[Case]:
             made |= {"change": partial(alone, how=how, i=i), "exclude": exclude, "divergence": d}
             made |= {"quick": few and CPU, "checks": (check,)}
             made["interpreted"] = few and c == 6 and scheme != EXHAUSTIVE
-            yield pairs(f"anything_{how}_{i}", (2, 8, c), scheme, **made)
+            yield from twins(f"anything_{how}_{i}", (2, 8, c), scheme, **made)
 
 
 FIVE = {
@@ -341,12 +355,13 @@ def behaviour() -> Iterator[Case]:
     """Small inputs on every path, through everything that does not depend on numbers."""
     made = {"present": True, "weighted": True, "count": 2, "clean_path": "routed"}
     rest = {"checks": (bound, *checks.BEHAVIOUR)}
-    yield pairs("behaviour", (2, 9, 9), TABLE, quick=True, thorough=True, **made, **rest)
-    yield pairs("behaviour", (2, 9, 20), CYCLIC, dtype=BFLOAT16, quick=CPU, **made, **rest)
+    yield from twins("behaviour", (2, 9, 9), TABLE, quick=True, thorough=True, **made, **rest)
+    yield from twins("behaviour", (2, 9, 20), CYCLIC, dtype=BFLOAT16, quick=CPU, **made, **rest)
     rest["checks"] = (bound, *checks.BEHAVIOUR[:6])
     for dtype, (scheme, c) in zip(DTYPES, ((CYCLIC, 20), *[(TABLE, 40)] * 2, (EXHAUSTIVE, 70)),
                                   strict=True):  # fmt: skip
-        yield pairs("behaviour", (3, 9, c), scheme, dtype=dtype, backends=NATIVE, **made, **rest)
+        on = {"dtype": dtype, "backends": NATIVE}
+        yield from twins("behaviour", (3, 9, c), scheme, **on, **made, **rest)
         large = rest | {"backends": CPU, "dtype": dtype}
         yield pairs("behaviour", (2, 90, 30), count=20, **large)
         yield pairs("behaviour", (2, 90, 101), OWN_TABLE, exclude="self", **large)
