@@ -60,9 +60,11 @@ def scale_free(subject: Embeddings, on: Backend, exponents: tuple[int, ...]) -> 
         if on.name == "triton":
             assert torch.equal(other[0], loss)
         torch.testing.assert_close(other[0], loss, rtol=1e-6, atol=0)
-        if subject.x.dtype != FLOAT16:  # it has no such gradients
-            back = other[1].double() * 2.0**exponent
-            torch.testing.assert_close(back, grad.double())
+        # the dtype has no numbers between these
+        kind = torch.finfo(grad.dtype)
+        atol = max(kind.smallest_normal * kind.eps * 2.0**exponent, 1e-7)
+        back = other[1].double() * 2.0**exponent
+        torch.testing.assert_close(back, grad.double(), rtol=1e-7, atol=atol)
 
 
 def near_truth(subject: Embeddings, on: Backend, atol: float) -> None:
@@ -181,9 +183,9 @@ def stripes(op: str) -> Iterator[Case]:
     for dtype in DTYPES[:3]:
         rest = {"dtype": dtype, "masked": dtype == BFLOAT16, "thorough": dtype == FLOAT32}
         yield case(op, "stripes", 6000, 64, 11, backends=KERNELS[1:], **rest)
-    for dtype in DTYPES[:2]:
-        rest = {"dtype": dtype, "backends": ("cuda",), "here": ("cuda",)}
-        yield case(op, "kept", 4300, 4, 2000, masked=True, **rest)
+    # small twins on the emulator, as slow as they are there
+    rest = {"dtype": FIRST[op], "backends": ("cuda",), "here": ("cuda",)}
+    yield case(op, "kept", 4300, 4, 2000, masked=True, **rest)
     # products of float32 rows in tf32: held to what torch's own lose with that setting
     for what, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
         yield case(op, what, *shape, precision="high", backends=KERNELS[1:])
