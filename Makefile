@@ -16,7 +16,7 @@ WHEEL_TORCH ?= "torch==2.10.*" torch
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-CPP := $(shell find csrc tests/teams tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 

@@ -15,22 +15,31 @@ from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# inline PTX, and the sizes from which on paths are taken: small problems are to show them too
+# inline PTX, whose implementation it is, and what hooks.h keeps
 REPLACED = {
     'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::exp2f(x);",
     'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
     'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
     'asm volatile("" : "+r"(x));': "",
-    "constexpr int64_t kLeastElements = int64_t{1} << 20;": (
-        'const int64_t kLeastElements = std::getenv("MCR_EMULATED_FAR") ? 0 : int64_t{1} << 20;'
-    ),
-    "constexpr int64_t kBusyThreads = int64_t{1} << 16;": (
-        "inline int64_t busy_threads() {"
-        ' return std::getenv("MCR_EMULATED_BUSY") ? 1 : int64_t{1} << 16; }\n'
-        "#define kBusyThreads busy_threads()"
+    "  if (pr.records) far_own_side(pr, stream);": (
+        "  if (pr.records) far_own_side(pr, stream);\n"
+        "  emulator::left.clear();\n"
+        "  if (pr.records) emulator::left.assign(pr.left, pr.left + 2 * pr.num_subsets * pr.rows);"
     ),
     "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
 }
+# Sizes from which on paths are taken: MCR_EMULATED_<NAME> in the environment is read in their place
+# at every use, so that small problems take the paths of large ones.
+KNOBS = (
+    "kBusyThreads",  # threads that fill a GPU: with fewer several teams share a row's pairs
+    "kLeastElements",  # from which on pairs that are far go first
+    "kFarRun",  # far pairs that are added up in one go
+    "kMaxPairBytes",  # of a chunk of permutations
+    *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
+    "kWarpRows",  # columns of similarities up to which a row is a warp's
+    "kRun",  # columns of similarities whose sum is rounded as one number
+    "kMaxBlocks",  # of reconstruction_loss: more rows come in the same threads' next round
+)
 RENAMED = {
     "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",
     "aoti_torch_create_device_guard": "emulated_create_device_guard",
@@ -100,8 +109,23 @@ def translate_launches(text: str) -> str:
     return text
 
 
+def put_knobs(text: str) -> str:
+    """Constants that are declared in the text become macros that ask the environment."""
+
+    def macro(declaration: re.Match) -> str:
+        lines = [""]
+        for constant in split_arguments(declaration[1]):
+            name, value = constant.split(" = ")
+            kept = f"constexpr int64_t {constant};"
+            call = f'#define {name} ::emulator::knob("MCR_EMULATED_{name}", {value})'
+            lines.append(call if name in KNOBS else kept)
+        return "\n".join([*lines, ""])
+
+    return re.sub(r"\bconstexpr int64_t (k\w+ = [^;]*);", macro, text)
+
+
 def translate(path: Path) -> str:
-    text = translate_launches(path.read_text(encoding="utf-8"))
+    text = put_knobs(translate_launches(path.read_text(encoding="utf-8")))
     for words, host_words in REPLACED.items():
         text = text.replace(words, host_words)
     assert not re.search(r"\basm\b", text), f"{path} holds inline PTX that is not known here"
@@ -135,6 +159,7 @@ def build(sanitize: bool = False) -> Path:
 def compile_all(folder: Path, library: Path, extra: tuple[str, ...]) -> None:
     defines = [f"-D{name}" for name in DEFINES] + [f"-D{a}={b}" for a, b in RENAMED.items()]
     includes = [f"-I{folder / 'csrc'}", f"-I{HERE / 'include'}", f"-I{HERE}"]
+    includes += ["-include", "hooks.h"]
     includes += [f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
     units = [ROOT / "csrc" / "registration.cpp"]
     units += [ROOT / "csrc" / "permuted_divergence" / "cpu" / "checks.cpp"]

@@ -5,6 +5,7 @@ MCR_FAST_EMULATED=address with LD_PRELOAD of libasan.so and libstdc++.so and
 ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 finds accesses outside of tensors.
 """
 
+import ctypes
 import os
 
 import torch
@@ -21,7 +22,9 @@ def _mm_dtype_out(a, b, out_dtype, *, out):
 def load():
     """For the whole process, before any test is collected."""
     sanitize = os.environ["MCR_FAST_EMULATED"] == "address"
-    torch.ops.load_library(str(build.build(sanitize=sanitize)))
+    path = str(build.build(sanitize=sanitize))
+    torch.ops.load_library(path)
+    _registered.append(ctypes.CDLL(path))
     library = torch.library.Library("aten", "IMPL")
     library.impl("mm.dtype_out", _mm_dtype_out, "CPU")
     _registered.append(library)
@@ -29,3 +32,11 @@ def load():
     from mcr_fast import env
 
     assert env.cpu_capability() == "emulated CUDA"
+
+
+def left() -> torch.Tensor:
+    """Marks of pairs that the last far pass left to the exact kernels: [rows and donors, S * N]."""
+    ask = _registered[0].emulated_left
+    marks = torch.empty(ask(None), dtype=torch.int32)
+    ask(ctypes.c_void_p(marks.data_ptr()))
+    return marks.view(2, -1)

@@ -1,7 +1,7 @@
 """What a case is put through: functions of a subject and a backend that raise AssertionError.
 
-`usual` names those that every case goes through, BEHAVIOUR those of a few small cases of each op,
-which show what does not depend on the numbers. All others are named by the cases they are for.
+Most cases go through `bound` alone. BEHAVIOUR are those of a few small cases of each op, which show
+what does not depend on the numbers. All others are named by the cases they are for.
 """
 
 import contextlib
@@ -343,7 +343,8 @@ def masked(subject: Divergence, on: Backend, size: float = masks.SIZE) -> None:
     def ours(x, upstream, **options):
         return replace(subject, inputs=x, options=options).run(on.argument, upstream)
 
-    masks.check(subject.inputs, ours, subject.upstream(), size, **subject.options)
+    with rounding_of(subject):
+        masks.check(subject.inputs, ours, subject.upstream(), size, **subject.options)
 
 
 def no_class(subject: Divergence, on: Backend) -> None:

@@ -46,6 +46,8 @@ def missing(kind: str) -> str | None:
     """Why there can be no such process here."""
     if kind != "emulated":
         return None if importlib.util.find_spec("triton") else "triton is not installed"
+    if not (Path(__file__).resolve().parents[2] / "csrc").is_dir():
+        return "no sources to emulate"
     if platform.machine() != "x86_64":
         return "float16 is emulated with F16C"
     return None if shutil.which("c++") else "no C++ compiler"
@@ -161,9 +163,9 @@ class Receiver:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         here = current()
         if here is not None:  # one kind only, as by hand
-            chosen = [item for item in items if kind_of(item) == here]
-            self._config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
-            items[:] = chosen
+            others = [item for item in items if kind_of(item) != here]
+            self._config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if kind_of(item) == here]
         reasons = {kind: missing(kind) for kind in KINDS}
         for item in items:
             if reasons.get(kind_of(item)):

@@ -15,10 +15,12 @@ from suite import backends, cases, checks
 def pytest_generate_tests(metafunc):
     options, items = metafunc.config.option, []
     for on in backends.of_device(options.device):
-        marks = [pytest.mark.process(on.process)] if on.process else []
+        process = [pytest.mark.process(on.process)] if on.process else []
         for case in cases.every():
-            if case.is_for(on) and (options.slow or case.is_quick(on)):
-                for check in checks.of_case(case.checks, on, case.is_thorough(on)):
+            quick = case.is_quick(on)
+            marks = process if quick else [*process, pytest.mark.slow]
+            if case.is_for(on) and (options.slow or quick):
+                for check in checks.of_case(case.checks, on, case.thorough):
                     name = f"{on.name}-{case.op}-{case.name}-{checks.name_of(check)}"
                     items.append(pytest.param(on, case, check, id=name, marks=marks))
     metafunc.parametrize(("on", "case", "check"), items)
@@ -29,7 +31,7 @@ def test_suite(on, case, check, monkeypatch):
     if reason:
         pytest.skip(reason)
     for name, value in case.emulator.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(f"MCR_EMULATED_{name}", str(value))
     subject = case.make().map(lambda t: t.to(on.device))
     with on.active():
         check(subject, on)

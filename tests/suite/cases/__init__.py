@@ -2,9 +2,10 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations, product
 
 import torch
 
@@ -16,7 +17,7 @@ from suite.subjects import Subject
 KERNELS = ("cpu", "triton", "cuda")
 CPU, NATIVE = ("cpu",), ("cpu", "cuda")  # the interpreter is the slowest
 CAPABILITIES = ("portable", "avx2", "avx512")
-EVERYWHERE = (*KERNELS, *CAPABILITIES)
+EVERYWHERE = (*KERNELS, *CAPABILITIES, "reference")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Case:
     work: float = 0  # the elements it computes: a backend has a limit
     backends: tuple[str, ...] = KERNELS
     quick: bool | tuple[str, ...] = False  # in `make test`: nowhere, everywhere, on these backends
-    emulator: dict = field(default_factory=dict)  # variables that make it take a larger size's path
+    emulator: dict = field(default_factory=dict)  # its knobs: a larger size's path
     here: tuple[str, ...] = ()  # backends on which the limit does not count
-    thorough: bool = False  # on a GPU streams and graphs too, as for quick and for large ones
+    thorough: bool = False  # on a GPU streams and graphs too
     interpreted: bool = True  # False: one of many, of which the interpreter takes some
 
     def is_for(self, on: Backend) -> bool:
@@ -46,9 +47,6 @@ class Case:
     def is_quick(self, on: Backend) -> bool:
         return self.quick if isinstance(self.quick, bool) else on.name in self.quick
 
-    def is_thorough(self, on: Backend) -> bool:
-        return self.thorough or self.is_quick(on) or self.work > 1e5
-
 
 def named(**features: object) -> str:
     """A name that lists what is particular: True by its key, others by their value."""
@@ -61,6 +59,23 @@ def named(**features: object) -> str:
             text = text.removeprefix("torch.").replace(" ", "_").replace(",", "")
             words.append(text if isinstance(value, str | torch.dtype) else key + text)
     return "_".join(words)
+
+
+def pairwise(*features: Iterable) -> Iterator[tuple[bool, tuple]]:
+    """Combinations in which any two values of different features meet, far fewer than all.
+
+    With each comes whether it brings a value that none before it had: these are enough for a
+    backend that is slow.
+    """
+    numbered = [list(enumerate(values)) for values in features]
+    pairs = {c: set(combinations(enumerate(n for n, _ in c), 2)) for c in product(*numbered)}
+    left, seen = set().union(*pairs.values()), set()
+    while left:
+        best = max(pairs, key=lambda c: len(pairs[c] & left))
+        left -= pairs.pop(best)
+        values = {(at, n) for at, (n, _) in enumerate(best)}
+        yield not values <= seen, tuple(value for _, value in best)
+        seen |= values
 
 
 def take(given: dict, names: Iterable[str]) -> dict:

@@ -1,17 +1,27 @@
 """row_divergence: R perturbed rows of N clean ones, C classes."""
 
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 
 import masks
 import torch
 from divergences import DIVERGENCES, DTYPES, Rows, make_rows
 
 from suite import checks
-from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, fitting, named, take
+from suite.cases import (
+    CAPABILITIES,
+    CPU,
+    EVERYWHERE,
+    KERNELS,
+    NATIVE,
+    Case,
+    fitting,
+    named,
+    pairwise,
+    take,
+)
 from suite.checks import bound
 from suite.subjects import LN2, Divergence
 
@@ -45,55 +55,52 @@ def rows(
 # R, N, C: aligned, ragged, one, several rows to a clean row, more than one tile, prime, every width
 SHAPES = [
     *((16, 8, 16), (7, 3, 7), (1, 1, 1), (9, 4, 1), (5, 1, 2), (3, 9, 33), (100, 2, 31)),
-    *((40, 40, 101), (6, 2, 513), (2, 1, 4100), (21, 8, 64), (21, 8, 65), (70, 40, 5)),
-    *((3, 2, 174), (2, 2, 1025), (3, 2, 2049), (300, 40, 5), (60, 20, 174), (9, 4, 1025)),
+    *((40, 40, 101), (6, 2, 513), (2, 1, 4100), (21, 8, 64), (21, 8, 65), (300, 40, 5)),
+    *((3, 2, 174), (60, 20, 174), (2, 2, 1025), (3, 2, 2049)),
 ]
 
 
 def shapes() -> Iterator[Case]:
-    for shape, weighted, d, dtype in product(SHAPES, (False, True), DIVERGENCES, DTYPES):
-        c, quick = shape[2], False
-        if dtype == FLOAT32 and weighted == (d != "mse") and c in (7, 174) and shape[0] < 10:
-            quick = True
-        elif c == 16 and weighted and d == "jsd":
-            quick = True if dtype == BFLOAT16 else dtype == FLOAT16 and NATIVE
-        rest = {"quick": quick, "thorough": c > 1000 and dtype == FLOAT32}
-        if dtype == FLOAT32 or shape[0] * c < 700:
-            yield rows("shape", shape, weighted=weighted, divergence=d, dtype=dtype, **rest)
-    for dtype in (FLOAT32, BFLOAT16):
-        yield rows("production", (8192, 256, 101), dtype=dtype)
-        yield rows("production", (16384, 512, 1000), dtype=dtype)
-    for n, d, dtype in product((4, 0), DIVERGENCES, (FLOAT32, FLOAT64)):
-        rest = {"checks": (bound, checks.zero), "quick": d == "jsd"}
+    for shape in ((7, 3, 7), (3, 2, 174)):
+        yield rows("quick", shape, weighted=True, quick=True, thorough=True)
+    yield rows("shape", (9, 4, 1025), dtype=FLOAT32, divergence="jsd", thorough=True)
+    for few, (shape, weighted, d, dtype) in pairwise(SHAPES, (False, True), DIVERGENCES, DTYPES):
+        rest = {"quick": few and NATIVE if shape[2] < 200 else few and CPU, "interpreted": few}
+        yield rows("shape", shape, weighted=weighted, divergence=d, dtype=dtype, **rest)
+    yield rows("production", (8192, 256, 101), dtype=FLOAT32)
+    yield rows("production", (16384, 512, 1000), dtype=FLOAT32)
+    yield rows("production", (16384, 512, 1000), dtype=BFLOAT16, thorough=True)
+    for few, (n, d, dtype) in pairwise((4, 0), DIVERGENCES, (FLOAT32, FLOAT64)):
+        rest = {"checks": (bound, checks.zero), "quick": few}
         yield rows("none", (0, n, 5), dtype=dtype, divergence=d, **rest)
 
 
 def dtypes() -> Iterator[Case]:
     """The wider of the two decides the arithmetic; each gradient has its own input's dtype."""
-    for first, second, d, c in product(DTYPES, DTYPES, DIVERGENCES, (9, 37, 300, 1030, 4101)):
-        if c > 50 and (d != "jsd" or first != second):
-            continue
+    for few, (first, second, d, c) in pairwise(DTYPES, DTYPES, DIVERGENCES, (9, 37, 300, 1030)):
 
         def two(x: Rows, first=first, second=second) -> Rows:
             return replace(x, perturbed=x.perturbed.to(first), clean=x.clean.to(second))
 
         rest = {"checks": (bound, checks.dtypes_of_inputs), "change": two, "weighted": True}
         rest["backends"] = CPU if FLOAT64 in (first, second) else KERNELS
-        quick, what = c == 9 and d == "jsd" and CPU, named(what="of", first=first, clean=second)
-        yield rows(what, (9, 4, c), divergence=d, quick=quick, **rest)
+        rest |= {"quick": few and CPU, "interpreted": c < 50}
+        yield rows(named(what="of", first=first, clean=second), (9, 4, c), divergence=d, **rest)
 
 
 def magnitudes() -> Iterator[Case]:
-    for scale, d, dtype, c in product((8.0, 60.0, 300.0, 1e4), DIVERGENCES, DTYPES, (1, 2, 5, 66)):
-        quick = dtype == FLOAT32 and scale == 1e4 and c in (5, 66) and d == "jsd"
-        yield rows("logits", (8, 3, c), scale=scale, dtype=dtype, divergence=d, quick=quick)
-    for delta, d, c in product((1e-2, 1e-3, 1e-4, 1e-5), DIVERGENCES, (5, 33, 101)):
+    for few, (scale, d, c, dtype) in pairwise(
+        (1e4, 8.0, 60.0, 300.0), DIVERGENCES, (5, 66, 1, 2), DTYPES
+    ):
+        rest = {"dtype": dtype, "divergence": d, "quick": few and CPU}
+        yield rows("logits", (8, 3, c), scale=scale, **rest)
+    for few, (delta, d, c) in pairwise((1e-4, 1e-2, 1e-3, 1e-5), DIVERGENCES, (33, 5, 101)):
 
         def near(x: Rows, delta=delta) -> Rows:
             return replace(x, perturbed=x.clean[x.rows] + delta * x.perturbed)
 
-        check, quick = partial(checks.keeps_digits, delta=delta), delta == 1e-4 and c == 33
-        rest = {"change": near, "checks": (check,), "quick": quick and (d == "jsd" or CPU)}
+        check = partial(checks.keeps_digits, delta=delta)
+        rest = {"change": near, "checks": (check,), "quick": few and (d == "jsd" or CPU)}
         yield rows(f"near_{delta:g}", (20, 6, c), scale=1.0, divergence=d, **rest)
 
 
@@ -133,52 +140,56 @@ def saturated() -> Iterator[Case]:
         check = partial(checks.next_to_zero, value=1e-14, grad=1e-8)
         rest = {"change": equal, "checks": (check,), "quick": c == 7 and (d == "jsd" or NATIVE)}
         yield rows("equal", (30, 7, c), divergence=d, **rest)
-    for seed, c, scale in product(range(30), (1, 2, 20), (0.01, 1.0)):
+    for few, (seed, c, scale) in pairwise(range(10), (1, 2, 20), (0.01, 1.0)):
         rest = {"change": shifted, "checks": (checks.next_to_zero,), "backends": CPU}
-        yield rows("shifted", (1, 1, c), seed=seed, scale=scale, quick=seed < 3, **rest)
+        yield rows("shifted", (1, 1, c), seed=seed, scale=scale, quick=few, **rest)
 
 
 def masked() -> Iterator[Case]:
-    everywhere = {"backends": (*EVERYWHERE, "reference"), "factor": 1.0, "quick": CPU}
-    for d, side, mask in product(("jsd", "binary_jsd"), masks.ROW_SIDES, masks.MASKS):
-        what = named(what="mask", mask=mask, side=side)
-        for c, dtype in ((5, FLOAT32), (40, FLOAT32), (5, FLOAT64), (5, BFLOAT16)):
-            if mask != {FLOAT64: -1e9, BFLOAT16: torch.finfo(dtype).min}.get(dtype, mask):
-                continue
+    rest = {"factor": 1.0, "checks": (checks.masked,)}
+    for few, (d, side, mask, (c, dtype)) in pairwise(
+        ("jsd", "binary_jsd"), masks.ROW_SIDES, masks.MASKS,
+        ((5, FLOAT32), (40, FLOAT32), (5, FLOAT64), (5, BFLOAT16)),
+    ):  # fmt: skip
+        if dtype == BFLOAT16:
+            mask = max(mask, torch.finfo(dtype).min)
 
-            def change(_: Rows, side=side, mask=mask, c=c, dtype=dtype) -> Rows:
-                return masks.masked_rows(side, mask, c, dtype)
+        def change(_: Rows, side=side, mask=mask, c=c, dtype=dtype) -> Rows:
+            return masks.masked_rows(side, mask, c, dtype)
 
-            rest = everywhere | {"quick": mask == -1e9 and CPU}
-            rest |= {"change": change, "checks": (checks.masked,), "dtype": dtype}
-            rest["interpreted"] = c == 5
-            yield rows(what, (11, 4, c), divergence=d, **rest)
+        made = {"change": change, "dtype": dtype, "divergence": d, "quick": few and CPU}
+        made["backends"] = EVERYWHERE if few else KERNELS
+        yield rows(named(what="mask", mask=mask, side=side), (11, 4, c), **made, **rest)
     for d in ("jsd", "binary_jsd"):
-        yield rows("agrees", (8, 8, 4), seed=2, divergence=d, checks=(checks.common_class,),
-                   **everywhere)  # fmt: skip
-    for side, offset, scale in product(("both", "perturbed", "clean"), masks.OFFSETS, (0.05, 1.0)):
+        agrees = {"checks": (checks.common_class,), "backends": EVERYWHERE, "quick": CPU}
+        yield rows("agrees", (8, 8, 4), seed=2, divergence=d, **agrees)
+    for few, (side, offset, scale) in pairwise(
+        ("both", "perturbed", "clean"), masks.OFFSETS, (0.05, 1.0)
+    ):
 
         def apart(_: Rows, side=side, offset=offset, scale=scale) -> Rows:
             return masks.rows_apart(side, offset, scale)
 
-        check, what = partial(checks.masked, size=4 * scale), named(what="offset", side=side)
-        rest = everywhere | {"change": apart, "checks": (check,), "quick": offset == 1e6 and CPU}
-        yield rows(f"{what}_{offset:g}", (32, 8, 10), scale=scale, **rest)
-    for d, value in product(DIVERGENCES, (torch.inf, -torch.inf, torch.nan)):
+        made = {"change": apart, "checks": (partial(checks.masked, size=4 * scale),)}
+        made |= {"backends": EVERYWHERE if few else KERNELS, "quick": few and CPU, "factor": 1.0}
+        what = named(what="offset", side=side)
+        yield rows(f"{what}_{offset:g}", (32, 8, 10), scale=scale, **made)
+    for few, (d, value) in pairwise(DIVERGENCES, (-torch.inf, torch.inf, torch.nan)):
 
         def infinite(_: Rows, value=value) -> Rows:
             return masks.masked_rows("both", value, 5, FLOAT32)
 
-        rest = everywhere | {"change": infinite, "checks": (checks.all_nan,)}
-        rest["quick"] = d == "jsd" and value < 0
-        yield rows(f"infinite_{value}", (11, 4, 5), divergence=d, **rest)
+        made = {"change": infinite, "checks": (checks.all_nan,), "divergence": d}
+        made |= {"backends": EVERYWHERE if few else KERNELS, "quick": d == "jsd" and value < 0}
+        yield rows(f"infinite_{value}", (11, 4, 5), **made)
     for size in (1e4, 1e9, 1e15):  # no saturation: it has no probabilities
 
         def huge(x: Rows, size=size) -> Rows:
             x.perturbed[:, 1] = size
             return x
 
-        rest = everywhere | {"change": huge, "checks": (checks.close,), "divergence": "mse"}
+        rest = {"change": huge, "checks": (checks.close,), "divergence": "mse", "quick": CPU}
+        rest["backends"] = EVERYWHERE
         yield rows(f"huge_{size:g}", (6, 3, 4), seed=2, **rest)
 
 
@@ -205,12 +216,11 @@ def weights() -> Iterator[Case]:
 
 
 def not_finite() -> Iterator[Case]:
-    for d, c, scale, dtype in product(DIVERGENCES, (1, 6, 40), (2.0, 60.0), (FLOAT32, FLOAT64)):
-        rest = {"dtype": dtype, "divergence": d}
-        rest["quick"] = c == 6 and scale == 2.0 and (d == "jsd" or NATIVE)
+    for few, (d, c, scale, dtype) in pairwise(
+        DIVERGENCES, (6, 1, 40), (2.0, 60.0), (FLOAT32, FLOAT64)
+    ):
+        rest = {"dtype": dtype, "divergence": d, "quick": few}
         yield rows("bad", (20, 5, c), scale=scale, checks=(checks.not_finite,), **rest)
-        if scale != 2.0:
-            continue
         # every row of clean row 4 is dropped, and a third of the others
         dropped = make_rows(40, 9, c, dtype=dtype).rows == 4
         dropped |= torch.arange(40) % 3 == 0
@@ -226,47 +236,49 @@ def not_finite() -> Iterator[Case]:
 
         check = partial(checks.nan_or_raises, match=rf"rows\[2\] is {row}, but clean has 4 rows")
         rest = {"change": wrong, "checks": (check,), "quick": count == 5 or NATIVE}
+        rest["interpreted"] = count == 5
         yield rows(f"wrong_row_{row}", (count, 4, 3), **rest)
 
 
 def behaviour() -> Iterator[Case]:
     """Small inputs of every divergence, through everything that does not depend on numbers."""
-    for dtype, (d, c) in product(DTYPES, (("jsd", 9), ("mse", 40), ("binary_jsd", 16))):
-        quick = c == 9 and (dtype == FLOAT32 or (dtype == BFLOAT16 and CPU))
-        rest = {"weighted": True, "dtype": dtype, "quick": quick}
-        rest["backends"] = KERNELS if dtype in (FLOAT32, BFLOAT16) else CPU
-        yield rows("behaviour", (20, 7, c), divergence=d, checks=(bound, *checks.BEHAVIOUR), **rest)
+    rest = {"weighted": True, "checks": (bound, *checks.BEHAVIOUR)}
+    yield rows("behaviour", (20, 7, 9), quick=True, thorough=True, **rest)
+    yield rows("behaviour", (20, 7, 9), dtype=BFLOAT16, quick=CPU, **rest)
+    rest["checks"] = (bound, *checks.BEHAVIOUR[:6])
+    yield rows("behaviour", (20, 7, 40), divergence="mse", dtype=FLOAT16, **rest)
+    yield rows("behaviour", (20, 7, 16), divergence="binary_jsd", **rest)
     for dtype in DTYPES:
-        rest = {"weighted": True, "dtype": dtype, "backends": CPU}
-        yield rows("behaviour", (700, 90, 101), checks=(bound, *checks.BEHAVIOUR[:6]), **rest)
+        yield rows("behaviour", (700, 90, 101), dtype=dtype, backends=CPU, **rest)
     for weighted, d in product((False, True), DIVERGENCES):
         rest = {"dtype": FLOAT64, "checks": (checks.gradcheck,), "quick": True}
         yield rows("gradcheck", (6, 3, 4), weighted=weighted, divergence=d, **rest)
-    rest = {"weighted": True, "backends": CAPABILITIES}
-    for d, c, dtype in product(DIVERGENCES, (1, 4, 9, 16, 31, 129), DTYPES):
-        yield rows("isa", (30, 7, c), divergence=d, dtype=dtype, quick=c == 9, **rest)
-    for scale in (60.0, 1e4):
-        yield rows("isa", (30, 7, 20), scale=scale, quick=True, **rest)
+    for few, (d, c, dtype, scale) in pairwise(
+        DIVERGENCES, (9, 1, 4, 16, 31, 129), DTYPES, (2.0, 60.0, 1e4)
+    ):
+        rest = {"weighted": True, "backends": CAPABILITIES, "quick": few}
+        yield rows("isa", (30, 7, c), divergence=d, dtype=dtype, scale=scale, **rest)
 
 
 def emulated() -> Iterator[Case]:
     """Small twins of what takes the CUDA library's other paths on a GPU."""
     case = partial(rows, backends=("cuda",), here=("cuda",))
-    for c, d in product((1, 7, 29, 50, 101, 174, 250, 400, 600, 1025), DIVERGENCES):
-        rest = {"emulator": {"MCR_EMULATED_BUSY": "1"}, "quick": c in (7, 174) and d == "jsd"}
-        yield case("busy", (5, 3, c), divergence=d, **rest)
+    divergences = cycle(DIVERGENCES)
+    for c in (7, 1, 29, 50, 101, 174, 250, 400, 600, 1025):
+        rest = {"emulator": {"kBusyThreads": 1}, "quick": c in (7, 174)}
+        yield case("busy", (5, 3, c), divergence=next(divergences), **rest)
 
     def one_without(x: Rows) -> Rows:
         x.rows[x.rows == 1] = 2
         return x
 
     # teams of which several share a clean row's perturbed ones
-    for c, d, dtype in product((6, 20, 50, 101, 174, 250), DIVERGENCES, DTYPES[:3]):
-        quick = c == 50 and d == "jsd" and dtype == FLOAT32
-        rest = {"checks": (bound, checks.dirty_memory), "quick": quick, "dtype": dtype, "seed": c}
-        yield case("parts", (140, 3, c), change=one_without, weighted=True, divergence=d, **rest)
-        if dtype == FLOAT32:
-            weight = torch.arange(140).ge(70).to(dtype)
+    for few, (c, d, dtype) in pairwise((50, 6, 20, 101, 174, 250), DIVERGENCES, DTYPES[:3]):
+        made = {"weighted": True, "divergence": d, "dtype": dtype, "quick": few and c < 100}
+        both = (bound, checks.dirty_memory)
+        yield case("parts", (140, 3, c), change=one_without, checks=both, seed=c, **made)
+        if few:
+            weight = torch.arange(140).ge(70).to(FLOAT32)
             check = partial(checks.anything_in, rows={"perturbed": list(range(70))})
             rest = {"change": partial(with_weight, weight=weight), "checks": (check,), "seed": c}
             yield case("parts_anything", (140, 3, c), divergence=d, **rest)
@@ -275,30 +287,7 @@ def emulated() -> Iterator[Case]:
         yield case("many", (2 * n, n, 3))
 
 
-def fuzz(seed: int) -> Case:
-    """Random rows, options and upstream gradient."""
-    rng = random.Random(seed)
-    return rows(
-        "",
-        (
-            rng.choice([1, 2, 7, 8, 9, 40]),
-            rng.choice([1, 2, 5, 30]),
-            rng.choice([1, 2, 3, 4, 8, 10, 16, 17, 33, 100]),
-        ),
-        name=f"fuzz_{seed}",
-        scale=rng.choice([0.01, 0.3, 1.0, 3.0, 30.0, 1000.0]),
-        weighted=rng.random() < 0.4,
-        dtype=rng.choice(DTYPES),
-        seed=seed,
-        factor=rng.choice([1.0, -0.3, 7.0]),
-        divergence=rng.choice(DIVERGENCES),
-        backends=CPU,
-        quick=seed < 40,
-    )
-
-
 def cases() -> Iterator[Case]:
     groups = (shapes, dtypes, magnitudes, saturated, masked, weights, not_finite, behaviour)
     for group in (*groups, emulated):
         yield from group()
-    yield from map(fuzz, range(150))

@@ -1,0 +1,68 @@
+"""Paths of the CUDA library that are not reached, or not seen, by what comes out in tests/suite."""
+
+import pytest
+import torch
+from divergences import Batch, check, make_batch, paired_off
+from emulated import library
+
+from mcr_fast.ops.reconstruction_loss import reconstruction_loss
+
+pytestmark = pytest.mark.process("emulated")
+
+
+@pytest.mark.slow
+def test_long_rows_are_added_up_in_float64():
+    """2^16 equal squares a thread: float32 alone would be off by thousands of roundings."""
+    reconstruction = torch.full((1, 1 << 24), 1 / 3)
+    loss = reconstruction_loss([torch.zeros(1, 1 << 24)], reconstruction, backend="cpu")
+    expected = reconstruction[0, 0].double().square()
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("parts", [1, 1 << 16])
+def test_rows_far_apart(parts, monkeypatch):
+    """The clean row's normaliser leaves the range of float32: the rescaled path."""
+    monkeypatch.setenv("MCR_EMULATED_kBusyThreads", str(parts))
+    x = paired_off(make_batch(2, 6, 19, "table"), 1, 4)
+    x.contributions[:, 1] += torch.linspace(-300, 300, 19)
+    x.contributions[:, 4] -= torch.linspace(-300, 300, 19)
+    for least in ("0", str(1 << 40)):
+        monkeypatch.setenv("MCR_EMULATED_kLeastElements", least)
+        check(x)
+
+
+def own_donors(x: Batch) -> set[int]:
+    x.donors[0, :2] = torch.arange(9)
+    return set()
+
+
+def two_alike(x: Batch) -> set[int]:
+    x.contributions[:, 7] = x.contributions[:, 2]
+    return {2, 7}
+
+
+def some_dropped(x: Batch) -> set[int]:
+    """All pairs near; the first two donors of the rows 1 to 4 dropped, and all of rows 3 and 6."""
+    x.contributions *= 1e-3
+    x.present = torch.ones(9, 2, dtype=torch.bool)
+    x.present[[3, 6]] = False
+    x.labels = torch.tensor([0, 1, 1, 1, 1, 1, 1, 2, 3])
+    return {0, 1, 2, 4, 5, 7, 8}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "change"),
+    [
+        *(("cyclic", lambda x: set()), ("exhaustive", lambda x: set()), ("table", own_donors)),
+        *(("exhaustive", two_alike), ("exhaustive", some_dropped)),
+    ],
+)
+def test_far_passes_leave_near_pairs_alone(scheme, change, monkeypatch):
+    """The rows and donors of pairs that are left to the exact kernels are those that are near."""
+    monkeypatch.setenv("MCR_EMULATED_kLeastElements", "0")
+    x = make_batch(2, 9, 37, scheme, count=5, scale=2.0)
+    near = change(x)
+    exclude = "same_label" if change is some_dropped else "none"
+    check(x, exclude=exclude)
+    for marks in library.left():
+        assert set(torch.nonzero(marks.view(2, 9))[:, 1].tolist()) == near
