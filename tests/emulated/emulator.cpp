@@ -1,6 +1,8 @@
 // The fibers behind emulator.h, and the functions of torch and CUDA that a CPU torch lacks.
 #include "emulator.h"
 
+#include "hooks.h"
+
 #undef __CUDACC__
 #undef threadIdx
 #undef blockIdx
