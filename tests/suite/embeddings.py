@@ -168,10 +168,8 @@ def shapes(op: str) -> Iterator[Case]:
         rest = {"dtype": dtype, "masked": masked, "temperature": t, "quick": masked and CPU}
         yield case(op, "many", 1500, 96, 11, thorough=not masked, **rest)
     for dtype, t in product((BFLOAT16, FLOAT16), (0.5, 0.03)):
-        rest = {"backends": KERNELS[1:], "here": ()}
-        yield case(op, "wide", 1500, 512, 9, dtype=dtype, temperature=t, **rest)
-    yield case(op, "rows_of_blocks", 1100, 9, 30, dtype=BFLOAT16, masked=True, temperature=0.02,
-               backends=("cuda",), here=("cuda",))  # fmt: skip
+        rest = {"dtype": dtype, "temperature": t, "backends": KERNELS[1:]}
+        yield case(op, "wide", 1500, 512, 9, **rest)
     yield case(op, "production", 2048, 512, 101, checks=(promised,), here=CPU)
     for dtype in (FLOAT32, BFLOAT16):
         yield case(op, "production", 4096, 512, 174, dtype=dtype, backends=KERNELS[1:])
@@ -183,9 +181,14 @@ def stripes(op: str) -> Iterator[Case]:
     for dtype in DTYPES[:3]:
         rest = {"dtype": dtype, "masked": dtype == BFLOAT16, "thorough": dtype == FLOAT32}
         yield case(op, "stripes", 6000, 64, 11, backends=KERNELS[1:], **rest)
-    # small twins on the emulator, as slow as they are there
-    rest = {"dtype": FIRST[op], "backends": ("cuda",), "here": ("cuda",)}
-    yield case(op, "kept", 4300, 4, 2000, masked=True, **rest)
+    # small twins on the emulator: not kept, in stripes of one step and panels, rows of a block each
+    knobs = {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
+    knobs |= {"kPanelBytes": 0, "kMinPanelRows": 64}
+    for dtype, t in product(DTYPES[:3], (0.5, 0.02)):
+        rest = {"dtype": dtype, "temperature": t, "masked": True, "backends": ("cuda",)}
+        rest["quick"] = dtype == FIRST[op] and t == 0.02
+        yield case(op, "stripes_emulated", 170, 20, 60, emulator=knobs, **rest)
+        yield case(op, "blocks_emulated", 130, 9, 30, emulator={"kWarpRows": 0}, **rest)
     # products of float32 rows in tf32: held to what torch's own lose with that setting
     for what, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
         yield case(op, what, *shape, precision="high", backends=KERNELS[1:])

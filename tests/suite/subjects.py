@@ -218,6 +218,7 @@ class Reconstruction:
 
     latents: list[Tensor]  # M tensors [N, D_m]
     reconstruction: Tensor  # [N, sum of D_m]
+    factor: float = -2.5  # upstream
     op = "reconstruction_loss"
 
     @property
@@ -231,13 +232,13 @@ class Reconstruction:
         return [*self.latents, self.reconstruction]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Reconstruction":
-        return Reconstruction(tensors[:-1], tensors[-1])
+        return replace(self, latents=tensors[:-1], reconstruction=tensors[-1])
 
     def call(self, backend: str) -> Tensor:
         return reconstruction_loss(self.latents, self.reconstruction, backend=backend)
 
     def upstream(self) -> Tensor:
-        return torch.tensor(-2.5, device=self.reconstruction.device)
+        return torch.tensor(self.factor, device=self.reconstruction.device)
 
     def run(self, backend: str, upstream: Tensor) -> Results:
         leaves = [t.detach().requires_grad_() for t in self.tensors()]
