@@ -161,7 +161,11 @@ def shapes(op: str) -> Iterator[Case]:
             some = masked == (dtype == BFLOAT16) and t == (0.5 if dtype == FLOAT32 else 0.01)
             rest = {"dtype": dtype, "temperature": t, "interpreted": some, "masked": masked}
             quick = some and shape[:2] == (65, 37) and (dtype == FIRST[op] or ("cuda",))
-            rest |= {"backends": KERNELS[1:], "quick": quick, "thorough": some and shape[0] == 300}
+            rest |= {
+                "backends": KERNELS[1:],
+                "quick": quick,
+                "thorough": some and shape[0] in (128, 300),
+            }
             yield case(op, "tiled", *shape, **rest)
     for dtype, (masked, t) in product((FLOAT32, BFLOAT16), ((False, 0.5), (True, 0.02))):
         # bfloat16 products, and more than one tile in a stripe

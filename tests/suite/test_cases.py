@@ -4,6 +4,7 @@ import pytest
 import torch
 from divergences import options_of
 
+from bench.gpu.sanitize import MORE
 from mcr_fast.ops.registry import OPS, with_kernels
 from suite import backends, cases, checks
 from suite.backends import Backend
@@ -23,6 +24,12 @@ def test_every_op_has_its_cases(op):
             names = {checks.name_of(check) for case in here for check in case.checks}
             assert len(here) >= 2, on.name
             assert names >= {"bound", "not_finite", "repeat"}, on.name
+
+
+@pytest.mark.parametrize("op", with_kernels("triton"))
+def test_compute_sanitizer_watches_more_than_the_quick_cases(op):
+    found = [case for case in cases.every() if MORE.fullmatch(f"{case.op}/{case.name}")]
+    assert any(case.op == op and case.thorough for case in found)
 
 
 def test_far_pairs_are_large_enough_and_of_every_team():
