@@ -19,7 +19,7 @@ STEM_FILES = (
     "mcr_fast/reference/{op}.py",
     "docs/math/{op}.md",
 )
-# An op that is made of another one is measured and has its row algorithm with that.
+# An op that is made of another one is measured with that, and has a test of its own.
 OWN_FILES = ("bench/bench_{op}.py", "tests/suite/cases/{op}.py")
 
 # A unit imports from lower layers and from itself only.
