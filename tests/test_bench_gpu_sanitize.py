@@ -120,7 +120,10 @@ def test_small_items_are_watched():
         item("row_divergence", case="R1"),
         item("row_divergence", case="shape_R9_N4_C1025_jsd_float32"),
     ]
-    large = [item("row_divergence", case="R9_N4_C4096"), item("nt_xent", case="L128_D64_C6")]
+    large = [
+        item("row_divergence", case="R9_N4_C4096"),
+        item("nt_xent", case="tiled_L128_D64_classes6_float32_T0.5"),
+    ]
     found = watched(quick, [*quick, *large])
     assert [i.case for i in found[:-3]] == [f"L{at:02}" for at in range(0, 25, 3)]
     assert found[-3:] == [quick[-2], quick[-1], large[1]]

@@ -35,7 +35,8 @@ QUICK_CASES = 10  # of an op on a backend, at most
 MORE = re.compile(
     r"permuted_divergence/shape_M\d+_N12_C1025_\w+|row_divergence/shape_R9_N4_C1025_jsd_float32"
     r"|permuted_divergence/far_M2_N(75_C1000_table|701_C50_cyclic)_count\d+_[a-z]*float\d+"
-    r"|reconstruction_loss/N(8_D16_16|70_D37_41)_\w+|(nt_xent|sup_con)/L128_D64_C6"
+    r"|reconstruction_loss/shape_N(8_D16_16|70_D37_41)_\w+"
+    r"|(nt_xent|sup_con)/tiled_L128_D64_classes6_float32_T0\.5"
 )
 ERROR_CODE = 97
 FIRST_PORT, PORTS = 49152, 10  # every run has ports of its own

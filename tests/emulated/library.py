@@ -15,7 +15,8 @@ _registered = []
 
 
 def _mm_dtype_out(a, b, out_dtype, *, out):
-    return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
+    with torch.autocast("cpu", enabled=False):  # mm.dtype_out does not know it
+        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
 
 
 def load():

@@ -1,12 +1,11 @@
-"""Perturbed hidden rows on interpreted Triton kernels: against eager gathers, and in the loss."""
+"""What is inside of the launchers of perturbed hidden rows, on interpreted Triton kernels."""
 
 import functools
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import generator, make_latents, make_present
+from inputs import generator, make_latents
 from test_routing import mcr
 from tolerances import check_gradient
 from torch import nn
@@ -188,29 +187,14 @@ def test_no_pairs():
         assert not to_rows.any()
 
 
-# In the loss
-
-HEADS = {
-    "relu": lambda: [nn.ReLU()],
-    "gelu": lambda: [nn.GELU()],
-    "gelu_tanh": lambda: [nn.GELU(approximate="tanh")],
-    "none": lambda: [nn.Tanh()],
-}
+# In the loss: tests/suite/cases/gather_add.py has the rest
 
 
-def make_mlp(activation, num_modalities, dtype):
-    torch.manual_seed(5)
-    layers = [nn.Linear(4 * num_modalities, 6), *HEADS[activation](), nn.Linear(6, 3)]
-    return mcr_fast.AdditiveFusion.from_sequential(
-        nn.Sequential(*layers).to(dtype), [4] * num_modalities
-    )
-
-
-def play(fusion, dtype, backend, num_modalities=2, rows=7, draw=None, **options):
-    latents = make_latents(2, num_modalities, rows, dtype=dtype)
-    loss = mcr(num_modalities, backend=backend, **options)
-    out = loss(latents, None, fusion=fusion, generator=generator(3), **(draw or {}))
-    return out.mipd.detach(), torch.autograd.grad(out.mipd, [*latents, *fusion.parameters()])
+def play(fusion, dtype, backend, **options):
+    latents = make_latents(2, 2, 7, dtype=dtype)
+    loss = mcr(2, backend=backend, num_permutations=2, **options)
+    out = loss(latents, None, fusion=fusion, generator=generator(3))
+    return torch.autograd.grad(out.mipd, [*latents, *fusion.parameters()])
 
 
 @pytest.fixture
@@ -227,67 +211,32 @@ def launches(monkeypatch):
     return found
 
 
-def compare(launches, activation, num_modalities=2, **options):
-    truth, wanted = play(
-        make_mlp(activation, num_modalities, torch.float64), torch.float64, "reference",
-        num_modalities, **options,
-    )  # fmt: skip
+def of_modules(dtype):
+    torch.manual_seed(5)
+    parts = [nn.Linear(4, 6), nn.Sequential(nn.Linear(4, 6), nn.Tanh())]
+    head = nn.Sequential(nn.ReLU(), nn.Linear(6, 3))
+    return mcr_fast.AdditiveFusion(parts, nn.Parameter(torch.randn(6)), head).to(dtype)
+
+
+def of_layers(dtype):
+    torch.manual_seed(5)
+    layers = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)).to(dtype)
+    return mcr_fast.AdditiveFusion.from_sequential(layers, [4] * 2)
+
+
+@pytest.mark.parametrize("make", [of_modules, of_layers])
+def test_made_of_modules_and_of_layers(make, launches):
+    wanted = play(make(torch.float64), torch.float64, "reference")
     assert not launches
-    value, grads = play(
-        make_mlp(activation, num_modalities, torch.float32), torch.float32, "triton",
-        num_modalities, **options,
-    )  # fmt: skip
-    assert set(launches) == {activation}
-    launches.clear()
-    torch.testing.assert_close(value.double(), truth, rtol=2e-6, atol=1e-8)
-    for got, grad in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(got.double(), grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("activation", HEADS)
-def test_loss_with_a_head(activation, launches):
-    ways = itertools.product(("greedy", "independent", "collaborative"), ("shared", "routed"))
-    for strategy, clean_path in ways:
-        options = {"strategy": strategy, "clean_path": clean_path, "num_permutations": 2}
-        compare(launches, activation, **options)
-
-
-@pytest.mark.parametrize("chunk_rows", [None, 4, 14])
-@pytest.mark.parametrize(("scheme", "shared_donor"), [("uniform", False), ("cyclic", True)])
-def test_schemes_and_chunks(scheme, shared_donor, chunk_rows, launches):
-    """Whole batches, parts of a permutation, and two permutations at a time."""
-    options = {"scheme": scheme, "shared_donor": shared_donor, "num_permutations": 3}
-    compare(launches, "relu", 3, chunk_rows=chunk_rows, **options)
-
-
-def test_exhaustive_with_missing_modalities(launches):
-    present = make_present(4, 7, 2)
-    compare(launches, "gelu", num_permutations="all", draw={"present": present})
-
-
-def test_modules_of_their_own_and_a_bias(launches):
-    results = []
-    for dtype, backend in ((torch.float64, "reference"), (torch.float32, "triton")):
-        torch.manual_seed(5)
-        parts = [nn.Linear(4, 6), nn.Sequential(nn.Linear(4, 6), nn.Tanh())]
-        head = nn.Sequential(nn.ReLU(), nn.Linear(6, 3))
-        fusion = mcr_fast.AdditiveFusion(parts, nn.Parameter(torch.randn(6)), head).to(dtype)
-        results.append(play(fusion, dtype, backend, num_permutations=2))
-    assert set(launches) == {"relu"}
-    for grad, wanted in zip(results[1][1], results[0][1], strict=True):
-        torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_same_bits_in_the_loss():
-    fusion = make_mlp("gelu", 2, torch.float32)
-    first, again = (play(fusion, torch.float32, "triton", num_permutations=3) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    grads = play(make(torch.float32), torch.float32, "triton")
+    assert launches
+    for grad, truth in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad.double(), truth, rtol=1e-4, atol=1e-6)
 
 
 def test_other_ways_stay_eager(launches):
-    fusion = make_mlp("relu", 2, torch.float32)
     for options in ({"backend": None}, {"backend": "triton", "perturbation": "noise"}):
-        play(fusion, torch.float32, num_permutations=2, **options)
+        play(of_layers(torch.float32), torch.float32, **options)
     assert not launches
 
 

@@ -8,7 +8,7 @@ import torch
 from divergences import on_capability
 
 from mcr_fast import env
-from suite import processes
+from suite import processes, tiles
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,12 @@ class Backend:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Ops called inside run on the backend's instruction set."""
-        with on_capability(self.capability) if self.capability else contextlib.nullcontext():
+        """Ops called inside run on the backend's instruction set, or in the interpreter's tiles."""
+        with contextlib.ExitStack() as stack:
+            if self.capability:
+                stack.enter_context(on_capability(self.capability))
+            if self.process == processes.current() == "interpreted":
+                stack.enter_context(tiles.small())
             yield
 
     def unavailable(self) -> str | None:

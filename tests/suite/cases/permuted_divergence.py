@@ -387,11 +387,11 @@ def instruction_sets() -> Iterator[Case]:
 
 # N, K, C with just the 2^20 elements in both subsets from which the CUDA C++ kernels take pairs
 # that are far by themselves (docs/math/permuted_divergence.md): one for each of their teams, by C
-# and from 8192 rows on, and the last one they take
+# and by whether the rows fill a GPU, and the last one they take
 FAR_SHAPES = [
     *((4096, 22, 6), (1311, 20, 20), (701, 15, 50), (350, 15, 100), (8200, 2, 100)),
     *((257, 16, 128), (300, 11, 174), (129, 16, 256), (100, 14, 384), (64, 16, 512)),
-    *((99, 7, 768), (75, 7, 1000), (64, 8, 1024)),
+    *((99, 7, 768), (75, 7, 1000), (64, 8, 1024), (4096, 1, 130), (2048, 1, 258)),
 ]
 
 

@@ -1,0 +1,28 @@
+"""Tiles of Triton's kernels so small that the interpreter's inputs have many."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+
+@contextlib.contextmanager
+def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
+    """Several tiles of every kernel but the divergences', several bands and panels of them, too."""
+    from mcr_fast.kernels.config import TABLE, Config
+    from mcr_fast.kernels.contrastive import exp_sums, panels
+
+    blocks = {"rows": {"BLOCK_R": 16, "BLOCK_D": 32}, "partial_sums": {"BLOCK_R": 16, "SLOTS": 2}}
+    for bits in (16, 32):
+        for name, columns in (("similarity", block_n), ("positives", 16)):
+            tile = {"BLOCK_M": block_m, "BLOCK_N": columns, "BLOCK_K": 32}
+            blocks[f"{name}_{bits}"] = tile
+    blocks["reconstruction_loss"] = {"BLOCK_R": 16, "BLOCK_D": 16}
+    blocks["gather_add"] = {"BLOCK_R": 16, "BLOCK_H": 16}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, tile in blocks.items():
+            patch.setitem(TABLE, name, (Config(1, tile, 4),))
+        patch.setattr(exp_sums, "_BAND_TILES", 1)
+        patch.setattr(panels, "_PANEL_BYTES", 0)
+        patch.setattr(panels, "_PANEL_ROWS", (64, 64))
+        yield
