@@ -19,9 +19,8 @@ from bench.results import NAMES, Row, number, read, significant
 MARKED = re.compile(
     r"(<!-- bench:begin ?(?P<name>\w*) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL
 )
-WORK = {
+WORK = {  # where an op has another name than its stem
     "permuted_divergence": "MIPD",
-    "row_divergence": "row divergence",
     "nt_xent": "NT-Xent",
     "sup_con": "SupCon",
     "reconstruction_loss": "reconstruction",
@@ -104,7 +103,7 @@ def _sizes(
     for stem, case, found in _full(folder):
         if chosen(case):
             used.append(found["ours"])
-            lines.append((WORK[stem], _size(case.name), *cells(found)))
+            lines.append((WORK.get(stem, stem.replace("_", " ")), _size(case.name), *cells(found)))
     align = ("left", "left", *("right",) * len(header))
     return _markdown(lines, ("forward + backward, ms", "size", *header), align, used)
 

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-import mcr_fast  # noqa: F401 (defines the ops)
+from mcr_fast.ops.registry import schemas
 
 M, N, C, K = 2, 6, 3, 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -102,6 +102,8 @@ def main() -> None:
     seed, count, *aloud = sys.argv[1:]
     rng = random.Random(int(seed))
     torch.manual_seed(int(seed))
+    missing = set(schemas()) - set(calls(rng))
+    assert not missing, f"calls() has no arguments for {sorted(missing)}"
     refused = 0
     for _ in range(int(count)):
         name, arguments = rng.choice(list(calls(rng).items()))

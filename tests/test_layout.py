@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from losses import LOSSES
 
 import mcr_fast
 from mcr_fast.ops.registry import OPS
@@ -18,6 +19,7 @@ STEM_FILES = (
     "mcr_fast/ops/{op}.py",
     "mcr_fast/reference/{op}.py",
     "docs/math/{op}.md",
+    "docs/cost/{op}.md",
 )
 # An op that is made of another one is measured with that, and has a test of its own.
 OWN_FILES = ("bench/bench_{op}.py", "tests/suite/cases/{op}.py")
@@ -101,6 +103,8 @@ def test_op_is_built_and_public(op):
     launchers = "".join(path.read_text() for path in (ROOT / "csrc").glob("*/cpu/*.cpp"))
     assert f'm.impl("{op}_fwd"' in launchers
     assert callable(getattr(mcr_fast.functional, op))
+    assert op in mcr_fast.functional.__all__
+    assert op in LOSSES, "tests/losses.py has what the tests of transforms and tracers call"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from losses import LOSSES
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -40,10 +41,9 @@ def divergence(i):
 
 
 CASES = {
-    "nt_xent": (lambda i: F.nt_xent(i.pair(), i.labels, present=i.present), ()),
+    "nt_xent_present": (lambda i: F.nt_xent(i.pair(), i.labels, present=i.present), ()),
     "nt_xent_instances": (lambda i: F.nt_xent(i.pair()), ()),
     "nt_xent_float_labels": (lambda i: F.nt_xent(i.float(N, D), i.weight), ()),
-    "sup_con": (lambda i: F.sup_con(i.pair(), i.labels), ()),
     "permuted": (divergence, (2,)),
     "permuted_all": (lambda i: F.permuted_divergence(i.pair(C)), (2,)),
     "permuted_cyclic": (
@@ -58,6 +58,7 @@ CASES = {
         (),
     ),
     "reconstruction": (lambda i: F.reconstruction_loss(i.pair(), i.float(N, 2 * D)), ()),
+    **{op: (lambda i, loss=loss: loss(*i.pair()), ()) for op, loss in LOSSES.items()},
 }
 
 

@@ -1,8 +1,11 @@
 """What README.md shows and promises."""
 
+from functools import partial
+
 import pytest
 import torch
 from inputs import make_fusion, make_latents
+from losses import LOSSES, true_gradient
 from readme import README, python_blocks, run_example
 from torch import nn
 
@@ -15,6 +18,11 @@ LABELS = torch.tensor([0, 1, 2, 0, 1])
 @pytest.mark.parametrize("index", range(len(python_blocks())))
 def test_code_runs_as_it_stands(index):
     exec(compile(python_blocks()[index], str(README), "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("op", F.__all__)
+def test_every_function_is_named(op):
+    assert f"`functional.{op}`" in README.read_text(encoding="utf-8")
 
 
 def test_example_is_algorithm_1():
@@ -87,38 +95,28 @@ def test_other_fusions_raise_on_the_reference_too(kind, perturbation):
         torch.autograd.grad(sum(g.square().sum() for g in grads), latents)
 
 
-OPS = {
-    "permuted_divergence": lambda x, y: F.permuted_divergence(
-        [x, y], strategy="collaborative", backend="reference"
-    ),
-    "row_divergence": lambda x, y: F.row_divergence(x, y, torch.arange(5), backend="reference"),
-    "nt_xent": lambda x, y: F.nt_xent([x, y], LABELS, backend="reference"),
-    "sup_con": lambda x, y: F.sup_con([x, y], LABELS, backend="reference"),
-    "reconstruction_loss": lambda x, y: F.reconstruction_loss(
-        [x, x.sin()], torch.cat([y, y.cos()], dim=1), backend="reference"
-    ),
-}
+def on_the_reference(op):
+    """The op as a function of two latents, its gradient the true one."""
+    return partial(LOSSES[op], backend="reference", **true_gradient(op))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LOSSES)
 def test_reference_differentiates_ops_twice(op):
-    leaves = make_latents(3, 2, 5, 3)
+    loss, leaves = on_the_reference(op), make_latents(3, 2, 5, 3)
 
     def gradient(*z):
-        return torch.autograd.grad(OPS[op](*z).sum(), z, create_graph=True)
+        return torch.autograd.grad(loss(*z), z, create_graph=True)
 
     assert torch.autograd.gradcheck(gradient, leaves)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LOSSES)
 def test_reference_has_forward_mode_for_ops(op):
-    leaves = make_latents(3, 2, 5, 3)
+    loss, leaves = on_the_reference(op), make_latents(3, 2, 5, 3)
     directions = make_latents(4, 2, 5, 3)
     _, tangent = torch.func.jvp(
-        lambda *z: OPS[op](*z).sum(),
-        tuple(z.detach() for z in leaves),
-        tuple(d.detach() for d in directions),
+        loss, tuple(z.detach() for z in leaves), tuple(d.detach() for d in directions)
     )
-    grads = torch.autograd.grad(OPS[op](*leaves).sum(), leaves)
+    grads = torch.autograd.grad(loss(*leaves), leaves)
     expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
     torch.testing.assert_close(tangent, expected)

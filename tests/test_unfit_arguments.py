@@ -114,6 +114,11 @@ def test_unfit_argument_is_named_with_the_way_out(slot, unfit):
     assert way_out in str(raised.value)
 
 
+def test_every_function_has_a_slot():
+    called = {name for _, _, call in SLOTS.values() for name in call.__code__.co_names}
+    assert set(F.__all__) <= called
+
+
 MIXED = {
     "embeddings": lambda a, b: F.nt_xent([a, b]),
     "sup_con": lambda a, b: F.sup_con([a, b]),
