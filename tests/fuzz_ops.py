@@ -11,6 +11,7 @@ import sys
 import torch
 
 import mcr_fast  # noqa: F401 (defines the ops)
+from mcr_fast._names import DIVERGENCES
 
 M, N, C, K = 2, 6, 3, 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -27,7 +28,7 @@ def pairs(x, rng):
     tensors = [torch.randn(C), order, donors, torch.randint(0, 2, (N,)), torch.rand(N, M) < 0.7]
     strategy = rng.choice(["greedy", "independent", "collaborative"])
     exclude = rng.choice(["none", "self", "same_label"])
-    kind = rng.choice(["jsd", "mse", "binary_jsd"])
+    kind = rng.choice(DIVERGENCES)
     return [*tensors, torch.rand(N), [1, 2], strategy, "shared", kind, exclude]
 
 

@@ -17,6 +17,8 @@ from divergences import Batch, Rows, options_of
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from mcr_fast._names import OF_LOGITS, OF_SOFTMAX
+
 ROOT = Path(__file__).resolve().parent.parent
 TEAMS = Path(__file__).resolve().parent / "teams"
 LANES = (4, 8, 32)
@@ -150,9 +152,9 @@ def permuted_divergence(
 def _in_units(x: Tensor, divergence: str) -> Tensor:
     """Rows as the launcher lays them out."""
     x = x.float()
-    if divergence == "mse":
+    if divergence not in OF_LOGITS:
         return x
-    if divergence == "jsd":
+    if divergence in OF_SOFTMAX:
         return (x - x.amax(-1, keepdim=True)).clamp(min=-FARTHEST) * LOG2E + 0 * x
     return x.clamp(-FARTHEST, FARTHEST) * LOG2E + 0 * x
 

@@ -23,6 +23,8 @@ from divergences import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
+
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,7 +60,7 @@ def check_lanes(
 
 
 @pytest.mark.parametrize("lanes", simulated.LANES)
-@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("scheme", ["cyclic", "table", "exhaustive"])
 def test_every_scheme(lanes, divergence, scheme):
     for modalities, own in ((2, False), (3, False), (3, True)):
@@ -100,10 +102,10 @@ def problems(draw):
         "subsets": "single" if modalities == 8 else draw(st.sampled_from(["single", "all"])),
         "strategy": draw(st.sampled_from(["greedy", "independent", "collaborative"])),
         "clean_path": draw(st.sampled_from(["shared", "routed", "detached"])),
-        "divergence": "jsd" if far else draw(st.sampled_from(["jsd", "jsd", "binary_jsd", "mse"])),
+        "divergence": "jsd" if far else draw(st.sampled_from(("jsd", *DIVERGENCES))),
         "exclude": exclude,
     }
-    if options["divergence"] == "mse" and not x.contributions.abs().max() < 1e3:
+    if options["divergence"] not in OF_LOGITS and not x.contributions.abs().max() < 1e3:
         options["divergence"] = "jsd"  # squares of 1e4 have no float16 gradient
     return x, how, options
 
@@ -223,7 +225,7 @@ def test_saturated_sigmoid():
     check_lanes(x, 4, divergence="binary_jsd", exclude="same_label", subsets="single")
 
 
-@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_bad_numbers_come_out_as_nan(divergence, bad):
     x = make_batch(2, 5, 9, "cyclic")
@@ -268,7 +270,7 @@ def test_value_without_gradient_and_again():
     st.sampled_from(simulated.LANES),
     st.integers(0, 2),
     st.sampled_from([1, 2, 4]),
-    st.sampled_from(["jsd", "jsd", "binary_jsd", "mse"]),
+    st.sampled_from(("jsd", *DIVERGENCES)),
 )
 def test_fuzz_row_divergence(
     perturbed, clean, classes, scale, weighted, dtype, seed, lanes, spare_steps, parts, divergence
@@ -294,7 +296,7 @@ def team_of(lanes: int, far: bool = False, parts: int = 1):
     return ours
 
 
-@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+@pytest.mark.parametrize("divergence", OF_LOGITS)
 @pytest.mark.parametrize("side", masks.ROW_SIDES)
 def test_masked_rows(side, divergence):
     for mask, parts in itertools.product(masks.MASKS, (1, 2)):
@@ -302,7 +304,7 @@ def test_masked_rows(side, divergence):
         masks.check(x, team_of(4, parts=parts), divergence=divergence)
 
 
-@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+@pytest.mark.parametrize("divergence", OF_LOGITS)
 @pytest.mark.parametrize("carrier", masks.CARRIERS)
 def test_masked_contributions(carrier, divergence):
     for mask, scheme in itertools.product(masks.MASKS, ("cyclic", "table")):

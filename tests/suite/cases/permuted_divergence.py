@@ -13,8 +13,9 @@ from itertools import cycle, product
 
 import masks
 import torch
-from divergences import DIVERGENCES, DTYPES, Batch, make_batch, paired_off
+from divergences import DTYPES, Batch, make_batch, paired_off
 
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from suite import checks
 from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, fitting, named, take
 from suite.checks import bound
@@ -131,7 +132,7 @@ def routing() -> Iterator[Case]:
 
 def dtypes() -> Iterator[Case]:
     for dtype, scheme, d in product(DTYPES, SCHEMES, DIVERGENCES):
-        chosen = (scheme, d) in zip(SCHEMES[::2], DIVERGENCES, strict=True)
+        chosen = (scheme, d) in zip(cycle(SCHEMES[::2]), DIVERGENCES, strict=False)
         quick = chosen and (dtype == BFLOAT16 or NATIVE)
         made = {"dtype": dtype, "weighted": True, "divergence": d}
         yield pairs("dtype", (2, 7, 10), scheme, count=2, quick=quick, **made)
@@ -201,7 +202,7 @@ def saturated() -> Iterator[Case]:
 
 def masked() -> Iterator[Case]:
     rest = {"factor": 1.0, "checks": (checks.masked,)}
-    for d, carrier, mask in product(("jsd", "binary_jsd"), masks.CARRIERS, masks.MASKS):
+    for d, carrier, mask in product(OF_LOGITS, masks.CARRIERS, masks.MASKS):
         what = named(what="mask", mask=mask, carrier=carrier)
         rest["change"] = partial(masks.masked_batch, carrier, mask)
         everywhere = {"backends": (*EVERYWHERE, "reference"), "count": 2, "divergence": d}

@@ -4,12 +4,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 
 import masks
 import torch
-from divergences import DIVERGENCES, DTYPES, Rows, make_rows
+from divergences import DTYPES, Rows, make_rows
 
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from suite import checks
 from suite.cases import CAPABILITIES, CPU, EVERYWHERE, KERNELS, NATIVE, Case, fitting, named, take
 from suite.checks import bound
@@ -140,7 +141,7 @@ def saturated() -> Iterator[Case]:
 
 def masked() -> Iterator[Case]:
     everywhere = {"backends": (*EVERYWHERE, "reference"), "factor": 1.0, "quick": CPU}
-    for d, side, mask in product(("jsd", "binary_jsd"), masks.ROW_SIDES, masks.MASKS):
+    for d, side, mask in product(OF_LOGITS, masks.ROW_SIDES, masks.MASKS):
         what = named(what="mask", mask=mask, side=side)
         for c, dtype in ((5, FLOAT32), (40, FLOAT32), (5, FLOAT64), (5, BFLOAT16)):
             if mask != {FLOAT64: -1e9, BFLOAT16: torch.finfo(dtype).min}.get(dtype, mask):
@@ -153,7 +154,7 @@ def masked() -> Iterator[Case]:
             rest |= {"change": change, "checks": (checks.masked,), "dtype": dtype}
             rest["interpreted"] = c == 5
             yield rows(what, (11, 4, c), divergence=d, **rest)
-    for d in ("jsd", "binary_jsd"):
+    for d in OF_LOGITS:
         yield rows("agrees", (8, 8, 4), seed=2, divergence=d, checks=(checks.common_class,),
                    **everywhere)  # fmt: skip
     for side, offset, scale in product(("both", "perturbed", "clean"), masks.OFFSETS, (0.05, 1.0)):
@@ -231,7 +232,7 @@ def not_finite() -> Iterator[Case]:
 
 def behaviour() -> Iterator[Case]:
     """Small inputs of every divergence, through everything that does not depend on numbers."""
-    for dtype, (d, c) in product(DTYPES, (("jsd", 9), ("mse", 40), ("binary_jsd", 16))):
+    for dtype, (d, c) in product(DTYPES, zip(DIVERGENCES, cycle((9, 40, 16)), strict=False)):
         quick = c == 9 and (dtype == FLOAT32 or (dtype == BFLOAT16 and CPU))
         rest = {"weighted": True, "dtype": dtype, "quick": quick}
         rest["backends"] = KERNELS if dtype in (FLOAT32, BFLOAT16) else CPU
