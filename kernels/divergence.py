@@ -1,4 +1,4 @@
-"""The divergence of a pair on tiles [BLOCK_R, BLOCK_C]: one interface, three kinds behind it.
+"""The divergence of a pair on tiles [BLOCK_R, BLOCK_C]: one interface, each kind a branch of it.
 
 A kernel knows a divergence by KIND, a constexpr, and by these four:
 
@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from mcr_fast._names import OF_LOGITS
 from mcr_fast.kernels.math import HALF_LN2, LOG2E, exp2, log2, reciprocal
 
 JSD = tl.constexpr(0)
 SQUARED_ERROR = tl.constexpr(1)
 BINARY_JSD = tl.constexpr(2)
-KINDS = {"jsd": 0, "mse": 1, "binary_jsd": 2}
-NATS = {"jsd": HALF_LN2.value, "mse": 1.0, "binary_jsd": HALF_LN2.value}  # of its unit
-OF_WHOLE_ROWS = {"jsd"}  # the others are means over classes
+KINDS = {"jsd": JSD.value, "mse": SQUARED_ERROR.value, "binary_jsd": BINARY_JSD.value}
+NATS = {name: HALF_LN2.value if name in OF_LOGITS else 1.0 for name in KINDS}  # of its unit
 STORED = {"jsd"}  # the donor side wants `stats` and the clean rows' p, lse and normal
 
 # Below it KL(q|m) / ln 2 of a row is summed again: g has an absolute error of 2^-22.6, which is
@@ -75,16 +75,22 @@ class Pair(NamedTuple):
     kl: Any  # [BLOCK_R] of a JSD, KL(q|m) / ln 2
 
 
+@triton.constexpr_function
+def of_logits(kind):
+    """Whether that divergence reads logits."""
+    return any(kind == KINDS[name] for name in OF_LOGITS)
+
+
 @triton.jit
 def in_log2(x, KIND: tl.constexpr):
     """Logits, or their differences, in the divergence's units."""
-    return x * (1.0 if KIND == SQUARED_ERROR else LOG2E)
+    return x * (LOG2E if of_logits(KIND) else 1.0)
 
 
 @triton.jit
 def in_nats(x, KIND: tl.constexpr):
     """Values or gradients in nats, from the divergence's units."""
-    return x * (1.0 if KIND == SQUARED_ERROR else HALF_LN2)
+    return x * (HALF_LN2 if of_logits(KIND) else 1.0)
 
 
 @triton.jit

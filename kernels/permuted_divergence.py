@@ -15,9 +15,10 @@ import torch
 import triton
 from torch import Tensor
 
+from mcr_fast._names import OF_LOGITS, OF_SOFTMAX
 from mcr_fast.kernels import config
 from mcr_fast.kernels.arguments import FLOATS, check, check_pairs, choice
-from mcr_fast.kernels.divergence import KINDS, OF_WHOLE_ROWS, STORED
+from mcr_fast.kernels.divergence import KINDS, STORED
 from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
 from mcr_fast.kernels.pairs.donors import (
     EXCLUDE,
@@ -88,11 +89,11 @@ def _problem(
         labels, present, sample_weight = (
             t if t is None else t.index_select(0, order) for t in (labels, present, sample_weight)
         )
-    if divergence == "mse":
-        x = x.contiguous() if by_position is None else x.index_select(1, by_position)
-    else:
+    if divergence in OF_LOGITS:
         x = lay_out(x, by_position, divergence)
         bias = None if bias is None else lay_out(bias[None, None], None, divergence)[0, 0]
+    else:
+        x = x.contiguous() if by_position is None else x.index_select(1, by_position)
     pairs: dict[str, Tensor | int | bool | None] = {
         "donors_ptr": donors,
         "labels_ptr": _contiguous(labels),
@@ -120,7 +121,7 @@ def _factors(problem: Problem, upstream: Tensor | None) -> Tensor:  # [S]
     NaN where the donors are no permutations: values and gradients are multiples of a factor.
     """
     num_subsets, (_, num_rows, num_classes) = problem.num_subsets, problem.x.shape
-    terms = 1 if problem.divergence in OF_WHOLE_ROWS else num_classes
+    terms = 1 if problem.divergence in OF_SOFTMAX else num_classes
     device = problem.x.device
     if problem.masked:
         block = config.WEIGHT_ROWS

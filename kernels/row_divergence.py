@@ -18,18 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mcr_fast._names import OF_SOFTMAX
 from mcr_fast.kernels import config
 from mcr_fast.kernels.arguments import CODES, FLOATS, check, choice
 from mcr_fast.kernels.divergence import (
     JSD,
     KINDS,
     NATS,
-    OF_WHOLE_ROWS,
-    SQUARED_ERROR,
     clean_rows,
     divergence_of_pair,
     finish_rows,
     in_log2,
+    of_logits,
     saturated,
 )
 from mcr_fast.kernels.math import LOG2E
@@ -74,7 +74,7 @@ def load_tile(x_ptr, rows, classes, mask, num_classes, KIND: tl.constexpr):
     """Rows as float32, within what the divergence takes; 0 outside the mask."""
     at = rows[:, None] * num_classes + classes[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    return x if KIND == SQUARED_ERROR else saturated(x)
+    return saturated(x) if of_logits(KIND) else x
 
 
 @triton.jit
@@ -214,7 +214,7 @@ def row_divergence_fwd(
         num_perturbed=num_perturbed,
         num_clean=num_clean,
         num_classes=num_classes,
-        share=NATS[divergence] / (1 if divergence in OF_WHOLE_ROWS else num_classes),
+        share=NATS[divergence] / (1 if divergence in OF_SOFTMAX else num_classes),
         KIND=kind,
         GRAD=want_grad,
         PRECISE=config.PRECISE,

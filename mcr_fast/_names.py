@@ -13,6 +13,10 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 CLEAN_PATHS: tuple[str, ...] = get_args(CleanPath)
 SUBSETS: tuple[str, ...] = get_args(Subsets)
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)
+# What they read are logits, the largest of which are masks; the others take numbers as they are.
+OF_LOGITS: tuple[str, ...] = ("jsd", "binary_jsd")
+# Of one distribution over the classes; the others are means over the classes.
+OF_SOFTMAX: tuple[str, ...] = ("jsd",)
 EXCLUDES: tuple[str, ...] = ("none", *get_args(Exclude))  # as the ops have them
 BACKENDS: tuple[str, ...] = get_args(Backend)
 

@@ -191,7 +191,7 @@ def row_divergence(
         clean: logits [N, C]; not expanded to [R, C].
         rows: int64 [R] in 0..N-1, the clean row of each perturbed row.
         row_weight: [R] >= 0, None for 1; 0 drops a row.
-        divergence: ``"jsd"``, ``"mse"`` or ``"binary_jsd"`` as in `permuted_divergence`.
+        divergence: as in `permuted_divergence`.
         backend: as in `permuted_divergence`.
 
     Returns:

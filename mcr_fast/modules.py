@@ -84,7 +84,8 @@ class MCRLoss(nn.Module):
         contrastive: ``"nt_xent"`` or ``"sup_con"``.
         subsets: ``"single"``, or ``"all"`` non-empty proper ones; equal for M = 2.
         exclude: None, ``"self"`` or ``"same_label"``: pairs of rows that do not count.
-        divergence: ``"jsd"``, ``"mse"`` (regression) or ``"binary_jsd"`` (multi-label).
+        divergence: ``"jsd"``, or another one of `functional.permuted_divergence`, such as ``"mse"``
+            for regression and ``"binary_jsd"`` for several labels at once.
         perturbation: ``"permute"``; for ablation ``"zero"``, the modality becomes 0, and
             ``"noise"``, K draws of normal noise with the batch's standard deviation are added.
             These two know no donor, so `exclude` has no effect on them.

@@ -15,7 +15,6 @@ from mcr_fast._checks import subset_bits
 from mcr_fast.ops.permuted_divergence import permuted_divergence
 from mcr_fast.ops.row_divergence import row_divergence
 
-DIVERGENCES = ("jsd", "mse", "binary_jsd")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DEFAULTS = {
     "strategy": "greedy",

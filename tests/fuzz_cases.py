@@ -16,6 +16,7 @@ from inputs import generator
 from torch import Tensor, nn
 
 import mcr_fast
+from mcr_fast._names import DIVERGENCES, OF_SOFTMAX
 
 
 @dataclass
@@ -40,8 +41,8 @@ def draw(seed: int) -> Case:
     num_modalities = rng.choice([2, 2, 2, 3, 3, 4])
     num_rows = rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 9])
     classes = rng.randint(2, 6)
-    divergence = rng.choice(["jsd", "jsd", "mse", "binary_jsd"])
-    if divergence == "jsd":
+    divergence = rng.choice(("jsd", *DIVERGENCES))
+    if divergence in OF_SOFTMAX:
         classes = max(classes, 3)
     same_width, same_rank = rng.random() < 0.7, rng.random() < 0.8
     dim, rank = rng.randint(1, 5), rng.choice([2, 2, 2, 3, 4])

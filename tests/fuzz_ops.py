@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from mcr_fast._names import DIVERGENCES
 from mcr_fast.ops.registry import schemas
 
 M, N, C, K = 2, 6, 3, 2
@@ -27,7 +28,7 @@ def pairs(x, rng):
     tensors = [torch.randn(C), order, donors, torch.randint(0, 2, (N,)), torch.rand(N, M) < 0.7]
     strategy = rng.choice(["greedy", "independent", "collaborative"])
     exclude = rng.choice(["none", "self", "same_label"])
-    kind = rng.choice(["jsd", "mse", "binary_jsd"])
+    kind = rng.choice(DIVERGENCES)
     return [*tensors, torch.rand(N), [1, 2], strategy, "shared", kind, exclude]
 
 

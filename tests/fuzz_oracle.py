@@ -8,7 +8,6 @@ gradient hooks see one gradient.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,25 +16,11 @@ import torch.nn.functional as F
 from fuzz_cases import World, in_dtype
 from fuzz_layers import pool
 from inputs import generator
-from oracle import clean_factor, route, subsets_of
+from oracle import DEFINITIONS, clean_factor, route, subsets_of
 from torch import Tensor, nn
 
 import mcr_fast
 from mcr_fast.reference import nt_xent, sup_con
-
-
-def rows_divergence(z: Tensor, w: Tensor, divergence: str) -> Tensor:  # [..., C] -> [...]
-    if divergence == "mse":
-        return (z - w).square().mean(-1)
-    if divergence == "jsd":
-        return _jensen_shannon(z.log_softmax(-1), w.log_softmax(-1)).sum(-1)
-    sides = [_jensen_shannon(F.logsigmoid(s * z), F.logsigmoid(s * w)) for s in (1, -1)]
-    return sum(sides).mean(-1)
-
-
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    middle = torch.logaddexp(p, q) - math.log(2)
-    return (p.exp() * (p - middle) + q.exp() * (q - middle)) / 2
 
 
 def pair_weights(
@@ -79,7 +64,7 @@ class Game:
         self.latents, self.table, self.fusion = latents, table, fusion
         if table.ndim == 2:
             self.table = table.expand(len(latents), *table.shape)
-        self.replace, self.divergence = replace, divergence
+        self.replace, self.between = replace, DEFINITIONS[divergence]
         self.clean = fusion([z.clone() for z in latents])
         self.values, self.along_perturbed, self.clean_cotangents = [], [], []
         for subset in self.subsets:
@@ -99,7 +84,7 @@ class Game:
         ]
         # reshape does not always copy, and the fusion may work in place
         perturbed = self.fusion([x.flatten(0, 1).clone() for x in rows])
-        each = rows_divergence(clean, perturbed.unflatten(0, (count, num_rows)), self.divergence)
+        each = self.between(clean, perturbed.unflatten(0, (count, num_rows)))
         # a pair that does not count adds nothing, whatever it holds
         value = (torch.where(weight > 0, each, 0) * weight.to(each.dtype)).sum() / weight.sum()
         self.values.append(value.detach().to(clean.dtype))

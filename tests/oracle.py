@@ -7,9 +7,11 @@ functions below.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,24 +40,27 @@ def clean_factor(
     return route(strategy, subset, owner, num_modalities)
 
 
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p * (p.log() - q.log())).sum()
+def jsd(z: Tensor, w: Tensor) -> Tensor:
+    return _jensen_shannon(z.log_softmax(-1), w.log_softmax(-1)).sum(-1)
 
 
-def divergence_of(z: Tensor, w: Tensor, divergence: str) -> Tensor:  # [C], [C] -> []
-    if divergence == "mse":
-        return ((z - w) ** 2).mean()
-    if divergence == "jsd":
-        p, q = z.softmax(0), w.softmax(0)
-        m = (p + q) / 2
-        return kl(p, m) / 2 + kl(q, m) / 2
-    rows = []
-    for zc, wc in zip(z, w, strict=True):
-        p = torch.stack([zc.sigmoid(), (-zc).sigmoid()])
-        q = torch.stack([wc.sigmoid(), (-wc).sigmoid()])
-        m = (p + q) / 2
-        rows.append(kl(p, m) / 2 + kl(q, m) / 2)
-    return torch.stack(rows).mean()
+def mse(z: Tensor, w: Tensor) -> Tensor:
+    return (z - w).square().mean(-1)
+
+
+def binary_jsd(z: Tensor, w: Tensor) -> Tensor:
+    sides = [_jensen_shannon(F.logsigmoid(s * z), F.logsigmoid(s * w)) for s in (1, -1)]
+    return sum(sides).mean(-1)
+
+
+def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Of logarithms of probabilities, elementwise."""
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return (p.exp() * (p - middle) + q.exp() * (q - middle)) / 2
+
+
+# A divergence between clean and perturbed rows: [..., C], [..., C] -> [...]
+DEFINITIONS = {"jsd": jsd, "mse": mse, "binary_jsd": binary_jsd}
 
 
 def pairs_of(
@@ -106,6 +111,7 @@ def divergence_paths(
         None if labels is None else labels.tolist(),
         None if present is None else present.tolist(),
     )
+    between = DEFINITIONS[divergence]
     logits = fusion(list(latents))
     zero = logits.sum() * 0
     along_perturbed, along_clean, total = zero, zero, 0.0
@@ -120,10 +126,8 @@ def divergence_paths(
         ]
         w = fusion(rows)[0]
         weight = 1.0 if sample_weight is None else float(sample_weight[i])
-        along_perturbed = along_perturbed + weight * divergence_of(
-            logits[i].detach(), w, divergence
-        )
-        along_clean = along_clean + weight * divergence_of(logits[i], w.detach(), divergence)
+        along_perturbed = along_perturbed + weight * between(logits[i].detach(), w)
+        along_clean = along_clean + weight * between(logits[i], w.detach())
         total += weight
     if total == 0:
         return zero, zero

@@ -14,6 +14,7 @@ from tiers import sample
 from torch import nn
 
 import mcr_fast
+from mcr_fast._names import DIVERGENCES, OF_SOFTMAX
 
 SEEDS = range(60)
 
@@ -31,13 +32,13 @@ def draw(seed):
         "strategy": rng.choice(["greedy", "independent", "collaborative"]),
         "clean_path": rng.choice(["shared", "routed", "detached"]),
         "subsets": rng.choice(["single", "all"]),
-        "divergence": rng.choice(["jsd", "mse", "binary_jsd"]),
+        "divergence": rng.choice(DIVERGENCES),
         "exclude": rng.choice([None, "self", "same_label"]),
         "scheme": rng.choice(["cyclic", "uniform"]),
         "num_permutations": rng.choice([1, 2, 5, 32, "all"]),
         "shared_donor": rng.random() < 0.5,
     }
-    if options["divergence"] == "jsd":  # of one logit it is refused
+    if options["divergence"] in OF_SOFTMAX:  # of one logit it is refused
         sizes["classes"] = max(sizes["classes"], 2)
     if options["num_permutations"] == 32 and options["scheme"] == "uniform":
         options["num_permutations"] = 7

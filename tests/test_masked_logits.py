@@ -7,10 +7,11 @@ from masks import MASKS, SIZE
 from tolerances import check_gradient
 
 from mcr_fast import functional
+from mcr_fast._names import OF_LOGITS
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("divergence", ["jsd", "binary_jsd"])
+@pytest.mark.parametrize("divergence", OF_LOGITS)
 def test_masked_linear_layer(mask, divergence):
     g = torch.Generator().manual_seed(0)
     latents = [torch.randn(16, 4, generator=g) for _ in range(2)]

@@ -8,6 +8,7 @@ from test_routing import compare, mcr
 from torch import nn
 
 import mcr_fast
+from mcr_fast._names import DIVERGENCES
 from mcr_fast.mipd.draw import draw_noise
 
 ROWS, C, D = 5, 3, 4
@@ -255,7 +256,7 @@ def test_no_double_backward():
         sum(g.square().sum() for g in grads).backward()
 
 
-@pytest.mark.parametrize("divergence", ["jsd", "mse", "binary_jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("kind", ["additive_head", "film"])
 def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
     case, latents = make_fusion(kind, 1, 3), make_latents(2, 3, ROWS)

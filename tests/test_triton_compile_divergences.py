@@ -132,10 +132,10 @@ def test_donor_side(chosen, target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "target"), [(0, 80), (0, 90), (1, 90), (2, 80), (2, 90)])
-def test_every_feature(kind, target):
-    options = OPTIONS | GENERAL | {"KIND": kind}
-    divergence = next(name for name, number in KINDS.items() if number == kind)
+@pytest.mark.parametrize("divergence", KINDS)
+@by_target
+def test_every_feature(divergence, target):
+    options = OPTIONS | GENERAL | {"KIND": KINDS[divergence]}
     options |= {} if divergence in STORED else NO_NOTES
     # 4096 classes of two outcomes and every feature at once spill 72 bytes on sm_90
     for size in (174, 1000, 4096 if divergence != "binary_jsd" else 2048):

@@ -27,7 +27,7 @@ struct DivergenceTraits {
 };
 
 // In the order of the kinds. A divergence is a line here and a type in a file of its own
-// (divergence.h).
+// (divergence.h); mcr_fast/_names.py has the names and what they are of for Python.
 constexpr DivergenceTraits kDivergences[] = {
     {"jsd", true, false},
     {"mse", false, false},

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mcr_fast._names import OF_SOFTMAX
 from mcr_fast.kernels.divergence import FARTHEST, saturated
 
 
@@ -53,7 +54,7 @@ def lay_out(
     order: Tensor | None,  # [N]
     divergence: str,
 ) -> Tensor:  # [M, N, C] float32
-    """The rows for ``"jsd"`` or ``"binary_jsd"``."""
+    """The rows for a divergence of `OF_LOGITS`."""
     num_modalities, num_rows, num_classes = x.shape
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     _lay_out_kernel[(num_modalities * num_rows,)](
@@ -62,7 +63,7 @@ def lay_out(
         out_ptr=out,
         num_rows=num_rows,
         num_classes=num_classes,
-        CENTERED=divergence == "jsd",
+        CENTERED=divergence in OF_SOFTMAX,
         BLOCK_C=min(1024, triton.next_power_of_2(num_classes)),
         num_warps=1,
     )

@@ -8,6 +8,7 @@ from mcr_fast._names import (
     BACKENDS,
     CLEAN_PATHS,
     DIVERGENCES,
+    OF_SOFTMAX,
     STRATEGIES,
     SUBSETS,
     Exclude,
@@ -44,11 +45,11 @@ def known_backend(backend: object) -> None:
 
 def enough_classes(num_classes: int, divergence: str) -> None:
     """Logits that the divergence can tell apart."""
-    if num_classes == 1 and divergence == "jsd":
+    if num_classes == 1 and divergence in OF_SOFTMAX:
         raise ValueError(
-            "num_classes must be at least 2 for divergence='jsd': the softmax of one logit is 1, "
-            "whatever it is; for one logit (binary or multi-label) take divergence='binary_jsd', "
-            "for regression 'mse'"
+            f"num_classes must be at least 2 for divergence={divergence!r}: the softmax of one "
+            "logit is 1, whatever it is; for one logit (binary or multi-label) take "
+            "divergence='binary_jsd', for regression 'mse'"
         )
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mcr_fast._names import CLEAN_PATHS, DIVERGENCES, EXCLUDES, STRATEGIES, choice
+from mcr_fast._names import CLEAN_PATHS, DIVERGENCES, EXCLUDES, OF_LOGITS, STRATEGIES, choice
 from mcr_fast.game import head_factor, members, route_factors
 from mcr_fast.pairing import checked_donors, donor_table, pair_weights
 from mcr_fast.reference._divergence import mean_or_zero, saturated, weighted_sum
@@ -39,7 +39,7 @@ def permuted_divergence_reference(
     dtype = accumulation_dtype(contributions.dtype)
     x = contributions.to(dtype)
     b = x.new_zeros(num_classes) if bias is None else bias.to(dtype)
-    if divergence != "mse":
+    if divergence in OF_LOGITS:
         x, b = saturated(x), saturated(b)
     order, donors, valid = checked_donors(order, donors, num_rows, x)
     if valid is not None:

@@ -8,6 +8,7 @@ import torch
 from divergences import call, make_batch
 from tiers import sample
 
+from mcr_fast._names import OF_LOGITS
 from mcr_fast.kernels import config
 from mcr_fast.kernels import permuted_divergence as kernels
 from mcr_fast.kernels.pairs.permutations import checked_permutations
@@ -28,7 +29,7 @@ def test_permutations_cut_into_parts(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("divergence", sample(["jsd", "binary_jsd"], 2))
+@pytest.mark.parametrize("divergence", sample(OF_LOGITS, 2))
 def test_no_pair_is_below_0(divergence, monkeypatch):
     """Rows a rounding apart: what one pair has too little is not taken from another's."""
     x = make_batch(2, 5, 6, "table", count=20, bias=False)

@@ -17,6 +17,7 @@ from divergences import Rows, assert_same_bits, on_threads, with_dirty_memory
 from tolerances import TABLE, eps
 from torch.autograd import forward_ad
 
+from mcr_fast._names import OF_SOFTMAX
 from suite import processes
 from suite.backends import Backend
 from suite.subjects import Divergence, Embeddings, Subject, worth_nothing
@@ -370,8 +371,8 @@ def common_class(subject: Divergence, on: Backend) -> None:
     upstream = torch.ones_like(subject.upstream())
     value, *grads = subject.run(on.argument, upstream)
     classes = subject.inputs.clean.shape[1]
-    # binary_jsd is a mean over the classes
-    share = classes / (classes + 1) if subject.options["divergence"] == "binary_jsd" else 1.0
+    # of a mean over the classes
+    share = 1.0 if subject.options["divergence"] in OF_SOFTMAX else classes / (classes + 1)
     for mask in masks.MASKS:
         wider = subject.map(torch.clone)
         for name in ("perturbed", "clean"):

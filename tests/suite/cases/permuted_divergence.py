@@ -12,8 +12,9 @@ from itertools import cycle, product
 
 import masks
 import torch
-from divergences import DIVERGENCES, DTYPES, Batch, make_batch, paired_off
+from divergences import DTYPES, Batch, make_batch, paired_off
 
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from suite import checks
 from suite.cases import (
     CAPABILITIES,
@@ -222,7 +223,7 @@ def saturated() -> Iterator[Case]:
 def masked() -> Iterator[Case]:
     rest = {"factor": 1.0, "checks": (checks.masked,), "count": 2, "seed": 5}
     for few, (d, carrier, mask, (donors, c)) in pairwise(
-        ("jsd", "binary_jsd"), masks.CARRIERS, masks.MASKS, masks.LAYOUTS
+        OF_LOGITS, masks.CARRIERS, masks.MASKS, masks.LAYOUTS
     ):
         what = named(what="mask", mask=mask, carrier=carrier)
         change, paths = partial(masks.masked_batch, carrier, mask), PATHS if few else (None,)

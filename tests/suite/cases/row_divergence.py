@@ -7,8 +7,9 @@ from itertools import cycle, product
 
 import masks
 import torch
-from divergences import DIVERGENCES, DTYPES, Rows, make_rows
+from divergences import DTYPES, Rows, make_rows
 
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from suite import checks
 from suite.cases import (
     CAPABILITIES,
@@ -148,7 +149,7 @@ def saturated() -> Iterator[Case]:
 def masked() -> Iterator[Case]:
     rest = {"factor": 1.0, "checks": (checks.masked,)}
     for few, (d, side, mask, (c, dtype)) in pairwise(
-        ("jsd", "binary_jsd"), masks.ROW_SIDES, masks.MASKS,
+        OF_LOGITS, masks.ROW_SIDES, masks.MASKS,
         ((5, FLOAT32), (40, FLOAT32), (5, FLOAT64), (5, BFLOAT16)),
     ):  # fmt: skip
         if dtype == BFLOAT16:
@@ -160,7 +161,7 @@ def masked() -> Iterator[Case]:
         made = {"change": change, "dtype": dtype, "divergence": d, "quick": few and CPU}
         made["backends"] = EVERYWHERE if few else KERNELS
         yield rows(named(what="mask", mask=mask, side=side), (11, 4, c), **made, **rest)
-    for d in ("jsd", "binary_jsd"):
+    for d in OF_LOGITS:
         agrees = {"checks": (checks.common_class,), "backends": EVERYWHERE, "quick": CPU}
         yield rows("agrees", (8, 8, 4), seed=2, divergence=d, **agrees)
     for few, (side, offset, scale) in pairwise(
@@ -246,8 +247,8 @@ def behaviour() -> Iterator[Case]:
     yield rows("behaviour", (20, 7, 9), quick=True, thorough=True, **rest)
     yield rows("behaviour", (20, 7, 9), dtype=BFLOAT16, quick=CPU, **rest)
     rest["checks"] = (bound, *checks.BEHAVIOUR[:6])
-    yield rows("behaviour", (20, 7, 40), divergence="mse", dtype=FLOAT16, **rest)
-    yield rows("behaviour", (20, 7, 16), divergence="binary_jsd", **rest)
+    for d, c, dtype in zip(DIVERGENCES[1:], cycle((40, 16)), cycle((FLOAT16, FLOAT32))):
+        yield rows("behaviour", (20, 7, c), divergence=d, dtype=dtype, **rest)
     for dtype in DTYPES:
         yield rows("behaviour", (700, 90, 101), dtype=dtype, backends=CPU, **rest)
     for weighted, d in product((False, True), DIVERGENCES):
