@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from contrastive import make_rows
 from divergences import DTYPES, assert_same_bits
 
-from suite import checks
+from suite import behaviour, checks
 from suite.backends import Backend
 from suite.cases import CAPABILITIES, CPU, KERNELS, NATIVE, Case, fitting, named
 from suite.checks import bound
@@ -254,10 +254,10 @@ def extremes(op: str) -> Iterator[Case]:
         yield case(op, f"tiny_{size:g}", rows, 9, 4, quick=(*NATIVE, "reference"), **rest)
 
 
-def behaviour(op: str) -> Iterator[Case]:
+def behaves(op: str) -> Iterator[Case]:
     """Small inputs through everything that does not depend on numbers, larger ones some of it."""
-    everything = tuple(c for c in checks.BEHAVIOUR if c is not checks.compiled)
-    everything = (bound, *everything, partial(checks.compiled, dynamic=True))
+    everything = tuple(c for c in behaviour.BEHAVIOUR if c is not behaviour.compiled)
+    everything = (bound, *everything, partial(behaviour.compiled, dynamic=True))
     for dtype, masked in product(DTYPES, (False, True)):
         rest = {"dtype": dtype, "masked": masked, "checks": everything}
         rest |= {"thorough": masked, "interpreted": masked and dtype != FLOAT16}
@@ -266,13 +266,13 @@ def behaviour(op: str) -> Iterator[Case]:
         if quick:
             yield case(op, "behaviour", 20, 6, 4, quick=True, **rest | {"backends": ("triton",)})
     for dtype, rows, t in product((FLOAT32, BFLOAT16), (37, 65, 700), (0.5, 0.01)):
-        some = (checks.repeat, checks.dirty_memory, checks.value_alone)
+        some = (behaviour.repeat, behaviour.dirty_memory, behaviour.value_alone)
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}
         yield case(op, "bits", rows, 40, 6, masked=True, quick=rows == 700, **rest)
     for dtype in DTYPES[:3]:  # the kernels for large temperatures, and those that keep a maximum
         rest = {"dtype": dtype, "temperature": 0.01, "backends": KERNELS[1:]}
         rest |= {
-            "checks": (checks.repeat, checks.dirty_memory),
+            "checks": (behaviour.repeat, behaviour.dirty_memory),
             "quick": dtype == BFLOAT16 and ("cuda",),
         }
         yield case(op, "bits", 50, 19, 6, masked=True, **rest)
@@ -284,7 +284,7 @@ def behaviour(op: str) -> Iterator[Case]:
     yield case(op, "autocast", 64, 32, 6, checks=(autocast,), backends=("reference",), quick=True)
     for t, masked in product((0.5, 0.02), (False, True)):
         rest = {"temperature": t, "masked": masked, "dtype": FLOAT64}
-        yield case(op, "gradcheck", 9, 4, 3, checks=(checks.gradcheck,), quick=True, **rest)
+        yield case(op, "gradcheck", 9, 4, 3, checks=(behaviour.gradcheck,), quick=True, **rest)
     for shape, t, dtype in product(((65, 37, 6), (300, 33, 9)), (0.5, 0.01), DTYPES):
         rest = {"temperature": t, "masked": True, "dtype": dtype, "backends": CAPABILITIES}
         yield case(op, "isa", *shape, quick=shape[0] == 65, **rest)
@@ -299,5 +299,5 @@ def separated(x: Embeddings) -> Embeddings:
 
 def of_op(op: str) -> Iterator[Case]:
     """All that are alike for both ops."""
-    for group in (shapes, stripes, nothing, not_finite, extremes, behaviour):
+    for group in (shapes, stripes, nothing, not_finite, extremes, behaves):
         yield from group(op)

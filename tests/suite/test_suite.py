@@ -9,7 +9,7 @@ process of its own.
 import pytest
 import torch
 
-from suite import backends, cases, checks
+from suite import backends, behaviour, cases, checks
 
 
 def pytest_generate_tests(metafunc):
@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc):
             quick = case.is_quick(on)
             marks = process if quick else [*process, pytest.mark.slow]
             if case.is_for(on) and (options.slow or quick):
-                for check in checks.of_case(case.checks, on, case.thorough):
+                for check in behaviour.of_case(case.checks, on, case.thorough):
                     name = f"{on.name}-{case.op}-{case.name}-{checks.name_of(check)}"
                     items.append(pytest.param(on, case, check, id=name, marks=marks))
     metafunc.parametrize(("on", "case", "check"), items)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mcr_fast import sample_permutations
-from suite import checks
+from suite import behaviour, checks
 from suite.backends import Backend
 from suite.cases import Case, named
 from suite.checks import bound
@@ -100,5 +100,5 @@ def cases() -> Iterator[Case]:
         yield case("chunks", (3, 7, 4, 6, 3, 3), "relu", donors, quick=quick, **rest)
     rest = {"present": True, "checks": (bound, runs_the_kernel)}
     yield case("exhaustive", (2, 7, 4, 6, 3, 6), "gelu", ("cyclic", SHARED), **rest)
-    yield case("bits", SMALL, checks=(checks.repeat, checks.dirty_memory), quick=("triton",))
+    yield case("bits", SMALL, checks=(behaviour.repeat, behaviour.dirty_memory), quick=("triton",))
     yield case("bad", (2, 8, 4, 6, 3, 2), checks=(checks.not_finite,), quick=("triton",))

@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from divergences import DTYPES
 
-from suite import checks
+from suite import behaviour, checks
 from suite.backends import Backend
 from suite.cases import CAPABILITIES, CPU, KERNELS, NATIVE, Case, fitting, named
 from suite.checks import bound
@@ -81,7 +81,7 @@ def shapes() -> Iterator[Case]:
         rest = {"dtype": first, "reconstruction": second}
         some = (bound, checks.dtypes_of_inputs)
         yield case("mixed", 9, (5, 4), change=mixed, checks=some, quick=CPU, **rest)
-        fake = (checks.opcheck,)  # fake tensors know the dtypes too
+        fake = (behaviour.opcheck,)  # fake tensors know the dtypes too
         yield case("fake", 9, (5, 4), change=mixed, checks=fake, backends=CPU, **rest)
         for shape in ((1, (8,)), (7, (512, 16)), (30, (24, 104)), (5, (37, 3, 64))):
             yield case("two", *shape, backends=KERNELS[1:], **rest)
@@ -103,13 +103,13 @@ def others() -> Iterator[Case]:
     for shape in ((20, (7, 9)), (20, (8, 24)), (40, (5, 19))):
         everywhere = {"checks": (checks.not_finite, nowhere_else), "quick": shape[1][0] == 7 or CPU}
         yield case("bad", *shape, **everywhere)
-    yield case("gradcheck", 4, (2, 3), dtype=FLOAT64, checks=(checks.gradcheck,), quick=True)
-    everything = tuple(c for c in checks.BEHAVIOUR if c is not checks.compiled)
-    everything = (bound, *everything, partial(checks.compiled, dynamic=True))
+    yield case("gradcheck", 4, (2, 3), dtype=FLOAT64, checks=(behaviour.gradcheck,), quick=True)
+    everything = tuple(c for c in behaviour.BEHAVIOUR if c is not behaviour.compiled)
+    everything = (bound, *everything, partial(behaviour.compiled, dynamic=True))
     for dtype in DTYPES:
         rest = {"dtype": dtype, "checks": everything, "quick": dtype == FLOAT32}
         yield case("behaviour", 9, (3, 4), thorough=dtype == FLOAT32, **rest)
-    some = (checks.repeat, checks.dirty_memory)
+    some = (behaviour.repeat, behaviour.dirty_memory)
     yield case("bits", 3000, (64, 65), checks=some, backends=CPU, quick=True)
     yield case("bits", 40, (19, 30), checks=some, quick=NATIVE)
     yield case("bits", 90, (37, 5), checks=some, quick=CPU)

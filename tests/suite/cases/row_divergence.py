@@ -10,7 +10,7 @@ import torch
 from divergences import DTYPES, Rows, make_rows
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
-from suite import checks
+from suite import behaviour, checks
 from suite.cases import (
     CAPABILITIES,
     CPU,
@@ -241,18 +241,18 @@ def not_finite() -> Iterator[Case]:
         yield rows(f"wrong_row_{row}", (count, 4, 3), **rest)
 
 
-def behaviour() -> Iterator[Case]:
+def behaves() -> Iterator[Case]:
     """Small inputs of every divergence, through everything that does not depend on numbers."""
-    rest = {"weighted": True, "checks": (bound, *checks.BEHAVIOUR)}
+    rest = {"weighted": True, "checks": (bound, *behaviour.BEHAVIOUR)}
     yield rows("behaviour", (20, 7, 9), quick=True, thorough=True, **rest)
     yield rows("behaviour", (20, 7, 9), dtype=BFLOAT16, quick=CPU, **rest)
-    rest["checks"] = (bound, *checks.BEHAVIOUR[:6])
+    rest["checks"] = (bound, *behaviour.BEHAVIOUR[:6])
     for d, c, dtype in zip(DIVERGENCES[1:], cycle((40, 16)), cycle((FLOAT16, FLOAT32))):
         yield rows("behaviour", (20, 7, c), divergence=d, dtype=dtype, **rest)
     for dtype in DTYPES:
         yield rows("behaviour", (700, 90, 101), dtype=dtype, backends=CPU, **rest)
     for weighted, d in product((False, True), DIVERGENCES):
-        rest = {"dtype": FLOAT64, "checks": (checks.gradcheck,), "quick": True}
+        rest = {"dtype": FLOAT64, "checks": (behaviour.gradcheck,), "quick": True}
         yield rows("gradcheck", (6, 3, 4), weighted=weighted, divergence=d, **rest)
     for few, (d, c, dtype, scale) in pairwise(
         DIVERGENCES, (9, 1, 4, 16, 31, 129), DTYPES, (2.0, 60.0, 1e4)
@@ -276,7 +276,7 @@ def emulated() -> Iterator[Case]:
     # teams of which several share a clean row's perturbed ones
     for few, (c, d, dtype) in pairwise((50, 6, 20, 101, 174, 250), DIVERGENCES, DTYPES[:3]):
         made = {"weighted": True, "divergence": d, "dtype": dtype, "quick": few and c < 100}
-        both = (bound, checks.dirty_memory)
+        both = (bound, behaviour.dirty_memory)
         yield case("parts", (140, 3, c), change=one_without, checks=both, seed=c, **made)
         if few:
             weight = torch.arange(140).ge(70).to(FLOAT32)
@@ -289,6 +289,6 @@ def emulated() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    groups = (shapes, dtypes, magnitudes, saturated, masked, weights, not_finite, behaviour)
+    groups = (shapes, dtypes, magnitudes, saturated, masked, weights, not_finite, behaves)
     for group in (*groups, emulated):
         yield from group()
