@@ -39,7 +39,7 @@ def terms(op, x, labels, present, temperature):
 
 
 @pytest.mark.parametrize("op", REFERENCES)
-@pytest.mark.parametrize("shape", [(0, 3, 1), (1, 3, 1), (2, 3, 2), (9, 4, 3), (20, 5, 1)])
+@pytest.mark.parametrize("shape", [(0, 3, 1), (1, 3, 1), (2, 3, 2), (9, 4, 3), (12, 4, 1)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_contrastive_reference_is_the_formula(op, shape, masked):
     x, labels, present = make_rows(*shape, torch.float64)
@@ -65,22 +65,22 @@ import resource, torch
 from contrastive import make_rows
 from suite.subjects import Embeddings
 def peak(rows):
-    subject = Embeddings({op!r}, *make_rows(rows, 32, 50, {dtype})[:2])
-    subject.run("cpu", subject.upstream())
+    for op in ("nt_xent", "sup_con"):
+        subject = Embeddings(op, *make_rows(rows, 32, 50, {dtype})[:2])
+        subject.run("cpu", subject.upstream())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(-peak(300) + peak(12000))
+print(-peak(300) + peak(9000))
 """
 
 
 @needs_library
-@pytest.mark.parametrize("op", REFERENCES)
 @pytest.mark.parametrize("dtype", sample([torch.float32, torch.bfloat16], 2))
-def test_memory_is_linear_in_rows(op, dtype):
-    """One dense matrix of these rows is 576 MB."""
+def test_memory_is_linear_in_rows(dtype):
+    """One dense matrix of these rows is 324 MB."""
     tests = Path(__file__).resolve().parent.parent
     paths = os.pathsep.join([str(tests), str(tests.parent)])
     kilobytes = subprocess.run(
-        [sys.executable, "-c", PEAK.format(op=op, dtype=dtype)],
+        [sys.executable, "-c", PEAK.format(dtype=dtype)],
         check=True,
         cwd=tests.parent,
         env=os.environ | {"PYTHONPATH": paths},
