@@ -264,7 +264,7 @@ def behaves(op: str) -> Iterator[Case]:
         quick = masked and dtype == FIRST[op]
         yield case(op, "behaviour", 40, 24, 5, quick=quick and NATIVE, **rest)
         if quick:
-            yield case(op, "behaviour", 20, 6, 4, quick=True, **rest | {"backends": ("triton",)})
+            yield case(op, "behaviour", 12, 4, 3, quick=True, **rest | {"backends": ("triton",)})
     for dtype, rows, t in product((FLOAT32, BFLOAT16), (37, 65, 700), (0.5, 0.01)):
         some = (behaviour.repeat, behaviour.dirty_memory, behaviour.value_alone)
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}

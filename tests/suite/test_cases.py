@@ -6,7 +6,7 @@ from divergences import options_of
 
 from bench.gpu.sanitize import MORE
 from mcr_fast.ops.registry import OPS, with_kernels
-from suite import backends, cases, checks
+from suite import backends, behaviour, cases, checks
 from suite.backends import Backend
 
 # of csrc/permuted_divergence/cuda/far.cu: the most classes of each team, some for many rows only
@@ -89,7 +89,7 @@ def test_checks_fail_what_is_wrong(name, monkeypatch):
         exec(statement, names)
         return names["value"], *rest
 
-    chosen = [getattr(checks, check) for check in found.split()]
+    chosen = [{**vars(checks), **vars(behaviour)}[check] for check in found.split()]
     for check in chosen:
         check(subject, on)
     monkeypatch.setattr(kernel, "row_divergence_fwd", harmed)
