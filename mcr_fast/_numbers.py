@@ -25,7 +25,7 @@ def whole(name: str, value: Any, least: int = 1, *, wanted: str = "int") -> int:
 def finite(name: str, value: Any) -> float:
     """A finite float."""
     number = _number(name, value)
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:  # a compiler knows no math.isfinite
         raise ValueError(f"{name} must be finite, got {value!r}")
     return number
 
@@ -33,7 +33,7 @@ def finite(name: str, value: Any) -> float:
 def positive(name: str, value: Any) -> float:
     """A finite float above 0."""
     number = _number(name, value)
-    if not (number > 0 and math.isfinite(number)):
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be finite and above 0, got {value!r}")
     return number
 

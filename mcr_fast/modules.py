@@ -1,10 +1,11 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
@@ -16,6 +17,7 @@ from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.draw import draw_donors
 from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
+from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
@@ -229,6 +231,24 @@ class MCRLoss(nn.Module):
             sample_weight: weight of each row in L_MIPD.
             generator: source of randomness.
         """
+        given = (latents, labels, fusion, logits, permutations, embeddings, present, sample_weight)
+        compiling = torch.compiler.is_compiling() and self.mipd_weight != 0
+        if compiling and runs_fusion(fusion, self.latent_dims, self.perturbation):
+            return _uncompiled_step(self, *given, generator)
+        return self._step(*given, generator)
+
+    def _step(
+        self,
+        latents: Sequence[Tensor],
+        labels: Tensor | None,
+        fusion: Fusion,
+        logits: Tensor | None,
+        permutations: Tensor | CyclicPermutations | None,
+        embeddings: Sequence[Tensor] | None,
+        present: Tensor | None,
+        sample_weight: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> MCROutput:
         self._check_weights()
         parts, codes = checks.batch(
             (latents, fusion, logits, embeddings, labels, present, sample_weight),
@@ -325,3 +345,8 @@ class MCRLoss(nn.Module):
             weight = getattr(self, name)
             if type(weight) is not float:
                 setattr(self, name, checks.finite(name, weight))
+
+
+# torch.compiler.disable, but without importing the compiler with the package. The whole step, so
+# that the graph breaks once: at the engine it would break in each function on the way there.
+_uncompiled_step: Callable[..., MCROutput] = _disable_dynamo(MCRLoss._step)

@@ -1,10 +1,7 @@
 """L_MIPD of latents and a fusion, by one of four ways to evaluate the fusion."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
 from mcr_fast._columns import LinearColumns
@@ -17,7 +14,7 @@ from mcr_fast.mipd.engine import perturbed_divergences
 from mcr_fast.mipd.gradients import reaches
 from mcr_fast.mipd.hidden import HiddenSource
 from mcr_fast.mipd.reach import Reached, reach
-from mcr_fast.mipd.request import Request
+from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Source
 from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
@@ -46,6 +43,12 @@ def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
     if isinstance(additive, LinearColumns):
         return _from_latents(request, additive) or _from_contributions(request, additive)
     return _from_contributions(request, additive)
+
+
+def runs(fusion: Fusion, latent_dims: tuple[int, ...], perturbation: str) -> bool:
+    """Whether the engine would run the fusion, or its head: no compiler follows it there."""
+    additive = as_additive(fusion, latent_dims)
+    return additive is None or additive.head is not None or perturbation != "permute"
 
 
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
@@ -90,25 +93,20 @@ def _clean_logits(request: Request, additive: Additive, contributions: Tensor) -
 
 def _added(request: Request, additive: Additive) -> _Result:
     """An additive fusion that has a head, or whose latents are replaced by other than donors'."""
-    compiling = torch.compiler.is_compiling()
-    reached = None if compiling else _reach(request, additive)
-    # a hook may look at the clean run; a compiler sees to hooks itself
-    with looking_hooks_only(reached.modules) if reached else nullcontext():
+    reached = _reach(request, additive)
+    with looking_hooks_only(reached.modules):  # a hook may look at the clean run
         contributions = additive.contributions(request.latents)
         logits = _clean_logits(request, additive, contributions)
-    play = _play_uncompiled if compiling else _play
-    return *play(request, logits, reached, additive, contributions), logits
+    return *_play(request, logits, reached, additive, contributions), logits
 
 
 def _called(request: Request) -> _Result:
     """A fusion that is any function of the latents."""
-    compiling = torch.compiler.is_compiling()
-    reached = None if compiling else _reach(request, None)
+    reached = _reach(request, None)
     logits = request.logits
     if logits is None:
         logits = call_fusion(request.fusion, request.latents, request.num_classes, reached)
-    play = _play_uncompiled if compiling else _play
-    return *play(request, logits, reached), logits
+    return *_play(request, logits, reached), logits
 
 
 def _reach(request: Request, additive: Additive | None) -> Reached:
@@ -119,12 +117,11 @@ def _reach(request: Request, additive: Additive | None) -> Reached:
 def _play(
     request: Request,
     logits: Tensor,  # [N, C]
-    reached: Reached | None,
+    reached: Reached,
     additive: Additive | None = None,
     contributions: Tensor | None = None,  # [M, N, H], of an additive fusion
 ) -> tuple[Tensor, Tensor]:  # [], [S]
     """L_MIPD and the divergences of a fusion that has to be run."""
-    reached = reached or _reach(request, additive)
     if additive is None and request.logits is not None and request.clean_path == "routed":
         _refuse_others(request.latents, request.logits)
     with runs_apart(reached, request.fusion_mode) as changed:
@@ -134,10 +131,6 @@ def _play(
             with without_backward_hooks(reached.modules):
                 source = HiddenSource(request, additive, contributions, changed)
         return perturbed_divergences(request, source, logits, not changed, reached.modules)
-
-
-# torch.compiler.disable, but without importing the compiler with the package
-_play_uncompiled = _disable_dynamo(_play)
 
 
 def _refuse_others(latents: list[Tensor], logits: Tensor) -> None:
