@@ -103,8 +103,10 @@ def translate_launches(text: str) -> str:
         assert shared == "0", "dynamic shared memory is not emulated"
         opening = text.index("(", end)
         close = closing(text, opening)
-        call = f"{text[start:at].strip()}{text[opening : close + 1]}"
-        launch = f"emulator::launch({blocks}, {threads}, [&] {{ {call}; }})"
+        kernel = text[start:at].strip()
+        name = re.match(r"[\w:]+", kernel)[0].rsplit("::", 1)[-1]
+        call = f"{kernel}{text[opening : close + 1]}"
+        launch = f'emulator::launch("{name}", {blocks}, {threads}, [&] {{ {call}; }})'
         text = text[:start] + launch + text[close + 1 :]
     return text
 

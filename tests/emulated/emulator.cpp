@@ -45,6 +45,7 @@ jmp_buf scheduler;
 int current = -1;
 const std::function<void()>* running = nullptr;
 int64_t blocks_run = 0;
+std::string launched;  // names of kernels, a line each
 uint64_t brought[kMaxThreads];
 
 void pause(State state, uint32_t mask) {
@@ -152,7 +153,8 @@ void fail(const std::string& what) {
   abort();
 }
 
-void launch(dim3 blocks, dim3 threads, const std::function<void()>& kernel) {
+void launch(const char* name, dim3 blocks, dim3 threads, const std::function<void()>& kernel) {
+  launched += name + std::string("\n");
   const int64_t count = int64_t(threads.x) * threads.y * threads.z;
   if (count < 1 || count > kMaxThreads || blocks.x < 1 || blocks.y < 1 || blocks.y > 65535 ||
       blocks.z < 1 || blocks.z > 65535 || blocks.x > 2147483647u) {
@@ -160,6 +162,7 @@ void launch(dim3 blocks, dim3 threads, const std::function<void()>& kernel) {
                              std::to_string(blocks.y) + " blocks of " + std::to_string(count) +
                              " threads");
   }
+  if (knob("MCR_EMULATED_nothing", 0)) return;  // launches are counted, nothing is run
   running = &kernel;
   for (unsigned z = 0; z < blocks.z; ++z) {
     for (unsigned y = 0; y < blocks.y; ++y) {
@@ -207,11 +210,19 @@ AOTITorchError aoti_torch_cuda_mm_out(AtenTensorHandle out, AtenTensorHandle a,
   return aoti_torch_cpu_mm_out(out, a, b);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  emulator::launched += "memset\n";
   memset(to, value, bytes);
   return 0;
 }
 cudaError_t cudaGetLastError() { return 0; }
 
+// The names of what was launched, and forgets them.
+__attribute__((visibility("default"))) const char* emulated_launches() {
+  static std::string given;
+  given.swap(emulator::launched);
+  emulator::launched.clear();
+  return given.c_str();
+}
 __attribute__((visibility("default"))) int64_t emulated_left(int32_t* to) {
   if (to) memcpy(to, emulator::left.data(), emulator::left.size() * sizeof(int32_t));
   return int64_t(emulator::left.size());

@@ -37,7 +37,7 @@ struct Place {
 };
 const Place& place();
 
-void launch(dim3 blocks, dim3 threads, const std::function<void()>& kernel);
+void launch(const char* name, dim3 blocks, dim3 threads, const std::function<void()>& kernel);
 void wait_for_block();
 void wait_for_lanes(uint32_t mask);
 // Of this thread's warp: what each lane brought to the exchange that is going on.

@@ -34,6 +34,13 @@ def load():
     assert env.cpu_capability() == "emulated CUDA"
 
 
+def launches() -> list[str]:
+    """Names of the kernels that were launched since it was last asked."""
+    ask = _registered[0].emulated_launches
+    ask.restype = ctypes.c_char_p
+    return ask().decode().split()
+
+
 def left() -> torch.Tensor:
     """Marks of pairs that the last far pass left to the exact kernels: [rows and donors, S * N]."""
     ask = _registered[0].emulated_left
