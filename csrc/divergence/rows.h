@@ -24,7 +24,7 @@ constexpr double kNoClass = -1e30;
 template <class T>
 struct CleanRow {
   T* logits;              // [steps] of vectors, in the units of the input
-  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
+  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), no logits: 0 or NaN)
   T* p;                   // [steps] of the softmax
   T unit;                 // of the input, in units of log2
   T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p
