@@ -68,10 +68,10 @@ struct Inputs {
 template <class In>
 std::vector<ReconstructionPart<In, In>> parts_of(const Inputs& in) {
   std::vector<ReconstructionPart<In, In>> parts;
-  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+  const In* h = data<const In>(in.reconstruction);
   for (const Tensor& z : in.latents) {
     ReconstructionPart<In, In> part = {};
-    part.latents = static_cast<const In*>(z.const_data_ptr());
+    part.latents = data<const In>(z);
     part.reconstruction = h;
     part.width = part.latents_stride = z.size(1);
     part.reconstruction_stride = part.grad_stride = in.width;
@@ -93,7 +93,7 @@ Tensor forward(const Inputs& in) {
   for (const double sum : sums) total += sum;
   const Tensor loss = empty_cpu({}, scalar_type_of<T>());
   const double count = double(std::max<int64_t>(1, in.rows * in.width));
-  *loss.mutable_data_ptr<T>() = T(total / count);
+  *data<T>(loss) = T(total / count);
   return loss;
 }
 
@@ -103,10 +103,10 @@ std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
   auto parts = parts_of<In>(in);
   const Tensor grad_h = torch::stable::empty_like(in.reconstruction);
   std::vector<Tensor> grads;
-  In* to = static_cast<In*>(grad_h.mutable_data_ptr());
+  In* to = data<In>(grad_h);
   for (size_t m = 0; m < parts.size(); ++m) {
     grads.push_back(torch::stable::empty_like(in.latents[m]));
-    parts[m].grad_latents = static_cast<In*>(grads[m].mutable_data_ptr());
+    parts[m].grad_latents = data<In>(grads[m]);
     parts[m].grad_reconstruction = to;
     to += parts[m].width;
   }
@@ -134,7 +134,7 @@ std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cpu(
   auto [grads, grad_h] = dispatch(in.reconstruction.scalar_type(), [&](auto T, auto In) {
     using Arithmetic = decltype(T);
     const Tensor upstream = contiguous_as(grad, scalar_type_of<Arithmetic>());
-    return backward<Arithmetic, decltype(In)>(*upstream.const_data_ptr<Arithmetic>(), in);
+    return backward<Arithmetic, decltype(In)>(*data<const Arithmetic>(upstream), in);
   });
   const auto cast = [](const Tensor& x, ScalarType dtype) {
     return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);

@@ -20,17 +20,8 @@ template <class Key>
 __global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
                                    double* poison) {
   for (int64_t a = first_index(); a <= rows; a += index_step()) {
-    int64_t low = 0, high = count;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (sorted[middle] < a) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
     // the ends take what names no row
-    start[a] = a == 0 ? 0 : a == rows ? count : low;
+    start[a] = a == 0 ? 0 : a == rows ? count : find_bound<false>(sorted, count, a);
   }
   if (first_index() != 0) return;
   const bool wrong = count > 0 && (sorted[0] < 0 || sorted[count - 1] >= rows);
