@@ -17,14 +17,14 @@ namespace mcr {
 namespace MCR_ISA {
 
 template <class T, class In>
-double squared_error_of_rows(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end) {
-  return squared_error(VectorTeam<T>(), part, begin, end, 1);
+double squared_error_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end) {
+  return squared_error<In, In>(VectorTeam<T>(), part, begin, end, 1);
 }
 
 template <class T, class In>
-void squared_error_grad_of_rows(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end,
+void squared_error_grad_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end,
                                 T factor) {
-  squared_error_grad(VectorTeam<T>(), part, begin, end, 1, factor);
+  squared_error_grad<In, In>(VectorTeam<T>(), part, begin, end, 1, factor);
 }
 
 template <class T, class In>

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "core/tensors.h"
-#include "cpu/workspace.h"
 
 namespace mcr {
 
@@ -25,6 +24,12 @@ template <class T>
 T number_of(const Tensor& x) {
   return *data<const T>(contiguous_as(x, scalar_type_of<T>()));
 }
+
+// Workspace memory that a thread keeps from one call to the next, at least `bytes` (workspace.cpp).
+// A training step asks for the same blocks every time; giving them back to the system in between
+// costs more than a small batch's arithmetic, in page faults.
+void* take_workspace(size_t bytes);
+void give_back_workspace(void* block);  // by the thread that took it; null is nothing
 
 // Uninitialised memory for whole vectors of any instruction set.
 template <class T>

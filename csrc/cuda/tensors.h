@@ -74,12 +74,6 @@ class ScaledGrad {
   UnitGrad plan_ = {};
 };
 
-// upstream float32, the first of it counts
-inline void scale(const ScaledGrad& first, const ScaledGrad& second, const Tensor& upstream,
-                  cudaStream_t stream, const int32_t* skip = nullptr) {
-  scale_grads(first.plan(), second.plan(), data<const float>(upstream), skip, stream);
-}
-
 // torch's stable sort: [R] -> the values in ascending order and where they stood; equal ones keep
 // their order.
 inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& x) {

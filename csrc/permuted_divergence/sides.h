@@ -12,7 +12,6 @@
 // sums.
 #pragma once
 
-#include "core/whole.h"
 #include "divergence/divergence.h"
 #include "permuted_divergence/sides_problem.h"
 
@@ -32,17 +31,6 @@ struct PartRange {
   template <class T>
   MCR_FN int64_t end(const SidesProblem<T>& pr) const {
     return last < pr.last ? last : pr.last;
-  }
-};
-
-template <>
-struct PartRange<Whole> {
-  int64_t first;
-  template <class T>
-  MCR_FN PartRange(const SidesProblem<T>& pr, const Whole&) : first(pr.first) {}
-  template <class T>
-  MCR_FN int64_t end(const SidesProblem<T>& pr) const {
-    return pr.last;
   }
 };
 

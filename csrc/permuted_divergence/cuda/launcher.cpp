@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad,            // [S]
                                     again ? &again->grad : nullptr);
   const ScaledGrad to_bias(unit_grad_bias, arguments.bias.value_or(contributions).scalar_type(),
                            again ? &again->grad_bias : nullptr);
-  scale(to_contributions, to_bias, upstream, device.stream(), again ? skips : nullptr);
+  scale_grads(to_contributions.plan(), to_bias.plan(), g, again ? skips : nullptr, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_contributions.result(), to_bias.result()};
 }

@@ -42,7 +42,7 @@ struct Launches {
       const int64_t width = grads[m].size(1);
       if (rows == 0 || width == 0) continue;
       if (within == size_t(all[at].count)) ++at, within = 0;
-      ReconstructionPart<void, void>& part = all[at].parts[within++];
+      ReconstructionPart& part = all[at].parts[within++];
       part.grad_latents = data<void>(grads[m]);
       part.grad_reconstruction = to;
       part.grad_stride = grad_h.size(1);
@@ -54,7 +54,7 @@ struct Launches {
   void add(int64_t m, int64_t column) {
     const Tensor& z = latents[m];
     const int64_t z_bytes = z.element_size(), h_bytes = reconstruction.element_size();
-    ReconstructionPart<void, void> part = {};
+    ReconstructionPart part = {};
     part.latents = data<const void>(z);
     part.reconstruction = data<const char>(reconstruction) + column * h_bytes;
     part.latents_stride = z.stride(0);

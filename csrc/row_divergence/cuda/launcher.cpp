@@ -17,30 +17,27 @@ struct Groups {
   Tensor members;  // [R]
 };
 
-// `poison` as find_starts has it.
+// By keys of that type; `poison` as find_starts has it.
 template <class Key>
-Groups group_by(const Tensor& keys, int64_t rows, double* poison, cudaStream_t stream) {
+Groups group_by(const Tensor& given, int64_t rows, double* poison, cudaStream_t stream) {
+  const int64_t R = given.numel();
+  Tensor keys = given;
+  if constexpr (sizeof(Key) < sizeof(int64_t)) {
+    keys = empty_beside(given, {R}, scalar_type_of<Key>());
+    narrow_rows(data<const int64_t>(given), R, rows, data<Key>(keys), stream);
+  }
   const auto [sorted, members] = stable_sort(keys);
-  const Tensor start = empty_beside(keys, {rows + 1}, ScalarType::Long);
-  find_starts(data<const Key>(sorted), keys.numel(), rows, data<int64_t>(start), poison, stream);
+  const Tensor start = empty_beside(given, {rows + 1}, ScalarType::Long);
+  find_starts(data<const Key>(sorted), R, rows, data<int64_t>(start), poison, stream);
   return {start, members};
-}
-
-template <class Key>
-Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, double* poison,
-                      cudaStream_t stream) {
-  const Tensor keys = empty_beside(given, {given.numel()}, dtype);
-  narrow_rows(data<const int64_t>(given), given.numel(), rows, data<Key>(keys), stream);
-  return group_by<Key>(keys, rows, poison, stream);
 }
 
 Groups group(const Tensor& rows_in, int64_t rows, double* poison, cudaStream_t stream) {
   const Tensor given = contiguous_as(rows_in, ScalarType::Long);
-  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, poison, stream);
-  if (rows <= int64_t{1} << 15) {
-    return group_narrowed<int16_t>(given, rows, ScalarType::Short, poison, stream);
-  }
-  return group_narrowed<int32_t>(given, rows, ScalarType::Int, poison, stream);
+  const auto grouped = given.numel() <= kSortedByComparing ? group_by<int64_t>
+                       : rows <= int64_t{1} << 15          ? group_by<int16_t>
+                                                           : group_by<int32_t>;
+  return grouped(given, rows, poison, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
@@ -106,7 +103,8 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], o
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
   const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
-  scale(to_perturbed, to_clean, upstream, device.stream());
+  scale_grads(to_perturbed.plan(), to_clean.plan(), data<const float>(upstream), nullptr,
+              device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_perturbed.result(), to_clean.result()};
 }
