@@ -1,6 +1,6 @@
 // permuted_divergence where every row collects its own gradient and writes nobody else's: no
 // atomics, no copy of the gradient for each team. (The CPU's threads push to donors instead, each
-// into memory of its own: permuted_divergence.h.) Two passes over the pairs:
+// into memory of its own: push.h.) Two passes over the pairs:
 //
 //     rows      row i with all its donors: the value, and the gradient that stays at row i; of each
 //               pair it leaves two numbers, the log2 of the mass and KL(q | m)

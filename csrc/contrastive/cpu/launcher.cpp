@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> forward(const ContrastiveLoops<T>& loops, bool over_p
                              : no_gradient};
   }
 
-  std::vector<int64_t> enter(P);
+  std::vector<int64_t> enter(over_pairs ? 0 : P);
   std::iota(enter.begin(), enter.end(), 1);
   batch.sum_exponentials(over_pairs ? batch.class_ends() : enter.data());
   const Buffer<double> c = batch.template per_row<double>();

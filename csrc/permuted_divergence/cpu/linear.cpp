@@ -103,7 +103,7 @@ Arguments check_layer(const std::vector<Tensor>& latents, const Tensor& weight) 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
     const std::vector<Tensor>& latents,  // M tensors [N, D_m]
     const Tensor& weight,                // [C, sum of D_m]
-    const OptionalTensor& bias,          // and on: as in permuted_divergence.h
+    const OptionalTensor& bias,          // and on: as in permuted_divergence/arguments.h
     const OptionalTensor& order, const OptionalTensor& donors, const OptionalTensor& labels,
     const OptionalTensor& present, const OptionalTensor& sample_weight,
     const std::vector<int64_t>& subsets, const std::string& strategy, const std::string& clean_path,

@@ -12,13 +12,26 @@ struct Results {
   Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
 };
 
-// One chunk of permutations: first the pairs that are far, where those go first.
-void own_side_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
-  if (pr.records) far_own_side(pr, stream);
-  own_side(pr, stream);
-  if (!pr.want_grad) return;
-  if (pr.records) far_donor_side(pr, stream);
-  donor_side(pr, stream);
+// The pairs, in chunks of permutations: in each the far ones first, where those go first.
+void run_pairs(PermutedDivergenceInputs& in, cudaStream_t stream) {
+  FarProblem<float>& pr = in.pr;
+  const bool keeps_pairs = pr.want_grad || in.far();
+  const int64_t each = pr.num_subsets * pr.rows *
+                       int64_t(in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>));
+  const int64_t most = kMaxPairBytes / each;
+  const int64_t chunk =
+      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
+  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? each * chunk : 0);
+  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
+  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
+  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
+    pr.last = std::min(pr.first + chunk, pr.permutations);
+    if (pr.records) far_own_side(pr, stream);
+    own_side(pr, stream);
+    if (!pr.want_grad) continue;
+    if (pr.records) far_donor_side(pr, stream);
+    donor_side(pr, stream);
+  }
 }
 
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
@@ -33,9 +46,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
                        empty_beside(x, {g * M, g * N, g * C}, ScalarType::Float),
                        empty_beside(x, {g * C}, ScalarType::Float)};
   if (in.empty() || S == 0) {
-    clear(out.values, stream);
-    clear(out.grad, stream);
-    clear(out.grad_bias, stream);
+    for (const Tensor& x : {out.values, out.grad, out.grad_bias}) clear(x, stream);
     return out;
   }
 
@@ -75,18 +86,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   pr.clean = in.take<float>(g * N * C);
   pr.clean_lse = in.take<float>(g * N);
 
-  const bool keeps_pairs = want_grad || in.far();
-  const int64_t size = in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>);
-  const int64_t most = kMaxPairBytes / (S * N * size);
-  const int64_t chunk =
-      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
-  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? S * N * size * chunk : 0);
-  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
-  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
-  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
-    pr.last = std::min(pr.first + chunk, pr.permutations);
-    own_side_pairs(pr, stream);
-  }
+  run_pairs(in, stream);
   sum_values(pr.row_values, S, N, data<float>(out.values), data<float>(out.values) + 1, stream,
              skip, factors);
   if (bias_grad) {
