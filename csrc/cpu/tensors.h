@@ -50,8 +50,8 @@ class Buffer {
   std::unique_ptr<T[], Free> memory_;
 };
 
-// Numbers that a thread should get, or waking it does not pay: of a row loop, which are about 10 us
-// of one core, and of a copy.
+// Fewer numbers than these are not worth waking a thread for: of a row loop, which takes about 10
+// us for so many, and of a copy.
 constexpr int64_t kGrain = 1 << 14, kCopyGrain = 1 << 15;
 
 // The same counted in items of `each` numbers.
@@ -64,14 +64,6 @@ inline int64_t grain_of(int64_t numbers, int64_t each) {
 inline int64_t part_count(int64_t work) {
   const int64_t threads = torch::stable::get_num_threads();
   return std::max<int64_t>(1, std::min<int64_t>(threads, work / kGrain));
-}
-
-template <class F>
-void for_each_part(int64_t parts, const F& f) {
-  if (parts == 1) return f(int64_t{0});
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) f(p);
-  });
 }
 
 template <class F>

@@ -75,7 +75,7 @@ void run(const PermutedDivergenceInputs<T>& in, const T* upstream, bool want_gra
   Buffer<T> memory(count * part_size);
   std::vector<double> part_values(count * S, 0.0);
   std::vector<PermutedDivergencePart<T>> parts(count);
-  for_each_part(count, [&](int64_t p) {
+  for_each(count, 1, [&](int64_t p) {
     T* base = memory.get() + p * part_size;
     parts[p] = {base + fixed, base, base + tile, &part_values[p * S]};
     std::fill(base, base + tile, T(0));

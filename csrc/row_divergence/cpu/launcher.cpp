@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   Buffer<T> memory(parts * scratch);
   std::vector<double> values(parts, 0.0);
   if (C > 0) {
-    for_each_part(parts, [&](int64_t p) {
+    for_each(parts, 1, [&](int64_t p) {
       values[p] = loops.run(pr, grouping.boundary(p, parts), grouping.boundary(p + 1, parts),
                             memory.get() + p * scratch);
     });
