@@ -177,15 +177,3 @@ def test_logits_are_not_rounded_to_16_bits(how, backend):
         rtol = torch.finfo(x.dtype).eps if x.dtype == torch.bfloat16 else 1e-4
         atol = 1e-2 * rtol * float(y.grad.abs().max())
         torch.testing.assert_close(x.grad.double(), y.grad, rtol=rtol, atol=atol)
-
-
-def test_errors():
-    *latents, weight, bias = leaves(7, 7)
-    with pytest.raises(ValueError, match=r"weight must have shape \[C, 12\]"):
-        linear_permuted_divergence(latents, weight[:, :-1])
-    with pytest.raises(TypeError, match=r"latents\[1\] must be torch.float64 like weight"):
-        linear_permuted_divergence([latents[0], latents[1].float(), latents[2]], weight)
-    with pytest.raises(ValueError, match="at least 2 modalities"):
-        linear_permuted_divergence(latents[:1], weight[:, :5])
-    with pytest.raises(ValueError, match="strategy must be one of"):
-        linear_permuted_divergence(latents, weight, strategy="selfish")
