@@ -27,6 +27,7 @@ class Sizes:
     num_rows: int
     train: bool
     perturbation: str
+    linear: bool  # a layer over the concatenation, perhaps in front of others
 
     @property
     def batch_norm(self) -> bool:
@@ -61,7 +62,7 @@ def draw(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Module | N
     flat = all(rank == 2 for rank in sizes.ranks)
     kinds = ["callable", "callable", "additive"] + ["joined"] * (2 if flat else 0)
     kind = rng.choice(kinds)
-    if kind == "joined":
+    if kind == "joined" or sizes.linear:
         return _joined(rng, sizes, words)
     if kind == "additive":
         return _additive(rng, sizes, words)
