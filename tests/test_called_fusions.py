@@ -75,8 +75,7 @@ def test_forward_hooks_take_part_and_projections_stay_the_modalities_own(hook):
         wanted = oracle.gradients(*routing)
         wanted[2:4] = [torch.cat(wanted[2:4], 1)]
         torch.testing.assert_close(out.divergences, oracle.divergences())
-        for a, b in zip(grads, wanted, strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(grads, wanted)
 
 
 def test_projections_of_a_hooked_additive_fusion_stay_the_modalities_own():
@@ -88,8 +87,7 @@ def test_projections_of_a_hooked_additive_fusion_stay_the_modalities_own():
     latents = make_latents(2, 2, ROWS)
     for routing in ROUTINGS:
         results = [gradients(f, latents, routing, list(f.parameters()))[1] for f in (fusion, plain)]
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(*results)
     assert seen
 
 
@@ -254,8 +252,7 @@ def test_compiled_pieces_train(piece, backend):
             results.append((routing, [out.divergences, *grads]))
     half = len(results) // 2
     for (routing, a), (_, b) in zip(results[:half], results[half:], strict=True):
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, msg=lambda m, r=routing: f"{r}: {m}")
+        torch.testing.assert_close(a, b, msg=lambda m, r=routing: f"{r}: {m}")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -280,8 +277,7 @@ def test_torchscript_fusions(make):
     net.eval()
     wanted = mcr(strategy="independent")(latents, None, fusion=net, permutations=table_of())
     torch.testing.assert_close(out.divergences, wanted.divergences)
-    for a, b in zip(grads, torch.autograd.grad(wanted.mipd, latents), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(grads, torch.autograd.grad(wanted.mipd, latents))
 
 
 def test_a_linear_forward_that_was_replaced_for_all_is_called(monkeypatch):
@@ -305,8 +301,7 @@ def test_a_hooked_subclass_keeps_its_projections():
     fusion.register_forward_hook(lambda module, args, out: None)
     for routing in ROUTINGS:
         results = [gradients(f, latents, routing, list(f.parameters()))[1] for f in (fusion, plain)]
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("kind", ["integer", "sparse"])

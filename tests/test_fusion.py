@@ -39,8 +39,7 @@ def test_from_linear_is_the_linear_layer(widths, stack, bias, monkeypatch):
     ours = torch.autograd.grad(
         finish(fusion, contributions), [*latents, *linear.parameters()], upstream
     )
-    for a, b in zip(ours, wanted, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(ours, wanted)
 
 
 def test_from_sequential_is_the_sequence():
@@ -133,5 +132,4 @@ def test_the_three_forms_of_a_linear_fusion_agree():
         out = loss(latents, labels, fusion=fusion)
         results.append((out.loss, out.logits, *torch.autograd.grad(out.loss, latents)))
     for result in results[1:]:
-        for a, b in zip(result, results[0], strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(result, results[0])

@@ -71,8 +71,7 @@ def test_fusions_that_work_in_place(kind, frozen, perturbation):
         assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
         results.append([out.divergences, again.divergences, out.logits, *grads])
     for other in results[:-1]:
-        for a, b in zip(other, results[-1], strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(other, results[-1])
 
 
 @pytest.mark.parametrize("place", ["projection", "head"])
@@ -94,8 +93,7 @@ def test_additive_fusions_that_work_in_place(place):
         assert all(torch.equal(a, b) for a, b in zip(latents, before, strict=True))
         results.append([out.divergences, direct, *(z.grad for z in leaves)])
         results[-1] += [p.grad for p in fusion.parameters()]
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*results)
 
 
 def test_a_fusion_may_empty_its_list_and_return_an_input():
@@ -111,12 +109,9 @@ def test_a_fusion_may_empty_its_list_and_return_an_input():
     wanted = loss(latents, None, fusion=lambda z: z[0] * 1.0, permutations=table_of())
     torch.testing.assert_close(out.divergences, wanted.divergences)
     assert out.divergences[1] < 1e-30
-    for a, b in zip(
-        torch.autograd.grad(out.mipd, latents[:1]),
-        torch.autograd.grad(wanted.mipd, latents[:1]),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.mipd, latents[:1]), torch.autograd.grad(wanted.mipd, latents[:1])
+    )
 
 
 # Tensors of others
@@ -158,8 +153,7 @@ def test_a_conditioning_tensor_with_hooks_and_a_compiled_network():
         text(words), list(text.parameters()), 2 * torch.autograd.grad(loss_of(leaf), leaf)[0]
     )
     assert calls == [0]
-    for a, b in zip(ours, wanted, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS, ids="-".join)
@@ -183,8 +177,7 @@ def test_tensors_with_a_graph_that_are_made_from_each_other(routing):
 
         _, grads = gradients(fusion, latents, routing, [w, *base.parameters()])
         results.append(grads)
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("form", ["linear", "callable"])
