@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from called import ROUTINGS, ROWS, C, D, Net, agrees, doubles, gradients, joined, mcr, table_of
+from fuzz_layers import Adapted, Cosine
 from inputs import make_latents
 from oracle import Oracle
 from torch import nn
@@ -16,22 +17,6 @@ from torch.nn.utils import parametrizations, prune
 from mcr_fast import AdditiveFusion
 
 # Linear layers that compute something of their own
-
-
-class Adapted(nn.Linear):
-    def __init__(self, in_features, out_features):
-        super().__init__(in_features, out_features)
-        self.down = nn.Parameter(torch.randn(2, in_features))
-        self.up = nn.Parameter(torch.randn(out_features, 2))
-        self.weight.requires_grad_(False)
-
-    def forward(self, x):
-        return super().forward(x) + x @ self.down.T @ self.up.T
-
-
-class Cosine(nn.Linear):
-    def forward(self, x):
-        return 10 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
 @pytest.mark.parametrize("form", ["itself", "from_linear"])
@@ -78,13 +63,16 @@ def test_forward_hooks_take_part_and_projections_stay_the_modalities_own(hook):
         torch.testing.assert_close(grads, wanted)
 
 
-def test_projections_of_a_hooked_additive_fusion_stay_the_modalities_own():
+class Sub(AdditiveFusion):
+    """Adds nothing to the class."""
+
+
+@pytest.mark.parametrize("kind", [AdditiveFusion, Sub])
+def test_projections_of_a_hooked_additive_fusion_stay_the_modalities_own(kind):
     parts = [nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 5)) for _ in range(2)]
-    fusion = doubles(AdditiveFusion(parts, None, nn.Linear(5, C)))
-    plain = copy.deepcopy(fusion)
-    seen = []
+    fusion = doubles(kind(parts, None, nn.Linear(5, C)))
+    plain, latents, seen = copy.deepcopy(fusion), make_latents(2, 2, ROWS), []
     fusion.register_forward_hook(lambda module, args, out: seen.append(len(out)))
-    latents = make_latents(2, 2, ROWS)
     for routing in ROUTINGS:
         results = [gradients(f, latents, routing, list(f.parameters()))[1] for f in (fusion, plain)]
         torch.testing.assert_close(*results)
@@ -186,11 +174,6 @@ def test_a_module_over_joined_latents_is_explained():
         mcr()(latents, None, fusion=Wrapper(doubles(nn.Linear(2 * D, C))))
 
 
-def test_a_sequence_over_joined_latents_is_a_callable():
-    seq = doubles(nn.Sequential(nn.Linear(2 * D, 6), nn.Tanh(), nn.Linear(6, C)))
-    agrees(seq, lambda z: seq(joined(z)), [(p, None) for p in seq.parameters()])
-
-
 def test_from_sequential_refuses_what_it_would_leave_out():
     seq = nn.Sequential(nn.Linear(2 * D, 6), nn.Linear(6, C))
     seq.register_forward_hook(lambda module, args, out: 2 * out)
@@ -288,20 +271,6 @@ def test_a_linear_forward_that_was_replaced_for_all_is_called(monkeypatch):
     wanted = mcr()(latents, None, fusion=lambda z: head(joined(z)), permutations=table_of())
     torch.testing.assert_close(out.divergences, wanted.divergences)
     torch.testing.assert_close(out.logits, head(joined(latents)))
-
-
-class Sub(AdditiveFusion):
-    """Adds nothing to the class."""
-
-
-def test_a_hooked_subclass_keeps_its_projections():
-    parts = [nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 5)) for _ in range(2)]
-    fusion = doubles(Sub(parts, None, nn.Linear(5, C)))
-    plain, latents = copy.deepcopy(fusion), make_latents(2, 2, ROWS)
-    fusion.register_forward_hook(lambda module, args, out: None)
-    for routing in ROUTINGS:
-        results = [gradients(f, latents, routing, list(f.parameters()))[1] for f in (fusion, plain)]
-        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("kind", ["integer", "sparse"])
