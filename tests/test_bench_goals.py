@@ -1,14 +1,11 @@
 """Floors and goals of the benchmarks, the rows timed on a GPU, and its measure; needs no GPU."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from programs import run_python
 
 pytest.importorskip("tabulate")
 pytest.importorskip("triton")
@@ -23,7 +20,6 @@ from bench.gpu.sizes import SIZE_ROWS
 from bench.inputs import make_inputs
 from bench.registry import benchmarks
 
-ROOT = Path(__file__).resolve().parent.parent
 RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
 
 
@@ -55,8 +51,7 @@ def test_gather_sums_rows():
         "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
         "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
     )
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    run_python("-c", code, TRITON_INTERPRET="1")
 
 
 def test_goals_are_judged_from_their_own_side():

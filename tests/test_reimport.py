@@ -3,13 +3,11 @@
 Each test has a process of its own: an import cannot be taken back.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import run_python
 from tiers import sample
 
 import mcr_fast
@@ -151,16 +149,7 @@ same(use(again), use(mcr_fast))
 
 
 def run(code, cwd, **variables):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("-c", PREAMBLE + code, cwd=cwd, **variables)
 
 
 CASES = {

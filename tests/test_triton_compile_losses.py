@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import aot
 import triton
 from aot import TARGETS, compile_kernel
 from tiers import sample
@@ -52,24 +53,11 @@ BITS = {16: "bf16", 32: "fp32"}
 
 
 def build(kernel, dtype, config, target, **constexprs):
-    signature = {}
-    for name in kernel.arg_names:
-        integer_or_float = "*fp32" if name.endswith("_ptr") else "i32"
-        signature[name] = f"*{dtype}" if name in INPUTS else TYPES.get(name, integer_or_float)
-    values = {**config.blocks, "PRECISE": False, **constexprs}
-    values = {name: value for name, value in values.items() if name in kernel.arg_names}
-    aligned = [n for n in kernel.arg_names if n in ALIGNED or n.endswith("_ptr")]
     # of rows in whole tiles, as they come elsewhere
-    aligned += ["width"] if "scaled_ptr" in aligned and "padded_width" not in aligned else []
-    compiled = compile_kernel(
-        kernel, signature, values, target, config.num_warps, config.num_stages, tuple(aligned)
-    )
-    compiled.check()
-    print(
-        f"{compiled.name} sm_{target} {dtype} {config.blocks}: {compiled.registers} registers, "
-        f"{compiled.shared} bytes shared"
-    )
-    return compiled
+    whole = "scaled_ptr" in kernel.arg_names and "padded_width" not in kernel.arg_names
+    aligned = (*ALIGNED, "width") if whole else ALIGNED
+    types = TYPES | dict.fromkeys(INPUTS, f"*{dtype}")
+    return aot.build(kernel, config, target, types, aligned=aligned, **constexprs)
 
 
 def check_tiles(kernel, bits, config, target, running_max):

@@ -2,14 +2,11 @@
 
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from contrastive import needs_library
+from programs import ROOT, run_python
 
 from mcr_fast import env
 from mcr_fast.ops import _backend, registry
@@ -18,7 +15,6 @@ from mcr_fast.ops.registry import OPS, schemas, with_kernels
 SCHEMAS = schemas()
 TRITON_OPS = with_kernels("triton")
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -68,13 +64,7 @@ print(_backend.resolve("toy", None, torch.device("cpu")), "toy" in mcr_fast.env.
 @pytest.mark.parametrize("backends", [(), ("triton",), ("cpu", "triton", "cuda")])
 def test_a_row_is_all_that_an_op_needs_to_be_known(backends):
     """Without a kernel too: an op may begin with its reference."""
-    result = subprocess.run(
-        [sys.executable, "-c", TOY.format(backends=backends)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_python("-c", TOY.format(backends=backends))
     assert result.stdout.split() == ["reference", "reference", "True"]
 
 
@@ -172,11 +162,5 @@ def test_interpreter_takes_cpu_tensors_when_asked():
         "print({resolve(op, 'triton', cpu) for op in ops} == {'triton'},"
         "'triton' in {resolve(op, None, cpu) for op in ops}, 'triton' in sys.modules)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = run_python("-c", code, TRITON_INTERPRET="1")
     assert result.stdout.split() == ["True", "False", "False"]

@@ -134,6 +134,5 @@ def test_works_where_it_is_unpacked(site):
     result = run_installed(
         site, f"import torch, mcr_fast.kernels; print(mcr_fast.env.report()); print({NT_XENT})"
     )
-    assert result.returncode == 0, result.stderr
     assert f"CPU library     {site}/mcr_fast/lib/" in result.stdout
     assert result.stderr == ""

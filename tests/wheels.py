@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from programs import ROOT, run_python
 
 EMBEDDINGS = "torch.linspace(-1, 1, 48).sin().reshape(2, 6, 4)"
 NT_XENT = f"mcr_fast.functional.nt_xent(list({EMBEDDINGS}), torch.arange(6) % 3).item()"
@@ -50,4 +49,4 @@ def unpack(wheel: Path, target: Path) -> Path:
 def run_installed(target: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` with the unpacked wheel in front of the editable install."""
     assertion = f"import mcr_fast; assert mcr_fast.__file__.startswith({str(target)!r}); "
-    return run(sys.executable, "-c", assertion + code, cwd=target, PYTHONPATH=str(target))
+    return run_python("-c", assertion + code, cwd=target, PYTHONPATH=str(target))
