@@ -38,8 +38,9 @@ def test_refused_or_nan(arguments):
 
 
 @needs_library
-def test_ops_called_with_anything_do_not_crash():
-    calls = run_python(str(HERE / "fuzz_ops.py"), "0", "1500").stdout
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_ops_called_with_anything_do_not_crash(count):
+    calls = run_python(str(HERE / "fuzz_ops.py"), "0", str(count)).stdout
     refused, returned = (int(word) for word in calls.split()[:2])
-    assert refused + returned == 1500
-    assert min(refused, returned) > 150, "the fuzz is to reach behind the checks, and to meet them"
+    assert refused + returned == count
+    assert min(refused, returned) > count / 10, "it reaches behind the checks, and meets them"

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from programs import run_python
 
 pytest.importorskip("tabulate")
 pytest.importorskip("triton")
@@ -45,13 +44,12 @@ def test_floors_are_those_of_the_arithmetic():
     assert gpu_floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
 
 
+@pytest.mark.process("interpreted")
 def test_gather_sums_rows():
-    code = (
-        "import torch; from bench.gpu_rates import gather_sum\n"
-        "table, index = torch.randn(9, 5), torch.randint(9, (4, 3))\n"
-        "torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))"
-    )
-    run_python("-c", code, TRITON_INTERPRET="1")
+    from bench.gpu_rates import gather_sum
+
+    table, index = torch.randn(9, 5), torch.randint(9, (4, 3))
+    torch.testing.assert_close(gather_sum(table, index), table[index].sum(1))
 
 
 def test_goals_are_judged_from_their_own_side():

@@ -181,10 +181,9 @@ def test_no_double_backward():
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("kind", ["additive_head", "film"])
 def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
-    case, latents = make_fusion(kind, 1, 3), make_latents(2, 3, ROWS)
-    loss = mcr(
-        3, strategy="collaborative", num_permutations="all", divergence=divergence, chunk_rows=7
-    )
+    case, latents = make_fusion(kind, 1, 3, 2), make_latents(2, 3, 3, 2)
+    options = {"num_permutations": "all", "divergence": divergence, "chunk_rows": 4}
+    loss = mcr(3, width=2, strategy="collaborative", **options)
     torch.autograd.gradcheck(lambda *z: loss(list(z), None, fusion=case.fusion).mipd, latents)
 
 
