@@ -133,14 +133,9 @@ def test_reparametrized_linear_layers(name, form):
         torch.testing.assert_close(out.divergences, used.divergences)
         torch.testing.assert_close(ours[:2], wanted[:2])
         sources = [p for p in twin.parameters() if p is not twin.bias]
+        found = zip(made.parameters(), ours[2:], strict=True)
         through = torch.autograd.grad(weight, sources, wanted[2])
-        found = {id(p): g for p, g in zip(made.parameters(), ours[2:], strict=True)}
-        names = dict(made.named_parameters())
-        for (key, source), grad in zip(
-            [(k, p) for k, p in twin.named_parameters() if p is not twin.bias], through, strict=True
-        ):
-            assert source.shape == names[key].shape
-            torch.testing.assert_close(found[id(names[key])], grad)
+        torch.testing.assert_close([g for p, g in found if p is not made.bias], through)
         assert any(g.abs().max() > 0 for g in ours[2:])
 
 
