@@ -256,15 +256,7 @@ def check(seed: int) -> bool:
 def describe(seed: int) -> str:
     """All that was drawn."""
     case = fuzz_cases.draw(seed)
-    given = type(case.permutations).__name__
-    shape = list(getattr(case.permutations, "shape", []))
-    data = [name for name, x in case.data.items() if x is not None]
-    return (
-        f"seed {seed}: {World(case).words}\n  {case.dtype} {case.sizes}\n  {case.options}\n"
-        f"  permutations {given} {shape}, {data}, labels "
-        f"{None if case.labels is None else case.labels.dtype}, "
-        f"generator {case.own_generator}, {case.objective}"
-    )
+    return f"seed {seed}: {World(case).words}\n{case}"
 
 
 def outcome(seed: int) -> tuple[str, str] | None:
@@ -274,19 +266,9 @@ def outcome(seed: int) -> tuple[str, str] | None:
     except Mismatch as error:
         return error.kind, str(error)
     except Exception as error:
-        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        frames = _frames(error)
-        return f"raises {text[:70]}" + ("" if "engine" in frames else " (in the oracle)"), text
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"raises {text[:70]}", text
     return None
-
-
-def _frames(error: BaseException) -> str:
-    """Whether the engine or the oracle raised."""
-    trace, names = error.__traceback__, []
-    while trace is not None:
-        names.append(trace.tb_frame.f_code.co_name)
-        trace = trace.tb_next
-    return "engine" if "run_engine" in names else "oracle"
 
 
 def _seeds(text: str) -> range:

@@ -32,20 +32,6 @@ def make_latents(
     ]
 
 
-class FiLM(nn.Module):
-    """The first modality scales and shifts what the others add up to."""
-
-    def __init__(self, num_modalities: int, width: int):
-        super().__init__()
-        self.film = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, CLASSES)
-        self.num_modalities = num_modalities
-
-    def forward(self, latents: list[Tensor]) -> Tensor:
-        scale, shift = self.film(latents[0]).chunk(2, dim=-1)
-        return self.out(torch.tanh(scale * sum(latents[1:]) + shift))
-
-
 class Gated(nn.Module):
     def __init__(self, num_modalities: int, width: int):
         super().__init__()
@@ -125,7 +111,7 @@ def _projection_owner(name: str) -> int | None:
     return int(name.split(".")[1]) if name.startswith("projections.") else None
 
 
-FUSIONS = ("linear", "sequential", "additive", "additive_head", "film", "gated", "transformer")
+FUSIONS = ("linear", "sequential", "additive", "additive_head", "gated", "transformer")
 
 
 def make_fusion(
@@ -155,7 +141,7 @@ def _make_fusion(kind: str, num_modalities: int, width: int, dtype: torch.dtype)
         bias = nn.Parameter(torch.randn(hidden))
         fusion = mcr_fast.AdditiveFusion(projections, bias, head).to(dtype)
         return _of_modules(fusion, _projection_owner)
-    made = {"film": FiLM, "gated": Gated, "transformer": Transformer}[kind]
+    made = {"gated": Gated, "transformer": Transformer}[kind]
     return _of_modules(
         made(num_modalities, width).to(dtype), lambda name: None, 2 if kind == "transformer" else 0
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from divergences import on_threads
 
 pytest.importorskip("pytorch_metric_learning")
 pytest.importorskip("tabulate")
@@ -35,13 +36,10 @@ CASES = [
 @pytest.fixture(autouse=True, scope="module")
 def _quickly():
     """Speed is of no interest here, and threads that wait for a busy core take long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with on_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "collect", lambda: 0)
         patch.setattr(floors, "gemm_rate", lambda dtype, threads: 1e10)
         yield
-    torch.set_num_threads(before)
 
 
 def loss_and_gradients(provider, case, dtype=None):

@@ -215,17 +215,8 @@ def test_what_is_out_of_time_is_said(card, tmp_path):
 
 
 def test_summary_names_what_was_not_run():
-    rows = [
-        {
-            "op": "nt_xent",
-            "backend": "triton",
-            "case": "a",
-            "checks": "",
-            "passed": "yes",
-            "detail": "",
-        }
-    ]
-    rows.append({**rows[0], "case": "b", "passed": "not run", "detail": "out of time"})
+    rows = [Item.named(f"t.py::test[triton-nt_xent-{case}-bound]").row("passed") for case in "ab"]
+    rows[1] |= {"passed": "not run", "detail": "out of time"}
     text = report.summary(rows, [], [], None, STAMP | {"dirty": "unknown"})
     assert "incomplete: 1 checks right, 0 wrong, 1 not run" in text
     assert "| 1 (changes unknown) | a card | 2030-01-02 |" in text

@@ -9,6 +9,7 @@ import fuzz_engine
 import fuzz_oracle
 import pytest
 import torch
+from divergences import on_threads
 from oracle import Oracle
 
 # the old weight and spectral norm are in use
@@ -27,12 +28,8 @@ NAMED = {
 
 
 def check_all(seeds):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         failures = [(seed, fuzz_engine.outcome(seed)) for seed in seeds]
-    finally:
-        torch.set_num_threads(threads)
     failures = [(seed, failure) for seed, failure in failures if failure is not None]
     if failures:
         seed, (_, text) = failures[0]

@@ -179,7 +179,7 @@ def test_no_double_backward():
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("kind", ["additive_head", "film"])
+@pytest.mark.parametrize("kind", ["additive_head", "gated"])
 def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
     case, latents = make_fusion(kind, 1, 3, 2), make_latents(2, 3, 3, 2)
     options = {"num_permutations": "all", "divergence": divergence, "chunk_rows": 4}
