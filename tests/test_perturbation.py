@@ -170,14 +170,6 @@ def test_upstream_gradient_and_second_backward(kind):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_no_double_backward():
-    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
-    mipd = mcr(2, num_permutations="all")(latents, None, fusion=case.fusion).mipd
-    grads = torch.autograd.grad(mipd, latents, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        sum(g.square().sum() for g in grads).backward()
-
-
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("kind", ["additive_head", "gated"])
 def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
