@@ -201,21 +201,16 @@ def test_compiled_pieces_train(piece, backend):
     compile_ = functools.partial(torch.compile, backend=backend)
     results = []
     for compiled in (False, True):
-        net = doubles(Net())
-        head = nn.Sequential(nn.Tanh(), net.b)
+        net = Net()
         fusion = {
-            "fusion": net,
-            "function": lambda z, net=net: net(z),
-            "block": net,
-            "in place": net,
-            "head": AdditiveFusion([nn.Linear(D, 6).double() for _ in range(2)], None, head),
-            "linear": nn.Linear(2 * D, C).double(),
-        }[piece]
-        if isinstance(fusion, nn.Module):
-            doubles(fusion)
-        parameters = list(net.parameters())
-        if isinstance(fusion, nn.Module):
-            parameters = list(fusion.parameters())
+            "head": lambda n=net: AdditiveFusion(
+                [nn.Linear(D, 6) for _ in range(2)], None, nn.Sequential(nn.Tanh(), n.b)
+            ),
+            "linear": lambda: nn.Linear(2 * D, C),
+        }.get(piece, lambda n=net: n)()
+        parameters = list(doubles(fusion).parameters())
+        if piece == "function":
+            fusion = lambda z, net=net: net(z)  # noqa: E731
         if compiled and piece in ("fusion", "function", "linear"):
             fusion = compile_(fusion)
         elif compiled and piece == "block":
@@ -225,12 +220,11 @@ def test_compiled_pieces_train(piece, backend):
         elif compiled:
             fusion.head = compile_(fusion.head)
         latents = make_latents(2, 2, ROWS)
+        results.append([])
         for routing in ROUTINGS:
             out, grads = gradients(fusion, latents, routing, parameters)
-            results.append((routing, [out.divergences, *grads]))
-    half = len(results) // 2
-    for (routing, a), (_, b) in zip(results[:half], results[half:], strict=True):
-        torch.testing.assert_close(a, b, msg=lambda m, r=routing: f"{r}: {m}")
+            results[-1] += [out.divergences, *grads]
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
