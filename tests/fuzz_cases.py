@@ -7,7 +7,7 @@ have one each.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import fuzz_fusions
 import torch
@@ -33,7 +33,6 @@ class Case:
     own_generator: bool
     objective: dict
     scale: float = 1.0  # of latents
-    words: list[str] = field(default_factory=list)
 
 
 def draw(seed: int) -> Case:
@@ -144,7 +143,7 @@ class World(nn.Module):
 
     def __init__(self, case: Case):
         super().__init__()
-        self.case, self.words = case, list(case.words)
+        self.case, self.words = case, []
         rng = random.Random(case.seed + 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(case.seed)

@@ -1,7 +1,7 @@
 """What tests (and benchmarks) feed the losses: one place that makes latents, fusions and masks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,6 @@ class FusionCase:
     owned: list[tuple[Tensor, int | None]]  # the oracle's tensors
     read: Callable[[], list[Tensor]]  # our gradients, in the order of `owned`
     length: int = 0
-    options: dict = field(default_factory=dict)
 
 
 def _grad(x: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ def _of_linear(
     return FusionCase(fusion, oracle, owned, read)
 
 
-def _projection_owner(name: str) -> int | None:
+def projection_owner(name: str) -> int | None:
     return int(name.split(".")[1]) if name.startswith("projections.") else None
 
 
@@ -140,7 +139,7 @@ def _make_fusion(kind: str, num_modalities: int, width: int, dtype: torch.dtype)
         ]
         bias = nn.Parameter(torch.randn(hidden))
         fusion = mcr_fast.AdditiveFusion(projections, bias, head).to(dtype)
-        return _of_modules(fusion, _projection_owner)
+        return _of_modules(fusion, projection_owner)
     made = {"gated": Gated, "transformer": Transformer}[kind]
     return _of_modules(
         made(num_modalities, width).to(dtype), lambda name: None, 2 if kind == "transformer" else 0
