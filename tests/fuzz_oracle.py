@@ -18,6 +18,7 @@ from oracle import DEFINITIONS, Oracle, subsets_of
 from torch import Tensor, nn
 
 import mcr_fast
+from mcr_fast.modules import MCROutput
 from mcr_fast.reference import nt_xent, sup_con
 
 
@@ -79,19 +80,6 @@ def paths(
 
 
 @dataclass
-class Truth:
-    """What the engine has to give."""
-
-    loss: Tensor
-    mipd: Tensor
-    contrastive: Tensor
-    ceb: Tensor
-    logits: Tensor
-    divergences: Tensor
-    importance: Tensor
-
-
-@dataclass
 class Parts:
     """A fusion as the oracle plays with it: leaves, and what they stand for in the step's graph."""
 
@@ -101,7 +89,7 @@ class Parts:
     attached: list[Tensor]  # what each of `owned` was cut from
 
 
-def donors(case, dtype: torch.dtype, source: torch.Generator | None) -> Tensor:
+def donors(case, source: torch.Generator | None) -> Tensor:
     """The table that a step draws, or was given; and noise comes from the same source."""
     options, n, m = case.options, case.sizes.num_rows, len(case.sizes.dims)
     if options["perturbation"] != "permute":
@@ -195,7 +183,7 @@ def _columns(world: World, latents: list[Tensor]) -> Parts:
     return Parts(fusion, latents, owned, [*columns, *shared])
 
 
-def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -> Truth:
+def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -> MCROutput:
     """The outputs; the gradients are left in the world's leaves, unless there are none."""
     case, options = world.case, world.case.options
     counted = [
@@ -205,7 +193,7 @@ def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -
     ]
     latents = world.encode()
     dtype = latents[0].dtype
-    table = donors(case, drawn_in, source)
+    table = donors(case, source)
     replace = None
     if options["perturbation"] == "zero":
         replace = lambda z, m: torch.zeros_like(z)[None]  # noqa: E731
@@ -224,7 +212,7 @@ def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -
     loss = loss + options["ceb_weight"] * ceb
     single = divergences[: len(latents)]
     share = single / single.sum() if single.sum() > 0 else torch.full_like(single, 1 / len(single))
-    return Truth(loss.to(dtype), mipd, contrastive, ceb, logits, divergences, share)
+    return MCROutput(loss.to(dtype), mipd, contrastive, ceb, logits, divergences, share)
 
 
 def _play(world: World, parts: Parts, table: Tensor, replace) -> tuple[Tensor, Tensor]:
@@ -232,7 +220,6 @@ def _play(world: World, parts: Parts, table: Tensor, replace) -> tuple[Tensor, T
     case, options = world.case, world.case.options
     leaves = [x.detach().clone().requires_grad_(x.requires_grad) for x in parts.players]
     data = in_dtype(case, parts.players[0].dtype)
-    exclude = options["exclude"] if options["perturbation"] == "permute" else None
     game = Oracle(
         parts.fusion,
         leaves,
@@ -242,7 +229,7 @@ def _play(world: World, parts: Parts, table: Tensor, replace) -> tuple[Tensor, T
         paths=paths,
         divergence=options["divergence"],
         replace=replace,
-        exclude=exclude,
+        exclude=options["exclude"] if options["perturbation"] == "permute" else None,
         labels=case.labels,
         **data,
     )
