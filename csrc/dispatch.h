@@ -15,9 +15,9 @@
 namespace mcr {
 
 struct CpuKernels {
-  PermutedDivergenceKernels permuted_divergence;
+  ByType<PermutedDivergenceLoops> permuted_divergence;
   LinearKernels linear;
-  RowDivergenceKernels row_divergence;
+  ByType<RowDivergenceLoops> row_divergence;
   ContrastiveKernels contrastive;
   ReconstructionLossKernels reconstruction_loss;
   const char* capability;  // "portable", "avx2" or "avx512"

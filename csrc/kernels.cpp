@@ -2,7 +2,7 @@
 // -DMCR_ISA=<namespace>; dispatch.cpp picks a table at run time. No torch and no C++ library header
 // may be reached from here: the linker keeps one copy of an inline function, and the copy compiled
 // for AVX-512 would then run on machines without it. What is inline lives in namespace MCR_ISA.
-#include "contrastive/cpu/loss_loops.h"
+#include "contrastive/cpu/loops.h"
 #include "dispatch.h"
 #include "permuted_divergence/cpu/linear_loops.h"
 #include "permuted_divergence/push.h"
@@ -17,34 +17,30 @@ namespace mcr {
 namespace MCR_ISA {
 
 template <class T, class In>
-double squared_error_of_rows(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end) {
-  return squared_error(VectorTeam<T>(), part, begin, end, 1);
+double squared_error_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end) {
+  return squared_error<In, In>(VectorTeam<T>(), part, begin, end, 1);
 }
 
 template <class T, class In>
-void squared_error_grad_of_rows(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end,
+void squared_error_grad_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end,
                                 T factor) {
-  squared_error_grad(VectorTeam<T>(), part, begin, end, 1, factor);
+  squared_error_grad<In, In>(VectorTeam<T>(), part, begin, end, 1, factor);
 }
 
 template <class T, class In>
 constexpr ReconstructionLossLoops<T, In> kReconstructionLossLoops = {
     squared_error_of_rows<T, In>, squared_error_grad_of_rows<T, In>};
 
-template <class T>
-constexpr NtXentLoops<T> kNtXentLoops = {kSimilarityKernels<T>, nt_xent_pairs<T>,
-                                         kWeightsKernels<NtXent, T>};
-template <class T>
-constexpr SupConLoops<T> kSupConLoops = {kSimilarityKernels<T>, sup_con_positives<T>,
-                                         kWeightsKernels<SupCon, T>};
-
 const CpuKernels& table() {
   static constexpr CpuKernels kTable = {
-      {kWidth<float>, kWidth<double>, center_rows<float>, center_rows<double>,
-       permuted_divergence<float>, permuted_divergence<double>},
+      {{kWidth<float>, center_rows<float>, permuted_divergence<float>},
+       {kWidth<double>, center_rows<double>, permuted_divergence<double>}},
       {linear_forward, linear_grad_z, linear_grad_w},
-      {kWidth<float>, kWidth<double>, row_divergence<float>, row_divergence<double>},
-      {kNtXentLoops<float>, kNtXentLoops<double>, kSupConLoops<float>, kSupConLoops<double>},
+      {{kWidth<float>, row_divergence<float>}, {kWidth<double>, row_divergence<double>}},
+      {{contrastive_loops<NtXent, float>(nt_xent_pairs<float>),
+        contrastive_loops<NtXent, double>(nt_xent_pairs<double>)},
+       {contrastive_loops<SupCon, float>(sup_con_positives<float>),
+        contrastive_loops<SupCon, double>(sup_con_positives<double>)}},
       {kReconstructionLossLoops<float, float>, kReconstructionLossLoops<double, double>,
        kReconstructionLossLoops<float, uint16_t>},
       MCR_STRING(MCR_ISA),

@@ -7,9 +7,6 @@
 
 #include "dispatch.h"
 
-#define MCR_STRING_(x) #x
-#define MCR_STRING(x) MCR_STRING_(x)
-
 #if defined(__clang__)
 #define MCR_COMPILER "clang " __clang_version__
 #elif defined(__GNUC__)

@@ -10,7 +10,7 @@ A kernel knows a divergence by KIND, a constexpr, and by these four:
 - `gradient_of_pair`: the gradient to the perturbed row alone, on the donor side.
 
 Logits are in units of log2 inside (`in_log2`), values and gradients in those of ln 2 / 2 nats
-(`in_nats`); a squared error has no units. A pair's value is never below 0, and NaN stays NaN.
+(`in_nats`); what reads no logits has no units. A pair's value is never below 0, and NaN stays NaN.
 
 With d = log2(q / p), r = 2^d and g = log2((1 + r) / 2):
 

@@ -12,6 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mcr_fast.kernels.config import Config
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block can have
 TARGETS = tuple(SHARED_LIMIT)
@@ -145,3 +147,33 @@ def compile_kernel(
         options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers},
     )
     return Compiled(fn.__name__, target, compiled.asm, compiled.metadata.shared)
+
+
+def build(
+    fn: Any,
+    config: Config,
+    target: int,
+    types: dict[str, str],
+    pointer: str = "*fp32",
+    aligned: tuple[str, ...] = (),
+    library: tuple[str, ...] = (),
+    **constexprs: Any,
+) -> Compiled:
+    """Compile with a table's configuration, and check.
+
+    What `types` does not name is a `pointer` or an i32; pointers are aligned, and `aligned` too.
+    """
+    values = {"PRECISE": False, **config.blocks, **constexprs}
+    values = {name: value for name, value in values.items() if name in fn.arg_names}
+    others = {name: pointer if name.endswith("_ptr") else "i32" for name in fn.arg_names}
+    aligned = tuple(
+        name
+        for name in fn.arg_names
+        if (name.endswith("_ptr") or name in aligned) and name not in values
+    )
+    sizes = config.num_warps, config.num_stages
+    compiled = compile_kernel(
+        fn, others | types, values, target, *sizes, aligned, config.max_registers
+    )
+    compiled.check(library)
+    return compiled

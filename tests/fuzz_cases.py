@@ -7,7 +7,7 @@ have one each.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import fuzz_fusions
 import torch
@@ -32,7 +32,7 @@ class Case:
     permutations: Tensor | mcr_fast.sampling.CyclicPermutations | None
     own_generator: bool
     objective: dict
-    words: list[str] = field(default_factory=list)
+    scale: float = 1.0  # of latents
 
 
 def draw(seed: int) -> Case:
@@ -41,11 +41,15 @@ def draw(seed: int) -> Case:
     num_modalities = rng.choice([2, 2, 2, 3, 3, 4])
     num_rows = rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 9])
     classes = rng.randint(2, 6)
-    divergence = rng.choice(("jsd", *DIVERGENCES))
-    if divergence in OF_SOFTMAX:
-        classes = max(classes, 3)
-    same_width, same_rank = rng.random() < 0.7, rng.random() < 0.8
-    dim, rank = rng.randint(1, 5), rng.choice([2, 2, 2, 3, 4])
+    divergence, scale = rng.choice(("jsd", *DIVERGENCES)), 1.0
+    linear = seed % 10 == 0  # a layer over all latents, which kernels take, of all sizes
+    if linear:
+        num_rows, classes = rng.choice([0, 1, 3, 8, 13]), rng.choice([1, 2, 7, 17])
+        scale = rng.choice([0.1, 1.0, 30.0])
+    if divergence in OF_SOFTMAX:  # of one logit it is refused
+        classes = max(classes, 2 if linear else 3)
+    same_width, same_rank = rng.random() < 0.7, rng.random() < 0.8 or linear
+    dim, rank = rng.randint(1, 5), 2 if linear else rng.choice([2, 2, 2, 3, 4])
     sizes = Sizes(
         [dim if same_width else rng.randint(1, 5) for _ in range(num_modalities)],
         [rank if same_rank else rng.choice([2, 3, 4]) for _ in range(num_modalities)],
@@ -53,6 +57,7 @@ def draw(seed: int) -> Case:
         num_rows,
         rng.random() < 0.5,
         rng.choice(["permute"] * 8 + ["zero", "noise"]),
+        linear,
     )
     labels = torch.randint(0, min(3, classes), (num_rows,), generator=g)
     options = _options(rng, sizes, divergence)
@@ -78,7 +83,9 @@ def draw(seed: int) -> Case:
     }
     dtype = torch.float32 if rng.random() < 0.25 else torch.float64
     own_generator = rng.random() < 0.7
-    return Case(seed, dtype, sizes, options, labels, data, permutations, own_generator, objective)
+    return Case(
+        seed, dtype, sizes, options, labels, data, permutations, own_generator, objective, scale
+    )
 
 
 def _options(rng: random.Random, sizes: Sizes, divergence: str) -> dict:
@@ -136,7 +143,7 @@ class World(nn.Module):
 
     def __init__(self, case: Case):
         super().__init__()
-        self.case, self.words = case, list(case.words)
+        self.case, self.words = case, []
         rng = random.Random(case.seed + 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(case.seed)
@@ -190,7 +197,7 @@ class World(nn.Module):
         raw = torch.randn(shape)
         if form == "strided leaf":
             raw = torch.randn(shape[::-1]).permute(*reversed(range(rank)))
-        self.raw.append(nn.Parameter(raw))
+        self.raw.append(nn.Parameter(self.case.scale * raw))
         layer = nn.Sequential(nn.Linear(3, d), nn.Tanh()) if form == "encoded" else nn.Identity()
         self.encoders.append(layer)
         self.forms.append(form)

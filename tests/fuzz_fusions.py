@@ -3,12 +3,13 @@
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import fuzz_layers as layers
 import torch
 import torch.nn.functional as F
 from fuzz_layers import pool
+from inputs import projection_owner
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +28,7 @@ class Sizes:
     num_rows: int
     train: bool
     perturbation: str
+    linear: bool  # a layer over the concatenation, perhaps in front of others
 
     @property
     def batch_norm(self) -> bool:
@@ -49,7 +51,6 @@ class Drawn:
     head: nn.Module | None = None
     takes_tensor: bool = False
     owner: Callable[[str], int | None] = lambda name: None
-    words: list[str] = field(default_factory=list)
 
     def apply(self, latents: list[Tensor]) -> Tensor:
         """What calling the fusion gives."""
@@ -61,7 +62,7 @@ def draw(rng: random.Random, sizes: Sizes, words: list[str], tied: nn.Module | N
     flat = all(rank == 2 for rank in sizes.ranks)
     kinds = ["callable", "callable", "additive"] + ["joined"] * (2 if flat else 0)
     kind = rng.choice(kinds)
-    if kind == "joined":
+    if kind == "joined" or sizes.linear:
         return _joined(rng, sizes, words)
     if kind == "additive":
         return _additive(rng, sizes, words)
@@ -130,11 +131,7 @@ def _additive(rng: random.Random, sizes: Sizes, words: list[str]) -> Drawn:
         layers.hook_forward(rng, projections[-1], words)
     elif hooked == "head" and head is not None:
         layers.hook_forward(rng, head, words)
-    return Drawn(fusion, fusion, way, head=head, owner=_projection_owner)
-
-
-def _projection_owner(name: str) -> int | None:
-    return int(name.split(".")[1]) if name.startswith("projections.") else None
+    return Drawn(fusion, fusion, way, head=head, owner=projection_owner)
 
 
 # Callables

@@ -1,10 +1,8 @@
 """What a fuzz case's value and gradients are, by plain autograd in float64.
 
-`Game` is `oracle.Oracle` with all of a subset's pairs in one run of the fusion; nothing of the
-engine is used. The players are cut from what they were computed from, every subset is
-differentiated once along the perturbed and once along the clean path, and factors come afterwards,
-tensor by tensor. `truth` puts the other terms beside it and goes back to the leaves once, so that
-gradient hooks see one gradient.
+`oracle.Oracle` plays, with all of a subset's pairs in one run of the fusion (`paths`); nothing of
+the engine is used. The players are cut from what they were computed from. `truth` puts the other
+terms beside it and goes back to the leaves once, so that gradient hooks see one gradient.
 """
 
 import itertools
@@ -16,10 +14,11 @@ import torch.nn.functional as F
 from fuzz_cases import World, in_dtype
 from fuzz_layers import pool
 from inputs import generator
-from oracle import DEFINITIONS, clean_factor, route, subsets_of
+from oracle import DEFINITIONS, Oracle, subsets_of
 from torch import Tensor, nn
 
 import mcr_fast
+from mcr_fast.modules import MCROutput
 from mcr_fast.reference import nt_xent, sup_con
 
 
@@ -42,105 +41,42 @@ def pair_weights(
     return kept.double() if sample_weight is None else kept * sample_weight
 
 
-class Game:
-    """Every subset's gradients to every player and parameter, to be combined for any routing."""
+def paths(
+    fusion: Callable[[list[Tensor]], Tensor],
+    latents: Sequence[Tensor],
+    table: Tensor,  # [K, N] or [M, K, N]
+    subset: Sequence[int],
+    *,
+    divergence: str,
+    replace: Callable[[Tensor, int], Tensor] | None,  # [N, ...] -> [K, N, ...]
+    **which,
+) -> tuple[Tensor, Tensor]:  # [], []
+    """D_S with the clean logits detached, and D_S with the perturbed logits detached."""
+    table = table.expand(len(latents), *table.shape[-2:])
+    weight = pair_weights(table, subset, **which).to(latents[0].dtype)
+    clean = fusion([z.clone() for z in latents])  # it may work in place
+    if not weight.sum() > 0:
+        return (clean.sum() * 0,) * 2
+    rows = [
+        z.expand(len(weight), *z.shape)
+        if m not in subset
+        else z[table[m]]
+        if replace is None
+        else replace(z, m)
+        for m, z in enumerate(latents)
+    ]
+    perturbed = fusion([x.flatten(0, 1).clone() for x in rows]).unflatten(0, weight.shape)
 
-    def __init__(
-        self,
-        fusion: Callable[[list[Tensor]], Tensor],
-        latents: Sequence[Tensor],  # leaves
-        owned: Sequence[tuple[Tensor, int | None]],  # other leaves, and whose they are
-        table: Tensor,  # [K, N] or [M, K, N]
-        subsets: str,
-        *,
-        divergence: str = "jsd",
-        replace: Callable[[Tensor, int], Tensor] | None = None,  # [N, ...] -> [K, N, ...]
-        **which,
-    ):
-        self.num_modalities = len(latents)
-        self.targets = [(z, m) for m, z in enumerate(latents)] + list(owned)
-        self.targets = [(x, owner) for x, owner in self.targets if x.requires_grad]
-        self.subsets = subsets_of(subsets, len(latents))
-        self.latents, self.table, self.fusion = latents, table, fusion
-        if table.ndim == 2:
-            self.table = table.expand(len(latents), *table.shape)
-        self.replace, self.between = replace, DEFINITIONS[divergence]
-        self.clean = fusion([z.clone() for z in latents])
-        self.values, self.along_perturbed, self.clean_cotangents = [], [], []
-        for subset in self.subsets:
-            self._play(subset, pair_weights(self.table, subset, **which))
-
-    def _play(self, subset: Sequence[int], weight: Tensor) -> None:
-        clean = self.clean.detach().requires_grad_()
-        if not weight.sum() > 0:
-            self.values.append(clean.new_zeros(()).detach())
-            self.along_perturbed.append([torch.zeros_like(x) for x, _ in self.targets])
-            self.clean_cotangents.append(torch.zeros_like(clean))
-            return
-        count, num_rows = weight.shape
-        rows = [
-            self._rows(m, z, count) if m in subset else z.expand(count, *z.shape)
-            for m, z in enumerate(self.latents)
-        ]
-        # reshape does not always copy, and the fusion may work in place
-        perturbed = self.fusion([x.flatten(0, 1).clone() for x in rows])
-        each = self.between(clean, perturbed.unflatten(0, (count, num_rows)))
+    def mean(z: Tensor, w: Tensor) -> Tensor:
         # a pair that does not count adds nothing, whatever it holds
-        value = (torch.where(weight > 0, each, 0) * weight.to(each.dtype)).sum() / weight.sum()
-        self.values.append(value.detach().to(clean.dtype))
-        cotangent, *grads = _grad(value, [clean, *(x for x, _ in self.targets)])
-        self.along_perturbed.append(grads)
-        self.clean_cotangents.append(cotangent)
+        return (
+            torch.where(weight > 0, DEFINITIONS[divergence](z, w), 0) * weight / weight.sum()
+        ).sum()
 
-    def _rows(self, m: int, z: Tensor, count: int) -> Tensor:  # [K, N, ...]
-        return z[self.table[m]] if self.replace is None else self.replace(z, m)
-
-    def divergences(self) -> Tensor:  # [S]
-        return torch.stack(self.values)
-
-    def gradients(self, strategy: str, clean_path: str) -> list[Tensor]:
-        """The gradient of -sum of D_S to `targets`."""
-        total = []
-        for owner in dict.fromkeys(owner for _, owner in self.targets):
-            factors = [
-                clean_factor(clean_path, strategy, s, owner, self.num_modalities)
-                for s in self.subsets
-            ]
-            cotangent = sum(f * c for f, c in zip(factors, self.clean_cotangents, strict=True))
-            inputs = [x for x, other in self.targets if other == owner]
-            total.append((owner, iter(_grad(self.clean, inputs, cotangent))))
-        along_clean = dict(total)
-        grads = []
-        for t, (_, owner) in enumerate(self.targets):
-            grad = next(along_clean[owner])
-            for s, subset in enumerate(self.subsets):
-                factor = route(strategy, subset, owner, self.num_modalities)
-                grad = grad + factor * self.along_perturbed[s][t]
-            grads.append(-grad)
-        return grads
-
-
-def _grad(output: Tensor, inputs: list[Tensor], cotangent: Tensor | None = None) -> list[Tensor]:
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if output.requires_grad and inputs:
-        found = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    return mean(clean.detach(), perturbed), mean(clean, perturbed.detach())
 
 
 # The cases of the fuzz
-
-
-@dataclass
-class Truth:
-    """What the engine has to give."""
-
-    loss: Tensor
-    mipd: Tensor
-    contrastive: Tensor
-    ceb: Tensor
-    logits: Tensor
-    divergences: Tensor
-    importance: Tensor
 
 
 @dataclass
@@ -153,7 +89,7 @@ class Parts:
     attached: list[Tensor]  # what each of `owned` was cut from
 
 
-def donors(case, dtype: torch.dtype, source: torch.Generator | None) -> Tensor:
+def donors(case, source: torch.Generator | None) -> Tensor:
     """The table that a step draws, or was given; and noise comes from the same source."""
     options, n, m = case.options, case.sizes.num_rows, len(case.sizes.dims)
     if options["perturbation"] != "permute":
@@ -247,7 +183,7 @@ def _columns(world: World, latents: list[Tensor]) -> Parts:
     return Parts(fusion, latents, owned, [*columns, *shared])
 
 
-def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -> Truth:
+def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -> MCROutput:
     """The outputs; the gradients are left in the world's leaves, unless there are none."""
     case, options = world.case, world.case.options
     counted = [
@@ -257,7 +193,7 @@ def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -
     ]
     latents = world.encode()
     dtype = latents[0].dtype
-    table = donors(case, drawn_in, source)
+    table = donors(case, source)
     replace = None
     if options["perturbation"] == "zero":
         replace = lambda z, m: torch.zeros_like(z)[None]  # noqa: E731
@@ -276,7 +212,7 @@ def truth(world: World, drawn_in: torch.dtype, source: torch.Generator | None) -
     loss = loss + options["ceb_weight"] * ceb
     single = divergences[: len(latents)]
     share = single / single.sum() if single.sum() > 0 else torch.full_like(single, 1 / len(single))
-    return Truth(loss.to(dtype), mipd, contrastive, ceb, logits, divergences, share)
+    return MCROutput(loss.to(dtype), mipd, contrastive, ceb, logits, divergences, share)
 
 
 def _play(world: World, parts: Parts, table: Tensor, replace) -> tuple[Tensor, Tensor]:
@@ -284,16 +220,16 @@ def _play(world: World, parts: Parts, table: Tensor, replace) -> tuple[Tensor, T
     case, options = world.case, world.case.options
     leaves = [x.detach().clone().requires_grad_(x.requires_grad) for x in parts.players]
     data = in_dtype(case, parts.players[0].dtype)
-    exclude = options["exclude"] if options["perturbation"] == "permute" else None
-    game = Game(
+    game = Oracle(
         parts.fusion,
         leaves,
         parts.owned,
         table,
         options["subsets"],
+        paths=paths,
         divergence=options["divergence"],
         replace=replace,
-        exclude=exclude,
+        exclude=options["exclude"] if options["perturbation"] == "permute" else None,
         labels=case.labels,
         **data,
     )

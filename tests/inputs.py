@@ -1,7 +1,7 @@
 """What tests (and benchmarks) feed the losses: one place that makes latents, fusions and masks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,6 @@ def make_latents(
         torch.randn(shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
         for _ in range(num_modalities)
     ]
-
-
-class FiLM(nn.Module):
-    """The first modality scales and shifts what the others add up to."""
-
-    def __init__(self, num_modalities: int, width: int):
-        super().__init__()
-        self.film = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, CLASSES)
-        self.num_modalities = num_modalities
-
-    def forward(self, latents: list[Tensor]) -> Tensor:
-        scale, shift = self.film(latents[0]).chunk(2, dim=-1)
-        return self.out(torch.tanh(scale * sum(latents[1:]) + shift))
 
 
 class Gated(nn.Module):
@@ -83,7 +69,6 @@ class FusionCase:
     owned: list[tuple[Tensor, int | None]]  # the oracle's tensors
     read: Callable[[], list[Tensor]]  # our gradients, in the order of `owned`
     length: int = 0
-    options: dict = field(default_factory=dict)
 
 
 def _grad(x: Tensor) -> Tensor:
@@ -121,11 +106,11 @@ def _of_linear(
     return FusionCase(fusion, oracle, owned, read)
 
 
-def _projection_owner(name: str) -> int | None:
+def projection_owner(name: str) -> int | None:
     return int(name.split(".")[1]) if name.startswith("projections.") else None
 
 
-FUSIONS = ("linear", "sequential", "additive", "additive_head", "film", "gated", "transformer")
+FUSIONS = ("linear", "sequential", "additive", "additive_head", "gated", "transformer")
 
 
 def make_fusion(
@@ -154,8 +139,8 @@ def _make_fusion(kind: str, num_modalities: int, width: int, dtype: torch.dtype)
         ]
         bias = nn.Parameter(torch.randn(hidden))
         fusion = mcr_fast.AdditiveFusion(projections, bias, head).to(dtype)
-        return _of_modules(fusion, _projection_owner)
-    made = {"film": FiLM, "gated": Gated, "transformer": Transformer}[kind]
+        return _of_modules(fusion, projection_owner)
+    made = {"gated": Gated, "transformer": Transformer}[kind]
     return _of_modules(
         made(num_modalities, width).to(dtype), lambda name: None, 2 if kind == "transformer" else 0
     )

@@ -140,37 +140,42 @@ class Oracle:
     def __init__(
         self,
         fusion: Callable[[list[Tensor]], Tensor],
-        latents: Sequence[Tensor],  # require gradients
+        latents: Sequence[Tensor],
         owned: Sequence[tuple[Tensor, int | None]],  # other tensors, and whose they are
         table: Tensor,  # [K, N] or [M, K, N]
         subsets: str = "all",
+        *,
+        paths: Callable[..., tuple[Tensor, Tensor]] = divergence_paths,
         **options,
     ):
         self.num_modalities = len(latents)
-        targets = [(z, m) for m, z in enumerate(latents)] + list(owned)
-        self.shapes = [torch.zeros_like(x) for x, _ in targets]
-        self.owners = [owner for _, owner in targets]
+        # those that require a gradient
+        self.targets = [(z, m) for m, z in enumerate(latents)] + list(owned)
+        self.targets = [(x, owner) for x, owner in self.targets if x.requires_grad]
         self.subsets = subsets_of(subsets, len(latents))
         self.values, self.along_perturbed, self.along_clean = [], [], []
         for subset in self.subsets:
-            perturbed, clean = divergence_paths(fusion, latents, table, subset, **options)
+            perturbed, clean = paths(fusion, latents, table, subset, **options)
             self.values.append(perturbed.detach())
-            for path, grads in ((perturbed, self.along_perturbed), (clean, self.along_clean)):
-                found = torch.autograd.grad(
-                    path, [x for x, _ in targets], retain_graph=True, allow_unused=True
-                )
-                grads.append(
-                    [0 * x if g is None else g for g, (x, _) in zip(found, targets, strict=True)]
-                )
+            self.along_perturbed.append(self._gradients_of(perturbed))
+            self.along_clean.append(self._gradients_of(clean))
+
+    def _gradients_of(self, path: Tensor) -> list[Tensor]:
+        inputs = [x for x, _ in self.targets]
+        if not (path.requires_grad and inputs):
+            return [torch.zeros_like(x) for x in inputs]
+        return torch.autograd.grad(
+            path, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
     def divergences(self) -> Tensor:  # [S]
         return torch.stack(self.values)
 
     def gradients(self, strategy: str, clean_path: str) -> list[Tensor]:
-        """The gradient of L_MIPD = -sum of D_S to the latents, then to the other tensors."""
-        total = [x.clone() for x in self.shapes]
+        """The gradient of L_MIPD = -sum of D_S to `targets`: the latents, the other tensors."""
+        total = [torch.zeros_like(x) for x, _ in self.targets]
         for s, subset in enumerate(self.subsets):
-            for t, owner in enumerate(self.owners):
+            for t, (_, owner) in enumerate(self.targets):
                 w = route(strategy, subset, owner, self.num_modalities)
                 z = clean_factor(clean_path, strategy, subset, owner, self.num_modalities)
                 total[t] -= w * self.along_perturbed[s][t] + z * self.along_clean[s][t]

@@ -3,31 +3,15 @@
 The cases run in processes of their own, where a crash is a failed test and not the end of pytest.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from contrastive import needs_library
+from programs import run_python
 
 from mcr_fast import env
 
 HERE = Path(__file__).resolve().parent
-needs_library = pytest.mark.skipif(not env.cpu_library_loaded(), reason="no compiled library")
-
-
-def run(program, *arguments):
-    """The program's output, if it ended well."""
-    process = subprocess.run(
-        [sys.executable, str(HERE / program), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, f"ended with {process.returncode}:\n{process.stderr[-4000:]}"
-    return process.stdout
-
 
 # what generates code takes seconds a case: one of each kind
 FEW = ("table far", "cyclic shift far", "rows far", "MCRLoss, label far")
@@ -42,7 +26,7 @@ FEW = ("table far", "cyclic shift far", "rows far", "MCRLoss, label far")
     ],
 )
 def test_refused_or_nan(arguments):
-    lines = run("bad_inputs.py", *arguments).splitlines()
+    lines = run_python(str(HERE / "bad_inputs.py"), *arguments).stdout.splitlines()
     outcomes = {tuple(line.split(" | ")[:2]): line.split(" | ")[2] for line in lines}
     assert len(outcomes) >= 2 * len(FEW)
     accepted = {k: v for k, v in outcomes.items() if v != "NaN" and not v.startswith("refused: ")}
@@ -54,8 +38,9 @@ def test_refused_or_nan(arguments):
 
 
 @needs_library
-def test_ops_called_with_anything_do_not_crash():
-    calls = run("fuzz_ops.py", "0", "1500")
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_ops_called_with_anything_do_not_crash(count):
+    calls = run_python(str(HERE / "fuzz_ops.py"), "0", str(count)).stdout
     refused, returned = (int(word) for word in calls.split()[:2])
-    assert refused + returned == 1500
-    assert min(refused, returned) > 150, "the fuzz is to reach behind the checks, and to meet them"
+    assert refused + returned == count
+    assert min(refused, returned) > count / 10, "it reaches behind the checks, and meets them"

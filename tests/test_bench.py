@@ -1,17 +1,20 @@
 """The benchmarks: every provider computes the same, results are written and compared."""
 
+import gc
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from divergences import on_threads
 
 pytest.importorskip("pytorch_metric_learning")
 pytest.importorskip("tabulate")
 
-from bench import registry, results
+from bench import floors, registry, results
 from bench.__main__ import main
 from bench.case import Case
+from bench.floors import gemm_rate
 from bench.inputs import make_inputs
 from bench.measure import Effort, measure
 from bench.memory import peak_bytes
@@ -31,12 +34,12 @@ CASES = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # speed is of no interest here, and threads that wait for a busy core take long
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _quickly():
+    """Speed is of no interest here, and threads that wait for a busy core take long."""
+    with on_threads(1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda: 0)
+        patch.setattr(floors, "gemm_rate", lambda dtype, threads: 1e10)
+        yield
 
 
 def loss_and_gradients(provider, case, dtype=None):
@@ -179,6 +182,12 @@ def test_memory_of_a_dense_matrix_is_seen():
     matrix = 4 * case.L**2
     assert peak_bytes(case, "eager") > 2 * matrix
     assert peak_bytes(case, "ours") < peak_bytes(case, "eager")
+
+
+def test_rate_of_a_product(monkeypatch):
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda x, y, out: product(x[:9], y[:, :9], out=out[:9, :9]))
+    assert 0 < gemm_rate.__wrapped__(torch.float32, 1) < float("inf")
 
 
 def test_numbers_are_written_to_a_few_digits():

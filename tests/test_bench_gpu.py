@@ -86,15 +86,18 @@ def card(monkeypatch):
             arguments[arguments.index(start) + 1 : end]
             for start, end in (("--rows", arguments.index("--seconds")), ("--providers", None))
         )
+        lines, environment, end = [], machine.gpu_environment(), ""
         for index in indices:
             row = ALL_ROWS[int(index)]
             if row.label == state.dies_at:
-                return state.how
+                end = state.how
+                break
             for name, mode in itertools.product(names or ["ours"], row.modes):
                 milliseconds = {"ours_triton": 0.04}.get(name, 0.01)
                 line = timed(row, name, milliseconds, mode, skipped=state.skipped)
-                results.merge(folder / TIMES, [{**machine.gpu_environment(), **line}])
-        return ""
+                lines.append({**environment, **line})
+        results.merge(folder / TIMES, lines)
+        return end
 
     monkeypatch.setattr(command, "collect", collected)
     monkeypatch.setattr(suite, "run_items", run_items)
@@ -215,17 +218,8 @@ def test_what_is_out_of_time_is_said(card, tmp_path):
 
 
 def test_summary_names_what_was_not_run():
-    rows = [
-        {
-            "op": "nt_xent",
-            "backend": "triton",
-            "case": "a",
-            "checks": "",
-            "passed": "yes",
-            "detail": "",
-        }
-    ]
-    rows.append({**rows[0], "case": "b", "passed": "not run", "detail": "out of time"})
+    rows = [Item.named(f"t.py::test[triton-nt_xent-{case}-bound]").row("passed") for case in "ab"]
+    rows[1] |= {"passed": "not run", "detail": "out of time"}
     text = report.summary(rows, [], [], None, STAMP | {"dirty": "unknown"})
     assert "incomplete: 1 checks right, 0 wrong, 1 not run" in text
     assert "| 1 (changes unknown) | a card | 2030-01-02 |" in text

@@ -74,17 +74,24 @@ def test_table():
     assert len({line.count("|") for line in text}) == 1
 
 
-def test_choice_is_what_the_backends_read(monkeypatch):
+def by_size(ratio_of):
+    """The table of all sizes where Triton takes so many times as long as CUDA C++."""
     times = {}
     for row in SIZE_ROWS:
+        times |= {(row, "ours_cuda"): 1, (row, "ours_triton"): ratio_of(row.case)}
+    return table(SIZE_ROWS, lines_of(times))
+
+
+def test_choice_is_what_the_backends_read(monkeypatch):
+    def ratio(case):
+        if case.op in ("row_divergence", "nt_xent"):
+            return 0.8
         # CUDA C++ wins up to 101 classes; at 174 it loses more at one size than it wins at others
-        ratio = {6: 2, 28: 1.5, 101: 1.1, 174: 1.2, 1000: 0.9}.get(row.case.C, 1)
-        if row.case.C == 174 and row.case.donors == "cyclic":
-            ratio = 0.5
-        if row.case.op in ("row_divergence", "nt_xent"):
-            ratio = 0.8
-        times |= {(row, "ours_cuda"): 1, (row, "ours_triton"): ratio}
-    text = choice(SIZE_ROWS, table(SIZE_ROWS, lines_of(times)))
+        if case.C == 174 and case.donors == "cyclic":
+            return 0.5
+        return {6: 2, 28: 1.5, 101: 1.1, 174: 1.2, 1000: 0.9}.get(case.C, 1)
+
+    text = choice(SIZE_ROWS, by_size(ratio))
     chosen = eval(text.removeprefix("CHOICE = "))
     assert chosen["permuted_divergence"] == (
         (101, ("cuda", "triton")),
@@ -96,14 +103,6 @@ def test_choice_is_what_the_backends_read(monkeypatch):
     assert registry.preferred("permuted_divergence", 101) == ("cuda", "triton")
     assert registry.preferred("permuted_divergence", 102) == ("triton", "cuda")
     assert choice(SIZE_ROWS, table(SIZE_ROWS, [])) == ""
-
-
-def by_size(ratio_of):
-    """The table of all sizes where Triton takes so many times as long as CUDA C++."""
-    times = {}
-    for row in SIZE_ROWS:
-        times |= {(row, "ours_cuda"): 1, (row, "ours_triton"): ratio_of(row.case)}
-    return table(SIZE_ROWS, lines_of(times))
 
 
 def test_choice_by_rows_and_dtype(monkeypatch):

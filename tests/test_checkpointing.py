@@ -54,8 +54,7 @@ def test_a_generator_draws_the_same_donors_again(kind, calls):
     plain, end = run(kind, lambda part, *xs: part(*xs), lambda g: {"generator": g}, calls)
     again, end_again = run(kind, checkpointed, lambda g: {"generator": g}, calls)
     assert torch.equal(end, end_again)
-    for a, b in zip(plain, again, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(plain, again)
 
 
 @pytest.mark.parametrize("wrap", [checkpointed, reentrant])
@@ -65,8 +64,7 @@ def test_the_default_generator_and_permutations(kind, wrap):
     for drawn_by in (lambda g: {}, lambda g: {"permutations": table}):
         plain, _ = run(kind, lambda part, *xs: part(*xs), drawn_by)
         again, _ = run(kind, wrap, drawn_by)
-        for a, b in zip(plain, again, strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(plain, again)
 
 
 def test_reentrant_checkpointing_asks_for_permutations():
@@ -100,8 +98,7 @@ def test_checkpointing_inside_a_fusion():
         out = loss(latents, None, fusion=fusion, permutations=table)
         tensors = [*latents, *case.fusion.parameters()]
         results.append(torch.autograd.grad(out.loss, tensors))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*results)
 
 
 def test_permutations_drawn_inside_are_the_same_again():
@@ -111,5 +108,4 @@ def test_permutations_drawn_inside_are_the_same_again():
     plain, end = run("gated", lambda part, *xs: part(*xs), drawn_by)
     again, end_again = run("gated", checkpointed, drawn_by)
     assert torch.equal(end, end_again)
-    for a, b in zip(plain, again, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(plain, again)

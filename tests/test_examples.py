@@ -1,18 +1,16 @@
 """The demo runs, prints its whole table and writes its plot."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import ROOT, run_python
 
 for needed in ("sklearn", "matplotlib", "tqdm", "tabulate"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("left half alone", "right half alone", "ensemble", "joint", "multi-loss", "MCR")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -21,15 +19,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def demo(tmp_path_factory) -> tuple[str, Path]:
     """What a quick run prints, and its folder."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, str(ROOT / "examples/train_digits.py"), "--quick"]
-    done = subprocess.run(
-        [*command, "--out", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=folder.parent,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    script = str(ROOT / "examples/train_digits.py")
+    done = run_python(script, "--quick", "--out", str(folder), cwd=folder.parent)
     return done.stdout, folder
 
 

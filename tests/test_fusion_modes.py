@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from called import ROUTINGS, ROWS, C, D, Net, doubles, gradients, mcr, table_of
+from called import ROWS, C, D, Net, doubles, mcr, table_of
 from inputs import make_latents
 from torch import nn
 
@@ -51,44 +51,6 @@ def test_own_mode_is_there_for_who_wants_it():
     with pytest.raises(ValueError, match="fusion draws random numbers in evaluation mode too"):
         mcr()(latents, None, fusion=noisy)
     mcr(fusion_mode="own")(latents, None, fusion=noisy)
-
-
-@pytest.mark.parametrize("clean_path", ["shared", "routed"])
-@pytest.mark.parametrize("place", ["fusion", "head", "projection"])
-def test_batch_norm_counts_one_batch(place, clean_path):
-    torch.manual_seed(0)
-    norm = nn.BatchNorm1d(6)
-    if place == "fusion":
-        seq = nn.Sequential(nn.Linear(2 * D, 6), norm, nn.ReLU(), nn.Linear(6, C)).double()
-        fusion = lambda z: seq(torch.cat(z, 1))  # noqa: E731
-    elif place == "head":
-        seq = nn.Sequential(nn.Linear(2 * D, 6), norm, nn.ReLU(), nn.Linear(6, C)).double()
-        fusion = AdditiveFusion.from_sequential(seq, [D, D])
-    else:
-        seq = nn.Sequential(nn.Linear(D, 6), norm, nn.ReLU(), nn.Linear(6, 5)).double()
-        fusion = AdditiveFusion([seq, nn.Linear(D, 5).double()], None, nn.Linear(5, C).double())
-    latents = make_latents(2, 2, ROWS)
-    twin = copy.deepcopy(seq)
-    twin(torch.cat(latents, 1) if place != "projection" else latents[0])
-    loss = mcr(clean_path=clean_path, strategy="independent", chunk_rows=4)
-    loss(latents, None, fusion=fusion, permutations=table_of()).loss.backward()
-    assert norm.num_batches_tracked == 1
-    torch.testing.assert_close(norm.running_var, twin[1].running_var)
-    torch.testing.assert_close(norm.running_mean, twin[1].running_mean)
-
-
-@pytest.mark.parametrize("routing", ROUTINGS, ids="-".join)
-def test_batch_norm_and_dropout_are_compared_in_evaluation_mode(routing):
-    torch.manual_seed(0)
-    layers = [nn.Linear(2 * D, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Tanh(), nn.Linear(6, C)]
-    seq = nn.Sequential(*layers).double()
-    latents = make_latents(2, 2, ROWS)
-    out, ours = gradients(seq, latents, routing, list(seq.parameters()))
-    steady = copy.deepcopy(seq).eval()  # its statistics are those after the one call
-    wanted = gradients(steady, latents, routing, list(steady.parameters()))
-    torch.testing.assert_close(out.divergences, wanted[0].divergences)
-    for a, b in zip(ours, wanted[1], strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_batch_norm_without_statistics_is_refused():

@@ -48,10 +48,9 @@ def both(inputs, permutations, grad=None, **options):
 def test_agrees_with_the_ops_apart(scheme, strategy, backend):
     table = None if scheme == "all" else sample_permutations(4, 9, scheme=scheme, num_modalities=3)
     grad = torch.randn(6, dtype=torch.float64)
-    for one, other in zip(
-        *both(leaves(1, 9), table, grad, strategy=strategy, backend=backend), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        *both(leaves(1, 9), table, grad, strategy=strategy, backend=backend), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,19 +71,13 @@ def test_only_what_is_asked_for():
     assert bias.grad is not None
 
 
-def test_without_gradients():
-    *latents, weight, bias = leaves(4, 7)
-    with torch.no_grad():
-        value = linear_permuted_divergence(latents, weight, bias=bias)
-    assert not value.requires_grad
-    torch.testing.assert_close(value, apart(latents, weight, bias, None).detach())
-
-
 def test_the_same_bits_with_and_without_gradients():
     *latents, weight, bias = leaves(4, 7, torch.float32)
     value = linear_permuted_divergence(latents, weight, bias=bias)
     with torch.no_grad():
-        assert torch.equal(linear_permuted_divergence(latents, weight, bias=bias), value)
+        again = linear_permuted_divergence(latents, weight, bias=bias)
+    assert torch.equal(again, value)
+    assert not again.requires_grad
 
 
 def test_sixteen_bits_are_widened_before_the_products():
@@ -177,15 +170,3 @@ def test_logits_are_not_rounded_to_16_bits(how, backend):
         rtol = torch.finfo(x.dtype).eps if x.dtype == torch.bfloat16 else 1e-4
         atol = 1e-2 * rtol * float(y.grad.abs().max())
         torch.testing.assert_close(x.grad.double(), y.grad, rtol=rtol, atol=atol)
-
-
-def test_errors():
-    *latents, weight, bias = leaves(7, 7)
-    with pytest.raises(ValueError, match=r"weight must have shape \[C, 12\]"):
-        linear_permuted_divergence(latents, weight[:, :-1])
-    with pytest.raises(TypeError, match=r"latents\[1\] must be torch.float64 like weight"):
-        linear_permuted_divergence([latents[0], latents[1].float(), latents[2]], weight)
-    with pytest.raises(ValueError, match="at least 2 modalities"):
-        linear_permuted_divergence(latents[:1], weight[:, :5])
-    with pytest.raises(ValueError, match="strategy must be one of"):
-        linear_permuted_divergence(latents, weight, strategy="selfish")

@@ -1,5 +1,7 @@
 """Shape-only runs: on the meta device and on fake tensors every loss gives shapes and dtypes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from losses import LOSSES
@@ -62,32 +64,25 @@ CASES = {
 }
 
 
-def check(case, device, dtype):
+without_values = pytest.mark.parametrize(
+    ("device", "mode"), [("meta", nullcontext), ("cpu", FakeTensorMode)], ids=["meta", "fake"]
+)
+
+
+@without_values
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_functions(case, dtype, device, mode):
     run, shape = CASES[case]
-    inputs = Inputs(device, dtype)
-    value = run(inputs)
-    assert value.shape == shape
-    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert value.device.type == device
-    value.sum().backward()
-    for x in inputs.leaves:
-        assert (x.grad.shape, x.grad.dtype, x.grad.device) == (x.shape, x.dtype, x.device)
-
-
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-
-
-@dtypes
-@pytest.mark.parametrize("case", CASES)
-def test_functions_on_meta(case, dtype):
-    check(case, "meta", dtype)
-
-
-@dtypes
-@pytest.mark.parametrize("case", CASES)
-def test_functions_on_fake_tensors(case, dtype):
-    with FakeTensorMode():
-        check(case, "cpu", dtype)
+    with mode():
+        inputs = Inputs(device, dtype)
+        value = run(inputs)
+        assert value.shape == shape
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert value.device.type == device
+        value.sum().backward()
+        for x in inputs.leaves:
+            assert (x.grad.shape, x.grad.dtype, x.grad.device) == (x.shape, x.dtype, x.device)
 
 
 def make_fusion(kind):
@@ -102,32 +97,20 @@ def make_fusion(kind):
     return lambda latents: mlp(torch.cat(latents, 1))
 
 
-def check_regularizer(kind, device, source):
-    with torch.device(device):
-        fusion = make_fusion(kind)
-        mcr = mcr_fast.MCRLoss([D, D], C, num_permutations=2, ceb_weight=1.0, ceb_source=source)
-    inputs = Inputs(device, torch.float32)
-    out = mcr(inputs.pair(), inputs.labels, fusion=fusion, present=inputs.present)
-    assert (out.loss.shape, out.logits.shape, out.importance.shape) == ((), (N, C), (2,))
-    assert out.loss.device.type == device
-    out.loss.backward()
-    assert all(x.grad.shape == x.shape for x in inputs.leaves)
-
-
-FUSIONS = ["linear", "additive", "sequential", "callable"]
-
-
+@without_values
 @pytest.mark.parametrize("source", ["logits", "labels"])
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_the_regularizer_on_meta(kind, source):
-    check_regularizer(kind, "meta", source)
-
-
-@pytest.mark.parametrize("source", ["logits", "labels"])
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_the_regularizer_on_fake_tensors(kind, source):
-    with FakeTensorMode():
-        check_regularizer(kind, "cpu", source)
+@pytest.mark.parametrize("kind", ["linear", "additive", "sequential", "callable"])
+def test_the_regularizer(kind, source, device, mode):
+    with mode():
+        with torch.device(device):
+            fusion = make_fusion(kind)
+            mcr = mcr_fast.MCRLoss([D, D], C, num_permutations=2, ceb_weight=1.0, ceb_source=source)
+        inputs = Inputs(device, torch.float32)
+        out = mcr(inputs.pair(), inputs.labels, fusion=fusion, present=inputs.present)
+        assert (out.loss.shape, out.logits.shape, out.importance.shape) == ((), (N, C), (2,))
+        assert out.loss.device.type == device
+        out.loss.backward()
+        assert all(x.grad.shape == x.shape for x in inputs.leaves)
 
 
 def test_values_are_read_only_where_there_are_values(monkeypatch):

@@ -2,17 +2,13 @@
 
 import pytest
 import torch
+from called import mcr, table_of
 from inputs import generator, make_latents
 from torch import nn
 
-import mcr_fast
-from mcr_fast import AdditiveFusion, MCRLoss
+from mcr_fast import AdditiveFusion
 
 ROWS, C, D = 12, 5, 8
-
-
-def table():
-    return mcr_fast.sample_permutations(3, ROWS, generator=generator(3)).index()
 
 
 def linear_fusion(kind, dtype=torch.float32):
@@ -30,9 +26,9 @@ def linear_fusion(kind, dtype=torch.float32):
     return AdditiveFusion(parts)
 
 
-def mipd(fusion, latents, **options):
-    loss = MCRLoss([D, D], C, mipd_weight=1.0, contrastive_weight=0.0, strategy="independent")
-    return loss(latents, None, fusion=fusion, permutations=table(), **options)
+def mipd(fusion, latents):
+    loss = mcr(width=D, classes=C, strategy="independent")
+    return loss(latents, None, fusion=fusion, permutations=table_of(ROWS))
 
 
 @pytest.mark.parametrize("latents_dtype", [torch.float32, torch.bfloat16])
@@ -89,19 +85,15 @@ def test_a_latent_of_another_dtype_is_named(kind):
 def test_noise_of_float16_latents(kind, scale):
     """The standard deviation squares what float16 cannot hold."""
     base = make_latents(2, 2, ROWS, D, dtype=torch.float64)
-    fusion = linear_fusion("linear")
+    fusion = linear_fusion("linear", torch.float64)
     with torch.no_grad():
         fusion.weight.div_(scale)
-    loss = MCRLoss([D, D], C, contrastive_weight=0.0, perturbation="noise", num_permutations=200)
+    loss = mcr(width=D, classes=C, perturbation="noise", num_permutations=200)
     values = []
     for dtype in (torch.float16, torch.float64):
         latents = [(scale * z.detach()).to(torch.float16).to(dtype) for z in base]
-        run = fusion.double()
-
-        def called(z, run=run):
-            return run(torch.cat([x.double() for x in z], 1))
-
-        use = called if kind == "callable" or dtype == torch.float16 else run
+        called = lambda z: fusion(torch.cat([x.double() for x in z], 1))  # noqa: E731
+        use = called if kind == "callable" or dtype == torch.float16 else fusion
         values.append(loss(latents, None, fusion=use, generator=generator(1)).divergences)
     torch.testing.assert_close(values[0].double(), values[1], rtol=0.1, atol=0)
 

@@ -85,8 +85,7 @@ def test_compiled_without_graph_breaks():
             torch.manual_seed(5)
             out = run(latents, labels, fusion=fusion)
             results.append([*out, *torch.autograd.grad(out.loss, latents)])
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(*results)
 
 
 def test_compiled_generic_fusion():
@@ -96,9 +95,6 @@ def test_compiled_generic_fusion():
     expected = loss(latents, LABELS, fusion=fusion)
     out = compiled(latents, LABELS, fusion=fusion)
     torch.testing.assert_close(out.loss, expected.loss)
-    for a, b in zip(
-        torch.autograd.grad(out.loss, latents),
-        torch.autograd.grad(expected.loss, latents),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.loss, latents), torch.autograd.grad(expected.loss, latents)
+    )

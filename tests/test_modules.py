@@ -73,58 +73,12 @@ def test_no_term_at_all():
     torch.testing.assert_close(out.importance, torch.full((2,), 0.5, dtype=torch.float64))
 
 
-def test_sup_con_and_embeddings():
-    fusion, latents = setting()
-    embeddings = make_latents(3, 2, N, 7)
-    loss = mcr(contrastive="sup_con", temperature=0.1, mipd_weight=0.0)
-    out = loss(latents, LABELS, fusion=fusion, embeddings=embeddings)
-    torch.testing.assert_close(out.contrastive, F.sup_con(embeddings, LABELS, temperature=0.1))
-
-
-def test_labels_none_means_instance_labels():
-    fusion, latents = setting()
-    out = mcr()(latents, None, fusion=fusion)
-    torch.testing.assert_close(out.contrastive, F.nt_xent(latents, torch.arange(N)))
-
-
-def test_ceb_sees_detached_logits_or_labels():
-    fusion, latents = setting()
-    for source in ("logits", "labels"):
-        loss = mcr(mipd_weight=0.0, contrastive_weight=0.0, ceb_weight=1.0, ceb_source=source)
-        loss = loss.double()
-        out = loss(latents, LABELS, fusion=fusion)
-        seen = out.logits.detach()
-        if source == "labels":
-            seen = nn.functional.one_hot(LABELS, C).double()
-        expected = ((loss.ceb_head(seen) - torch.cat(latents, 1)) ** 2).mean()
-        torch.testing.assert_close(out.ceb, expected)
-        grads = torch.autograd.grad(out.loss, [*latents, *loss.parameters()])
-        wanted = torch.autograd.grad(expected, [*latents, *loss.parameters()])
-        for a, b in zip(grads, wanted, strict=True):
-            torch.testing.assert_close(a, b)
-        assert fusion.weight.grad is None
-
-
-def test_middle_dimensions_are_averaged():
-    fusion, latents = setting("transformer")
-    loss = mcr(ceb_weight=1.0).double()
-    out = loss(latents, LABELS, fusion=fusion)
-    pooled = [z.mean(1) for z in latents]
-    torch.testing.assert_close(out.contrastive, F.nt_xent(pooled, LABELS))
-    expected = F.reconstruction_loss(pooled, loss.ceb_head(out.logits.detach()))
-    torch.testing.assert_close(out.ceb, expected)
-
-
 def test_missing_modalities_reach_no_term():
     fusion, latents = setting()
     present = make_present(4, N, 2)
     present[2] = False
     loss = mcr(ceb_weight=1.0, num_permutations="all").double()
     out = loss(latents, LABELS, fusion=fusion, present=present)
-    torch.testing.assert_close(out.contrastive, F.nt_xent(latents, LABELS, present=present))
-    mask = present.repeat_interleave(D, 1)
-    difference = loss.ceb_head(out.logits.detach()) - torch.cat(latents, 1)
-    torch.testing.assert_close(out.ceb, (difference**2)[mask].mean())
     # a row that misses everything: its contents do not matter
     other = [z.detach().clone() for z in latents]
     for z in other:

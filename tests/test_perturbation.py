@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from called import ROWS, C, D, mcr, table_of
 from inputs import FUSIONS, generator, make_fusion, make_latents, make_present
 from oracle import Oracle
-from test_routing import compare, mcr
+from test_routing import compare
 from torch import nn
 
-import mcr_fast
 from mcr_fast._names import DIVERGENCES
 from mcr_fast.mipd.draw import draw_noise
-
-ROWS, C, D = 5, 3, 4
 
 
 class Counted(nn.Module):
@@ -105,60 +103,8 @@ def test_noise_has_the_standard_deviation_of_the_batch():
 # Whose graph, and which tensors
 
 
-def test_a_fusion_may_use_a_tensor_with_a_graph():
-    """A conditioning vector from another network: its graph survives, its parameters are shared."""
-    text = nn.Linear(2, D).double()
-    base = make_fusion("gated", 1, 2)
-    latents = make_latents(2, 2, ROWS)
-    words = torch.randn(2, dtype=torch.float64)
-    condition = text(words).tanh()
-    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
-
-    def fusion(z):
-        return base.fusion([z[0] * condition, z[1]])
-
-    out = mcr(2, strategy="independent", chunk_rows=3)(
-        latents, None, fusion=fusion, permutations=table
-    )
-    (out.mipd + 0 * condition.sum()).backward()
-    owned = [(p, None) for p in text.parameters()]
-    oracle = Oracle(lambda z: base.fusion([z[0] * text(words).tanh(), z[1]]), latents, owned, table)
-    wanted = oracle.gradients("independent", "shared")
-    for x, grad in zip([*latents, *text.parameters()], wanted, strict=True):
-        torch.testing.assert_close(x.grad, grad)
-
-
-@pytest.mark.parametrize("clean_path", ["shared", "routed"])
-def test_encoders_upstream_get_the_latents_gradient(clean_path):
-    """Also where an encoder shares a parameter with the fusion, and one latent feeds another."""
-    shared = nn.Parameter(torch.randn(D, D, dtype=torch.float64, generator=generator(1)))
-    inputs = make_latents(2, 1, ROWS)[0]
-    out_layer = torch.randn(D, C, dtype=torch.float64, generator=generator(3))
-    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(4)).index()
-
-    def encode():
-        first = (inputs @ shared).tanh()
-        return [first, (2 * first + inputs).sin()]
-
-    def fusion(z):
-        return ((z[0] @ shared) * z[1]) @ out_layer
-
-    latents = encode()
-    loss = mcr(2, strategy="independent", clean_path=clean_path)
-    mipd = loss(latents, None, fusion=fusion, permutations=table).mipd
-    ours = torch.autograd.grad(mipd, shared)[0]
-
-    # by hand: the game cuts at the latents, then the encoders' ordinary backward
-    leaves = [z.detach().requires_grad_() for z in latents]
-    tied = shared.detach().clone().requires_grad_()
-    oracle = Oracle(lambda z: ((z[0] @ tied) * z[1]) @ out_layer, leaves, [(tied, None)], table)
-    *to_latents, to_fusion = oracle.gradients("independent", clean_path)
-    through = torch.autograd.grad(encode(), shared, grad_outputs=to_latents)[0]
-    torch.testing.assert_close(ours, to_fusion + through)
-
-
 def test_two_latents_from_one_node():
-    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
+    table = table_of()
     case = make_fusion("gated", 1, 2)
     joint = torch.randn(ROWS, 2 * D, dtype=torch.float64, requires_grad=True)
     results = []
@@ -167,28 +113,6 @@ def test_two_latents_from_one_node():
         out = loss(latents, None, fusion=case.fusion, permutations=table)
         results.append(torch.autograd.grad(out.mipd, joint)[0])
     torch.testing.assert_close(results[0], results[1])
-
-
-@pytest.mark.parametrize("frozen", ["fusion", "first", "latents"])
-@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
-def test_frozen_parts_change_nothing_else(kind, frozen):
-    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1)).index()
-    loss = mcr(2, strategy="independent", clean_path="routed")
-    grads = []
-    for freeze in (False, True):
-        case, latents = make_fusion(kind, 1, 2), make_latents(2, 2, ROWS)
-        if freeze:
-            case.fusion.requires_grad_(frozen != "fusion")
-            for m, z in enumerate(latents):
-                z.requires_grad_(frozen == "fusion" or (frozen == "first" and m == 1))
-        loss(latents, None, fusion=case.fusion, permutations=table).mipd.backward()
-        grads.append([x.grad for x in [*latents, *case.fusion.parameters()]])
-    compared = 0
-    for free, part in zip(*grads, strict=True):
-        if part is not None:
-            torch.testing.assert_close(part, free)
-            compared += 1
-    assert 0 < compared < len(grads[0])
 
 
 def test_logits_of_other_latents_are_refused():
@@ -205,14 +129,13 @@ def test_detached_logits_are_refused_where_they_matter():
     with pytest.raises(ValueError, match="but they are detached"):
         mcr(2, strategy="independent")(latents, None, fusion=case.fusion, logits=logits)
     # greedy with two modalities: head(S) is 0, nothing flows along the clean path
-    table = mcr_fast.sample_permutations(2, ROWS, generator=generator(1))
+    table = table_of()
     grads = []
     for given in (logits, None):
         loss = mcr(2)
         out = loss(latents, None, fusion=case.fusion, logits=given, permutations=table)
         grads.append(torch.autograd.grad(out.mipd, latents))
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -230,8 +153,7 @@ def test_a_row_without_any_modality_may_hold_anything(kind, bad):
         out = loss(latents, None, fusion=case.fusion, present=present)
         out.mipd.backward()
         results.append([out.divergences, *(z.grad[present[:, 0]] for z in latents)])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
@@ -248,21 +170,12 @@ def test_upstream_gradient_and_second_backward(kind):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_no_double_backward():
-    case, latents = make_fusion("gated", 1, 2), make_latents(2, 2, ROWS)
-    mipd = mcr(2, num_permutations="all")(latents, None, fusion=case.fusion).mipd
-    grads = torch.autograd.grad(mipd, latents, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        sum(g.square().sum() for g in grads).backward()
-
-
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("kind", ["additive_head", "film"])
+@pytest.mark.parametrize("kind", ["additive_head", "gated"])
 def test_finite_differences_where_the_gradient_is_a_true_one(kind, divergence):
-    case, latents = make_fusion(kind, 1, 3), make_latents(2, 3, ROWS)
-    loss = mcr(
-        3, strategy="collaborative", num_permutations="all", divergence=divergence, chunk_rows=7
-    )
+    case, latents = make_fusion(kind, 1, 3, 2), make_latents(2, 3, 3, 2)
+    options = {"num_permutations": "all", "divergence": divergence, "chunk_rows": 4}
+    loss = mcr(3, width=2, strategy="collaborative", **options)
     torch.autograd.gradcheck(lambda *z: loss(list(z), None, fusion=case.fusion).mipd, latents)
 
 
@@ -329,7 +242,7 @@ def test_float32_is_close_to_float64(kind):
         latents = make_latents(2, 2, 64, 16, dtype=torch.float32)
         latents = [z.detach().to(dtype).requires_grad_() for z in latents]
         fusion = case.fusion.to(dtype)
-        loss = mcr(2, 16, num_permutations=16, strategy="independent", chunk_rows=200)
+        loss = mcr(2, width=16, num_permutations=16, strategy="independent", chunk_rows=200)
         out = loss(latents, None, fusion=fusion, generator=generator(1))
         out.mipd.backward()
         grads = [x.grad for x in [*latents, *fusion.parameters()]]
@@ -338,40 +251,6 @@ def test_float32_is_close_to_float64(kind):
     assert values.dtype == torch.float32
     torch.testing.assert_close(values.double(), true_values, rtol=2e-6, atol=0)
     assert (grads - true_grads).norm() <= 1e-5 * true_grads.norm()
-
-
-def joined_in_place(inplace):
-    """A fusion whose first layer overwrites what it is given."""
-    torch.manual_seed(0)
-    clip, last = nn.ReLU(inplace=inplace), nn.Linear(2 * D, C)
-
-    class Joined(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.clip, self.last = clip, last
-
-        def forward(self, latents):
-            return self.last(torch.cat([self.clip(z) for z in latents], dim=1))
-
-    return Joined(), last.weight
-
-
-def head_in_place(inplace):
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(2 * D, 6), nn.ReLU(inplace=inplace), nn.Linear(6, C))
-    return mcr_fast.AdditiveFusion.from_sequential(layers, [D, D]), layers[0].weight
-
-
-@pytest.mark.parametrize("make", [joined_in_place, head_in_place])
-def test_layers_that_work_in_place(make):
-    results = []
-    for inplace in (False, True):
-        fusion, weight = make(inplace)
-        latents = [torch.randn(ROWS, D, generator=generator(m), requires_grad=True) for m in (1, 2)]
-        out = mcr(2, num_permutations="all")([z * 1.0 for z in latents], None, fusion=fusion)
-        out.loss.backward()
-        results.append([out.divergences, *(z.grad for z in latents), weight.grad])
-    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("kind", ["additive_head", "gated"])

@@ -68,6 +68,16 @@ def test_no_pair_is_below_zero_and_nan_stays(divergence):
     assert (rows[torch.arange(len(rows)) != 7] >= 0).all()
 
 
+@pytest.mark.parametrize("divergence", _names.DIVERGENCES)
+def test_an_infinite_number_gives_nan(divergence):
+    clean, perturbed = torch.randn(2, 6, 5)
+    for row, value in enumerate((float("inf"), -float("inf"))):
+        clean[3 * row, 1] = value
+        perturbed[3 * row + 1, 1] = value
+        clean[3 * row + 2, 1] = perturbed[3 * row + 2, 1] = value
+    assert row_divergences(clean, perturbed, divergence).isnan().all()
+
+
 def test_what_is_taken_up_to_zero_keeps_its_gradient():
     clean, perturbed = (x.requires_grad_() for x in near_rows())
     ours = row_divergences(clean, perturbed, "jsd")

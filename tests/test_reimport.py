@@ -3,13 +3,12 @@
 Each test has a process of its own: an import cannot be taken back.
 """
 
-import os
 import shutil
-import subprocess
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from programs import run_python
 from tiers import sample
 
 import mcr_fast
@@ -29,10 +28,12 @@ def import_again():
     gc.collect()
     return importlib.import_module("mcr_fast")
 
-def use(package, backends=(None, "reference")):
+BACKENDS = (None, "reference", *["triton"] * ("TRITON_INTERPRET" in os.environ))
+
+def use(package):
     g = torch.Generator().manual_seed(0)
     results = []
-    for backend in backends:
+    for backend in BACKENDS:
         F = package.functional
         z = [torch.randn(6, 4, generator=g).requires_grad_() for _ in range(2)]
         labels = torch.arange(6) // 2
@@ -60,16 +61,16 @@ def train(package, loss=None):
     return grads
 
 def same(a, b):
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=0)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
 """
 
 DROPPED = """
 import mcr_fast
-first, trained = use(mcr_fast), train(mcr_fast)
+first, trained, report = use(mcr_fast), train(mcr_fast), mcr_fast.env.report()
 del mcr_fast
 for _ in range(2):
     again = import_again()
+    assert again.env.report() == report
     same(use(again), first)
     same(train(again), trained)
 """
@@ -127,18 +128,6 @@ first = gradient(mcr_fast)
 same(gradient(import_again()), first)
 """
 
-INTERPRETED = """
-import mcr_fast
-first = use(mcr_fast, (None, "triton"))
-same(use(import_again(), (None, "triton")), first)
-"""
-
-SAME_LIBRARY = """
-import mcr_fast
-first = mcr_fast.env.report()
-assert import_again().env.report() == first
-"""
-
 WITHOUT_LIBRARY = """
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -151,38 +140,20 @@ same(use(again), use(mcr_fast))
 """
 
 
-def run(code, cwd, **variables):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
+INTERPRETED = {"TRITON_INTERPRET": "1"} if find_spec("triton") else {}
 CASES = {
-    "dropped": DROPPED,
-    "kept": KEPT,
-    "reloaded": RELOADED,
-    "compiled": COMPILED,
-    "same_library": SAME_LIBRARY,
+    "dropped": (DROPPED, INTERPRETED),
+    "kept": (KEPT, {}),
+    "reloaded": (RELOADED, {}),
+    "compiled": (COMPILED, {}),
 }
 
 
-@pytest.mark.parametrize("code", sample(CASES.values(), 2), ids=CASES)
-def test_imported_again(code, tmp_path):
-    run(code, tmp_path)
-
-
-def test_imported_again_with_interpreted_kernels(tmp_path):
-    pytest.importorskip("triton")
-    run(INTERPRETED, tmp_path, TRITON_INTERPRET="1")
+@pytest.mark.parametrize(("code", "variables"), sample(CASES.values(), 2), ids=CASES)
+def test_imported_again(code, variables, tmp_path):
+    run_python("-c", PREAMBLE + code, cwd=tmp_path, **variables)
 
 
 def test_imported_again_without_a_library(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "mcr_fast", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
-    run(WITHOUT_LIBRARY, tmp_path, PYTHONPATH=str(tmp_path))
+    run_python("-c", PREAMBLE + WITHOUT_LIBRARY, cwd=tmp_path, PYTHONPATH=str(tmp_path))

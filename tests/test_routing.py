@@ -4,15 +4,12 @@ import itertools
 
 import pytest
 import torch
+from called import ROWS, mcr
 from inputs import FUSIONS, generator, make_fusion, make_latents, make_present
 from oracle import Oracle
 
 import mcr_fast
-from mcr_fast._names import DIVERGENCES
-
-STRATEGIES = ("greedy", "independent", "collaborative")
-CLEAN_PATHS = ("shared", "routed", "detached")
-ROWS, PERMUTATIONS = 5, 2
+from mcr_fast._names import CLEAN_PATHS, DIVERGENCES, STRATEGIES
 
 
 def compare(loss, case, latents, oracle, routing, rtol=1e-9, **arguments):
@@ -25,16 +22,7 @@ def compare(loss, case, latents, oracle, routing, rtol=1e-9, **arguments):
     out.mipd.backward()
     ours = [z.grad for z in latents] + case.read()
     wanted = oracle.gradients(*routing)
-    assert len(ours) == len(wanted)
-    for t, (a, b) in enumerate(zip(ours, wanted, strict=True)):
-        torch.testing.assert_close(
-            a, b, rtol=rtol, atol=1e-12, msg=lambda m, t=t: f"{routing}, tensor {t}: {m}"
-        )
-
-
-def mcr(num_modalities, width=4, **options):
-    options = {"mipd_weight": 1.0, "contrastive_weight": 0.0} | options
-    return mcr_fast.MCRLoss([width] * num_modalities, 3, **options)
+    torch.testing.assert_close(ours, wanted, rtol=rtol, atol=1e-12, msg=lambda m: f"{routing}: {m}")
 
 
 @pytest.mark.parametrize("backend", ["reference", None])
@@ -43,7 +31,7 @@ def mcr(num_modalities, width=4, **options):
 def test_all_strategies_and_clean_paths(kind, num_modalities, backend):
     case = make_fusion(kind, 1, num_modalities)
     latents = make_latents(2, num_modalities, ROWS, length=case.length)
-    sample = mcr_fast.sample_permutations(PERMUTATIONS, ROWS, generator=generator(3))
+    sample = mcr_fast.sample_permutations(2, ROWS, generator=generator(3))
     oracle = Oracle(case.oracle, latents, case.owned, sample.index())
     for routing in itertools.product(STRATEGIES, CLEAN_PATHS):
         strategy, clean_path = routing
@@ -53,93 +41,61 @@ def test_all_strategies_and_clean_paths(kind, num_modalities, backend):
 
 # Each option once, on fusions that take the three different ways through the package
 
-WAYS = ("linear", "additive_head", "gated")
+
+def drawn(**options):
+    g = generator(6)
+    return mcr_fast.sample_permutations(options.pop("count", 3), ROWS, generator=g, **options)
 
 
-def table_of(sample):
-    return sample if isinstance(sample, torch.Tensor) else sample.index()
+UNIFORM = {"permutations": drawn(scheme="uniform", num_modalities=3)}
+LABELS = torch.tensor([0, 1, 1, 2, 0])
+WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+MASKED = {"present": make_present(9, ROWS, 3), "sample_weight": WEIGHT}
+DEFAULTS = {
+    "num_modalities": 3,
+    "routing": ("greedy", "routed"),
+    "chunks": (None, 3),
+    "permutations": None,
+    "labels": None,
+    "subsets": "all",
+}
+OPTIONS = {
+    "exhaustive": {"num_modalities": 2},
+    "single subsets": {"subsets": "single"},
+    "chunks": {"num_modalities": 2, "chunks": (1, 2, 3, 5, 7, 10, 11, 1000)},
+    "uniform table": {"permutations": drawn(scheme="uniform")},
+    "uniform table, own donors": UNIFORM,
+    "exclude self": UNIFORM | {"exclude": "self"},
+    "exclude same label": UNIFORM | {"exclude": "same_label", "labels": LABELS},
+    "missing and weighted, greedy": MASKED | {"routing": ("greedy", "shared")},
+    "missing and weighted, independent": MASKED | {"routing": ("independent", "routed")},
+    **{name: {"num_modalities": 2, "divergence": name} for name in DIVERGENCES[1:]},
+    **{
+        f"own donors, {strategy}": {
+            "permutations": drawn(count=2, num_modalities=3),
+            "routing": (strategy, clean_path),
+        }
+        for strategy, clean_path in zip(STRATEGIES, CLEAN_PATHS, strict=True)
+    },
+}
 
 
-def check(kind, num_modalities, permutations, *, routing=("greedy", "routed"), length=0, **options):
-    """One routing of one fusion; `options` of MCRLoss, of its forward and of the oracle."""
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "gated"])
+def test_options(kind, name):
+    """One routing of one fusion; options of MCRLoss, of its forward and of the oracle."""
+    given = DEFAULTS | OPTIONS[name]
+    num_modalities, routing, chunks, permutations, labels, subsets = map(given.pop, DEFAULTS)
     case = make_fusion(kind, 4, num_modalities)
-    latents = make_latents(5, num_modalities, ROWS, length=case.length)
-    shared = {k: v for k, v in options.items() if k in ("divergence", "exclude")}
-    data = {k: v for k, v in options.items() if k in ("present", "sample_weight")}
-    labels = options.get("labels")
-    table = table_of(permutations) if permutations is not None else exhaustive_table()
-    subsets = options.get("subsets", "all")
-    oracle = Oracle(
-        case.oracle, latents, case.owned, table, subsets, labels=labels, **shared, **data
-    )
-    for chunk_rows in options.get("chunks", (None, 3)):
-        loss = mcr(
-            num_modalities,
-            strategy=routing[0],
-            clean_path=routing[1],
-            subsets=subsets,
-            chunk_rows=chunk_rows,
-            num_permutations="all",
-            **shared,
-        )
+    latents = make_latents(5, num_modalities, ROWS)
+    rows = torch.arange(ROWS)
+    table = torch.stack([(rows + shift) % ROWS for shift in range(1, ROWS)])
+    if permutations is not None:
+        table = permutations if isinstance(permutations, torch.Tensor) else permutations.index()
+    oracle = Oracle(case.oracle, latents, case.owned, table, subsets, labels=labels, **given)
+    data = {k: given.pop(k) for k in MASKED if k in given}
+    options = {"subsets": subsets, "strategy": routing[0], "clean_path": routing[1], **given}
+    for chunk_rows in chunks:
+        loss = mcr(num_modalities, num_permutations="all", chunk_rows=chunk_rows, **options)
         loss_of = lambda z, _, loss=loss, **rest: loss(z, labels, **rest)  # noqa: E731
         compare(loss_of, case, latents, oracle, routing, permutations=permutations, **data)
-
-
-def exhaustive_table():
-    rows = torch.arange(ROWS)
-    return torch.stack([(rows + shift) % ROWS for shift in range(1, ROWS)])
-
-
-@pytest.mark.parametrize("routing", list(zip(STRATEGIES, CLEAN_PATHS, strict=True)), ids="-".join)
-@pytest.mark.parametrize("kind", WAYS)
-def test_own_donors(kind, routing):
-    sample = mcr_fast.sample_permutations(2, ROWS, num_modalities=3, generator=generator(6))
-    check(kind, 3, sample, routing=routing)
-
-
-@pytest.mark.parametrize("kind", WAYS)
-@pytest.mark.parametrize("num_modalities", [None, 3])
-def test_uniform_table(kind, num_modalities):
-    table = mcr_fast.sample_permutations(
-        3, ROWS, scheme="uniform", num_modalities=num_modalities, generator=generator(7)
-    )
-    check(kind, 3, table)
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_exhaustive(kind):
-    check(kind, 2, None)
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_single_subsets(kind):
-    check(kind, 3, None, subsets="single")
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES[1:])
-@pytest.mark.parametrize("kind", WAYS)
-def test_divergences(kind, divergence):
-    check(kind, 2, None, divergence=divergence)
-
-
-@pytest.mark.parametrize("exclude", ["self", "same_label"])
-@pytest.mark.parametrize("kind", WAYS)
-def test_exclude(kind, exclude):
-    table = mcr_fast.sample_permutations(
-        3, ROWS, scheme="uniform", num_modalities=3, generator=generator(8)
-    )
-    check(kind, 3, table, exclude=exclude, labels=torch.tensor([0, 1, 1, 2, 0]))
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_missing_modalities_and_weights(kind):
-    present = make_present(9, ROWS, 3)
-    weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0], dtype=torch.float64)
-    check(kind, 3, None, present=present, sample_weight=weight, routing=("greedy", "shared"))
-    check(kind, 3, None, present=present, sample_weight=weight, routing=("independent", "routed"))
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_chunks(kind):
-    check(kind, 2, None, chunks=(1, 2, 3, 5, 7, 10, 11, 1000))

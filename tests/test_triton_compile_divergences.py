@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from aot import TARGETS, Compiled, compile_kernel
+import aot
+from aot import TARGETS, Compiled
 
 from mcr_fast.kernels import config
 from mcr_fast.kernels import row_divergence as rows
@@ -37,7 +38,6 @@ OPTIONS = {
     "SINGLE": True,
     "MASKED": False,
     "EXCLUDE": 0,
-    "PRECISE": False,
     "ALIGN": 8,
 }
 ROUTED = {"CLEAN_PATH": 0, "OUTSIDER": -1, "GRAD": True}
@@ -60,30 +60,10 @@ GENERAL = {
 
 
 def build(fn, chosen: Config, target: int, dtype: str = "fp32", **options) -> Compiled:
-    """Compile with the table's block sizes; an option "given" is a pointer that is there."""
-    constants = {k: v for k, v in options.items() if v != "given" and k in fn.arg_names}
-    signature = {}
-    for name in fn.arg_names:
-        if name in ("x_ptr", "bias_ptr", "perturbed_ptr", "clean_ptr"):
-            signature[name] = f"*{dtype}"
-        elif name.endswith("_ptr"):
-            signature[name] = POINTERS.get(name, "*fp32")
-        else:
-            signature[name] = "fp32" if name == "share" else "i32"
-    aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") and n not in constants)
-    blocks = {k: v for k, v in chosen.blocks.items() if k in fn.arg_names}
-    compiled = compile_kernel(
-        fn,
-        signature,
-        constants | blocks,
-        target,
-        chosen.num_warps,
-        chosen.num_stages,
-        aligned,
-        chosen.max_registers,
-    )
-    compiled.check()
-    return compiled
+    """An option "given" is a pointer that is there."""
+    inputs = dict.fromkeys(("x_ptr", "bias_ptr", "perturbed_ptr", "clean_ptr"), f"*{dtype}")
+    constants = {k: v for k, v in options.items() if v != "given"}
+    return aot.build(fn, chosen, target, POINTERS | inputs | {"share": "fp32"}, **constants)
 
 
 def per_thread(chosen: Config) -> int:
@@ -147,7 +127,7 @@ def test_every_feature(divergence, target):
 
 @pytest.mark.parametrize(("chosen", "target"), sizes_of("row_divergence"))
 def test_row_divergence(chosen, target):
-    options = {"KIND": 0, "PRECISE": False, "ALIGN": 8, "weight_ptr": None, "GRAD": True}
+    options = {"KIND": 0, "ALIGN": 8, "weight_ptr": None, "GRAD": True}
     kernel = rows._row_divergence_fwd_kernel
     assert_fast_logarithms(build(kernel, chosen, target, "bf16", **options))
     if target == 90:

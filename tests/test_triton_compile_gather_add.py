@@ -5,8 +5,9 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import aot
 import triton
-from aot import TARGETS, compile_kernel
+from aot import TARGETS
 from tiers import sample
 
 from mcr_fast.kernels import gather_add as kernels
@@ -23,29 +24,11 @@ POINTERS = {
 
 
 def build(kernel, config, dtype, target, **constexprs):
-    signature = {
-        name: POINTERS.get(name, f"*{dtype}") if name.endswith("_ptr") else "i32"
-        for name in kernel.arg_names
-    }
-    values = {"PRECISE": False, **config.blocks, **constexprs}
-    values = {name: value for name, value in values.items() if name in kernel.arg_names}
-    aligned = tuple(
-        name
-        for name in kernel.arg_names
-        if (name.endswith("_ptr") or name == "width") and name not in values
+    exact = constexprs.get("ACTIVATION") == kernels.GELU.value
+    library, aligned = ("__nv_erff",) if exact else (), ("width",)
+    compiled = aot.build(
+        kernel, config, target, POINTERS, f"*{dtype}", aligned, library, **constexprs
     )
-    compiled = compile_kernel(
-        kernel,
-        signature,
-        values,
-        target,
-        config.num_warps,
-        config.num_stages,
-        aligned,
-        config.max_registers,
-    )
-    exact_gelu = values.get("ACTIVATION") == kernels.GELU.value
-    compiled.check(library=("__nv_erff",) if exact_gelu else ())
     in_loops = [text for loop in compiled.loops() for text in loop]
     assert in_loops
     assert not any(t.startswith("STS") for t in in_loops), "rows pass through shared memory"

@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import aot
 import triton
-from aot import TARGETS, compile_kernel
+from aot import TARGETS
 from tiers import sample
 
 from mcr_fast.kernels import nt_xent, sup_con
@@ -52,24 +53,11 @@ BITS = {16: "bf16", 32: "fp32"}
 
 
 def build(kernel, dtype, config, target, **constexprs):
-    signature = {}
-    for name in kernel.arg_names:
-        integer_or_float = "*fp32" if name.endswith("_ptr") else "i32"
-        signature[name] = f"*{dtype}" if name in INPUTS else TYPES.get(name, integer_or_float)
-    values = {**config.blocks, "PRECISE": False, **constexprs}
-    values = {name: value for name, value in values.items() if name in kernel.arg_names}
-    aligned = [n for n in kernel.arg_names if n in ALIGNED or n.endswith("_ptr")]
     # of rows in whole tiles, as they come elsewhere
-    aligned += ["width"] if "scaled_ptr" in aligned and "padded_width" not in aligned else []
-    compiled = compile_kernel(
-        kernel, signature, values, target, config.num_warps, config.num_stages, tuple(aligned)
-    )
-    compiled.check()
-    print(
-        f"{compiled.name} sm_{target} {dtype} {config.blocks}: {compiled.registers} registers, "
-        f"{compiled.shared} bytes shared"
-    )
-    return compiled
+    whole = "scaled_ptr" in kernel.arg_names and "padded_width" not in kernel.arg_names
+    aligned = (*ALIGNED, "width") if whole else ALIGNED
+    types = TYPES | dict.fromkeys(INPUTS, f"*{dtype}")
+    return aot.build(kernel, config, target, types, aligned=aligned, **constexprs)
 
 
 def check_tiles(kernel, bits, config, target, running_max):
@@ -155,71 +143,6 @@ def test_reconstruction_loss(target):
         for dtype in ("fp32", "bf16"):
             build(reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target)
             build(reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target)
-
-
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.bfloat16: "*bf16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-@pytest.fixture
-def compile_launch(monkeypatch):
-    """Launches compile for sm_90, with the types and alignments that a GPU would see."""
-    compiled = []
-
-    def launch(kernel, *args, grid, warmup, **given):
-        options = {name: given.pop(name) for name in ("num_warps", "num_stages")}
-        constexprs = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
-        signature, aligned = {}, []
-        for name, value in given.items():
-            if isinstance(value, torch.Tensor):
-                signature[name] = POINTERS[value.dtype]
-            elif value == 1:
-                constexprs[name] = 1
-            else:
-                signature[name] = "fp32" if isinstance(value, float) else "i32"
-            number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-            if name not in constexprs and isinstance(number, int) and number % 16 == 0:
-                aligned.append(name)
-        result = compile_kernel(
-            kernel, signature, constexprs, 90, **options, aligned=tuple(aligned)
-        )
-        result.check()
-        compiled.append(kernel.__name__)
-
-    monkeypatch.setattr(triton.runtime.JITFunction, "run", launch)
-    return compiled
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "rows", "dtype", "temperature"),
-    [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
-)
-def test_contrastive_launches(compile_launch, module, rows, dtype, temperature):
-    """All that the launchers pass on, from tensors with the addresses they really have."""
-    name = module.__name__.split(".")[-1]
-    x, labels = torch.randn(rows, 37).to(dtype), torch.arange(rows) % 9
-    present = torch.arange(rows) % 5 > 0
-    forward = getattr(module, f"{name}_fwd")
-    loss, grad = forward(x, labels, present, temperature, True)
-    assert loss.shape == ()
-    assert grad.shape == x.shape
-    assert len(set(compile_launch)) == 7
-    assert getattr(module, f"{name}_bwd")(loss, grad, dtype).dtype == dtype
-
-
-def test_reconstruction_loss_launches(compile_launch):
-    latents = [torch.randn(5, 3), torch.randn(5, 300)]
-    h = torch.randn(5, 303)
-    assert reconstruction.reconstruction_loss_fwd(latents, h).shape == ()
-    grads, grad_h = reconstruction.reconstruction_loss_bwd(torch.ones(()), latents, h)
-    assert [g.shape for g in (*grads, grad_h)] == [z.shape for z in (*latents, h)]
-    assert len(compile_launch) == 4
 
 
 def test_launchers_read_nothing_back(monkeypatch):

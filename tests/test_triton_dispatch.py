@@ -2,14 +2,11 @@
 
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from contrastive import needs_library
+from programs import ROOT, run_python
 
 from mcr_fast import env
 from mcr_fast.ops import _backend, registry
@@ -18,7 +15,6 @@ from mcr_fast.ops.registry import OPS, schemas, with_kernels
 SCHEMAS = schemas()
 TRITON_OPS = with_kernels("triton")
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -43,39 +39,32 @@ def test_each_kernel_stands_in_the_registry():
     assert stems & set(OPS) == set(TRITON_OPS)
 
 
-TOY = """
+TOYS = """
 import torch
 import mcr_fast
 from mcr_fast.ops import _backend
 from mcr_fast.ops._dispatch import register
 from mcr_fast.ops.registry import OPS, Op
 
-OPS["toy"] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", backends={backends})
-_backend._UNAVAILABLE["toy"] = _backend._why_unavailable("toy")  # as its import does for each row
-register(
-    "toy",
-    differentiable=1,
-    forward_fake=torch.empty_like,
-    backward_fake=lambda grad, x: torch.empty_like(x),
-    setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    backward=lambda ctx, run, grad: (run(grad, *ctx.saved_tensors),),
-)
-print(mcr_fast.backends()["toy"]["serves"]["cpu"], end=" ")
-print(_backend.resolve("toy", None, torch.device("cpu")), "toy" in mcr_fast.env.report())
+for op, backends in {"toy": (), "triton": ("triton",), "all": ("cpu", "triton", "cuda")}.items():
+    OPS[op] = Op("(Tensor x) -> Tensor", "(Tensor grad, Tensor x) -> Tensor", backends=backends)
+    _backend._UNAVAILABLE[op] = _backend._why_unavailable(op)  # as its import does for each row
+    register(
+        op,
+        differentiable=1,
+        forward_fake=torch.empty_like,
+        backward_fake=lambda grad, x: torch.empty_like(x),
+        setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+        backward=lambda ctx, run, grad: (run(grad, *ctx.saved_tensors),),
+    )
+    print(mcr_fast.backends()[op]["serves"]["cpu"], end=" ")
+    print(_backend.resolve(op, None, torch.device("cpu")), op in mcr_fast.env.report())
 """
 
 
-@pytest.mark.parametrize("backends", [(), ("triton",), ("cpu", "triton", "cuda")])
-def test_a_row_is_all_that_an_op_needs_to_be_known(backends):
+def test_a_row_is_all_that_an_op_needs_to_be_known():
     """Without a kernel too: an op may begin with its reference."""
-    result = subprocess.run(
-        [sys.executable, "-c", TOY.format(backends=backends)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["reference", "reference", "True"]
+    assert run_python("-c", TOYS).stdout == "reference reference True\n" * 3
 
 
 @pytest.fixture
@@ -172,11 +161,5 @@ def test_interpreter_takes_cpu_tensors_when_asked():
         "print({resolve(op, 'triton', cpu) for op in ops} == {'triton'},"
         "'triton' in {resolve(op, None, cpu) for op in ops}, 'triton' in sys.modules)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = run_python("-c", code, TRITON_INTERPRET="1")
     assert result.stdout.split() == ["True", "False", "False"]

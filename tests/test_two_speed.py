@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from divergences import on_threads
 from readme import run_example
 
 pytest.importorskip("tabulate")
@@ -16,10 +17,8 @@ SEEDS = (0, 1, 2)
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with on_threads(1):
+        yield
 
 
 class Documented:

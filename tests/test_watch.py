@@ -87,20 +87,6 @@ def test_only_every_16th_forward_is_read(monkeypatch):
     assert len(reads) == 10
 
 
-def test_is_not_in_a_compiled_graph():
-    watch = ImportanceWatch(2)
-
-    @torch.compile(fullgraph=True, backend="eager")
-    def step(x):
-        watch.see(x)
-        return 2 * x
-
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(2 * EVERY):
-            step(LOW)
-    assert watch._forwards == 0
-
-
 def test_tensors_without_values_are_left_alone():
     watch = ImportanceWatch(2)
     with FakeTensorMode():

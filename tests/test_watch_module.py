@@ -67,7 +67,6 @@ def test_module_is_copied_saved_and_loaded_as_before():
     loss = mcr(ceb_weight=1.0).double()
     for _ in range(EVERY):
         loss(latents, LABELS, fusion=fusion)
-    assert sorted(loss.state_dict()) == ["ceb_head.0.weight", "ceb_head.2.weight"]
     assert [name for name, _ in loss.named_buffers()] == []
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert again._watch._forwards == EVERY

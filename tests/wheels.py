@@ -1,6 +1,7 @@
 """Wheels for the tests: built, and unpacked where the source tree cannot be seen."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from programs import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
+from mcr_fast import env
 
 EMBEDDINGS = "torch.linspace(-1, 1, 48).sin().reshape(2, 6, 4)"
 NT_XENT = f"mcr_fast.functional.nt_xent(list({EMBEDDINGS}), torch.arange(6) % 3).item()"
@@ -27,6 +29,37 @@ def binutils(tool: str, *arguments: str) -> str:
     result = run(tool, *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+CUDA_LIBRARY = "libmcr_fast_cuda.so"
+# What each library may ask the loader for, besides the C and C++ runtime: the parts of torch that
+# are in the process anyway. The CUDA runtime is inside the library, and opens the driver itself.
+TORCH_LIBRARIES = {
+    env.CPU_LIBRARY.name: {"libtorch_cpu.so"},
+    CUDA_LIBRARY: {"libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so"},
+}
+RUNTIME = re.compile(
+    r"(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|ld-linux[\w-]*)\.so\.\d"
+)
+
+
+def check_library(path: Path) -> None:
+    """It needs torch's stable ABI and the runtime alone, and exports nothing of its own."""
+    dynamic = binutils("readelf", "-d", str(path))
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    from_torch = {library for library in needed if not RUNTIME.fullmatch(library)}
+    assert from_torch
+    assert from_torch <= TORCH_LIBRARIES[path.name]
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+    # Names of the C and C++ runtime carry a version. Of the others only torch's C shim is stable:
+    # no Python symbol, and no mangled name, whose meaning changes with every release of torch.
+    symbols = binutils("nm", "-D", str(path))
+    others = [symbol for symbol in re.findall(r"\bU (\S+)", symbols) if "@" not in symbol]
+    assert others
+    assert not [symbol for symbol in others if not symbol.startswith(("aoti_torch_", "torch_"))]
+    defined = binutils("nm", "-D", "--defined-only", str(path))
+    assert not re.findall(r"\S*3mcr\S*", defined)
 
 
 def build_wheel(source: Path, destination: Path, build: str) -> Path:
@@ -50,4 +83,4 @@ def unpack(wheel: Path, target: Path) -> Path:
 def run_installed(target: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` with the unpacked wheel in front of the editable install."""
     assertion = f"import mcr_fast; assert mcr_fast.__file__.startswith({str(target)!r}); "
-    return run(sys.executable, "-c", assertion + code, cwd=target, PYTHONPATH=str(target))
+    return run_python("-c", assertion + code, cwd=target, PYTHONPATH=str(target))

@@ -6,8 +6,8 @@
 namespace mcr {
 
 // What the contrastive losses take of embeddings [L, D].
-inline void check_rows(const torch::stable::Tensor& embeddings, const torch::stable::Tensor& labels,
-                       const std::optional<torch::stable::Tensor>& present, double temperature) {
+inline void check_rows(const Tensor& embeddings, const Tensor& labels,
+                       const OptionalTensor& present, double temperature) {
   const Arguments arguments("the contrastive losses", embeddings);
   arguments.check("embeddings", embeddings, Holds::kFloats, {kAnySize, kAnySize});
   const int64_t L = embeddings.size(0);

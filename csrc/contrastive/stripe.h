@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "core/units.h"
+
 namespace mcr {
 
 // Columns a tile has at most. A tile has one owner, so what it adds up per column needs no atomics.

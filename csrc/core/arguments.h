@@ -3,16 +3,10 @@
 // which pass the edge by. No value is read here: what only the values tell, the launchers see to.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <initializer_list>
-#include <optional>
 #include <sstream>
-#include <string>
-#include <vector>
+
+#include "core/tensors.h"
 
 namespace mcr {
 
@@ -23,7 +17,6 @@ constexpr int64_t kAnySize = -1;
 // What every argument is held against: the op, for the words, and the device of its first tensor.
 class Arguments {
  public:
-  using Tensor = torch::stable::Tensor;
   using Shape = std::initializer_list<int64_t>;
 
   Arguments(const char* op, const Tensor& first) : op_(op), place_(place_of(first)) {}
@@ -36,7 +29,7 @@ class Arguments {
     STD_TORCH_CHECK(fits(x, shape), op_, ": ", name, " must have shape ", listed(shape), ", got ",
                     listed(x.sizes()));
   }
-  void check(const char* name, const std::optional<Tensor>& x, Holds what, Shape shape) const {
+  void check(const char* name, const OptionalTensor& x, Holds what, Shape shape) const {
     if (x) check(name, *x, what, shape);
   }
   // One number, of any shape.
@@ -48,14 +41,12 @@ class Arguments {
   // A unit gradient, which only the op's own forward makes: float32, or float64.
   void check_unit(const char* name, const Tensor& x, bool is_double, Shape shape) const {
     check(name, x, Holds::kFloats, shape);
-    using torch::headeronly::ScalarType;
     STD_TORCH_CHECK(x.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float), op_,
                     ": ", name, " must be ", is_double ? "float64" : "float32");
   }
 
  private:
-  static bool holds(torch::headeronly::ScalarType dtype, Holds what) {
-    using torch::headeronly::ScalarType;
+  static bool holds(ScalarType dtype, Holds what) {
     if (what == Holds::kIndices) return dtype == ScalarType::Long;
     if (what == Holds::kMarks) return dtype == ScalarType::Bool;
     return dtype == ScalarType::Float || dtype == ScalarType::Double ||
@@ -96,5 +87,17 @@ class Arguments {
   const char* op_;
   const int64_t place_;
 };
+
+// Where among its `known` words an option stands.
+inline int place_of(const char* option, const std::string& word,
+                    const std::vector<const char*>& known) {
+  std::string all;
+  for (size_t n = 0; n < known.size(); ++n) {
+    if (word == known[n]) return int(n);
+    all += (n == 0 ? "" : n + 1 < known.size() ? ", " : " or ") + std::string(known[n]);
+  }
+  STD_TORCH_CHECK(false, option, " must be ", all, ", got ", word);
+  return 0;
+}
 
 }  // namespace mcr

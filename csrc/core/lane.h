@@ -172,5 +172,19 @@ struct DeviceTeam {
   }
 };
 
+// The parts of a row's pairs where one team has all of them. Several teams share them by
+// cuda/parts.h.
+struct Whole {
+  static constexpr int part = 0, parts = 1;
+  static constexpr bool live = true;  // there is such a row
+
+  MCR_FN static bool leads() { return true; }
+  // Adds what the other parts have; to be called by all of them, for the same things in turn.
+  template <class X>
+  MCR_FN static void add(X&) {}
+  template <class T>
+  MCR_FN static void add_tile(T*, int64_t) {}
+};
+
 }  // namespace MCR_ISA
 }  // namespace mcr

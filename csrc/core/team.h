@@ -56,13 +56,6 @@ struct RowTeam {
   static constexpr int kRows = 1;
   static constexpr bool kFarTerms = sizeof(T) == sizeof(float);  // Jsd::far_terms pays
   static constexpr bool kTilesAreMemory = true;  // reading costs less than to make a number again
-  static bool leads() { return true; }  // one lane of a team writes what is one number a row
-  static V load_step(const T* row, int64_t n, int64_t size, T fill) {
-    return MCR_ISA::load_step(row, n, size, fill);
-  }
-  static void store_step(T* row, int64_t n, int64_t size, V x) {
-    MCR_ISA::store_step(row, n, size, x);
-  }
   // f(column, lanes) for the vectors that hold columns low .. high - 1. Vectors start at multiples
   // of their width, so no vector reaches into the columns of another tile.
   template <class F>

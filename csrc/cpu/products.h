@@ -8,10 +8,6 @@
 
 namespace mcr {
 
-inline ScalarType product_type(const float*) { return ScalarType::Float; }
-inline ScalarType product_type(const double*) { return ScalarType::Double; }
-inline ScalarType product_type(const uint16_t*) { return ScalarType::BFloat16; }
-
 // A tensor on memory that somebody else owns.
 inline Tensor matrix(void* data, ScalarType dtype, int64_t rows, int64_t columns,
                      int64_t row_stride, int64_t column_stride) {
@@ -23,7 +19,8 @@ inline Tensor matrix(void* data, ScalarType dtype, int64_t rows, int64_t columns
 template <class T>
 Tensor matrix(const T* data, int64_t rows, int64_t columns, int64_t row_stride,
               int64_t column_stride) {
-  return matrix(const_cast<T*>(data), product_type(data), rows, columns, row_stride, column_stride);
+  return matrix(const_cast<T*>(data), scalar_type_of<T>(), rows, columns, row_stride,
+                column_stride);
 }
 
 // out = beta * out + a b; what out holds does not matter if beta is 0.

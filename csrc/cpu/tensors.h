@@ -1,59 +1,35 @@
 // What every launcher needs of stable-ABI tensors and memory.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <algorithm>
-#include <cstdint>
 #include <memory>
-#include <optional>
-#include <vector>
 
-#include "cpu/workspace.h"
+#include "core/tensors.h"
 
 namespace mcr {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-// float32, except that float64 stays float64.
-inline ScalarType accumulation_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+// f(T()) for the type of the arithmetic: float32, except that float64 stays float64.
+template <class F>
+auto with_arithmetic(bool is_double, const F& f) {
+  return is_double ? f(double()) : f(float());
 }
 
+inline bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
+
+inline Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  return empty_on(aoti_torch_device_type_cpu(), 0, sizes, dtype);
+}
+
+// The number that a tensor of one holds.
 template <class T>
-constexpr ScalarType scalar_type_of() {
-  return sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
+T number_of(const Tensor& x) {
+  return *data<const T>(contiguous_as(x, scalar_type_of<T>()));
 }
 
-// x, contiguous and of the dtype; x itself where it already is, without the dispatcher's
-// microsecond.
-inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
-  const Tensor y = x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-  return y.is_contiguous() ? y : torch::stable::contiguous(y);
-}
-
-// A contiguous tensor on the CPU, its memory not written.
-inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  int64_t strides[8];
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(1, sizes.begin()[d]);
-  }
-  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(),
-                                                         strides, type,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
+// Workspace memory that a thread keeps from one call to the next, at least `bytes` (workspace.cpp).
+// A training step asks for the same blocks every time; giving them back to the system in between
+// costs more than a small batch's arithmetic, in page faults.
+void* take_workspace(size_t bytes);
+void give_back_workspace(void* block);  // by the thread that took it; null is nothing
 
 // Uninitialised memory for whole vectors of any instruction set.
 template <class T>
@@ -74,19 +50,20 @@ class Buffer {
   std::unique_ptr<T[], Free> memory_;
 };
 
-// How many parts to cut work into: one per thread, fewer when a part would be too small to be worth
-// waking a thread for. Results are added up part by part, so they repeat for the same thread count.
-inline int64_t part_count(int64_t work, int64_t grain) {
-  const int64_t threads = torch::stable::get_num_threads();
-  return std::max<int64_t>(1, std::min<int64_t>(threads, work / grain));
+// Fewer numbers than these are not worth waking a thread for: of a row loop, which takes about 10
+// us for so many, and of a copy.
+constexpr int64_t kGrain = 1 << 14, kCopyGrain = 1 << 15;
+
+// The same counted in items of `each` numbers.
+inline int64_t grain_of(int64_t numbers, int64_t each) {
+  return std::max<int64_t>(1, numbers / std::max<int64_t>(1, each));
 }
 
-template <class F>
-void for_each_part(int64_t parts, const F& f) {
-  if (parts == 1) return f(int64_t{0});
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) f(p);
-  });
+// How many parts to cut work into: one per thread, fewer when a part would be too small to be worth
+// waking a thread for. Results are added up part by part, so they repeat for the same thread count.
+inline int64_t part_count(int64_t work) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::max<int64_t>(1, std::min<int64_t>(threads, work / kGrain));
 }
 
 template <class F>
@@ -96,6 +73,14 @@ void for_each_range(int64_t count, int64_t grain, const F& f) {
     return;
   }
   torch::stable::parallel_for(0, count, grain, f);
+}
+
+// f(i) for i of 0 .. count - 1.
+template <class F>
+void for_each(int64_t count, int64_t grain, const F& f) {
+  for_each_range(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  });
 }
 
 // How many rows of a divergence go through its two passes together: their tiles, two a row, are to
@@ -111,9 +96,9 @@ template <class T>
 Tensor scaled(const Tensor& given, T factor, ScalarType dtype) {
   const Tensor unit = contiguous_as(given, scalar_type_of<T>());
   const Tensor out = torch::stable::empty_like(unit);
-  const T* from = unit.const_data_ptr<T>();
-  T* to = out.mutable_data_ptr<T>();
-  for_each_range(unit.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+  const T* from = data<const T>(unit);
+  T* to = data<T>(out);
+  for_each_range(unit.numel(), kCopyGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) to[i] = from[i] * factor;
   });
   return dtype == out.scalar_type() ? out : torch::stable::to(out, dtype);

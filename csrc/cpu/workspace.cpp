@@ -1,10 +1,7 @@
 // Workspace memory: a short list of free blocks for each thread.
-#include "cpu/workspace.h"
-
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdlib>
-#include <vector>
+
+#include "cpu/tensors.h"
 
 namespace mcr {
 namespace {

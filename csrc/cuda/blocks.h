@@ -47,6 +47,19 @@ void with_storage(Storage storage, const F& f) {
   }
 }
 
+// The first of `sorted` that is not below x (kPast: that is above it).
+template <bool kPast, class T, class X>
+__device__ int64_t find_bound(const T* sorted, int64_t count, X x) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    const bool below = kPast ? !(x < sorted[middle]) : sorted[middle] < x;
+    low = below ? middle + 1 : low;
+    high = below ? high : middle;
+  }
+  return low;
+}
+
 // One number a thread put together by op(a, b), known to thread 0; 0 to the others.
 template <int kThreads = kBlockThreads, class T, class Op>
 __device__ T block_reduce(T x, const Op& op) {

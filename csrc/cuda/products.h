@@ -14,12 +14,12 @@ namespace cuda {
 inline Tensor rows_of(const Tensor& x, int64_t first, int64_t rows) {
   if (rows == x.size(0)) return x;
   const int64_t width = x.size(1), sizes[] = {rows, width}, strides[] = {width, 1};
-  char* data = static_cast<char*>(x.mutable_data_ptr()) + first * width * x.element_size();
-  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, x.device(), x.scalar_type());
+  char* from = data<char>(x) + first * width * x.element_size();
+  return torch::stable::from_blob(from, {sizes, 2}, {strides, 2}, x.device(), x.scalar_type());
 }
 inline Tensor transposed(const Tensor& x) {
   const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {1, x.size(1)};
-  return torch::stable::from_blob(x.mutable_data_ptr(), {sizes, 2}, {strides, 2}, x.device(),
+  return torch::stable::from_blob(data<void>(x), {sizes, 2}, {strides, 2}, x.device(),
                                   x.scalar_type());
 }
 

@@ -32,20 +32,6 @@ __global__ void __launch_bounds__(kSumThreads)
   *(blockIdx.x == 0 ? first : others + (blockIdx.x - 1)) = poisoned ? NAN : float(sum);
 }
 
-// first[0] and others[0], others[1] ..
-void sum_values_to(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
-                   cudaStream_t stream, const int32_t* skip, const float* factors) {
-  int64_t count = rows, step = 1;
-  if (rows > kMaxPieces * kPiece) {
-    step = kPiece;
-    count = (rows + kPiece - 1) / kPiece;
-    const dim3 grid{unsigned(count), unsigned(subsets)};
-    sum_pieces_kernel<<<grid, kSumThreads, 0, stream>>>(row_values, rows, skip);
-  }
-  sum_values_kernel<<<unsigned(subsets), kSumThreads, 0, stream>>>(row_values, rows, count, step,
-                                                                   first, others, skip, factors);
-}
-
 template <class Out>
 __device__ void scale(const UnitGrad& grad, float factor, bool recomputed) {
   Out* to = static_cast<Out*>(grad.to);
@@ -64,14 +50,17 @@ __global__ void scale_grads_kernel(const UnitGrad first, const UnitGrad second,
 
 }  // namespace
 
-void sum_values(double* row_values, int64_t subsets, int64_t rows, float* values,
+void sum_values(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
                 cudaStream_t stream, const int32_t* skip, const float* factors) {
-  sum_values_to(row_values, subsets, rows, values, values + 1, stream, skip, factors);
-}
-
-void sum_two_values(double* row_values, int64_t rows, float* first, float* second,
-                    cudaStream_t stream) {
-  sum_values_to(row_values, 2, rows, first, second, stream, nullptr, nullptr);
+  int64_t count = rows, step = 1;
+  if (rows > kMaxPieces * kPiece) {
+    step = kPiece;
+    count = (rows + kPiece - 1) / kPiece;
+    const dim3 grid{unsigned(count), unsigned(subsets)};
+    sum_pieces_kernel<<<grid, kSumThreads, 0, stream>>>(row_values, rows, skip);
+  }
+  sum_values_kernel<<<unsigned(subsets), kSumThreads, 0, stream>>>(row_values, rows, count, step,
+                                                                   first, others, skip, factors);
 }
 
 void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,

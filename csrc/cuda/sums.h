@@ -12,13 +12,10 @@ constexpr int64_t kMaxClasses = 65536;
 
 enum class Storage { kFloat, kBfloat16, kHalf };
 
-// values [S] = the sums over the rows of row_values [S, rows], which are lost, and NaN where
-// factors [S] is, if it is given; nothing where *skip is 1.
-void sum_values(double* row_values, int64_t subsets, int64_t rows, float* values,
+// first[0], others[0], others[1] .. = the sums over the rows of row_values [S, rows], which are
+// lost, and NaN where factors [S] is, if it is given; nothing where *skip is 1.
+void sum_values(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
                 cudaStream_t stream, const int32_t* skip = nullptr, const float* factors = nullptr);
-// The same of two, to places of their own.
-void sum_two_values(double* row_values, int64_t rows, float* first, float* second,
-                    cudaStream_t stream);
 
 // What a forward left for an upstream gradient of 1, and what is to come of it.
 struct UnitGrad {

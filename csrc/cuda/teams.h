@@ -5,7 +5,6 @@
 // the tiles are local memory.
 #pragma once
 
-#include "core/whole.h"
 #include "cuda/parts.h"
 #include "cuda/sums.h"
 #include "divergence/divergence.h"

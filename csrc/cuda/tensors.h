@@ -2,27 +2,15 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <initializer_list>
-#include <optional>
+#include <array>
 
+#include "core/tensors.h"
 #include "cuda/sums.h"
 
 namespace mcr {
 namespace cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Makes a tensor's device the current one, and holds the stream that torch uses there.
 class OnDeviceOf {
@@ -53,34 +41,15 @@ inline Storage storage_of(const Tensor& x) {
   }
 }
 
-// x, contiguous and of the dtype; x itself where it already is.
-inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
-  const Tensor y = x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-  return y.is_contiguous() ? y : torch::stable::contiguous(y);
-}
-
 // Memory of torch's allocator on the device of `like`, not written. The allocator keeps it for the
 // stream, so it may be let go while kernels still read it.
-inline Tensor empty_beside(const Tensor& like, std::initializer_list<int64_t> sizes,
-                           ScalarType dtype) {
-  int64_t strides[8];
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(1, sizes.begin()[d]);
-  }
-  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.begin(), strides, type, aoti_torch_device_type_cuda(),
-      int32_t(like.get_device_index()), &handle));
-  return Tensor(handle);
+inline Tensor empty_beside(const Tensor& like, IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  return empty_on(aoti_torch_device_type_cuda(), int32_t(like.get_device_index()), sizes, dtype);
 }
 
 inline void clear(const Tensor& x, cudaStream_t stream) {
   if (x.numel() == 0) return;
-  STD_CUDA_CHECK(
-      cudaMemsetAsync(x.mutable_data_ptr(), 0, size_t(x.numel()) * x.element_size(), stream));
+  STD_CUDA_CHECK(cudaMemsetAsync(data<void>(x), 0, size_t(x.numel()) * x.element_size(), stream));
 }
 
 // The backward of an op whose forward took the gradient: memory for one of its gradients, and what
@@ -89,32 +58,32 @@ class ScaledGrad {
  public:
   // unit float32; `again` as UnitGrad has it
   ScaledGrad(const Tensor& unit, ScalarType dtype, const Tensor* again = nullptr)
-      : unit_(contiguous_as(unit, ScalarType::Float)), to_(empty_as(unit, dtype)) {
-    plan_.unit = static_cast<const float*>(unit_.const_data_ptr());
-    if (again) plan_.again = static_cast<const float*>(again->const_data_ptr());
+      : unit_(contiguous_as(unit, ScalarType::Float)),
+        to_(empty_beside(unit, unit.sizes(), dtype)) {
+    plan_.unit = data<const float>(unit_);
+    if (again) plan_.again = data<const float>(*again);
     plan_.count = unit_.numel();
-    plan_.to = to_.mutable_data_ptr();
+    plan_.to = data<void>(to_);
     plan_.storage = storage_of(to_);
   }
   const UnitGrad& plan() const { return plan_; }
   const Tensor& result() const { return to_; }
 
  private:
-  static Tensor empty_as(const Tensor& x, ScalarType dtype) {
-    if (x.dim() == 1) return empty_beside(x, {x.size(0)}, dtype);
-    if (x.dim() == 2) return empty_beside(x, {x.size(0), x.size(1)}, dtype);
-    return empty_beside(x, {x.size(0), x.size(1), x.size(2)}, dtype);
-  }
-
   Tensor unit_, to_;
   UnitGrad plan_ = {};
 };
 
-// upstream float32, the first of it counts
-inline void scale(const ScaledGrad& first, const ScaledGrad& second, const Tensor& upstream,
-                  cudaStream_t stream, const int32_t* skip = nullptr) {
-  scale_grads(first.plan(), second.plan(), static_cast<const float*>(upstream.const_data_ptr()),
-              skip, stream);
+// torch's stable sort: [R] -> the values in ascending order and where they stood; equal ones keep
+// their order.
+inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& x) {
+  const std::optional<bool> stable = true;
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(x), torch::stable::detail::from(stable),
+      torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
 }  // namespace cuda

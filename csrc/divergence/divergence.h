@@ -1,7 +1,8 @@
 // A divergence between one clean row z and one perturbed row w with its gradients to both: the row
 // algorithm that permuted_divergence and row_divergence share, on every team. A divergence is a
-// type with these static members, all sums over ln 2 / 2 (mse: as they are). InOnePass has three of
-// them for a divergence that goes class by class.
+// type with these static members. D and its gradients to the rows are in nats; what goes from one
+// member to another, `acc` too, is in units of the divergence's own. InOnePass has three of the
+// members for a divergence that goes class by class.
 //
 //   kTraits          its line of kDivergences
 //   prepare          what all rows held against z need of it, into CleanRow; returns log2 of its

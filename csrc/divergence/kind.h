@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "core/units.h"
+
 #if defined(__CUDACC__)
 #define MCR_CONSTEXPR __host__ __device__ constexpr
 #else
@@ -10,6 +12,12 @@
 #endif
 
 namespace mcr {
+
+// No logit is taken to be further from 0: a mask as large as the largest number there is stays a
+// number in units of log2, in sums of contributions and in sums over rows. What the padding holds
+// is further out, so that it is no class even of a row that is masked altogether.
+constexpr double kFarthest = 1e20;
+constexpr double kNoClass = -1e30;
 
 enum class DivergenceKind { kJsd, kSquaredError, kBinaryJsd };
 

@@ -11,20 +11,13 @@
 namespace mcr {
 namespace MCR_ISA {
 
-constexpr double kLog2e = 1.44269504088896340736;
-constexpr double kHalfLn2 = 0.34657359027997265471;
-
-// No logit is taken to be further from 0: a mask as large as the largest number there is stays a
-// number in units of log2, in sums of contributions and in sums over rows. What the padding holds
-// is further out, so that it is no class even of a row that is masked altogether.
-constexpr double kFarthest = 1e20;
-constexpr double kNoClass = -1e30;
+constexpr double kHalfLn2 = kLn2 / 2;
 
 // What a clean row is to all the rows held against it.
 template <class T>
 struct CleanRow {
   T* logits;              // [steps] of vectors, in the units of the input
-  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), mse: 0 or NaN)
+  T* log2p;               // [steps] (binary: log2((1 + 2^-|z|) / 2), no logits: 0 or NaN)
   T* p;                   // [steps] of the softmax
   T unit;                 // of the input, in units of log2
   T* outcomes = nullptr;  // [2 * steps] binary, where tiles are memory: p and 1 - p

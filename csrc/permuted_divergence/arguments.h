@@ -2,14 +2,12 @@
 #pragma once
 
 #include "core/arguments.h"
-#include "permuted_divergence/options.h"
+#include "divergence/options.h"
+#include "permuted_divergence/problem.h"
 
 namespace mcr {
 
 struct PermutedDivergenceArguments {
-  using Tensor = torch::stable::Tensor;
-  using OptionalTensor = std::optional<Tensor>;
-
   const Tensor& contributions;          // [M, N, C]
   const OptionalTensor& bias;           // [C]
   const OptionalTensor& order;          // [N]
@@ -65,13 +63,39 @@ struct PermutedDivergenceArguments {
 template <class T>
 void read_options(const PermutedDivergenceArguments& from, PermutedDivergenceProblem<T>& to) {
   to.divergence = divergence_kind(from.divergence);
-  to.clean_path = clean_path(from.clean_path);
-  to.outsider = outsider(from.strategy);
-  to.exclude = exclude(from.exclude);
+  to.clean_path =
+      CleanPath(place_of("clean_path", from.clean_path, {"shared", "routed", "detached"}));
+  to.outsider = place_of("strategy", from.strategy, {"greedy", "independent", "collaborative"}) - 1;
+  to.exclude = Exclude(place_of("exclude", from.exclude, {"none", "self", "same_label"}));
   to.may_drop = from.present || to.exclude != Exclude::kNone;
   to.num_subsets = int(from.subsets.size());
   to.modalities = int(from.contributions.size(0));
   to.rows = from.contributions.size(1);
+}
+
+// The ops as they are called, for a device's forward and backward.
+template <auto kForward>
+std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd(
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude, bool want_grad) {
+  return kForward({contributions, bias, order, donors, labels, present, sample_weight, subsets,
+                   strategy, clean_path, divergence, exclude},
+                  want_grad);
+}
+template <auto kBackward>
+std::tuple<Tensor, Tensor> permuted_divergence_bwd(
+    const Tensor& grad, const Tensor& unit_grad, const Tensor& unit_grad_bias,
+    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
+    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
+    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
+    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
+    const std::string& exclude) {
+  return kBackward(grad, unit_grad, unit_grad_bias,
+                   {contributions, bias, order, donors, labels, present, sample_weight, subsets,
+                    strategy, clean_path, divergence, exclude});
 }
 
 }  // namespace mcr

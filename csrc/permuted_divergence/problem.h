@@ -31,8 +31,8 @@ template <class T>
 struct PermutedDivergenceProblem {
   const T* contributions;  // rows in whole vectors [M, N, row_stride]; kLanesShifted [M, C,
                            // step_stride], rows repeated; kLanesGathered [M, N, row_stride], in
-                           // whole quads. In units of log2 (mse: as given; jsd: less the largest
-                           // of the row)
+                           // whole quads. In units of log2 (no logits: as given; jsd: less
+                           // the largest of the row)
   const T* powers;         // the same layout: 2^contribution; jsd only
   const T* bias;           // in the same units; row team [steps * W]; lane teams [C]
   int64_t modality_stride, row_stride, step_stride;

@@ -1,6 +1,6 @@
 // permuted_divergence where every row collects its own gradient and writes nobody else's: no
 // atomics, no copy of the gradient for each team. (The CPU's threads push to donors instead, each
-// into memory of its own: permuted_divergence.h.) Two passes over the pairs:
+// into memory of its own: push.h.) Two passes over the pairs:
 //
 //     rows      row i with all its donors: the value, and the gradient that stays at row i; of each
 //               pair it leaves two numbers, the log2 of the mass and KL(q | m)
@@ -12,7 +12,6 @@
 // sums.
 #pragma once
 
-#include "core/whole.h"
 #include "divergence/divergence.h"
 #include "permuted_divergence/sides_problem.h"
 
@@ -32,17 +31,6 @@ struct PartRange {
   template <class T>
   MCR_FN int64_t end(const SidesProblem<T>& pr) const {
     return last < pr.last ? last : pr.last;
-  }
-};
-
-template <>
-struct PartRange<Whole> {
-  int64_t first;
-  template <class T>
-  MCR_FN PartRange(const SidesProblem<T>& pr, const Whole&) : first(pr.first) {}
-  template <class T>
-  MCR_FN int64_t end(const SidesProblem<T>& pr) const {
-    return pr.last;
   }
 };
 

@@ -6,13 +6,12 @@
 namespace mcr {
 
 // Latents of one batch whose widths add up to the reconstruction's.
-inline Arguments check_parts(const std::vector<torch::stable::Tensor>& latents,
-                             const torch::stable::Tensor& reconstruction) {
+inline Arguments check_parts(const std::vector<Tensor>& latents, const Tensor& reconstruction) {
   const Arguments arguments("reconstruction_loss", reconstruction);
   int64_t width = 0;
   STD_TORCH_CHECK(reconstruction.dim() == 2,
                   "reconstruction_loss: reconstruction must be a matrix");
-  for (const torch::stable::Tensor& z : latents) {
+  for (const Tensor& z : latents) {
     arguments.check("latents", z, Holds::kFloats, {reconstruction.size(0), kAnySize});
     width += z.size(1);
   }

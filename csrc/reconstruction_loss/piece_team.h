@@ -27,33 +27,28 @@ template <int kCount>
 struct Piece {
   float x[kCount];
 
+  template <class F>
+  MCR_FN static Piece of(const F& number) {
+    Piece piece;
+    for (int i = 0; i < kCount; ++i) piece.x[i] = number(i);
+    return piece;
+  }
   MCR_FN Piece operator-() const {
-    Piece y;
-    for (int i = 0; i < kCount; ++i) y.x[i] = -x[i];
-    return y;
+    return of([&](int i) { return -x[i]; });
   }
-  MCR_FN Piece operator-(const Piece& other) const {
-    Piece y;
-    for (int i = 0; i < kCount; ++i) y.x[i] = x[i] - other.x[i];
-    return y;
+  MCR_FN Piece operator-(const Piece& b) const {
+    return of([&](int i) { return x[i] - b.x[i]; });
   }
-  MCR_FN Piece operator*(const Piece& other) const {
-    Piece y;
-    for (int i = 0; i < kCount; ++i) y.x[i] = x[i] * other.x[i];
-    return y;
+  MCR_FN Piece operator*(const Piece& b) const {
+    return of([&](int i) { return x[i] * b.x[i]; });
   }
-  MCR_FN Piece& operator+=(const Piece& other) {
-    for (int i = 0; i < kCount; ++i) x[i] += other.x[i];
-    return *this;
+  MCR_FN void operator+=(const Piece& b) {
+    *this = of([&](int i) { return x[i] + b.x[i]; });
+  }
+  MCR_FN friend Piece operator*(float factor, const Piece& b) {
+    return of([&](int i) { return factor * b.x[i]; });
   }
 };
-
-template <int kCount>
-MCR_FN Piece<kCount> operator*(float factor, const Piece<kCount>& piece) {
-  Piece<kCount> y;
-  for (int i = 0; i < kCount; ++i) y.x[i] = factor * piece.x[i];
-  return y;
-}
 
 // 2^log_lanes threads side by side. Every piece lies at a multiple of its size, and a row is a
 // whole number of pieces.
@@ -72,9 +67,7 @@ class PieceTeam {
   template <class In>
   MCR_FN V load(const In* row, int64_t n) const {
     const Stored<In> stored = *reinterpret_cast<const Stored<In>*>(row + at(n));
-    V piece;
-    for (int i = 0; i < kCount; ++i) piece.x[i] = to_float(stored.x[i]);
-    return piece;
+    return V::of([&](int i) { return to_float(stored.x[i]); });
   }
   template <class Out>
   MCR_FN void store(Out* row, int64_t n, const V& piece) const {

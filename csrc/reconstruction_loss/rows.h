@@ -12,15 +12,15 @@ namespace mcr {
 namespace MCR_ISA {
 
 // This member's share of the sum of (h - z)^2 over rows begin, begin + step, .. below end.
-template <class Team, class Z, class H>
-MCR_FN double squared_error(const Team& team, const ReconstructionPart<Z, H>& part, int64_t begin,
+template <class Z, class H, class Team>
+MCR_FN double squared_error(const Team& team, const ReconstructionPart& part, int64_t begin,
                             int64_t end, int64_t step) {
   using V = typename Team::V;
   const int64_t width = part.width, whole = team.whole_steps(width);
   double total = 0;
   for (int64_t row = begin; row < end; row += step) {
-    const Z* z = part.latents + row * part.latents_stride;
-    const H* h = part.reconstruction + row * part.reconstruction_stride;
+    const Z* z = static_cast<const Z*>(part.latents) + row * part.latents_stride;
+    const H* h = static_cast<const H*>(part.reconstruction) + row * part.reconstruction_stride;
     V squares = {};
     int64_t n = 0;
     while (n < whole) {
@@ -44,16 +44,16 @@ MCR_FN double squared_error(const Team& team, const ReconstructionPart<Z, H>& pa
 }
 
 // Its gradient: factor * (h - z) to h and minus that to z.
-template <class Team, class Z, class H, class T>
-MCR_FN void squared_error_grad(const Team& team, const ReconstructionPart<Z, H>& part,
-                               int64_t begin, int64_t end, int64_t step, T factor) {
+template <class Z, class H, class Team, class T>
+MCR_FN void squared_error_grad(const Team& team, const ReconstructionPart& part, int64_t begin,
+                               int64_t end, int64_t step, T factor) {
   using V = typename Team::V;
   const int64_t width = part.width, whole = team.whole_steps(width);
   for (int64_t row = begin; row < end; row += step) {
-    const Z* z = part.latents + row * part.latents_stride;
-    const H* h = part.reconstruction + row * part.reconstruction_stride;
-    Z* grad_z = part.grad_latents + row * width;
-    H* grad_h = part.grad_reconstruction + row * part.grad_stride;
+    const Z* z = static_cast<const Z*>(part.latents) + row * part.latents_stride;
+    const H* h = static_cast<const H*>(part.reconstruction) + row * part.reconstruction_stride;
+    Z* grad_z = static_cast<Z*>(part.grad_latents) + row * width;
+    H* grad_h = static_cast<H*>(part.grad_reconstruction) + row * part.grad_stride;
     // not unrolled: reads could not move before the writes of the step before
     MCR_NO_UNROLL
     for (int64_t n = 0; n < whole; ++n) {

@@ -6,9 +6,8 @@
 namespace mcr {
 
 // What row_divergence takes.
-inline void check_held_rows(const torch::stable::Tensor& perturbed,
-                            const torch::stable::Tensor& clean, const torch::stable::Tensor& rows,
-                            const std::optional<torch::stable::Tensor>& row_weight) {
+inline void check_held_rows(const Tensor& perturbed, const Tensor& clean, const Tensor& rows,
+                            const OptionalTensor& row_weight) {
   const Arguments arguments("row_divergence", perturbed);
   arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
   arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, clean.size(1)});
@@ -19,11 +18,9 @@ inline void check_held_rows(const torch::stable::Tensor& perturbed,
 }
 
 // What its backward takes.
-inline void check_held_gradients(const torch::stable::Tensor& grad,
-                                 const torch::stable::Tensor& unit_grad_perturbed,
-                                 const torch::stable::Tensor& unit_grad_clean,
-                                 const torch::stable::Tensor& perturbed,
-                                 const torch::stable::Tensor& clean, bool is_double) {
+inline void check_held_gradients(const Tensor& grad, const Tensor& unit_grad_perturbed,
+                                 const Tensor& unit_grad_clean, const Tensor& perturbed,
+                                 const Tensor& clean, bool is_double) {
   const Arguments arguments("row_divergence", perturbed);
   arguments.check_number("grad", grad);
   arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});

@@ -84,12 +84,13 @@ MCR_FN void store_zeros(T* grad, int64_t steps, int64_t classes) {
 }
 
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
-// `value` and `weights`, which are the sums where parts.leads(). rows.clean(i, ..) and
-// rows.perturbed(r, ..) fill a tile with numbers up to a limit; `memory` holds
+// `value` and `weights`, which are the sums where parts.leads(). clean(i, ..) and
+// perturbed(r, ..) fill a tile with numbers up to a limit; `memory` holds
 // HeldTiles<T, kAhead>::kCount tiles.
 template <class Team, class D, bool kGrad, bool kAhead, class T, class Rows, class Parts>
-MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64_t i, int64_t steps,
-                      T* memory, double& value, double& weights, const Parts& parts) {
+MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& perturbed, const Rows& clean,
+                      int64_t i, int64_t steps, T* memory, double& value, double& weights,
+                      const Parts& parts) {
   constexpr int W = kWidth<T>;
   constexpr bool kLog2 = D::kTraits.log2();
   const HeldTiles<T, kAhead> tile(memory, steps * W, kLog2 ? T(kLog2e) : T(1));
@@ -97,7 +98,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
   const T fill = D::kTraits.softmax ? T(kNoClass) : T(0);  // the padding is no class
   const Members<T> members(pr, i, parts);
   const T limit = kLog2 ? T(kFarthest) : T(INFINITY);
-  rows.clean(i, steps, fill, limit, tile.clean.logits);
+  clean(i, steps, fill, limit, tile.clean.logits);
   clear(tile.acc, steps);
   typename Team::Scalar top;
   const auto lse = D::template prepare<Team>(steps, tile.clean, top);
@@ -111,13 +112,13 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     const int64_t r = next;
     const T own_weight = next_weight, weight = pr.factor * own_weight;
     if (own_weight != T(0)) {
-      if (!kAhead) rows.perturbed(r, steps, fill, limit, tile.next);
+      if (!kAhead) perturbed(r, steps, fill, limit, tile.next);
       fill_pair(tile.next, T(0), T(0));
     }
     next = after;
     next_weight = members.weight(next);
     after = members.row(at + 2);
-    if (kAhead && next_weight != T(0)) rows.perturbed(next, steps, fill, limit, tile.next);
+    if (kAhead && next_weight != T(0)) perturbed(next, steps, fill, limit, tile.next);
     weights += double(own_weight);
     T* grad = pr.grad_perturbed + r * C;
     if (own_weight == T(0)) {
@@ -129,7 +130,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& rows, int64
     // Each row less its largest: they are so far apart that their common offsets, if they have any,
     // cost more digits than this does.
     const auto settle = [&] {
-      rows.perturbed(r, steps, fill, limit, tile.pair.q);
+      perturbed(r, steps, fill, limit, tile.pair.q);
       Vec<T> most = load(tile.pair.q);
       MCR_UNROLL
       for (int64_t n = 1; n < steps; ++n) most = vmax(load(tile.pair.q + n * W), most);

@@ -8,10 +8,12 @@ It runs in a process of its own, for the driver stays.
 import pytest
 import torch
 import triton
+from aot import Compiled
 from tiers import sample
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from mcr_fast.kernels import nt_xent, reconstruction_loss, sup_con
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
 from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
@@ -52,7 +54,8 @@ def compiled(monkeypatch):
     yield kernels
     names = [kernel.metadata.name for kernel in kernels]
     assert names, "the launcher started no kernel"
-    assert all(len(kernel.asm["cubin"]) > 0 for kernel in kernels), names
+    for name, kernel in zip(names, kernels, strict=True):
+        Compiled(name, 90, kernel.asm, kernel.metadata.shared).check()
 
 
 def masks(exclude="none", present=False, weight=False):
@@ -121,3 +124,27 @@ def test_sixteen_bits_and_many_modalities():
 def test_row_divergence(weight):
     rows = torch.arange(2 * N) % N
     row_divergence_fwd(torch.randn(2 * N, C), torch.randn(N, C), rows, weight, "jsd", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "rows", "dtype", "temperature"),
+    [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
+)
+def test_contrastive(module, rows, dtype, temperature, compiled):
+    name = module.__name__.split(".")[-1]
+    x, labels = torch.randn(rows, 37).to(dtype), torch.arange(rows) % 9
+    present = torch.arange(rows) % 5 > 0
+    loss, grad = getattr(module, f"{name}_fwd")(x, labels, present, temperature, True)
+    assert loss.shape == ()
+    assert grad.shape == x.shape
+    assert len({kernel.metadata.name for kernel in compiled}) == 7
+    assert getattr(module, f"{name}_bwd")(loss, grad, dtype).dtype == dtype
+
+
+def test_reconstruction_loss(compiled):
+    latents, h = [torch.randn(5, 3), torch.randn(5, 300)], torch.randn(5, 303)
+    assert reconstruction_loss.reconstruction_loss_fwd(latents, h).shape == ()
+    grads, grad_h = reconstruction_loss.reconstruction_loss_bwd(torch.ones(()), latents, h)
+    assert [g.shape for g in (*grads, grad_h)] == [z.shape for z in (*latents, h)]
+    assert len(compiled) == 4

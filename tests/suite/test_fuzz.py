@@ -14,6 +14,7 @@ from divergences import DTYPES, make_batch
 from divergences import make_rows as make_held_rows
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
+from mcr_fast.ops.registry import OPS
 from suite import backends, checks
 from suite.backends import Backend
 from suite.subjects import Divergence, Embeddings, Reconstruction, Subject
@@ -196,12 +197,21 @@ PROBLEMS = {
 }
 
 
+def test_every_op_has_problems():
+    """One that is made of another has a test that compares the two."""
+    assert {op for op, _ in PROBLEMS} == {op for op in OPS if not OPS[op].made_of}
+
+
 def pytest_generate_tests(metafunc):
+    if "on" not in metafunc.fixturenames:
+        return
     items = []
     for on in backends.of_device(metafunc.config.option.device):
         for counts, slow in ((QUICK, ()), (SLOW, (pytest.mark.slow,))):
             marks = [*slow, *([pytest.mark.process(on.process)] if on.process else [])]
             for op, check in PROBLEMS if on.name in counts else ():
+                if on.name not in OPS[op].backends:
+                    continue
                 name = f"{on.name}-{op}-fuzz_{counts[on.name]}-{check}"
                 given = on, *PROBLEMS[op, check], counts[on.name]
                 items.append(pytest.param(*given, id=name, marks=marks))

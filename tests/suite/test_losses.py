@@ -97,7 +97,7 @@ def case_of(op, start):
 @pytest.mark.parametrize("op", REFERENCES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "tf32"])
 def test_stripes_of_rows(op, dtype):
-    # csrc/contrastive/cuda/similarities.cpp: float32 similarities of 64 MiB are kept
+    # csrc/contrastive/cuda/launcher.cpp: float32 similarities of 64 MiB are kept
     found = [c for c in cases.every() if c.op == op and not c.emulator]
     found = [c for c in found if {"stripes", dtype} <= {*c.name.split("_")}]
     assert found

@@ -1,12 +1,23 @@
 #pragma once
 
 #include "contrastive/stripe.h"
+#include "core/by_type.h"
 
 namespace mcr {
 
-// csrc/contrastive/similarity.h
+// H of rows [begin, end) of a stripe; see nt_xent.h and sup_con.h.
+template <class T, class Out>
+using WeightsLoop = void (*)(const SimilarityStripe<T>&, int64_t begin, int64_t end,
+                             const RowWeights<T>&, const WeightsPanel<Out>&);
+
 template <class T>
-struct SimilarityKernels {
+struct WeightsLoops {
+  WeightsLoop<T, T> fixed, running;                   // whether the sums have a running maximum
+  WeightsLoop<T, uint16_t> fixed_bf16, running_bf16;  // float only
+};
+
+template <class T>
+struct ContrastiveLoops {
   void (*normalize_rows)(const T* x, const int64_t* order, int64_t begin, int64_t end,
                          int64_t width, T* z, T* norm);
   void (*exp_sums)(const SimilarityStripe<T>&, int64_t begin, int64_t end, const ExpSums<T>&);
@@ -16,39 +27,14 @@ struct SimilarityKernels {
                        int64_t end, int64_t width, T factor, T* grad_x);
   void (*to_bfloat16)(const float* from, int64_t n, uint16_t* to);
   void (*add_bfloat16)(const uint16_t* from, int64_t n, float* to);
-};
-
-// H of rows [begin, end) of a stripe; see nt_xent.h and sup_con.h.
-template <class T, class Out>
-using WeightsLoop = void (*)(const SimilarityStripe<T>&, int64_t begin, int64_t end,
-                             const RowWeights<T>&, const WeightsPanel<Out>&);
-
-template <class T>
-struct WeightsKernels {
-  WeightsLoop<T, T> fixed, running;                   // whether the sums have a running maximum
-  WeightsLoop<T, uint16_t> fixed_bf16, running_bf16;  // float only
-};
-
-template <class T>
-struct NtXentLoops {
-  SimilarityKernels<T> similarity;
-  double (*pairs)(const SimilarityStripe<T>&, int64_t begin, int64_t end, const RowWeights<T>&,
-                  T* row_c, double* c);
-  WeightsKernels<T> weights;
-};
-
-template <class T>
-struct SupConLoops {
-  SimilarityKernels<T> similarity;
-  double (*positives)(const SimilarityStripe<T>&, int64_t begin, int64_t end);
-  WeightsKernels<T> weights;
+  // Of one loss: its positive pairs' sum, and what row_c and c get of them, if it needs that.
+  double (*positives)(const SimilarityStripe<T>&, int64_t begin, int64_t end, const RowWeights<T>&,
+                      T* row_c, double* c);
+  WeightsLoops<T> weights;
 };
 
 struct ContrastiveKernels {
-  NtXentLoops<float> nt_xent_f32;
-  NtXentLoops<double> nt_xent_f64;
-  SupConLoops<float> sup_con_f32;
-  SupConLoops<double> sup_con_f64;
+  ByType<ContrastiveLoops> nt_xent, sup_con;
 };
 
 }  // namespace mcr

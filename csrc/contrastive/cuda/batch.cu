@@ -1,23 +1,14 @@
 // The kernels that the contrastive losses share: their rows in and out, and the sums over them.
-#include "contrastive/cuda/rows.h"
+#include "contrastive/cuda/kernels.h"
 #include "contrastive/embedding_rows.h"
+#include "cuda/blocks.h"
+#include "cuda/teams.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
 
-// The first of `sorted` that is not below x (kPast: that is above it).
-template <bool kPast, class T>
-__device__ int64_t find_bound(const T* sorted, int64_t count, T x) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    const bool below = kPast ? !(x < sorted[middle]) : sorted[middle] < x;
-    low = below ? middle + 1 : low;
-    high = below ? high : middle;
-  }
-  return low;
-}
+using WarpRow = DeviceTeam<32, 1>;
 
 __global__ void mark_absent_kernel(const bool* present, const int64_t* order, int64_t rows,
                                    int32_t* absent) {
@@ -118,16 +109,12 @@ __global__ void __launch_bounds__(kSumThreads)
   // float16 has few exponents, so H's entries, 2 c at most and divided by 2^14 with the scaled
   // rows, are brought to 2^15 at most. A power of two rounds nothing.
   const float h_scale = half ? exp2f(floorf(28 - log2f(fmaxf(most, 0x1p-60f)))) : 1.0f;
-  constexpr double kLn2 = 0.69314718055994530942;
   *to.value = count > 0 ? float(loss * kLn2 / count) : 0.0f;
   *to.factor = count > 0 ? float(1 / (count * temperature * h_scale)) : 0.0f;
   *to.h_scale = h_scale;
 }
 
-unsigned warp_blocks(int64_t rows) {
-  constexpr int kRows = kThreads<WarpRow> / WarpRow::kLanes;
-  return unsigned((rows + kRows - 1) / kRows);
-}
+unsigned warp_blocks(int64_t rows) { return blocks_of(rows, 1, kTeams<WarpRow>); }
 
 }  // namespace
 

@@ -11,7 +11,7 @@ int64_t first_non_permutation_cpu(const Tensor& rows) {  // [R, N] int64
   Arguments("first_non_permutation", rows)
       .check("rows", rows, Holds::kIndices, {kAnySize, kAnySize});
   const Tensor table = contiguous_as(rows, ScalarType::Long);
-  return first_non_permutation(table.const_data_ptr<int64_t>(), table.size(0), table.size(1));
+  return first_non_permutation(data<const int64_t>(table), table.size(0), table.size(1));
 }
 
 }  // namespace

@@ -1,23 +1,20 @@
 #pragma once
 
+#include "core/by_type.h"
 #include "permuted_divergence/problem.h"
 
 namespace mcr {
 
-struct PermutedDivergenceKernels {
-  int float_width;   // rows a lane team takes at once
-  int double_width;  // classes are padded to whole vectors
+template <class T>
+struct PermutedDivergenceLoops {
+  int width;  // rows that a lane team takes at once; a row team's classes are padded to it
   // The softmax's rows less their largest, in units of log2, and powers = 2^row: row team, rows
   // [begin, end) of [rows, padded]; lane teams, vectors of columns of [M, C, step_stride].
-  void (*center_float)(const PermutedDivergenceProblem<float>&, int64_t begin, int64_t end,
-                       float* rows, float* powers);
-  void (*center_double)(const PermutedDivergenceProblem<double>&, int64_t begin, int64_t end,
-                        double* rows, double* powers);
-  // Blocks [begin, end): single rows of a row team, float_width rows of a lane team.
-  void (*run_float)(const PermutedDivergenceProblem<float>&, int64_t begin, int64_t end,
-                    PermutedDivergencePart<float>&);
-  void (*run_double)(const PermutedDivergenceProblem<double>&, int64_t begin, int64_t end,
-                     PermutedDivergencePart<double>&);
+  void (*center)(const PermutedDivergenceProblem<T>&, int64_t begin, int64_t end, T* rows,
+                 T* powers);
+  // Blocks [begin, end): single rows of a row team, `width` rows of a lane team.
+  void (*run)(const PermutedDivergenceProblem<T>&, int64_t begin, int64_t end,
+              PermutedDivergencePart<T>&);
 };
 
 // One modality's columns of a linear layer, as linear.h takes them.

@@ -2,9 +2,7 @@
 // contributions.
 #pragma once
 
-#include <tuple>
-
-#include "permuted_divergence/cpu/inputs.h"
+#include "permuted_divergence/arguments.h"
 
 namespace mcr {
 

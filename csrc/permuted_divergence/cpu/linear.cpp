@@ -15,10 +15,9 @@ class Columns {
 
   // The next `width` of them, [C, width]; not a copy.
   Tensor next(int64_t width) {
-    char* data = static_cast<char*>(weight_.mutable_data_ptr());
-    const int64_t offset = first_ * weight_.stride(1) * weight_.element_size();
+    char* from = data<char>(weight_) + first_ * weight_.stride(1) * weight_.element_size();
     first_ += width;
-    return matrix(data + offset, weight_.scalar_type(), weight_.size(0), width, weight_.stride(0),
+    return matrix(from, weight_.scalar_type(), weight_.size(0), width, weight_.stride(0),
                   weight_.stride(1));
   }
 
@@ -28,8 +27,7 @@ class Columns {
 };
 
 Tensor transposed(const Tensor& x) {  // [A, B] -> [B, A], not a copy
-  return matrix(x.mutable_data_ptr(), x.scalar_type(), x.size(1), x.size(0), x.stride(1),
-                x.stride(0));
+  return matrix(data<void>(x), x.scalar_type(), x.size(1), x.size(0), x.stride(1), x.stride(0));
 }
 
 // Up to this many multiplications a library's products spend most of their time on being called.
@@ -47,20 +45,19 @@ class Products {
            z.stride(1) == 1 && w.stride(1) == 1 && C <= kMaxOwnClasses &&
            N * C * D <= kMaxOwnProduct;
     if (!own_) return;
-    problem_ = {
-        z.const_data_ptr<float>(), w.const_data_ptr<float>(), N, C, D, z.stride(0), w.stride(0)};
+    problem_ = {data<const float>(z), data<const float>(w), N, C, D, z.stride(0), w.stride(0)};
   }
 
   // out [N, C] = Z W^T
   void forward(const Tensor& out) const {
-    if (own_) return kernels_.forward(problem_, out.mutable_data_ptr<float>());
+    if (own_) return kernels_.forward(problem_, data<float>(out));
     multiply(z_, transposed(w_), 0.0, out);
   }
 
   // out [N, D] = G W, contiguous
   void grad_z(const Tensor& g, const Tensor& out) const {
     if (own_) {
-      return kernels_.grad_z(problem_, g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+      return kernels_.grad_z(problem_, data<const float>(g), data<float>(out));
     }
     multiply(g, w_, 0.0, out);
   }
@@ -70,7 +67,7 @@ class Products {
     if (!own_) return multiply(transposed(g), z_, 0.0, out);
     LinearProblem problem = problem_;
     problem.w_stride = out.stride(0);
-    kernels_.grad_w(problem, g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    kernels_.grad_w(problem, data<const float>(g), data<float>(out));
   }
 
  private:
@@ -83,8 +80,7 @@ class Products {
 // Matrix m of a contiguous [M, N, C].
 Tensor matrix_of(const Tensor& x, int64_t m) {
   const int64_t N = x.size(1), C = x.size(2);
-  char* data = static_cast<char*>(x.mutable_data_ptr()) + m * N * C * x.element_size();
-  return matrix(data, x.scalar_type(), N, C, C, 1);
+  return matrix(data<char>(x) + m * N * C * x.element_size(), x.scalar_type(), N, C, C, 1);
 }
 
 // Latents of one batch whose widths add up to the weight's.
@@ -107,7 +103,7 @@ Arguments check_layer(const std::vector<Tensor>& latents, const Tensor& weight) 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
     const std::vector<Tensor>& latents,  // M tensors [N, D_m]
     const Tensor& weight,                // [C, sum of D_m]
-    const OptionalTensor& bias,          // and on: as in permuted_divergence.h
+    const OptionalTensor& bias,          // and on: as in permuted_divergence/arguments.h
     const OptionalTensor& order, const OptionalTensor& donors, const OptionalTensor& labels,
     const OptionalTensor& present, const OptionalTensor& sample_weight,
     const std::vector<int64_t>& subsets, const std::string& strategy, const std::string& clean_path,

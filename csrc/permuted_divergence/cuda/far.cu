@@ -97,11 +97,8 @@ void far_donor_side(const FarProblem<float>& pr, cudaStream_t stream) {
   rows = std::max<int64_t>(rows, (32 + columns * parts - 1) / (columns * parts));
   const dim3 threads(columns, unsigned(rows), unsigned(parts));
   const unsigned blocks = blocks_of(pr.rows, 1, int(rows));
-  if (pr.table) {
-    far_donor_side_kernel<true><<<blocks, threads, 0, stream>>>(pr);
-  } else {
-    far_donor_side_kernel<false><<<blocks, threads, 0, stream>>>(pr);
-  }
+  const auto kernel = pr.table ? far_donor_side_kernel<true> : far_donor_side_kernel<false>;
+  kernel<<<blocks, threads, 0, stream>>>(pr);
 }
 
 }  // namespace cuda

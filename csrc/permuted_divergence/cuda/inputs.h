@@ -1,10 +1,6 @@
 // The inputs of permuted_divergence as its kernels read them.
 #pragma once
 
-#include <algorithm>
-#include <string>
-#include <vector>
-
 #include "cuda/tensors.h"
 #include "permuted_divergence/arguments.h"
 #include "permuted_divergence/cuda/kernels.h"
@@ -33,7 +29,7 @@ class PermutedDivergenceInputs {
     far_ = takes_far(arguments);
     LayOut& in = layout;
     const DivergenceTraits traits = traits_of(pr.divergence);
-    in.scale = traits.log2() ? 1.44269504088896340736f : 1.0f;
+    in.scale = traits.log2() ? float(kLog2e) : 1.0f;
     in.centered = traits.softmax;
     in.saturated = traits.binary;
     read_rows(arguments, in);
@@ -47,9 +43,9 @@ class PermutedDivergenceInputs {
 
   // Memory that lives as long as this.
   template <class T>
-  T* take(int64_t count, ScalarType dtype) {
-    kept_alive_.push_back(empty_beside(like_, {count}, dtype));
-    return static_cast<T*>(kept_alive_.back().mutable_data_ptr());
+  T* take(int64_t count) {
+    kept_alive_.push_back(empty_beside(like_, {count}, scalar_type_of<T>()));
+    return data<T>(kept_alive_.back());
   }
 
   FarProblem<float> pr = {};
@@ -57,9 +53,9 @@ class PermutedDivergenceInputs {
 
  private:
   template <class T>
-  const T* hold(const Tensor& x, ScalarType dtype) {
-    kept_alive_.push_back(contiguous_as(x, dtype));
-    return static_cast<const T*>(kept_alive_.back().const_data_ptr());
+  const T* hold(const Tensor& x) {
+    kept_alive_.push_back(contiguous_as(x, scalar_type_of<T>()));
+    return data<const T>(kept_alive_.back());
   }
 
   // They have more launches: a small problem is done before they have paid. Without them rows of
@@ -86,55 +82,56 @@ class PermutedDivergenceInputs {
     in.rows = pr.rows;
     in.classes = pr.classes;
     in.storage = storage_of(x);
-    in.contributions = hold<void>(x, x.scalar_type());
+    kept_alive_.push_back(contiguous_as(x, x.scalar_type()));
+    in.contributions = data<const void>(kept_alive_.back());
     pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.rows, pr.classes) : pr.classes;
     const int64_t size = x.size(0) * x.size(1) * pr.row_stride;
-    pr.contributions = in.contributions_to = take<float>(size, ScalarType::Float);
+    pr.contributions = in.contributions_to = take<float>(size);
     if (far_) {
-      pr.powers = in.powers_to = take<float>(size, ScalarType::Float);
-      pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride, ScalarType::Float);
+      pr.powers = in.powers_to = take<float>(size);
+      pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
       const int64_t marks = 2 * pr.num_subsets * pr.rows;
-      pr.left = take<int32_t>(marks, ScalarType::Int);
+      pr.left = take<int32_t>(marks);
       in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
     }
-    if (arguments.bias) in.bias = hold<float>(*arguments.bias, ScalarType::Float);
-    pr.bias = in.bias_to = take<float>(pr.classes, ScalarType::Float);
+    if (arguments.bias) in.bias = hold<float>(*arguments.bias);
+    pr.bias = in.bias_to = take<float>(pr.classes);
     if (pr.exclude == Exclude::kSameLabel) {
-      in.labels = hold<int64_t>(*arguments.labels, ScalarType::Long);
-      pr.labels = in.labels_to = take<int64_t>(pr.rows, ScalarType::Long);
+      in.labels = hold<int64_t>(*arguments.labels);
+      pr.labels = in.labels_to = take<int64_t>(pr.rows);
     }
     if (arguments.present) {
-      in.present = hold<bool>(*arguments.present, ScalarType::Bool);
-      in.present_to = take<uint32_t>(pr.rows, ScalarType::Int);
+      in.present = hold<bool>(*arguments.present);
+      in.present_to = take<uint32_t>(pr.rows);
       pr.present = in.present_to;
     }
     if (arguments.sample_weight) {
-      in.sample_weight = hold<float>(*arguments.sample_weight, ScalarType::Float);
-      pr.row_weight = in.weight_to = take<float>(pr.rows, ScalarType::Float);
+      in.sample_weight = hold<float>(*arguments.sample_weight);
+      pr.row_weight = in.weight_to = take<float>(pr.rows);
     }
   }
 
   void read_donors(const PermutedDivergenceArguments& arguments, LayOut& in) {
     if (!arguments.donors) return;
     const Tensor& donors = *arguments.donors;
-    const int64_t* from = hold<int64_t>(donors, ScalarType::Long);
+    const int64_t* from = hold<int64_t>(donors);
     pr.own_donors = donors.size(0) > 1;
     if (arguments.order) {
       in.lines = 1;
-      in.given = hold<int64_t>(*arguments.order, ScalarType::Long);
+      in.given = hold<int64_t>(*arguments.order);
       in.shifts = from;
       in.num_shifts = donors.numel();
-      pr.order = in.order = in.order_to = take<int64_t>(pr.rows, ScalarType::Long);
-      pr.shifts = in.shifts_to = take<int64_t>(in.num_shifts, ScalarType::Long);
+      pr.order = in.order = in.order_to = take<int64_t>(pr.rows);
+      pr.shifts = in.shifts_to = take<int64_t>(in.num_shifts);
     } else {
       in.lines = donors.size(0) * donors.size(1);
       in.given = from;
       pr.table_stride = pr.rows;
-      pr.table = in.table_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
+      pr.table = in.table_to = take<int32_t>(in.lines * pr.rows);
     }
-    in.receivers_to = take<int32_t>(in.lines * pr.rows, ScalarType::Int);
+    in.receivers_to = take<int32_t>(in.lines * pr.rows);
     if (in.table_to && pr.want_grad) pr.receivers = in.receivers_to;
-    in.poison = take<float>(in.lines, ScalarType::Float);
+    in.poison = take<float>(in.lines);
   }
 
   const Tensor& like_;

@@ -72,11 +72,9 @@ void own_side(const SidesProblem<float>& given, cudaStream_t stream) {
     using Team = decltype(team);
     const int parts = parts_for<Team>(problem, problem.rows);
     const unsigned blocks = blocks_of(problem.rows, parts, kTeams<Team>);
-    if (problem.want_grad) {
-      own_side_kernel<Team, D, true><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
-    } else {
-      own_side_kernel<Team, D, false><<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
-    }
+    const auto kernel =
+        problem.want_grad ? own_side_kernel<Team, D, true> : own_side_kernel<Team, D, false>;
+    kernel<<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
   });
 }
 

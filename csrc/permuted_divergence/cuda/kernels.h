@@ -18,7 +18,7 @@ struct Subsets {
 constexpr int kCleared = 5, kPoisoned = 4;
 
 // The inputs as torch holds them, and where they go: in the order of positions, float, in units of
-// log2 (mse: as they are).
+// log2 (no logits: as they are).
 struct LayOut {
   const int32_t* skip;        // where it holds 1 there is nothing to do; or null
   const void* contributions;  // [M, N, C]

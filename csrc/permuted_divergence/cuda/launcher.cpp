@@ -1,9 +1,5 @@
 // CUDA launcher of permuted_divergence: memory, and the kernels in their order on torch's stream.
 // Nothing here waits for the device.
-#include <string>
-#include <tuple>
-#include <vector>
-
 #include "permuted_divergence/cuda/inputs.h"
 
 namespace mcr {
@@ -16,13 +12,26 @@ struct Results {
   Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
 };
 
-// One chunk of permutations: first the pairs that are far, where those go first.
-void own_side_pairs(const FarProblem<float>& pr, cudaStream_t stream) {
-  if (pr.records) far_own_side(pr, stream);
-  own_side(pr, stream);
-  if (!pr.want_grad) return;
-  if (pr.records) far_donor_side(pr, stream);
-  donor_side(pr, stream);
+// The pairs, in chunks of permutations: in each the far ones first, where those go first.
+void run_pairs(PermutedDivergenceInputs& in, cudaStream_t stream) {
+  FarProblem<float>& pr = in.pr;
+  const bool keeps_pairs = pr.want_grad || in.far();
+  const int64_t each = pr.num_subsets * pr.rows *
+                       int64_t(in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>));
+  const int64_t most = kMaxPairBytes / each;
+  const int64_t chunk =
+      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
+  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? each * chunk : 0);
+  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
+  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
+  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
+    pr.last = std::min(pr.first + chunk, pr.permutations);
+    if (pr.records) far_own_side(pr, stream);
+    own_side(pr, stream);
+    if (!pr.want_grad) continue;
+    if (pr.records) far_donor_side(pr, stream);
+    donor_side(pr, stream);
+  }
 }
 
 // For the upstream gradient `upstream` [S] on the device (null: 1); nothing where *skip is 1.
@@ -37,9 +46,7 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
                        empty_beside(x, {g * M, g * N, g * C}, ScalarType::Float),
                        empty_beside(x, {g * C}, ScalarType::Float)};
   if (in.empty() || S == 0) {
-    clear(out.values, stream);
-    clear(out.grad, stream);
-    clear(out.grad_bias, stream);
+    for (const Tensor& x : {out.values, out.grad, out.grad_bias}) clear(x, stream);
     return out;
   }
 
@@ -50,18 +57,17 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   const bool bias_grad = want_grad && arguments.bias && reaches_bias;
 
   pr.skip = skip;
-  float* factors = in.take<float>(S, ScalarType::Float);
-  uint32_t* device_subsets = in.take<uint32_t>(S, ScalarType::Int);
+  float* factors = in.take<float>(S);
+  uint32_t* device_subsets = in.take<uint32_t>(S);
   const bool sums = pr.may_drop || arguments.sample_weight;
-  pr.row_values = in.take<double>(S * N, ScalarType::Double);
-  if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C, ScalarType::Float);
+  pr.row_values = in.take<double>(S * N);
+  if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C);
   LayOut& layout = in.layout;
   layout.skip = skip;
-  layout.cleared[0] = {static_cast<float*>(out.grad.mutable_data_ptr()), out.grad.numel()};
+  layout.cleared[0] = {data<float>(out.grad), out.grad.numel()};
   layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
   layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
-  layout.cleared[3] = {static_cast<float*>(out.grad_bias.mutable_data_ptr()),
-                       bias_grad ? 0 : g * C};
+  layout.cleared[3] = {data<float>(out.grad_bias), bias_grad ? 0 : g * C};
   layout.subsets = in.subsets();
   layout.num_subsets = int(S);
   layout.pairs = double(N) * double(pr.permutations);
@@ -71,48 +77,30 @@ Results run(const PermutedDivergenceArguments& arguments, const float* upstream,
   layout.subsets_to = device_subsets;
   lay_out(layout, stream);
   if (sums) {
-    double* row_sums = in.take<double>(pr.may_drop ? S * N : 0, ScalarType::Double);
+    double* row_sums = in.take<double>(pr.may_drop ? S * N : 0);
     weigh_subsets(pr, in.subsets(), layout, upstream, row_sums, factors, device_subsets, stream);
   }
   pr.factors = factors;
   pr.subsets = device_subsets;
-  pr.grad = static_cast<float*>(out.grad.mutable_data_ptr());
-  pr.clean = in.take<float>(g * N * C, ScalarType::Float);
-  pr.clean_lse = in.take<float>(g * N, ScalarType::Float);
+  pr.grad = data<float>(out.grad);
+  pr.clean = in.take<float>(g * N * C);
+  pr.clean_lse = in.take<float>(g * N);
 
-  const bool keeps_pairs = want_grad || in.far();
-  const int64_t size = in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>);
-  const int64_t most = kMaxPairBytes / (S * N * size);
-  const int64_t chunk =
-      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
-  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? S * N * size * chunk : 0, ScalarType::Byte);
-  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
-  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
-  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
-    pr.last = std::min(pr.first + chunk, pr.permutations);
-    own_side_pairs(pr, stream);
-  }
-  sum_values(pr.row_values, S, N, static_cast<float*>(out.values.mutable_data_ptr()), stream, skip,
-             factors);
+  run_pairs(in, stream);
+  sum_values(pr.row_values, S, N, data<float>(out.values), data<float>(out.values) + 1, stream,
+             skip, factors);
   if (bias_grad) {
-    float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C, ScalarType::Float);
-    sum_bias(pr.grad_bias_rows, N, C, partial,
-             static_cast<float*>(out.grad_bias.mutable_data_ptr()), stream, skip);
+    float* partial = in.take<float>((N + kBiasRows - 1) / kBiasRows * C);
+    sum_bias(pr.grad_bias_rows, N, C, partial, data<float>(out.grad_bias), stream, skip);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cuda(
-    const Tensor& contributions, const OptionalTensor& bias, const OptionalTensor& order,
-    const OptionalTensor& donors, const OptionalTensor& labels, const OptionalTensor& present,
-    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
-    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
-    const std::string& exclude, bool want_grad) {
-  const OnDeviceOf device(contributions);
-  const Results out = run({contributions, bias, order, donors, labels, present, sample_weight,
-                           subsets, strategy, clean_path, divergence, exclude},
-                          nullptr, nullptr, want_grad, device.stream());
+std::tuple<Tensor, Tensor, Tensor> forward(const PermutedDivergenceArguments& arguments,
+                                           bool want_grad) {
+  const OnDeviceOf device(arguments.contributions);
+  const Results out = run(arguments, nullptr, nullptr, want_grad, device.stream());
   return {out.values, out.grad, out.grad_bias};
 }
 
@@ -120,27 +108,19 @@ std::tuple<Tensor, Tensor, Tensor> permuted_divergence_fwd_cuda(
 // they are one number expanded, as sum() leaves them; otherwise, as after mean(), the device
 // decides: the gradient is computed again, by kernels that are launched in any case and return at
 // once if it need not be. The memory for that is taken in any case too.
-std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
-    const Tensor& grad,            // [S]
-    const Tensor& unit_grad,       // [M, N, C] float32
-    const Tensor& unit_grad_bias,  // [C] float32
-    const Tensor& contributions,   // and on: as the forward took them
-    const OptionalTensor& bias, const OptionalTensor& order, const OptionalTensor& donors,
-    const OptionalTensor& labels, const OptionalTensor& present,
-    const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
-    const std::string& strategy, const std::string& clean_path, const std::string& divergence,
-    const std::string& exclude) {
-  const PermutedDivergenceArguments arguments{contributions, bias,       order,         donors,
-                                              labels,        present,    sample_weight, subsets,
-                                              strategy,      clean_path, divergence,    exclude};
+std::tuple<Tensor, Tensor> backward(const Tensor& grad,            // [S]
+                                    const Tensor& unit_grad,       // [M, N, C] float32
+                                    const Tensor& unit_grad_bias,  // [C] float32
+                                    const PermutedDivergenceArguments& arguments) {
+  const Tensor& contributions = arguments.contributions;
   arguments.check_gradients(grad, unit_grad, unit_grad_bias, false);
-  STD_TORCH_CHECK(!subsets.empty(), "permuted_divergence: no subset, and so no gradient");
+  STD_TORCH_CHECK(!arguments.subsets.empty(), "permuted_divergence: no subset, and so no gradient");
   const OnDeviceOf device(contributions);
   const bool equal = grad.numel() <= 1 || grad.stride(0) == 0;
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
-  const float* g = static_cast<const float*>(upstream.const_data_ptr());
+  const float* g = data<const float>(upstream);
   const Tensor skip = empty_beside(grad, {1}, ScalarType::Int);
-  int32_t* skips = static_cast<int32_t*>(skip.mutable_data_ptr());
+  int32_t* skips = data<int32_t>(skip);
   std::optional<Results> again;
   if (!equal) {
     compare_upstream(g, upstream.numel(), skips, device.stream());
@@ -149,9 +129,9 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
   // The bias' gradient comes along: a launch costs more than its few numbers, wanted or not.
   const ScaledGrad to_contributions(unit_grad, contributions.scalar_type(),
                                     again ? &again->grad : nullptr);
-  const ScaledGrad to_bias(unit_grad_bias, (bias ? *bias : contributions).scalar_type(),
+  const ScaledGrad to_bias(unit_grad_bias, arguments.bias.value_or(contributions).scalar_type(),
                            again ? &again->grad_bias : nullptr);
-  scale(to_contributions, to_bias, upstream, device.stream(), again ? skips : nullptr);
+  scale_grads(to_contributions.plan(), to_bias.plan(), g, again ? skips : nullptr, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_contributions.result(), to_bias.result()};
 }
@@ -161,6 +141,6 @@ std::tuple<Tensor, Tensor> permuted_divergence_bwd_cuda(
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m) {
-  m.impl("permuted_divergence_fwd", TORCH_BOX(&mcr::cuda::permuted_divergence_fwd_cuda));
-  m.impl("permuted_divergence_bwd", TORCH_BOX(&mcr::cuda::permuted_divergence_bwd_cuda));
+  m.impl("permuted_divergence_fwd", TORCH_BOX(&mcr::permuted_divergence_fwd<mcr::cuda::forward>));
+  m.impl("permuted_divergence_bwd", TORCH_BOX(&mcr::permuted_divergence_bwd<mcr::cuda::backward>));
 }

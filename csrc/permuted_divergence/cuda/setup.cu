@@ -18,7 +18,7 @@ __device__ float poison_of(const LayOut& in) {
 
 // A number of a row that is not centred.
 __device__ float in_units(const LayOut& in, float x) {
-  return (in.saturated ? MCR_ISA::saturated(x, MCR_ISA::kFarthest) : x) * in.scale;
+  return (in.saturated ? MCR_ISA::saturated(x, kFarthest) : x) * in.scale;
 }
 
 // What is no row of classes, by thread `first` of `step` threads.
@@ -84,7 +84,7 @@ __device__ void center_row(const In* row, const LayOut& in, float* to, int64_t s
     float a = 0.0f, power = power_past_end;
     if (c < in.classes) {
       const float x = row ? to_float(row[c]) : 0.0f;
-      a = fmaxf(x - top, float(-MCR_ISA::kFarthest)) * in.scale + 0.0f * x;
+      a = fmaxf(x - top, float(-kFarthest)) * in.scale + 0.0f * x;
       power = exp2f(a);
       if (power < float(kLeastPower)) power = float(kLeastPower);
     }

@@ -7,9 +7,8 @@ namespace mcr {
 // csrc/reconstruction_loss/rows.h over rows [begin, end), arithmetic in T on numbers stored as In
 template <class T, class In>
 struct ReconstructionLossLoops {
-  double (*squared_error)(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end);
-  void (*squared_error_grad)(const ReconstructionPart<In, In>& part, int64_t begin, int64_t end,
-                             T factor);
+  double (*squared_error)(const ReconstructionPart& part, int64_t begin, int64_t end);
+  void (*squared_error_grad)(const ReconstructionPart& part, int64_t begin, int64_t end, T factor);
 };
 
 struct ReconstructionLossKernels {

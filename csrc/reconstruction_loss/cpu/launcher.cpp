@@ -22,20 +22,17 @@ ScalarType storage_type(const std::vector<Tensor>& latents, const Tensor& recons
   return storage == ScalarType::Half ? ScalarType::Float : storage;
 }
 
-const auto& loops_of(float, float) { return cpu_kernels().reconstruction_loss.f32; }
-const auto& loops_of(double, double) { return cpu_kernels().reconstruction_loss.f64; }
-const auto& loops_of(float, uint16_t) { return cpu_kernels().reconstruction_loss.bf16; }
-
-// Runs f(T, In) for the arithmetic type and the storage type.
+// f(loops) for the storage.
 template <class F>
-auto dispatch(ScalarType storage, const F& f) {
+auto with_loops(ScalarType storage, const F& f) {
+  const ReconstructionLossKernels& kernels = cpu_kernels().reconstruction_loss;
   switch (storage) {
     case ScalarType::Double:
-      return f(double(), double());
+      return f(kernels.f64);
     case ScalarType::BFloat16:
-      return f(float(), uint16_t());
+      return f(kernels.bf16);
     default:
-      return f(float(), float());
+      return f(kernels.f32);
   }
 }
 
@@ -55,36 +52,32 @@ struct Inputs {
   // f(block, begin, end) for blocks of rows side by side.
   template <class F>
   void for_each_block(const F& f) const {
-    for_each_range(blocks(), 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        f(i, i * block_rows, std::min(rows, (i + 1) * block_rows));
-      }
-    });
+    for_each(blocks(), 4,
+             [&](int64_t i) { f(i, i * block_rows, std::min(rows, (i + 1) * block_rows)); });
   }
+  double count() const { return double(std::max<int64_t>(1, rows * width)); }
   int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
 };
 
 // Every modality beside its columns of the reconstruction.
-template <class In>
-std::vector<ReconstructionPart<In, In>> parts_of(const Inputs& in) {
-  std::vector<ReconstructionPart<In, In>> parts;
-  const In* h = static_cast<const In*>(in.reconstruction.const_data_ptr());
+std::vector<ReconstructionPart> parts_of(const Inputs& in) {
+  std::vector<ReconstructionPart> parts;
+  const char* h = data<const char>(in.reconstruction);
   for (const Tensor& z : in.latents) {
-    ReconstructionPart<In, In> part = {};
-    part.latents = static_cast<const In*>(z.const_data_ptr());
+    ReconstructionPart part = {};
+    part.latents = data<const void>(z);
     part.reconstruction = h;
     part.width = part.latents_stride = z.size(1);
     part.reconstruction_stride = part.grad_stride = in.width;
     parts.push_back(part);
-    h += part.width;
+    h += part.width * z.element_size();
   }
   return parts;
 }
 
 template <class T, class In>
-Tensor forward(const Inputs& in) {
-  const auto& loops = loops_of(T(), In());
-  const auto parts = parts_of<In>(in);
+Tensor forward(const ReconstructionLossLoops<T, In>& loops, const Inputs& in) {
+  const auto parts = parts_of(in);
   std::vector<double> sums(in.blocks(), 0.0);
   in.for_each_block([&](int64_t block, int64_t begin, int64_t end) {
     for (const auto& part : parts) sums[block] += loops.squared_error(part, begin, end);
@@ -92,25 +85,24 @@ Tensor forward(const Inputs& in) {
   double total = 0;
   for (const double sum : sums) total += sum;
   const Tensor loss = empty_cpu({}, scalar_type_of<T>());
-  const double count = double(std::max<int64_t>(1, in.rows * in.width));
-  *loss.mutable_data_ptr<T>() = T(total / count);
+  *data<T>(loss) = T(total / in.count());
   return loss;
 }
 
 template <class T, class In>
-std::tuple<std::vector<Tensor>, Tensor> backward(T grad, const Inputs& in) {
-  const auto& loops = loops_of(T(), In());
-  auto parts = parts_of<In>(in);
+std::tuple<std::vector<Tensor>, Tensor> backward(const ReconstructionLossLoops<T, In>& loops,
+                                                 const Tensor& grad, const Inputs& in) {
+  auto parts = parts_of(in);
   const Tensor grad_h = torch::stable::empty_like(in.reconstruction);
   std::vector<Tensor> grads;
-  In* to = static_cast<In*>(grad_h.mutable_data_ptr());
+  In* to = data<In>(grad_h);
   for (size_t m = 0; m < parts.size(); ++m) {
     grads.push_back(torch::stable::empty_like(in.latents[m]));
-    parts[m].grad_latents = static_cast<In*>(grads[m].mutable_data_ptr());
+    parts[m].grad_latents = data<void>(grads[m]);
     parts[m].grad_reconstruction = to;
     to += parts[m].width;
   }
-  const T factor = T(2 * double(grad) / double(std::max<int64_t>(1, in.rows * in.width)));
+  const T factor = T(2 * double(number_of<T>(grad)) / in.count());
   in.for_each_block([&](int64_t, int64_t begin, int64_t end) {
     for (const auto& part : parts) loops.squared_error_grad(part, begin, end, factor);
   });
@@ -121,8 +113,8 @@ Tensor reconstruction_loss_fwd_cpu(const std::vector<Tensor>& latents,  // M of 
                                    const Tensor& reconstruction) {      // [N, sum of D_m]
   check_parts(latents, reconstruction);
   const Inputs in(latents, reconstruction);
-  return dispatch(in.reconstruction.scalar_type(),
-                  [&](auto T, auto In) { return forward<decltype(T), decltype(In)>(in); });
+  return with_loops(in.reconstruction.scalar_type(),
+                    [&](const auto& loops) { return forward(loops, in); });
 }
 
 std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cpu(
@@ -131,11 +123,8 @@ std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cpu(
     const Tensor& reconstruction) {      // [N, sum of D_m]
   check_parts(latents, reconstruction).check_number("grad", grad);
   const Inputs in(latents, reconstruction);
-  auto [grads, grad_h] = dispatch(in.reconstruction.scalar_type(), [&](auto T, auto In) {
-    using Arithmetic = decltype(T);
-    const Tensor upstream = contiguous_as(grad, scalar_type_of<Arithmetic>());
-    return backward<Arithmetic, decltype(In)>(*upstream.const_data_ptr<Arithmetic>(), in);
-  });
+  auto [grads, grad_h] = with_loops(in.reconstruction.scalar_type(),
+                                    [&](const auto& loops) { return backward(loops, grad, in); });
   const auto cast = [](const Tensor& x, ScalarType dtype) {
     return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
   };

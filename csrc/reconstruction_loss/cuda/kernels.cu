@@ -18,28 +18,15 @@ constexpr int kBackwardBlocks = 4;
 constexpr int kBackwardBlocks = 6;
 #endif
 
-template <class Z, class H>
-__device__ __forceinline__ ReconstructionPart<Z, H> this_part(const ReconstructionParts& parts) {
-  const ReconstructionPart<void, void>& part = parts.parts[blockIdx.y];
-  return {static_cast<const Z*>(part.latents),
-          static_cast<const H*>(part.reconstruction),
-          part.latents_stride,
-          part.reconstruction_stride,
-          part.width,
-          static_cast<Z*>(part.grad_latents),
-          static_cast<H*>(part.grad_reconstruction),
-          part.grad_stride};
-}
-
 template <class Z, class H, int kPiece>
 __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks)
     squared_error_kernel(const __grid_constant__ ReconstructionParts parts, double scale,
                          double* partial) {
   const int log_lanes = parts.log_lanes[blockIdx.y];
+  const ReconstructionPart part = parts.parts[blockIdx.y];
   const PieceTeam<kPiece> team(threadIdx.x, log_lanes);
-  const double sum =
-      block_sum(squared_error(team, this_part<Z, H>(parts), first_index() >> log_lanes, parts.rows,
-                              index_step() >> log_lanes));
+  const double sum = block_sum(squared_error<Z, H>(team, part, first_index() >> log_lanes,
+                                                   parts.rows, index_step() >> log_lanes));
   if (threadIdx.x == 0) partial[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = scale * sum;
 }
 
@@ -48,9 +35,10 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks)
     squared_error_grad_kernel(const __grid_constant__ ReconstructionParts parts, double factor,
                               const float* upstream) {
   const int log_lanes = parts.log_lanes[blockIdx.y];
+  const ReconstructionPart part = parts.parts[blockIdx.y];
   const PieceTeam<kPiece> team(threadIdx.x, log_lanes);
-  squared_error_grad(team, this_part<Z, H>(parts), first_index() >> log_lanes, parts.rows,
-                     index_step() >> log_lanes, float(factor * upstream[0]));
+  squared_error_grad<Z, H>(team, part, first_index() >> log_lanes, parts.rows,
+                           index_step() >> log_lanes, float(factor * upstream[0]));
 }
 
 template <int kCountOfPiece>

@@ -11,7 +11,7 @@ constexpr int kMaxParts = 8;
 
 // Modalities of one storage that run together.
 struct ReconstructionParts {
-  ReconstructionPart<void, void> parts[kMaxParts];
+  ReconstructionPart parts[kMaxParts];
   int log_lanes[kMaxParts];  // threads of a row, by log_lanes_of
   int count;
   int64_t rows;

@@ -1,8 +1,5 @@
 // CUDA launcher of reconstruction_loss: modalities of one dtype run together, each of them beside
 // its own columns of the reconstruction.
-#include <tuple>
-#include <vector>
-
 #include "cuda/tensors.h"
 #include "reconstruction_loss/arguments.h"
 #include "reconstruction_loss/cuda/kernels.h"
@@ -40,13 +37,13 @@ struct Launches {
 
   // With somewhere to write the gradients: theirs of the latents, and that of the reconstruction.
   void write_to(const std::vector<Tensor>& grads, const Tensor& grad_h) {
-    char* to = static_cast<char*>(grad_h.mutable_data_ptr());
+    char* to = data<char>(grad_h);
     for (size_t m = 0, at = 0, within = 0; m < grads.size(); ++m) {
       const int64_t width = grads[m].size(1);
       if (rows == 0 || width == 0) continue;
       if (within == size_t(all[at].count)) ++at, within = 0;
-      ReconstructionPart<void, void>& part = all[at].parts[within++];
-      part.grad_latents = grads[m].mutable_data_ptr();
+      ReconstructionPart& part = all[at].parts[within++];
+      part.grad_latents = data<void>(grads[m]);
       part.grad_reconstruction = to;
       part.grad_stride = grad_h.size(1);
       to += width * grad_h.element_size();
@@ -57,10 +54,9 @@ struct Launches {
   void add(int64_t m, int64_t column) {
     const Tensor& z = latents[m];
     const int64_t z_bytes = z.element_size(), h_bytes = reconstruction.element_size();
-    ReconstructionPart<void, void> part = {};
-    part.latents = z.const_data_ptr();
-    part.reconstruction =
-        static_cast<const char*>(reconstruction.const_data_ptr()) + column * h_bytes;
+    ReconstructionPart part = {};
+    part.latents = data<const void>(z);
+    part.reconstruction = data<const char>(reconstruction) + column * h_bytes;
     part.latents_stride = z.stride(0);
     part.reconstruction_stride = reconstruction.stride(0);
     part.width = z.size(1);
@@ -94,14 +90,13 @@ Tensor reconstruction_loss_fwd_cuda(const std::vector<Tensor>& latents,  // M of
   int64_t count = 0;
   for (const ReconstructionParts& parts : launches.all) count += parts.count * blocks_of(parts);
   const Tensor partial = empty_beside(reconstruction, {count}, ScalarType::Double);
-  double* to = static_cast<double*>(partial.mutable_data_ptr());
+  double* to = data<double>(partial);
   for (const ReconstructionParts& parts : launches.all) {
     sum_squared_errors(parts, launches.mean(), to, device.stream());
     to += parts.count * blocks_of(parts);
   }
   const Tensor loss = empty_beside(reconstruction, {}, ScalarType::Float);
-  sum_values(static_cast<double*>(partial.mutable_data_ptr()), 1, count,
-             static_cast<float*>(loss.mutable_data_ptr()), device.stream());
+  sum_values(data<double>(partial), 1, count, data<float>(loss), nullptr, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return loss;
 }
@@ -115,16 +110,14 @@ std::tuple<std::vector<Tensor>, Tensor> reconstruction_loss_bwd_cuda(
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   Launches launches(latents, reconstruction);
   const Tensor grad_h =
-      empty_beside(reconstruction, {reconstruction.size(0), reconstruction.size(1)},
-                   reconstruction.scalar_type());
+      empty_beside(reconstruction, reconstruction.sizes(), reconstruction.scalar_type());
   std::vector<Tensor> grads;
   for (const Tensor& z : latents) {
-    grads.push_back(empty_beside(z, {z.size(0), z.size(1)}, z.scalar_type()));
+    grads.push_back(empty_beside(z, z.sizes(), z.scalar_type()));
   }
   launches.write_to(grads, grad_h);
   for (const ReconstructionParts& parts : launches.all) {
-    grad_squared_errors(parts, 2 * launches.mean(),
-                        static_cast<const float*>(upstream.const_data_ptr()), device.stream());
+    grad_squared_errors(parts, 2 * launches.mean(), data<const float>(upstream), device.stream());
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {grads, grad_h};

@@ -1,8 +1,5 @@
 // Launcher of row_divergence: groups the perturbed rows by clean row and cuts the clean rows into
 // parts of equal work.
-#include <algorithm>
-#include <string>
-
 #include "cpu/tensors.h"
 #include "dispatch.h"
 #include "divergence/options.h"
@@ -10,8 +7,6 @@
 
 namespace mcr {
 namespace {
-
-constexpr int64_t kGrain = 1 << 14;  // elements: about 10 us of one core
 
 // The perturbed rows by clean row, in their own order within one: a counting sort.
 struct Grouping {
@@ -48,29 +43,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   const Tensor clean = contiguous_as(clean_in, dtype);
   const Tensor rows = contiguous_as(rows_in, ScalarType::Long);
   const int64_t R = perturbed.size(0), C = perturbed.size(1), N = clean.size(0);
-  const Grouping grouping(rows.const_data_ptr<int64_t>(), R, N);
+  const Grouping grouping(data<const int64_t>(rows), R, N);
 
   const Tensor total = empty_cpu({}, dtype), weight = empty_cpu({}, dtype);
   const Tensor grad_perturbed = empty_cpu({want_grad ? R : 0, want_grad ? C : 0}, dtype);
   const Tensor grad_clean = empty_cpu({want_grad ? N : 0, want_grad ? C : 0}, dtype);
   RowDivergenceProblem<T> pr = {};
-  pr.perturbed = perturbed.const_data_ptr<T>();
-  pr.clean = clean.const_data_ptr<T>();
+  pr.perturbed = data<const T>(perturbed);
+  pr.clean = data<const T>(clean);
   pr.start = grouping.start.data();
   pr.members = grouping.members.data();
   pr.classes = C;
   pr.divergence = divergence_kind(divergence);
   pr.factor = T(1) / T(traits_of(pr.divergence).terms(C));
   pr.want_grad = want_grad;
-  pr.grad_perturbed = grad_perturbed.mutable_data_ptr<T>();
-  pr.grad_clean = grad_clean.mutable_data_ptr<T>();
+  pr.grad_perturbed = data<T>(grad_perturbed);
+  pr.grad_clean = data<T>(grad_clean);
   if (want_grad) std::fill_n(pr.grad_clean, N * C, T(0));
 
   double weights = double(R);
   Tensor weight_values = clean;
   if (row_weight) {
     weight_values = contiguous_as(*row_weight, dtype);
-    pr.row_weight = weight_values.const_data_ptr<T>();
+    pr.row_weight = data<const T>(weight_values);
     weights = 0;
     for (int64_t r = 0; r < R; ++r) {
       STD_TORCH_CHECK(!(pr.row_weight[r] < 0), "row_weight must not be negative, got ",
@@ -79,29 +74,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
     }
   }
 
-  const auto& kernels = cpu_kernels().row_divergence;
-  const int64_t W = sizeof(T) == sizeof(float) ? kernels.float_width : kernels.double_width;
+  const RowDivergenceLoops<T>& loops = cpu_kernels().row_divergence.of(T());
+  const int64_t W = loops.width;
   pr.steps = (C + W - 1) / W;
   pr.group = group_of_rows<T>(std::max<int64_t>(1, pr.steps) * W);
   const int64_t scratch = (6 + 2 * pr.group) * pr.steps * W;
-  const int64_t parts = part_count(R * C, kGrain);
+  const int64_t parts = part_count(R * C);
   Buffer<T> memory(parts * scratch);
   std::vector<double> values(parts, 0.0);
   if (C > 0) {
-    for_each_part(parts, [&](int64_t p) {
-      const int64_t begin = grouping.boundary(p, parts), end = grouping.boundary(p + 1, parts);
-      T* own = memory.get() + p * scratch;
-      if constexpr (sizeof(T) == sizeof(float)) {
-        values[p] = kernels.run_float(pr, begin, end, own);
-      } else {
-        values[p] = kernels.run_double(pr, begin, end, own);
-      }
+    for_each(parts, 1, [&](int64_t p) {
+      values[p] = loops.run(pr, grouping.boundary(p, parts), grouping.boundary(p + 1, parts),
+                            memory.get() + p * scratch);
     });
   }
   double sum = 0;
   for (const double value : values) sum += value;
-  *total.mutable_data_ptr<T>() = T(sum);
-  *weight.mutable_data_ptr<T>() = T(weights);
+  *data<T>(total) = T(sum);
+  *data<T>(weight) = T(weights);
   return {total, weight, grad_perturbed, grad_clean};
 }
 
@@ -112,10 +102,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
     const OptionalTensor& row_weight,  // [R]
     const std::string& divergence, bool want_grad) {
   check_held_rows(perturbed, clean, rows, row_weight);
-  const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
-                         accumulation_type(clean) == ScalarType::Double;
-  return is_double ? forward<double>(perturbed, clean, rows, row_weight, divergence, want_grad)
-                   : forward<float>(perturbed, clean, rows, row_weight, divergence, want_grad);
+  return with_arithmetic(is_double(perturbed) || is_double(clean), [&](auto zero) {
+    return forward<decltype(zero)>(perturbed, clean, rows, row_weight, divergence, want_grad);
+  });
 }
 
 std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of total
@@ -123,16 +112,13 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of
                                                   const Tensor& unit_grad_clean,      // [N, C]
                                                   const Tensor& perturbed,  // their dtypes
                                                   const Tensor& clean) {
-  const bool is_double = accumulation_type(perturbed) == ScalarType::Double ||
-                         accumulation_type(clean) == ScalarType::Double;
-  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, is_double);
-  const auto run = [&](auto zero) -> std::tuple<Tensor, Tensor> {
-    using T = decltype(zero);
-    const T g = *contiguous_as(grad, scalar_type_of<T>()).template const_data_ptr<T>();
-    return {scaled<T>(unit_grad_perturbed, g, perturbed.scalar_type()),
-            scaled<T>(unit_grad_clean, g, clean.scalar_type())};
-  };
-  return is_double ? run(double{}) : run(float{});
+  const bool in_double = is_double(perturbed) || is_double(clean);
+  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, in_double);
+  return with_arithmetic(in_double, [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    const auto g = number_of<decltype(zero)>(grad);
+    return {scaled(unit_grad_perturbed, g, perturbed.scalar_type()),
+            scaled(unit_grad_clean, g, clean.scalar_type())};
+  });
 }
 
 }  // namespace

@@ -20,17 +20,8 @@ template <class Key>
 __global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
                                    double* poison) {
   for (int64_t a = first_index(); a <= rows; a += index_step()) {
-    int64_t low = 0, high = count;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (sorted[middle] < a) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
     // the ends take what names no row
-    start[a] = a == 0 ? 0 : a == rows ? count : low;
+    start[a] = a == 0 ? 0 : a == rows ? count : find_bound<false>(sorted, count, a);
   }
   if (first_index() != 0) return;
   const bool wrong = count > 0 && (sorted[0] < 0 || sorted[count - 1] >= rows);
@@ -38,45 +29,33 @@ __global__ void find_starts_kernel(const Key* sorted, int64_t count, int64_t row
   poison[rows + 1] = wrong ? NAN : 0.0;
 }
 
-template <class In>
-__device__ __forceinline__ const In* row_of(const GivenRows& rows, int64_t row, int64_t classes) {
-  return static_cast<const In*>(rows.data) + row * classes;
-}
-
-// Rows of any storage, for a team: which one it is, is asked once a row and not in the kernel's
-// type, for there are many kernels.
+// Fills a team's tile with a row of any storage: which one it is, is asked once a row and not in
+// the kernel's type, for there are many kernels.
 template <class Team>
-struct TeamsRows {
-  const GivenRows &perturbed_rows, &clean_rows;
+struct RowsOf {
+  const GivenRows& rows;
   int64_t classes;
 
-  __device__ __forceinline__ void perturbed(int64_t r, int64_t steps, float fill, float limit,
-                                            float* tile) const {
-    read(perturbed_rows, r, steps, fill, limit, tile);
-  }
-  __device__ __forceinline__ void clean(int64_t i, int64_t steps, float fill, float limit,
-                                        float* tile) const {
-    read(clean_rows, i, steps, fill, limit, tile);
+  __device__ __forceinline__ void operator()(int64_t row, int64_t steps, float fill, float limit,
+                                             float* tile) const {
+    if (rows.storage == Storage::kFloat) {
+      fill_tile<float>(row, steps, fill, limit, tile);
+    } else if (rows.storage == Storage::kBfloat16) {
+      fill_tile<__nv_bfloat16>(row, steps, fill, limit, tile);
+    } else {
+      fill_tile<__half>(row, steps, fill, limit, tile);
+    }
   }
 
  private:
-  __device__ __forceinline__ void read(const GivenRows& rows, int64_t row, int64_t steps,
-                                       float fill, float limit, float* tile) const {
-    if (rows.storage == Storage::kFloat) {
-      fill_tile(row_of<float>(rows, row, classes), steps, fill, limit, tile);
-    } else if (rows.storage == Storage::kBfloat16) {
-      fill_tile(row_of<__nv_bfloat16>(rows, row, classes), steps, fill, limit, tile);
-    } else {
-      fill_tile(row_of<__half>(rows, row, classes), steps, fill, limit, tile);
-    }
-  }
   template <class In>
-  __device__ __forceinline__ void fill_tile(const In* row, int64_t steps, float fill, float limit,
+  __device__ __forceinline__ void fill_tile(int64_t row, int64_t steps, float fill, float limit,
                                             float* tile) const {
+    const In* from = static_cast<const In*>(rows.data) + row * classes;
 #pragma unroll
     for (int64_t n = 0; n < steps; ++n) {
       const int c = int(n) * Team::kLanes + Team::lane();
-      tile[n] = c < classes ? MCR_ISA::saturated(to_float(row[c]), limit) : fill;
+      tile[n] = c < classes ? MCR_ISA::saturated(to_float(from[c]), limit) : fill;
     }
   }
 };
@@ -99,8 +78,8 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
     double value = 0, weight = 0;
     float memory[HeldTiles<float, kAhead<Team, D>>::kCount * Team::kSteps];
     mcr::MCR_ISA::hold_rows<Team, D, kGrad, kAhead<Team, D>>(
-        problem, TeamsRows<Team>{perturbed, clean, problem.classes}, row,
-        steps_of<Team>(problem.steps), memory, value, weight, part);
+        problem, RowsOf<Team>{perturbed, problem.classes}, RowsOf<Team>{clean, problem.classes},
+        row, steps_of<Team>(problem.steps), memory, value, weight, part);
     if (!Team::leads() || !part.leads()) return;
     row_values[row] = value;
     row_weights[row] = weight;

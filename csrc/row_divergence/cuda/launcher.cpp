@@ -1,8 +1,4 @@
 // CUDA launcher of row_divergence: groups the perturbed rows by clean row, on the device.
-#include <string>
-#include <tuple>
-
-#include "cuda/sort.h"
 #include "cuda/tensors.h"
 #include "divergence/options.h"
 #include "row_divergence/arguments.h"
@@ -21,32 +17,27 @@ struct Groups {
   Tensor members;  // [R]
 };
 
-// `poison` as find_starts has it.
+// By keys of that type; `poison` as find_starts has it.
 template <class Key>
-Groups group_by(const Tensor& keys, int64_t rows, double* poison, cudaStream_t stream) {
+Groups group_by(const Tensor& given, int64_t rows, double* poison, cudaStream_t stream) {
+  const int64_t R = given.numel();
+  Tensor keys = given;
+  if constexpr (sizeof(Key) < sizeof(int64_t)) {
+    keys = empty_beside(given, {R}, scalar_type_of<Key>());
+    narrow_rows(data<const int64_t>(given), R, rows, data<Key>(keys), stream);
+  }
   const auto [sorted, members] = stable_sort(keys);
-  const Tensor start = empty_beside(keys, {rows + 1}, ScalarType::Long);
-  find_starts(static_cast<const Key*>(sorted.const_data_ptr()), keys.numel(), rows,
-              static_cast<int64_t*>(start.mutable_data_ptr()), poison, stream);
+  const Tensor start = empty_beside(given, {rows + 1}, ScalarType::Long);
+  find_starts(data<const Key>(sorted), R, rows, data<int64_t>(start), poison, stream);
   return {start, members};
-}
-
-template <class Key>
-Groups group_narrowed(const Tensor& given, int64_t rows, ScalarType dtype, double* poison,
-                      cudaStream_t stream) {
-  const Tensor keys = empty_beside(given, {given.numel()}, dtype);
-  narrow_rows(static_cast<const int64_t*>(given.const_data_ptr()), given.numel(), rows,
-              static_cast<Key*>(keys.mutable_data_ptr()), stream);
-  return group_by<Key>(keys, rows, poison, stream);
 }
 
 Groups group(const Tensor& rows_in, int64_t rows, double* poison, cudaStream_t stream) {
   const Tensor given = contiguous_as(rows_in, ScalarType::Long);
-  if (given.numel() <= kSortedByComparing) return group_by<int64_t>(given, rows, poison, stream);
-  if (rows <= int64_t{1} << 15) {
-    return group_narrowed<int16_t>(given, rows, ScalarType::Short, poison, stream);
-  }
-  return group_narrowed<int32_t>(given, rows, ScalarType::Int, poison, stream);
+  const auto grouped = given.numel() <= kSortedByComparing ? group_by<int64_t>
+                       : rows <= int64_t{1} << 15          ? group_by<int16_t>
+                                                           : group_by<int32_t>;
+  return grouped(given, rows, poison, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
@@ -60,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   const cudaStream_t stream = device.stream();
   const Tensor perturbed = contiguous_as(perturbed_in, perturbed_in.scalar_type());
   const Tensor clean = contiguous_as(clean_in, clean_in.scalar_type());
-  const GivenRows perturbed_rows = {perturbed.const_data_ptr(), storage_of(perturbed)};
-  const GivenRows clean_rows = {clean.const_data_ptr(), storage_of(clean)};
+  const GivenRows perturbed_rows = {data<const void>(perturbed), storage_of(perturbed)};
+  const GivenRows clean_rows = {data<const void>(clean), storage_of(clean)};
   const int64_t R = perturbed.size(0), C = perturbed.size(1), N = clean.size(0);
   STD_TORCH_CHECK(C <= kMaxClasses, "the CUDA kernel of row_divergence takes ", kMaxClasses,
                   " classes at most, got ", C);
@@ -80,25 +71,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
 
   // a place more than there are rows: for the poison of wrong rows, which makes the weight NaN
   const Tensor row_sums = empty_beside(clean, {2, N + 1}, ScalarType::Double);
-  double* values = static_cast<double*>(row_sums.mutable_data_ptr());
+  double* values = data<double>(row_sums);
   const Groups groups = group(rows, N, values + N, stream);
   RowDivergenceProblem<float> pr = {};
-  pr.start = static_cast<const int64_t*>(groups.start.const_data_ptr());
-  pr.members = static_cast<const int64_t*>(groups.members.const_data_ptr());
+  pr.start = data<const int64_t>(groups.start);
+  pr.members = data<const int64_t>(groups.members);
   Tensor weights = clean;
   if (row_weight) {
     weights = contiguous_as(*row_weight, ScalarType::Float);
-    pr.row_weight = static_cast<const float*>(weights.const_data_ptr());
+    pr.row_weight = data<const float>(weights);
   }
   pr.classes = C;
   pr.divergence = divergence_kind(divergence);
   pr.factor = 1.0f / float(traits_of(pr.divergence).terms(C));
   pr.want_grad = want_grad;
-  pr.grad_perturbed = static_cast<float*>(grad_perturbed.mutable_data_ptr());
-  pr.grad_clean = static_cast<float*>(grad_clean.mutable_data_ptr());
+  pr.grad_perturbed = data<float>(grad_perturbed);
+  pr.grad_clean = data<float>(grad_clean);
   hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N + 1, stream);
-  sum_two_values(values, N + 1, static_cast<float*>(total.mutable_data_ptr()),
-                 static_cast<float*>(weight.mutable_data_ptr()), stream);
+  sum_values(values, 2, N + 1, data<float>(total), data<float>(weight), stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {total, weight, grad_perturbed, grad_clean};
 }
@@ -113,7 +103,8 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], o
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
   const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
   const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
-  scale(to_perturbed, to_clean, upstream, device.stream());
+  scale_grads(to_perturbed.plan(), to_clean.plan(), data<const float>(upstream), nullptr,
+              device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_perturbed.result(), to_clean.result()};
 }
