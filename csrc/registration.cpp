@@ -66,6 +66,20 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
+      "regularizer_fwd(Tensor[] latents, Tensor weight, Tensor? bias, Tensor? order, "
+      "Tensor? donors, Tensor? labels, Tensor? present, Tensor? sample_weight, int[] subsets, "
+      "str strategy, str clean_path, str divergence, str exclude, Tensor classes, "
+      "str contrastive, float temperature, float mipd_weight, float contrastive_weight, "
+      "bool want_grad) "
+      "-> (Tensor loss, Tensor mipd, Tensor contrastive, Tensor logits, Tensor divergences, "
+      "Tensor importance, Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows)");
+  m.def(
+      "regularizer_bwd(Tensor? grad_loss, Tensor? grad_mipd, Tensor? grad_contrastive, "
+      "Tensor? grad_logits, Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows, "
+      "float mipd_weight, float contrastive_weight, int[] wanted, Tensor[] latents, "
+      "Tensor weight) -> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
       "row_divergence_fwd(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
       "str divergence, bool want_grad) "
       "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)");

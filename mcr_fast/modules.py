@@ -10,6 +10,7 @@ from torch._compile import _disable_dynamo
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.rows import label_codes
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch, importance_of
@@ -17,8 +18,10 @@ from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.draw import draw_donors
 from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
+from mcr_fast.mipd.evaluate import evaluate_at_once
 from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
+from mcr_fast.ops.regularizer import Terms
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
 
@@ -258,12 +261,19 @@ class MCRLoss(nn.Module):
             same_label=self.exclude == "same_label",
             ceb_labels=self.ceb_weight != 0 and self.ceb_source == "labels",
         )
-        contrastive = ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
-        mipd, divergences, logits = self._mipd(
-            parts, codes, fusion, logits, permutations, present, sample_weight, generator
-        )
+        given = (logits, permutations, present, sample_weight, generator)
+        request = self._request(parts, codes, fusion, *given)
+        ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
-        if self.contrastive_weight != 0:
+        plain = embeddings is None and pooled[0] is parts[0]
+        terms = self._at_once(request, labels) if plain else None
+        if terms is None:
+            mipd, divergences, logits = self._mipd(request)
+            contrastive, importance = zero, importance_of(divergences, len(parts))
+        else:
+            loss, mipd, contrastive, logits, divergences, importance = terms
+        checks.no_infinite_logits("what the fusion gives", logits)
+        if terms is None and self.contrastive_weight != 0:
             contrastive = contrastive_loss(
                 self.contrastive,
                 pooled if embeddings is None else embeddings,
@@ -275,13 +285,15 @@ class MCRLoss(nn.Module):
             )
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, logits, present)
-        loss = self._weighted((contrastive, ceb, mipd), zero)
-        importance = importance_of(divergences, len(parts))
+        if terms is None:
+            loss = self._weighted((contrastive, ceb, mipd), zero)
+        elif self.ceb_weight != 0:
+            loss = torch.add(loss, ceb, alpha=self.ceb_weight)
         if self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
-    def _mipd(
+    def _request(
         self,
         latents: list[Tensor],
         codes: Tensor | None,
@@ -291,18 +303,15 @@ class MCRLoss(nn.Module):
         present: Tensor | None,
         sample_weight: Tensor | None,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
-        """L_MIPD, the divergences and the clean logits."""
+    ) -> Request:
+        """What the engine is asked, the donors drawn if there is anything to do with them."""
+        order = donors = None
         if permutations is not None:
             order, donors = checks.given_donors(permutations, self.perturbation, latents)
-        if self.mipd_weight == 0:
-            zero = latents[0].new_zeros((), dtype=accumulation_dtype(latents[0].dtype))
-            given = call_fusion(fusion, latents, self.num_classes) if logits is None else logits
-            return zero, zero.new_zeros(len(self._subsets)), given
-        if permutations is None:
+        elif self.mipd_weight != 0:
             how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
             order, donors = draw_donors(latents, self._subsets, *how, generator)
-        request = Request(
+        return Request(
             latents=latents,
             fusion=fusion,
             logits=logits,
@@ -316,9 +325,29 @@ class MCRLoss(nn.Module):
             exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
             **{name: getattr(self, name) for name in ASKED_AS_SET},
         )
-        mipd, divergences, logits = evaluate_mipd(request)
-        checks.no_infinite_logits("what the fusion gives", logits)
-        return mipd, divergences, logits
+
+    def _at_once(self, request: Request, labels: Tensor | None) -> Terms | None:
+        """All terms but L_CEB in one op, None if that does not serve here."""
+        if self.mipd_weight == 0 or self.contrastive_weight == 0:
+            return None
+        rows, device = request.num_rows, request.latents[0].device
+        if torch.compiler.is_compiling() or device.type != "cpu":
+            return None
+        known = labels is not None
+        classes = label_codes(labels, rows, device) if known else torch.arange(rows)
+        temperature = checks.positive("temperature", self.temperature)
+        weights = self.mipd_weight, self.contrastive_weight
+        return evaluate_at_once(request, classes, self.contrastive, temperature, *weights)
+
+    def _mipd(self, request: Request) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
+        """L_MIPD, the divergences and the clean logits."""
+        if self.mipd_weight != 0:
+            return evaluate_mipd(request)
+        latents, given = request.latents, request.logits
+        zero = latents[0].new_zeros((), dtype=accumulation_dtype(latents[0].dtype))
+        if given is None:
+            given = call_fusion(request.fusion, latents, self.num_classes)
+        return zero, zero.new_zeros(len(self._subsets)), given
 
     def _ceb(
         self, latents: list[Tensor], labels: Tensor | None, logits: Tensor, present: Tensor | None

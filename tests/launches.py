@@ -77,12 +77,12 @@ def cuda_launches() -> Iterator[Callable[[], list[str]]]:
     """Names of the CUDA library's kernels that are not run."""
     from emulated import library
 
-    os.environ["MCR_EMULATED_nothing"] = "1"
+    os.environ["MCR_EMULATED_NOTHING"] = "1"
     library.launches()
     try:
         yield library.launches
     finally:
-        del os.environ["MCR_EMULATED_nothing"]
+        del os.environ["MCR_EMULATED_NOTHING"]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """L_MIPD of latents and a fusion, by one of four ways to evaluate the fusion."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Source
 from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
+from mcr_fast.ops.regularizer import Terms, can_serve, regularizer
 from mcr_fast.reference._similarity import without_autocast
 
 _Result = tuple[Tensor, Tensor, Tensor]
@@ -49,6 +52,26 @@ def runs(fusion: Fusion, latent_dims: tuple[int, ...], perturbation: str) -> boo
     """Whether the engine would run the fusion, or its head: no compiler follows it there."""
     additive = as_additive(fusion, latent_dims)
     return additive is None or additive.head is not None or perturbation != "permute"
+
+
+def evaluate_at_once(request: Request, classes: Tensor, *others: Any) -> Terms | None:
+    """All terms of a linear layer over the latents in one op; None if it does not serve here.
+
+    `others` are those that the op takes after the classes [N].
+    """
+    if request.logits is not None or not request.permutes or is_data_parallel(request.fusion):
+        return None
+    initialize_lazy(request.fusion, request.latents)
+    columns = as_additive(request.fusion, request.latent_dims)
+    if not isinstance(columns, LinearColumns) or columns.head is not None:
+        return None
+    latents, weight = columns.operands(request.latents)
+    if weight.shape[0] != request.num_classes:
+        return None  # and the error comes where others see it
+    if not can_serve(latents, weight, columns.bias, request.backend):
+        return None
+    pairs = (*request.pair_tensors(), *request.options().values())
+    return regularizer(latents, weight, columns.bias, pairs, classes, *others)
 
 
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:

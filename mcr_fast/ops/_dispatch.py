@@ -17,7 +17,7 @@ from mcr_fast import _libraries as libraries
 from mcr_fast._process import first_time, kept
 from mcr_fast.ops._autograd import Node, autograd_kernel, make_node, vmap_kernel
 from mcr_fast.ops._modes import recorded
-from mcr_fast.ops.registry import OPS
+from mcr_fast.ops.registry import INNER, OPS
 
 LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
 _NODES: dict[Any, Node] = kept("nodes", dict)  # of every overload
@@ -91,9 +91,10 @@ def raise_double_backward(op: str) -> NoReturn:
 def _with_overloads(op: str) -> list[str]:
     """Backends whose overloads an op has in this process, Triton's defined if it was not."""
     found = ["cpu"] if libraries.has_kernel(f"{op}_fwd", "CPU") else []
-    if "triton" in OPS[op].backends:
-        _define_triton(op, f"{op}_fwd", OPS[op].forward)
-        _define_triton(op, f"{op}_bwd", OPS[op].backward)
+    row = (OPS | INNER)[op]
+    if "triton" in row.backends:
+        _define_triton(op, f"{op}_fwd", row.forward)
+        _define_triton(op, f"{op}_bwd", row.backward)
         found.append("triton")
     return found
 

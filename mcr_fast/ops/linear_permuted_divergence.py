@@ -92,7 +92,7 @@ def _backward(
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     to_task = grad_contributions if torch.is_grad_enabled() else None
     if grad is None and to_task is not None:
-        return _with_graph(to_task, wanted, latents, weight)
+        return *layer_gradients(to_task, wanted, latents, weight), None
     grad_latents, grad_weight, grad_bias = run(
         grad,
         unit_grad,
@@ -108,17 +108,18 @@ def _backward(
     grads = (*grad_latents, grad_weight, None if grad is None else grad_bias)
     if to_task is None:
         return grads
-    pairs = zip(grads, _with_graph(to_task, wanted, latents, weight), strict=True)
+    through = (*layer_gradients(to_task, wanted, latents, weight), None)
+    pairs = zip(grads, through, strict=True)
     return tuple(a if a is None or b is None else a + b for a, b in pairs)
 
 
-def _with_graph(
+def layer_gradients(
     grad_contributions: Tensor,  # [M, N, C]
     wanted: Sequence[bool],  # of the latents, of the weight
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient through the contributions alone, to be differentiated again.
+    """The gradients of a layer's latents and weight, to be differentiated again.
 
     The logits made of them are the task's: a penalty on its gradient is nobody else's business.
     """
@@ -127,7 +128,6 @@ def _with_graph(
     return (
         *(g @ w if want else None for (g, _, w), want in zip(per_modality, wanted, strict=False)),
         torch.cat([g.T @ z for g, z, _ in per_modality], dim=1) if wanted[-1] else None,
-        None,
     )
 
 

@@ -79,11 +79,26 @@ OPS: dict[str, Op] = {
     ),
 }
 
+# What no function offers: the terms of `MCRLoss` in one call, each of them an op above.
+INNER: dict[str, Op] = {
+    "regularizer": Op(
+        f"(Tensor[] latents, Tensor weight, {_PAIRS}, Tensor classes, str contrastive, "
+        "float temperature, float mipd_weight, float contrastive_weight, bool want_grad) "
+        "-> (Tensor loss, Tensor mipd, Tensor contrastive, Tensor logits, Tensor divergences, "
+        "Tensor importance, Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows)",
+        "(Tensor? grad_loss, Tensor? grad_mipd, Tensor? grad_contrastive, Tensor? grad_logits, "
+        "Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows, float mipd_weight, "
+        "float contrastive_weight, int[] wanted, Tensor[] latents, Tensor weight) "
+        "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
+        backends=("cpu",),
+    ),
+}
+
 
 def schemas() -> dict[str, str]:
     """The schema of each dispatcher op, by its name without the namespace."""
     found: dict[str, str] = {}
-    for name, op in OPS.items():
+    for name, op in (OPS | INNER).items():
         found |= {f"{name}_fwd": op.forward, f"{name}_bwd": op.backward}
     return found
 

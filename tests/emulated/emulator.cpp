@@ -162,7 +162,7 @@ void launch(const char* name, dim3 blocks, dim3 threads, const std::function<voi
                              std::to_string(blocks.y) + " blocks of " + std::to_string(count) +
                              " threads");
   }
-  if (knob("MCR_EMULATED_nothing", 0)) return;  // launches are counted, nothing is run
+  if (knob("MCR_EMULATED_NOTHING", 0)) return;  // launches are counted, nothing is run
   running = &kernel;
   for (unsigned z = 0; z < blocks.z; ++z) {
     for (unsigned y = 0; y < blocks.y; ++y) {

@@ -1,4 +1,6 @@
 // Launcher of the contrastive losses.
+#include "contrastive/cpu/launcher.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <numeric>
@@ -83,11 +85,7 @@ std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings,       // [L
                                            const Tensor& labels,           // [L]
                                            const OptionalTensor& present,  // [L]
                                            double temperature, bool want_grad) {
-  const ContrastiveKernels& kernels = cpu_kernels().contrastive;
-  return with_arithmetic(is_double(embeddings), [&](auto zero) {
-    return forward((kOverPairs ? kernels.nt_xent : kernels.sup_con).of(zero), kOverPairs,
-                   embeddings, labels, present, temperature, want_grad);
-  });
+  return contrastive_forward(kOverPairs, embeddings, labels, present, temperature, want_grad);
 }
 
 Tensor contrastive_bwd(const Tensor& grad,       // []
@@ -102,6 +100,17 @@ Tensor contrastive_bwd(const Tensor& grad,       // []
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> contrastive_forward(bool over_pairs, const Tensor& embeddings,
+                                               const Tensor& labels, const OptionalTensor& present,
+                                               double temperature, bool want_grad) {
+  const ContrastiveKernels& kernels = cpu_kernels().contrastive;
+  return with_arithmetic(is_double(embeddings), [&](auto zero) {
+    return forward((over_pairs ? kernels.nt_xent : kernels.sup_con).of(zero), over_pairs,
+                   embeddings, labels, present, temperature, want_grad);
+  });
+}
+
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m) {

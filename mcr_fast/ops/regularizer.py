@@ -1,0 +1,125 @@
+"""All terms of `MCRLoss` with a linear fusion as one node of the graph, from latents to the loss.
+
+At the size that people train at, the calls between the terms cost more than the terms: joining the
+latents, the logits, the sums and their backwards. Here one op a direction does all of it. For eager
+mode on the CPU; under torch.compile the compiler sees the separate ops.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mcr_fast import _libraries as libraries
+from mcr_fast.ops._autograd import FIRST
+from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._modes import refuse_batched
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, layer_gradients
+from mcr_fast.pairing import weights_in_range
+from mcr_fast.reference._similarity import accumulation_dtype
+
+_SERVED = libraries.has_kernel("regularizer_fwd", "CPU")
+_FORWARD = find("regularizer_fwd", "cpu") if _SERVED else None
+_OUTPUTS = 6  # before the unit gradients
+
+
+class Terms(NamedTuple):
+    """What the op gives: the first four with a gradient."""
+
+    loss: Tensor  # []
+    mipd: Tensor  # []
+    contrastive: Tensor  # []
+    logits: Tensor  # [N, C]
+    divergences: Tensor  # [S]
+    importance: Tensor  # [M]
+
+
+def _forward_fake(latents: list[Tensor], weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    subsets, want_grad = arguments[6], arguments[-1]
+    dtype = accumulation_dtype(weight.dtype)
+    num_modalities, (rows, width), classes = len(latents), latents[0].shape, weight.shape[0]
+    shapes = (
+        *((), (), (), (rows, classes), (len(subsets),), (num_modalities,)),
+        (num_modalities, rows, classes) if want_grad else (0, 0, 0),
+        (classes,) if want_grad else (0,),
+        (num_modalities * rows, width) if want_grad else (0, 0),
+    )
+    return tuple(weight.new_empty(shape, dtype=dtype) for shape in shapes)
+
+
+def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    wanted, latents, weight = arguments[-3:]
+    *grads, grad_weight = (
+        x.new_empty(x.shape if want else (0, 0))
+        for x, want in zip((*latents, weight), wanted, strict=True)
+    )
+    return grads, grad_weight, weight.new_empty(weight.shape[0])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    latents, weight, _, *arguments = inputs
+    ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
+    ctx.mark_non_differentiable(*output[4:])
+    ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
+
+
+def _backward(
+    ctx: Any,
+    run: Callable[..., tuple[list[Tensor], Tensor, Tensor]],
+    *grads: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    *of_terms, to_logits = grads[:4]
+    refuse_batched("MCRLoss", *of_terms, to_logits)
+    *unit_grads, weight = ctx.saved_tensors[:4]
+    latents = list(ctx.saved_tensors[4:])
+    wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
+    # the logits are the task's: what is done with their gradient is nobody else's business
+    to_task = to_logits if torch.is_grad_enabled() else None
+    made: tuple[Tensor | None, ...] = (None,) * (len(latents) + 2)
+    if to_task is None or any(grad is not None for grad in of_terms):
+        to_logits = to_logits if to_task is None else None
+        rest = (*unit_grads, *ctx.weights, wanted, latents, weight)
+        grad_latents, grad_weight, grad_bias = run(*of_terms, to_logits, *rest)
+        made = (*grad_latents, grad_weight, grad_bias)
+    if to_task is None:
+        return made
+    each = to_task.expand(len(latents), *to_task.shape)
+    through = (*layer_gradients(each, wanted, latents, weight), to_task.sum(0))
+    pairs = zip(made, through, strict=True)
+    return tuple(b if a is None else a if b is None else a + b for a, b in pairs)
+
+
+register(
+    "regularizer",
+    differentiable=3,
+    forward_fake=_forward_fake,
+    backward_fake=_backward_fake,
+    setup=_setup,
+    backward=_backward,
+)
+
+
+def can_serve(
+    latents: Sequence[Tensor], weight: Tensor, bias: Tensor | None, backend: str | None
+) -> bool:
+    """Whether `regularizer` may be called."""
+    if not _SERVED or (bias is not None and bias.dtype != weight.dtype):
+        return False
+    return can_fuse(latents, weight, backend)
+
+
+def regularizer(
+    latents: list[Tensor],  # M tensors [N, D]
+    weight: Tensor,  # [C, M * D]
+    bias: Tensor | None,  # [C]
+    pairs: tuple[Any, ...],  # of permuted_divergence_fwd, after the bias and but for want_grad
+    *others: Any,  # classes, contrastive, temperature, mipd_weight, contrastive_weight
+) -> Terms:
+    """The terms; only where `can_serve`."""
+    if pairs[4] is not None:
+        pairs = (*pairs[:4], weights_in_range(pairs[4]), *pairs[5:])
+    tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
+    want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    made = call(_FORWARD, latents, weight, bias, *pairs, *others, want, graph=want)
+    return Terms(*made[:_OUTPUTS])
