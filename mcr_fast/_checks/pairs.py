@@ -50,7 +50,8 @@ def divergence_arguments(
     num_modalities, num_rows, num_classes = shape
     divergence_options(strategy, clean_path, divergence, exclude, backend)
     bits = subset_bits(subsets, num_modalities)
-    read = read or not kernel_reads("permuted_divergence", backend, device, num_modalities)
+    if not read and (permutations is not None or sample_weight is not None):
+        read = not kernel_reads("permuted_divergence", backend, device, num_modalities)
     order, donors = check_donors(
         permutations, num_modalities, num_rows, device, in_graph=False, read=read
     )
