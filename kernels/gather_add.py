@@ -155,7 +155,7 @@ def _gather_add_rows_kernel(
 ):
     rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
     inside = (rows < stop)[:, None] & (columns < width)[None, :]
-    pairs = Pairs(donors_ptr, None, None, None, num_modalities, num_rows, num_permutations)
+    pairs = Pairs(donors_ptr, None, None, None, None, num_modalities, num_rows, num_permutations)
     program = make_program(
         Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
         start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), out_ptr is not None,
@@ -203,7 +203,7 @@ def _gather_add_donor_side_kernel(
         return
     rows, columns = rows_and_columns(0, column_tiles, BLOCK_R, BLOCK_H)
     inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
-    pairs = Pairs(None, None, None, None, 0, num_rows, num_permutations)
+    pairs = Pairs(None, None, None, None, None, 0, num_rows, num_permutations)
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     for k in range(num_permutations):
         i = receivers_of(

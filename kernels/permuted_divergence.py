@@ -26,6 +26,7 @@ from mcr_fast.kernels.pairs.donors import (
     SHIFTS,
     TABLE,
     _pair_weight_sums_kernel,
+    packed,
 )
 from mcr_fast.kernels.pairs.lay_out import lay_out
 from mcr_fast.kernels.pairs.own_side import CLEAN_PATHS, OUTSIDERS, _own_side_kernel
@@ -39,7 +40,6 @@ class Problem:
 
     x: Tensor  # [M, N, C]
     bias: Tensor | None  # [C]
-    order: Tensor | None  # [N]
     inverse: Tensor | None  # of a table; otherwise the donors
     poison: Tensor | None  # [] NaN where the donors given are no permutations, else 0
     single: bool  # whether every subset has one member
@@ -48,12 +48,6 @@ class Problem:
     num_permutations: int
     num_subsets: int
     pairs: dict[str, Tensor | int | bool | None]  # arguments of every kernel
-
-
-@functools.lru_cache(maxsize=64)
-def _subset_bits(subsets: tuple[int, ...], device: torch.device) -> Tensor:  # [S] int32
-    # kept, because copying it from the host cannot be captured in a graph
-    return torch.tensor(subsets, dtype=torch.int32, device=device)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -86,9 +80,6 @@ def _problem(
         inverse = donors  # the donor side goes back by the same shifts
         # donors are contiguous after one reorder of the rows
         by_position = order
-        labels, present, sample_weight = (
-            t if t is None else t.index_select(0, order) for t in (labels, present, sample_weight)
-        )
     if divergence in OF_LOGITS:
         x = lay_out(x, by_position, divergence)
         bias = None if bias is None else lay_out(bias[None, None], None, divergence)[0, 0]
@@ -97,20 +88,21 @@ def _problem(
     pairs: dict[str, Tensor | int | bool | None] = {
         "donors_ptr": donors,
         "labels_ptr": _contiguous(labels),
-        "present_ptr": None if present is None else present.to(torch.int8).contiguous(),
+        "present_ptr": None if present is None else present.contiguous().view(torch.int8),
         "weight_ptr": _contiguous(sample_weight),
-        "subsets_ptr": _subset_bits(tuple(subsets), x.device),
+        "order_ptr": order,
         "num_modalities": x.shape[0],
         "num_rows": x.shape[1],
         "num_permutations": num_permutations,
         "SCHEME": scheme.value,
+        **packed(subsets),
         "OWN_DONORS": donors is not None and donors.shape[0] > 1,
         "EXCLUDE": EXCLUDE[exclude],
     }
     single = all(subset & (subset - 1) == 0 for subset in subsets)
     masked = exclude != "none" or present is not None or sample_weight is not None
     return Problem(
-        x, _contiguous(bias), order, inverse, poison, single, masked, divergence, num_permutations,
+        x, _contiguous(bias), inverse, poison, single, masked, divergence, num_permutations,
         len(subsets), pairs,
     )  # fmt: skip
 
@@ -179,12 +171,10 @@ def _run(
         **problem.pairs,
         "x_ptr": x,
         "bias_ptr": problem.bias,
-        "order_ptr": problem.order,
         "factors_ptr": _factors(problem, upstream),
         "upstream_ptr": upstream,
         **_notes(problem, want_grad),
         "grad_ptr": grad,
-        "num_subsets": num_subsets,
         "num_classes": num_classes,
         "part_permutations": each,
         "KIND": KINDS[problem.divergence],
@@ -283,18 +273,12 @@ def permuted_divergence_bwd(
     check("grad", grad, contributions, FLOATS, len(subsets))
     check("unit_grad", unit_grad, contributions, FLOATS[:1], *contributions.shape)
     check("unit_grad_bias", unit_grad_bias, contributions, FLOATS[:1], contributions.shape[2])
-    dtype = contributions.dtype
-    bias_dtype = dtype if bias is None else bias.dtype
+    units = unit_grad, unit_grad_bias
+    dtypes = contributions.dtype, contributions.dtype if bias is None else bias.dtype
     num_permutations = contributions.shape[1] - 1 if donors is None else donors.shape[1]
     if len(subsets) == 1 or grad.stride(0) == 0 or unit_grad.numel() == 0 or num_permutations <= 0:
-        return (
-            scale_or_take(unit_grad, None, grad[:1], dtype),
-            scale_or_take(unit_grad_bias, None, grad[:1], bias_dtype),
-        )
+        return scale_or_take(units, None, grad[:1], dtypes)
     problem = _problem(*given, divergence, exclude)
     upstream = grad.contiguous()
     _, again, again_bias = _run(problem, upstream, strategy, clean_path, True)
-    return (
-        scale_or_take(unit_grad, again, upstream, dtype),
-        scale_or_take(unit_grad_bias, again_bias, upstream, bias_dtype),
-    )
+    return scale_or_take(units, (again, again_bias), upstream, dtypes)

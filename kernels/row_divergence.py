@@ -234,7 +234,5 @@ def row_divergence_bwd(
     """The unit gradients scaled and cast."""
     check("unit_grad_perturbed", unit_grad_perturbed, perturbed, FLOATS[:1], *perturbed.shape)
     check("unit_grad_clean", unit_grad_clean, perturbed, FLOATS[:1], *clean.shape)
-    return (
-        scale_or_take(unit_grad_perturbed, None, grad.reshape(1), perturbed.dtype),
-        scale_or_take(unit_grad_clean, None, grad.reshape(1), clean.dtype),
-    )
+    units = unit_grad_perturbed, unit_grad_clean
+    return scale_or_take(units, None, grad.reshape(1), (perturbed.dtype, clean.dtype))

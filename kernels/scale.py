@@ -1,4 +1,4 @@
-"""Scales a unit gradient by the upstream one and casts it; or takes the one computed anew."""
+"""Scales unit gradients by the upstream one and casts them; or takes those computed anew."""
 
 import torch
 import triton
@@ -19,16 +19,10 @@ def all_equal(upstream_ptr, count):
 
 
 @triton.jit
-def _scale_or_take_kernel(
-    unit_ptr,  # [size]
-    again_ptr,  # [size] or None
-    upstream_ptr,  # [count]
-    out_ptr,  # [size]
-    size,
-    count,
-    BLOCK: tl.constexpr,
+def _scale_block(
+    unit_ptr, again_ptr, upstream_ptr, out_ptr, block, size, count, BLOCK: tl.constexpr
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
     result = unit * tl.load(upstream_ptr).to(tl.float32)
@@ -38,27 +32,59 @@ def _scale_or_take_kernel(
     tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _scale_or_take_kernel(
+    first_ptr,  # [first_size]
+    second_ptr,  # [second_size]
+    first_again_ptr,  # as first_ptr, or None
+    second_again_ptr,  # as second_ptr, or None
+    upstream_ptr,  # [count]
+    first_out_ptr,  # as first_ptr
+    second_out_ptr,  # as second_ptr
+    first_size,
+    second_size,
+    count,
+    BLOCK: tl.constexpr,
+):
+    first_blocks = tl.cdiv(first_size, BLOCK)
+    block = tl.program_id(0)
+    if block < first_blocks:
+        _scale_block(
+            first_ptr, first_again_ptr, upstream_ptr, first_out_ptr,
+            block, first_size, count, BLOCK,
+        )  # fmt: skip
+    else:
+        _scale_block(
+            second_ptr, second_again_ptr, upstream_ptr, second_out_ptr,
+            block - first_blocks, second_size, count, BLOCK,
+        )  # fmt: skip
+
+
 def scale_or_take(
-    unit_grad: Tensor,  # any shape
-    again: Tensor | None,  # of the same shape
+    unit_grads: tuple[Tensor, Tensor],  # any shapes
+    again: tuple[Tensor, Tensor] | None,  # of the same shapes
     upstream: Tensor,  # [count]
-    dtype: torch.dtype,
-) -> Tensor:  # of the same shape
-    """upstream[0] * unit_grad, or `again` where the upstream gradients differ."""
-    unit_grad, upstream = unit_grad.contiguous(), upstream.contiguous()
-    out = torch.empty_like(unit_grad, dtype=dtype)
-    size = unit_grad.numel()
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[Tensor, Tensor]:  # of the same shapes
+    """upstream[0] * both unit gradients in one launch, or `again` if the upstream ones differ."""
+    first, second = (unit.contiguous() for unit in unit_grads)
+    outs = torch.empty_like(first, dtype=dtypes[0]), torch.empty_like(second, dtype=dtypes[1])
     if upstream.numel() == 0:
-        return out.zero_()
-    if size:
-        _scale_or_take_kernel[(triton.cdiv(size, SCALE_BLOCK),)](
-            unit_ptr=unit_grad,
-            again_ptr=again,
-            upstream_ptr=upstream,
-            out_ptr=out,
-            size=size,
+        return outs[0].zero_(), outs[1].zero_()
+    blocks = sum(triton.cdiv(unit.numel(), SCALE_BLOCK) for unit in (first, second))
+    if blocks:
+        _scale_or_take_kernel[(blocks,)](
+            first_ptr=first,
+            second_ptr=second,
+            first_again_ptr=None if again is None else again[0],
+            second_again_ptr=None if again is None else again[1],
+            upstream_ptr=upstream.contiguous(),
+            first_out_ptr=outs[0],
+            second_out_ptr=outs[1],
+            first_size=first.numel(),
+            second_size=second.numel(),
             count=upstream.numel(),
             BLOCK=SCALE_BLOCK,
             num_warps=4,
         )
-    return out
+    return outs

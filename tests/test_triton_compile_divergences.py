@@ -12,7 +12,7 @@ from mcr_fast.kernels import row_divergence as rows
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.kernels.divergence import KINDS, STORED
 from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
-from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel
+from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel, packed
 from mcr_fast.kernels.pairs.own_side import _own_side_kernel
 from mcr_fast.kernels.scale import _scale_or_take_kernel
 from mcr_fast.ops.registry import OPS
@@ -26,12 +26,12 @@ POINTERS = {
     "labels_ptr": "*i64",
     "present_ptr": "*i8",
     "normal_ptr": "*i8",
-    "subsets_ptr": "*i32",
 }
 UNMASKED = {"order_ptr": None, "labels_ptr": None, "present_ptr": None, "weight_ptr": None}
 OPTIONS = {
     **UNMASKED,
     "upstream_ptr": None,
+    **packed([1, 2]),
     "KIND": 0,
     "SCHEME": 0,
     "OWN_DONORS": False,
@@ -139,9 +139,9 @@ def test_row_divergence(chosen, target):
 @by_target
 def test_small_kernels(target):
     weights = Config(0, {"BLOCK_R": config.WEIGHT_ROWS}, num_warps=4)
-    build(_pair_weight_sums_kernel, weights, target, **GENERAL)
+    build(_pair_weight_sums_kernel, weights, target, **OPTIONS | GENERAL)
     scale = Config(0, {"BLOCK": config.SCALE_BLOCK}, num_warps=4)
-    for again in ({}, {"again_ptr": None}):
+    for again in ({}, dict.fromkeys(["first_again_ptr", "second_again_ptr"])):
         build(_scale_or_take_kernel, scale, target, **again)
 
 

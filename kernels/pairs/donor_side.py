@@ -12,7 +12,7 @@ import triton.language as tl
 
 from mcr_fast.kernels.divergence import Clean, gradient_of_pair, in_log2, in_nats
 from mcr_fast.kernels.math import LOG2E
-from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight, receivers_of
+from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight, receivers_of, subset_bits
 from mcr_fast.kernels.pairs.own_side import Notes
 from mcr_fast.kernels.pairs.rows import (
     Subset,
@@ -111,7 +111,6 @@ def _donor_side_kernel(
     labels_ptr,  # [N] or None
     present_ptr,  # [N, M] or None
     weight_ptr,  # [N] or None
-    subsets_ptr,  # [S]
     factors_ptr,  # [S]
     upstream_ptr,  # [S] or None: return at once if all are equal
     stats_ptr,  # [S, K, N, 2] or None, with the next three: `Notes`
@@ -120,12 +119,13 @@ def _donor_side_kernel(
     normal_ptr,  # [N]
     grad_ptr,  # [parts, M, N, C], added to
     num_modalities,
-    num_subsets,
     num_rows,
     num_permutations,
     num_classes,
     part_permutations,
     class_blocks,
+    SUBSETS: tl.constexpr,
+    NUM_SUBSETS: tl.constexpr,
     KIND: tl.constexpr,
     SCHEME: tl.constexpr,
     OWN_DONORS: tl.constexpr,
@@ -139,7 +139,7 @@ def _donor_side_kernel(
 ):
     num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
     if upstream_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
-        if all_equal(upstream_ptr, num_subsets):
+        if all_equal(upstream_ptr, NUM_SUBSETS):
             return
     m = tl.program_id(1)
     part = tl.program_id(2)
@@ -148,7 +148,7 @@ def _donor_side_kernel(
     classes = tl.program_id(0) % class_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = rows < num_rows
     pairs = Pairs(
-        donors_ptr, labels_ptr, present_ptr, weight_ptr,
+        donors_ptr, labels_ptr, present_ptr, weight_ptr, order_ptr,
         num_modalities, num_rows, num_permutations,
     )  # fmt: skip
     within = inside[:, None] & (classes < num_classes)[None, :]
@@ -157,8 +157,8 @@ def _donor_side_kernel(
     last = tl.minimum(first + part_permutations, num_permutations)
     mine = load_rows(tile, m, rows)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for s in range(num_subsets):
-        bits = tl.load(subsets_ptr + s)
+    for s in range(NUM_SUBSETS):
+        bits = subset_bits(s, SUBSETS, NUM_SUBSETS)
         subset = subset_of(bits, num_modalities)
         if (bits >> m) & 1:
             stats = stats_ptr

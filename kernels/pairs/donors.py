@@ -1,7 +1,8 @@
 """Who donates to whom, and what a pair weighs: shared by the kernels of permuted_divergence.
 
-Rows are numbered by position: the launcher applies the cyclic scheme's order to its inputs once,
-after which donors are position + shift, contiguous in memory.
+Rows are numbered by position: by the cyclic scheme's order, after which donors are position +
+shift. The launcher lays out the contributions in that order; labels, presence and weights are
+few numbers a row and are read through it.
 """
 
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ class Pairs(NamedTuple):
     labels_ptr: Any  # [N] or None
     present_ptr: Any  # [N, M] or None
     weight_ptr: Any  # [N] or None
+    order_ptr: Any  # [N] or None: which row of the inputs has a position
     num_modalities: Any
     num_rows: Any
     num_permutations: Any
@@ -46,6 +48,22 @@ class Options(NamedTuple):
 
 
 @triton.jit
+def in_batch(rows, num_rows):
+    """The rows, 0 in place of one that there is not: what was given may be no permutation."""
+    return tl.where((rows >= 0) & (rows < num_rows), rows, 0)
+
+
+@triton.jit
+def input_rows(rows, pairs):
+    """Where the rows of these positions stand in the inputs."""
+    if pairs.order_ptr is None:
+        return rows
+    else:
+        order = tl.load(pairs.order_ptr + rows, mask=rows < pairs.num_rows, other=0)
+        return in_batch(order, pairs.num_rows)
+
+
+@triton.jit
 def other_rows(ptr, rows, m, k, pairs, options, BACK: tl.constexpr):
     """What a table or shifts hold for rows under permutation k; with BACK shifts go back."""
     num_rows = pairs.num_rows
@@ -53,15 +71,16 @@ def other_rows(ptr, rows, m, k, pairs, options, BACK: tl.constexpr):
     if options.OWN_DONORS:
         line += m * pairs.num_permutations
     if options.SCHEME == TABLE:
-        return tl.load(ptr + line * num_rows + rows, mask=rows < num_rows, other=0).to(tl.int64)
-    if options.SCHEME == SHIFTS:
-        shift = tl.load(ptr + line)
+        found = tl.load(ptr + line * num_rows + rows, mask=rows < num_rows, other=0)
+        return in_batch(found.to(tl.int64), num_rows)
     else:
         shift = line + 1
-    if BACK:
-        shift = num_rows - shift
-    j = rows + shift
-    return tl.where(j >= num_rows, j - num_rows, j)
+        if options.SCHEME == SHIFTS:
+            shift = in_batch(tl.load(ptr + line), num_rows)
+        if BACK:
+            shift = num_rows - shift
+        j = rows + shift
+        return tl.where(j >= num_rows, j - num_rows, j)
 
 
 @triton.jit
@@ -76,33 +95,49 @@ def receivers_of(rows, m, k, pairs, inverse_ptr, options):
     return other_rows(inverse_ptr, rows, m, k, pairs, options, True)
 
 
+def packed(subsets: list[int]) -> dict[str, int]:
+    """The subsets as numbers that a kernel is compiled for: no tensor has to live on the device."""
+    words = sum(subset << 8 * s for s, subset in enumerate(subsets))
+    return {"SUBSETS": words, "NUM_SUBSETS": len(subsets)}
+
+
+@triton.jit
+def subset_bits(s, SUBSETS: tl.constexpr, NUM_SUBSETS: tl.constexpr):
+    """The s-th subset of `packed` ones."""
+    bits = 0
+    for t in tl.static_range(NUM_SUBSETS):
+        bits = tl.where(s == t, (SUBSETS >> (8 * t)) & 255, bits)
+    return bits
+
+
 @triton.jit
 def pair_weight(rows, subset, k, pairs, options):
     """The weight of each pair (row, its donors), 0 where it is dropped and outside the batch."""
     inside = rows < pairs.num_rows
     kept = inside
+    at_row = input_rows(rows, pairs)
     for m in range(pairs.num_modalities):
         if (subset >> m) & 1:
             j = donors_of(rows, m, k, pairs, options)
             if options.EXCLUDE == DROP_SELF:
                 kept = kept & (j != rows)
             if options.EXCLUDE == DROP_SAME_LABEL:
-                label = tl.load(pairs.labels_ptr + rows, mask=inside, other=0)
-                of_donor = tl.load(pairs.labels_ptr + j, mask=inside, other=0)
+                label = tl.load(pairs.labels_ptr + at_row, mask=inside, other=0)
+                of_donor = tl.load(pairs.labels_ptr + input_rows(j, pairs), mask=inside, other=0)
                 # NaN equals nothing, itself included
                 nan = (label >= NAN_CODES) & (label < NAN_CODES + (1 << 31))
                 kept = kept & (nan | (of_donor != label))
             if pairs.present_ptr is not None:
-                at = rows * pairs.num_modalities + m
+                at = at_row * pairs.num_modalities + m
                 here = tl.load(pairs.present_ptr + at, mask=inside, other=0)
-                at = j * pairs.num_modalities + m
+                at = input_rows(j, pairs) * pairs.num_modalities + m
                 there = tl.load(pairs.present_ptr + at, mask=inside, other=0)
                 kept = kept & (here != 0) & (there != 0)
     # else: Triton compiles what follows a return, even one that is always taken
     if pairs.weight_ptr is None:
         return kept.to(tl.float32)
     else:
-        weight = tl.load(pairs.weight_ptr + rows, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(pairs.weight_ptr + at_row, mask=inside, other=0.0).to(tl.float32)
         # a weight below 0 is an error that cannot be raised here
         return tl.where(kept, tl.where(weight < 0.0, float("nan"), weight), 0.0)
 
@@ -113,11 +148,13 @@ def _pair_weight_sums_kernel(
     labels_ptr,
     present_ptr,
     weight_ptr,
-    subsets_ptr,  # [S]
+    order_ptr,
     sums_ptr,  # [S, row blocks]
     num_modalities,
     num_rows,
     num_permutations,
+    SUBSETS: tl.constexpr,
+    NUM_SUBSETS: tl.constexpr,
     SCHEME: tl.constexpr,
     OWN_DONORS: tl.constexpr,
     EXCLUDE: tl.constexpr,
@@ -126,9 +163,9 @@ def _pair_weight_sums_kernel(
     block = tl.program_id(0)
     s = tl.program_id(1)
     rows = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    subset = tl.load(subsets_ptr + s)
+    subset = subset_bits(s, SUBSETS, NUM_SUBSETS)
     pairs = Pairs(
-        donors_ptr, labels_ptr, present_ptr, weight_ptr,
+        donors_ptr, labels_ptr, present_ptr, weight_ptr, order_ptr,
         num_modalities, num_rows, num_permutations,
     )  # fmt: skip
     total = tl.zeros([BLOCK_R], tl.float32)

@@ -18,7 +18,7 @@ from mcr_fast.kernels.divergence import (
     in_nats,
 )
 from mcr_fast.kernels.math import LOG2E
-from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight
+from mcr_fast.kernels.pairs.donors import Options, Pairs, pair_weight, subset_bits
 from mcr_fast.kernels.pairs.rows import Subset, Tile, load_members, load_rest, subset_of
 from mcr_fast.kernels.scale import all_equal
 
@@ -174,7 +174,6 @@ def _own_side_kernel(
     labels_ptr,  # [N] or None
     present_ptr,  # [N, M] or None
     weight_ptr,  # [N] or None
-    subsets_ptr,  # [S]
     factors_ptr,  # [S] upstream gradient over the weights' sum
     upstream_ptr,  # [S] or None: return at once if all are equal
     values_ptr,  # [S, programs]
@@ -185,11 +184,12 @@ def _own_side_kernel(
     grad_ptr,  # [parts, M, N, C]
     shared_ptr,  # [programs, C] or None: the bias's
     num_modalities,
-    num_subsets,
     num_rows,
     num_permutations,
     num_classes,
     part_permutations,
+    SUBSETS: tl.constexpr,
+    NUM_SUBSETS: tl.constexpr,
     KIND: tl.constexpr,
     SCHEME: tl.constexpr,
     OWN_DONORS: tl.constexpr,
@@ -206,7 +206,7 @@ def _own_side_kernel(
 ):
     num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
     if upstream_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
-        if all_equal(upstream_ptr, num_subsets):
+        if all_equal(upstream_ptr, NUM_SUBSETS):
             return
     part = tl.program_id(1).to(tl.int64)
     program = part * tl.num_programs(0) + tl.program_id(0)
@@ -218,7 +218,7 @@ def _own_side_kernel(
     if order_ptr is not None:
         out = tl.load(order_ptr + rows, mask=rows < num_rows, other=0)
     pairs = Pairs(
-        donors_ptr, labels_ptr, present_ptr, weight_ptr,
+        donors_ptr, labels_ptr, present_ptr, weight_ptr, order_ptr,
         num_modalities, num_rows, num_permutations,
     )  # fmt: skip
     tile = Tile(x_ptr, bias_ptr, pairs, num_classes, rows, classes, inside)
@@ -227,8 +227,8 @@ def _own_side_kernel(
     if GRAD:
         grad_ptr += part * num_modalities * num_rows * num_classes
     shared = tl.zeros([BLOCK_C], tl.float32)
-    for s in range(num_subsets):
-        subset = subset_of(tl.load(subsets_ptr + s), num_modalities)
+    for s in range(NUM_SUBSETS):
+        subset = subset_of(subset_bits(s, SUBSETS, NUM_SUBSETS), num_modalities)
         stats = stats_ptr
         if stats_ptr is not None:
             stats += (tl.full((), 2, tl.int64) * s) * num_permutations * num_rows
