@@ -71,15 +71,15 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     *of_terms, to_logits = grads[:4]
     refuse_batched("MCRLoss", *of_terms, to_logits)
-    *unit_grads, weight = ctx.saved_tensors[:4]
-    latents = list(ctx.saved_tensors[4:])
+    unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
     made: tuple[Tensor | None, ...] = (None,) * (len(latents) + 2)
     if to_task is None or any(grad is not None for grad in of_terms):
         to_logits = to_logits if to_task is None else None
-        rest = (*unit_grads, *ctx.weights, wanted, latents, weight)
+        units = (unit_grad, unit_grad_bias, unit_grad_rows)
+        rest = (*units, *ctx.weights, wanted, latents, weight)
         grad_latents, grad_weight, grad_bias = run(*of_terms, to_logits, *rest)
         made = (*grad_latents, grad_weight, grad_bias)
     if to_task is None:
