@@ -60,7 +60,6 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
-    ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
 
 
@@ -93,6 +92,7 @@ def _backward(
 register(
     "regularizer",
     differentiable=3,
+    attached=4,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,
