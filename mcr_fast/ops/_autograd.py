@@ -37,8 +37,7 @@ def make_node(
     class Function(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, keyset: Any, others: tuple[Any, ...], *flat: Any) -> Any:
-            *others, constant = others
-            args = (*taken.nested(flat), *others)
+            args = (*taken.nested(flat), *others[:-1])
             if keyset is None:
                 with torch._C._AutoDispatchBelowAutograd():
                     output = target(*args)
@@ -50,7 +49,7 @@ def make_node(
             if attached is None:
                 return given.flat(output)
             if keyset is None:  # every output that the graph does not see saves a microsecond
-                constant.extend(output[attached:])
+                others[-1].extend(output[attached:])
                 return output[:attached]
             ctx.mark_non_differentiable(*output[attached:])
             return output

@@ -1,8 +1,8 @@
 """All terms of `MCRLoss` with a linear fusion as one node of the graph, from latents to the loss.
 
 At the size that people train at, the calls between the terms cost more than the terms: joining the
-latents, the logits, the sums and their backwards. Here one op a direction does all of it. For eager
-mode on the CPU; under torch.compile the compiler sees the separate ops.
+latents, the logits, the sums and their backwards. Here one op a direction does all of it, for CPU
+tensors, in eager mode and in what torch.compile makes.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from torch import Tensor
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._dispatch import call, find, register
-from mcr_fast.ops._modes import refuse_batched
-from mcr_fast.ops.linear_permuted_divergence import can_fuse, layer_gradients
+from mcr_fast.ops._modes import refuse_batched, transformed
+from mcr_fast.ops.linear_permuted_divergence import can_fuse, layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -106,6 +106,8 @@ def can_serve(
     """Whether `regularizer` may be called."""
     if not _SERVED or (bias is not None and bias.dtype != weight.dtype):
         return False
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return not transformed() and takes(latents, weight, backend)
     return can_fuse(latents, weight, backend)
 
 
