@@ -161,6 +161,25 @@ def test_opcheck():
         torch.library.opcheck(ops.regularizer_bwd.default, given, test_utils=utils)
 
 
+def test_a_term_that_is_not_wanted_adds_nothing():
+    """Whatever its gradient is."""
+    bwd, nan = torch.ops.mcr_fast.regularizer_bwd, torch.tensor(torch.nan)
+    latents, weight = [torch.randn(3, D) for _ in range(2)], torch.randn(C, 2 * D)
+    units = torch.randn(2, 3, C), torch.randn(C), torch.randn(6, D)
+    rest = (0.1, 1.0, [1, 1, 1], latents, weight)
+    one, grad_logits = torch.ones(()), torch.randn(3, C)
+    for given, spoilt in (
+        ((None, None, None, grad_logits), (0, 1, 2)),
+        ((None, one, None, None), (2,)),
+        ((None, None, one, None), (0, 1)),
+    ):
+        bad = [nan.expand_as(u).clone() if at in spoilt else u for at, u in enumerate(units)]
+        (*grads, grad_weight, grad_bias) = bwd(*given, *bad, *rest)
+        (*expected, expected_weight, expected_bias) = bwd(*given, *units, *rest)
+        assert_same_bits([*grads[0], grad_weight, grad_bias],
+                         [*expected[0], expected_weight, expected_bias])  # fmt: skip
+
+
 NOT_AT_ONCE = {
     "no contrastive term": ({"contrastive_weight": 0.0}, {}),
     "no divergence": ({"mipd_weight": 0.0}, {}),
