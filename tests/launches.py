@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,10 @@ def triton_launches() -> Iterator[Callable[[], list[str]]]:
     from triton.runtime.interpreter import GridExecutor
 
     names: list[str] = []
-    note = lambda self, *_, **__: names.append(self.fn.__name__)  # noqa: E731
+
+    def note(self: Any, *_: Any, **__: Any) -> None:
+        names.append(self.fn.__name__)
+
     with mock.patch.object(GridExecutor, "__call__", note):
         yield lambda: [names.pop() for _ in range(len(names))]
 
@@ -77,8 +80,11 @@ def cuda_launches() -> Iterator[Callable[[], list[str]]]:
     """Names of the CUDA library's kernels that are not run."""
     from emulated import library
 
-    with mock.patch.dict(os.environ, MCR_EMULATED_NOTHING="1"):
+    os.environ["MCR_EMULATED_NOTHING"] = "1"
+    try:
         yield library.launches
+    finally:
+        del os.environ["MCR_EMULATED_NOTHING"]
 
 
 @contextlib.contextmanager
@@ -97,7 +103,7 @@ def unread() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in modules:
             if hasattr(module, "may_read"):
-                stack.enter_context(mock.patch.object(module, "may_read", lambda x: False))
+                stack.enter_context(mock.patch.object(module, "may_read", return_value=False))
         yield
 
 
@@ -149,24 +155,21 @@ def step_of(run: Callable[[], torch.Tensor], leaves: list, backend: str) -> dict
         }
 
 
-def rows(backend: str, ops: Sequence[str] = ()) -> Iterator[dict]:
-    """The launches of every op (all if none is named), small and large."""
+def row(backend: str, op: str, size: str) -> dict:
+    """The launches of an op of one of its sizes."""
     from bench.case import Case
     from bench.inputs import make_inputs
     from bench.registry import MEMORY_LIMIT, benchmarks
 
+    case = Case(op, **CASES[op][size])
+    provider = benchmarks()[op].provider("eager" if backend == "eager" else "ours")
+    found = {"op": op, "case": case.name, "backend": backend}
+    if reason := provider.too_large(case, MEMORY_LIMIT):
+        return found | {"skipped": reason}
     argument = {"triton": "triton", "cuda": "cpu"}.get(backend)  # there the emulator stands in
-    for op in ops or CASES:
-        for size, changes in CASES[op].items():
-            case = Case(op, **changes)
-            provider = benchmarks()[op].provider("eager" if backend == "eager" else "ours")
-            row = {"op": op, "case": case.name, "size": size, "backend": backend}
-            if reason := provider.too_large(case, MEMORY_LIMIT):
-                yield row | {"skipped": reason}
-                continue
-            inputs = make_inputs(case)
-            run = partial(provider.run, inputs, **({"backend": argument} if argument else {}))
-            yield row | step_of(run, inputs.leaves(), backend)
+    inputs = make_inputs(case)
+    run = partial(provider.run, inputs, **({"backend": argument} if argument else {}))
+    return found | step_of(run, inputs.leaves(), backend)
 
 
 DEFAULT = {"D": 512, "K": 32, "donors": "drawn", "start": "latents"}
@@ -191,12 +194,19 @@ CASES: dict[str, dict[str, dict]] = {
 def main(backend: str, *ops: str) -> None:
     """Print a line of JSON for each row."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    kind = {"triton": "interpreted", "cuda": "emulated"}.get(backend)
+    if kind:
+        from suite import processes
+
+        if reason := processes.missing(kind):
+            sys.exit(reason)
     if backend == "cuda":
         from emulated import library
 
         library.load()
-    for row in rows(backend, ops):
-        print(json.dumps(row), flush=True)
+    for op in ops or CASES:
+        for size in CASES[op]:
+            print(json.dumps(row(backend, op, size)), flush=True)
 
 
 if __name__ == "__main__":
