@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from bench.host_time import C, D, N, host_time
 from bench.machine import ROOT
+from bench.registry import STEMS
 
 # the environment of the process that counts
 BACKENDS = {
@@ -26,15 +27,13 @@ PARTS = {
     "forward_with_gradient": "with gradient",
     "backward": "backward",
 }
-OPS = ("mcr_loss", "permuted_divergence", "row_divergence", "nt_xent", "sup_con")
-OPS += ("reconstruction_loss",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `python -m bench launches`."""
     several = "can be repeated; all if left out"
     parser.add_argument("--backend", action="append", choices=BACKENDS, help=several)
-    parser.add_argument("--op", action="append", choices=OPS, help=several)
+    parser.add_argument("--op", action="append", choices=STEMS, help=several)
     parser.add_argument("-v", "--verbose", action="store_true", help="name what is launched")
     parser.set_defaults(command=command)
 
