@@ -108,7 +108,7 @@ def _define_triton(op: str, name: str, schema: str) -> None:
     def kernel(*args: Any) -> Any:
         """The launcher, imported when it is first called."""
         launch = getattr(importlib.import_module(f"mcr_fast.kernels.{op}"), name)
-        first = args[0] if isinstance(args[0], Tensor) else args[1]
+        first = next(x for x in args if isinstance(x, Tensor))
         # kernels start on the current stream of the tensors' own device; for CPU tensors a no-op
         with torch.cuda.device_of(first):
             return launch(*args)

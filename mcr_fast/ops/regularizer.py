@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
+from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
-from mcr_fast.ops._modes import refuse_batched, transformed
-from mcr_fast.ops.linear_permuted_divergence import can_fuse, layer_gradients, takes
+from mcr_fast.ops._modes import (
+    autocast_enabled,
+    holds_values,
+    recorded,
+    refuse_batched,
+    transformed,
+)
+from mcr_fast.ops.linear_permuted_divergence import layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -100,15 +108,32 @@ register(
 )
 
 
-def can_serve(
-    latents: Sequence[Tensor], weight: Tensor, bias: Tensor | None, backend: str | None
-) -> bool:
-    """Whether `regularizer` may be called."""
-    if not _SERVED or (bias is not None and bias.dtype != weight.dtype):
-        return False
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return not transformed() and takes(latents, weight, backend)
-    return can_fuse(latents, weight, backend)
+def serves(
+    latents: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    contrastive: str,
+    backend: str | None,
+) -> str | None:
+    """The backend whose `regularizer` may be called, None if there is none."""
+    if bias is not None and bias.dtype != weight.dtype:
+        return None
+    in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
+        return None
+    if _SERVED and takes(latents, weight, backend):
+        values = in_graph or all(holds_values(x) for x in (weight, *latents))
+        return "cpu" if values else None
+    device, (rows, count) = weight.device, (latents[0].shape[0], len(latents))
+    if any(x.dtype != torch.float32 or x.device != device for x in (weight, *latents)):
+        return None
+    if autocast_enabled(device) or (backend is None and device.type != "cuda"):
+        return None
+    chosen = (
+        resolve("permuted_divergence", backend, device, size=weight.shape[0], modalities=count),
+        resolve(contrastive, backend, device, size=count * rows),
+    )
+    return "triton" if chosen == ("triton", "triton") else None
 
 
 def regularizer(
@@ -117,11 +142,13 @@ def regularizer(
     bias: Tensor | None,  # [C]
     pairs: tuple[Any, ...],  # of permuted_divergence_fwd, after the bias and but for want_grad
     *others: Any,  # classes, contrastive, temperature, mipd_weight, contrastive_weight
+    backend: str,
 ) -> Terms:
-    """The terms; only where `can_serve`."""
+    """The terms; `backend` is what `serves` gives."""
     if pairs[4] is not None:
         pairs = (*pairs[:4], weights_in_range(pairs[4]), *pairs[5:])
     tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
     want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    made = call(_FORWARD, latents, weight, bias, *pairs, *others, want, graph=want)
+    target = _FORWARD if backend == "cpu" else find("regularizer_fwd", backend)
+    made = call(target, latents, weight, bias, *pairs, *others, want, graph=want)
     return Terms(*made[:_OUTPUTS])
