@@ -79,6 +79,59 @@ def _factor(first_ptr, weight, second_ptr):
 
 
 @triton.jit
+def _scale(
+    unit_ptr,
+    out_ptr,
+    added_ptr,
+    period,
+    factor,
+    wanted: tl.constexpr,
+    tile,
+    size,
+    BLOCK: tl.constexpr,
+):
+    """out = factor * unit, if that is wanted, + what repeats every `period` elements."""
+    at = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    grad = tl.zeros([BLOCK], tl.float32)
+    if wanted:
+        grad += factor * tl.load(unit_ptr + at, mask=inside, other=0.0)
+    if added_ptr is not None:
+        grad += tl.load(added_ptr + at % period, mask=inside, other=0.0)
+    tl.store(out_ptr + at, grad, mask=inside)
+
+
+@triton.jit
+def _scale_bias(
+    unit_ptr,  # [C]
+    out_ptr,  # [C]
+    added_ptr,  # [N, C] or None
+    num_rows,
+    num_classes,
+    factor,
+    wanted: tl.constexpr,
+    tile,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """out = factor * unit, if that is wanted, + the sum of the rows."""
+    classes = tile * CLASSES + tl.arange(0, CLASSES)
+    real = classes < num_classes
+    grad = tl.zeros([CLASSES], tl.float32)
+    if wanted:
+        grad += factor * tl.load(unit_ptr + classes, mask=real, other=0.0)
+    if added_ptr is not None:
+        total = tl.zeros([CLASSES], tl.float64)
+        for start in range(0, num_rows, ROWS):
+            rows = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+            place = added_ptr + rows * num_classes + classes[None, :]
+            given = tl.load(place, mask=(rows < num_rows) & real[None, :], other=0.0)
+            total += tl.sum(given, 0).to(tl.float64)
+        grad += total.to(tl.float32)
+    tl.store(out_ptr + classes, grad, mask=real)
+
+
+@triton.jit
 def _scale_terms_kernel(
     loss_ptr,  # [] or None, an upstream gradient, as the next three
     mipd_ptr,  # [] or None
@@ -106,42 +159,31 @@ def _scale_terms_kernel(
     term that nobody asked for adds nothing, not 0 times what may be NaN.
     """
     program = tl.program_id(0)
-    row_tiles, tiles = tl.cdiv(rows_size, BLOCK), tl.cdiv(size, BLOCK)
+    tiles, row_tiles = tl.cdiv(size, BLOCK), tl.cdiv(rows_size, BLOCK)
+    to_mipd: tl.constexpr = loss_ptr is not None or mipd_ptr is not None
+    to_rows: tl.constexpr = loss_ptr is not None or contrastive_ptr is not None
+    # the value is minus the divergences' sum
+    factor = -_factor(loss_ptr, mipd_weight, mipd_ptr)
     if program < tiles:
-        at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < size
-        grad = tl.zeros([BLOCK], tl.float32)
-        if loss_ptr is not None or mipd_ptr is not None:
-            factor = _factor(loss_ptr, mipd_weight, mipd_ptr)
-            grad -= factor * tl.load(unit_ptr + at, mask=inside, other=0.0)
-        if logits_ptr is not None:
-            grad += tl.load(logits_ptr + at % (num_rows * num_classes), mask=inside, other=0.0)
-        tl.store(contributions_ptr + at, grad, mask=inside)
+        period = num_rows * num_classes
+        out = contributions_ptr
+        _scale(unit_ptr, out, logits_ptr, period, factor, to_mipd, program, size, BLOCK)
     elif program < tiles + row_tiles:
-        at = (program - tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < rows_size
-        grad = tl.zeros([BLOCK], tl.float32)
-        if loss_ptr is not None or contrastive_ptr is not None:
-            factor = _factor(loss_ptr, contrastive_weight, contrastive_ptr)
-            grad += factor * tl.load(unit_rows_ptr + at, mask=inside, other=0.0)
-        tl.store(rows_ptr + at, grad, mask=inside)
+        tile, of_rows = program - tiles, _factor(loss_ptr, contrastive_weight, contrastive_ptr)
+        _scale(unit_rows_ptr, rows_ptr, None, 1, of_rows, to_rows, tile, rows_size, BLOCK)
     else:
-        first = (program - tiles - row_tiles) * BIAS_CLASSES
-        classes = first + tl.arange(0, BIAS_CLASSES)
-        real = classes < num_classes
-        grad = tl.zeros([BIAS_CLASSES], tl.float32)
-        if loss_ptr is not None or mipd_ptr is not None:
-            factor = _factor(loss_ptr, mipd_weight, mipd_ptr)
-            grad -= factor * tl.load(unit_bias_ptr + classes, mask=real, other=0.0)
-        if logits_ptr is not None:
-            total = tl.zeros([BIAS_CLASSES], tl.float64)
-            for start in range(0, num_rows, BIAS_ROWS):
-                rows = (start + tl.arange(0, BIAS_ROWS)).to(tl.int64)[:, None]
-                place = logits_ptr + rows * num_classes + classes[None, :]
-                given = tl.load(place, mask=(rows < num_rows) & real[None, :], other=0.0)
-                total += tl.sum(given, 0).to(tl.float64)
-            grad += total.to(tl.float32)
-        tl.store(bias_ptr + classes, grad, mask=real)
+        _scale_bias(
+            unit_bias_ptr,
+            bias_ptr,
+            logits_ptr,
+            num_rows,
+            num_classes,
+            factor,
+            to_mipd,
+            program - tiles - row_tiles,
+            BIAS_ROWS,
+            BIAS_CLASSES,
+        )
 
 
 def _check_layer(latents: list[Tensor], weight: Tensor) -> None:
