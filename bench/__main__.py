@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | compare | table | two_speed | gpu | tune`."""
+"""`python -m bench run | plot | compare | table | two_speed | launches | gpu | tune`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import machine, results, tune_triton, two_speed
+from bench import launches, machine, results, tune_triton, two_speed
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.registry import MODES, STEMS, default_modes, select
@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, module, words in (
         ("two_speed", two_speed, "accuracy: train on a task of two speeds"),
+        ("launches", launches, "count what a step starts on a GPU; needs none"),
         ("gpu", gpu_command, "check every kernel on this GPU, then measure it"),
         ("tune", tune_triton, "try launch configurations of Triton kernels on a GPU"),
     ):

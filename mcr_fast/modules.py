@@ -331,10 +331,10 @@ class MCRLoss(nn.Module):
         if self.mipd_weight == 0 or self.contrastive_weight == 0:
             return None
         rows, device = request.num_rows, request.latents[0].device
-        if torch.compiler.is_compiling() or device.type != "cpu":
-            return None
-        known = labels is not None
-        classes = label_codes(labels, rows, device) if known else torch.arange(rows)
+        if labels is None:
+            classes = torch.arange(rows, device=device)
+        else:
+            classes = label_codes(labels, rows, device)
         temperature = checks.positive("temperature", self.temperature)
         weights = self.mipd_weight, self.contrastive_weight
         return evaluate_at_once(request, classes, self.contrastive, temperature, *weights)

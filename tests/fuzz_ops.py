@@ -36,6 +36,7 @@ def calls(rng):
     """Each op with right arguments."""
     x = torch.randn(M, N, C)
     latents, weight = [torch.randn(N, 4), torch.randn(N, 2)], torch.randn(C, 6)
+    even = [torch.randn(N, 4) for _ in range(M)]
     rows = torch.randn(7, C), torch.randn(N, C)
     unit = [torch.rand(M), torch.randn(M, N, C), torch.randn(C), x]
     embeddings = [torch.randn(N, 4), torch.randint(0, 2, (N,)), torch.rand(N) < 0.7]
@@ -45,6 +46,13 @@ def calls(rng):
         "linear_permuted_divergence_fwd": [latents, weight, *pairs(x, rng), True],
         "linear_permuted_divergence_bwd": [
             *unit, None, [1, 1, 1], latents, weight, *pairs(x, rng),
+        ],
+        "regularizer_fwd": [
+            even, torch.randn(C, 8), *pairs(x, rng), embeddings[1], "nt_xent", 0.5, 0.1, 1.0, True,
+        ],
+        "regularizer_bwd": [
+            *(torch.rand(()) for _ in range(3)), torch.randn(N, C), *unit[1:3],
+            torch.randn(M * N, 4), 0.1, 1.0, [1, 1, 1], even, torch.randn(C, 8),
         ],
         "row_divergence_fwd": [*rows, torch.randint(0, N, (7,)), torch.rand(7), "jsd", True],
         "row_divergence_bwd": [torch.rand(()), *(torch.randn_like(r) for r in rows), *rows],

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -34,13 +35,13 @@ FREE = frozenset(
 
 
 @cache
-def has_kernel(name: str) -> bool:
-    """Whether an operation of torch is a kernel, or is made of others."""
+def registered(name: str, key: str) -> bool:
+    """Whether some overload of an operation of torch has a kernel under a key of the dispatcher."""
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else packet.overloads()
     known, ask = torch._C._dispatch_has_kernel, torch._C._dispatch_has_kernel_for_dispatch_key
     names = (f"aten::{name}.{o}" if o != "default" else f"aten::{name}" for o in overloads)
-    return any(known(full) and ask(full, "CPU") for full in names)
+    return any(known(full) and ask(full, key) for full in names)
 
 
 def counted(event: Any, found: Counter) -> int:
@@ -48,11 +49,13 @@ def counted(event: Any, found: Counter) -> int:
     space, _, name = event.name.rpartition("::")
     if space == "aten" and name in FREE:
         return 0
-    if space == "aten" and has_kernel(name):
+    if space == "aten" and registered(name, "CPU"):
         found[name] += 1
         return 1
     inside = sum(counted(child, found) for child in event.cpu_children)
-    if space == "aten" and inside == 0 and not event.cpu_children:
+    # such as copy_; `to` of the same dtype and the like have no kernel under any key
+    itself = not event.cpu_children and registered(name, "CompositeExplicitAutograd")
+    if space == "aten" and itself:
         found[name] += 1
         return 1
     return inside
@@ -64,12 +67,12 @@ def triton_launches() -> Iterator[Callable[[], list[str]]]:
     from triton.runtime.interpreter import GridExecutor
 
     names: list[str] = []
-    run = GridExecutor.__call__
-    GridExecutor.__call__ = lambda self, *_, **__: names.append(self.fn.__name__)
-    try:
+
+    def note(self: Any, *_: Any, **__: Any) -> None:
+        names.append(self.fn.__name__)
+
+    with mock.patch.object(GridExecutor, "__call__", note):
         yield lambda: [names.pop() for _ in range(len(names))]
-    finally:
-        GridExecutor.__call__ = run
 
 
 @contextlib.contextmanager
@@ -78,7 +81,6 @@ def cuda_launches() -> Iterator[Callable[[], list[str]]]:
     from emulated import library
 
     os.environ["MCR_EMULATED_NOTHING"] = "1"
-    library.launches()
     try:
         yield library.launches
     finally:
@@ -91,87 +93,121 @@ def no_launches() -> Iterator[Callable[[], list[str]]]:
     yield lambda: []
 
 
-LAUNCHES = {"triton": triton_launches, "cuda": cuda_launches, None: no_launches}
+LAUNCHES = {"triton": triton_launches, "cuda": cuda_launches, "eager": no_launches}
 
 
-def launches_of(run: Callable[[], Any], backend: str | None) -> Counter:
-    """How often a call starts what, torch's kernels by their names after `aten::`."""
-    with LAUNCHES[backend]() as kernels:
-        run()  # what is done once
-        kernels()
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Checks read no values, as for tensors of a GPU."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("mcr_fast._checks")]
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if hasattr(module, "may_read"):
+                stack.enter_context(mock.patch.object(module, "may_read", return_value=False))
+        yield
+
+
+@contextlib.contextmanager
+def counting(backend: str) -> Iterator[Callable[[Callable[[], Any]], Counter]]:
+    """Gives a function that says how often a call starts what, torch's kernels as `aten::name`.
+
+    None of the backend's kernels runs as long as this lasts: what they write stays unwritten.
+    """
+
+    def count(run: Callable[[], Any]) -> Counter:
+        kernels()  # forgets those before
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
             run()
-        found = Counter(kernels())
-    of_torch: Counter = Counter()
-    for event in profiler.events():
-        if event.cpu_parent is None:
-            counted(event, of_torch)
-    return found + Counter({f"aten::{name}": count for name, count in of_torch.items()})
+        found, of_torch = Counter(kernels()), Counter()
+        for event in profiler.events():
+            if event.cpu_parent is None:
+                counted(event, of_torch)
+        return found + Counter({f"aten::{name}": count for name, count in of_torch.items()})
+
+    with LAUNCHES[backend]() as kernels, unread():
+        yield count
 
 
-def step_of(run: Callable[[], torch.Tensor], leaves: list, backend: str | None) -> dict:
-    """The launches of a forward without a gradient, of one with it, and of its backward."""
+def step_of(run: Callable[[], torch.Tensor], leaves: list, backend: str) -> dict:
+    """The launches of a forward without a gradient, of one with it, and of its backward.
 
-    def without() -> None:
+    The gradient that comes from above is there already.
+    """
+
+    def forward() -> None:
         with torch.no_grad():
             run()
 
-    def backward() -> Counter:
-        values = [run() for _ in range(2)]  # one for what is done once
-        return launches_of(
-            lambda: torch.autograd.grad(values.pop().sum(), leaves, allow_unused=True), backend
-        )
+    with counting(backend) as count:
+        values = [run(), run()]
+        above = torch.ones_like(values[0])
 
-    return {
-        "forward": launches_of(without, backend),
-        "forward_with_gradient": launches_of(run, backend),
-        "backward": backward(),
-    }
+        def backward() -> None:
+            torch.autograd.grad(values.pop(), leaves, above, allow_unused=True)
+
+        for each in (forward, backward):  # what is done once, and is not counted
+            each()
+        return {
+            "forward": count(forward),
+            "forward_with_gradient": count(run),
+            "backward": count(backward),
+        }
 
 
-def rows(backend: str | None) -> Iterator[dict]:
-    """The launches of every op and of `MCRLoss`, small and large; None: plain torch's."""
+def row(backend: str, op: str, size: str) -> dict:
+    """The launches of an op of one of its sizes."""
+    from bench.case import Case
     from bench.inputs import make_inputs
-    from bench.registry import benchmarks
+    from bench.registry import MEMORY_LIMIT, benchmarks
 
-    argument = "cpu" if backend == "cuda" else backend  # where the emulator stands in
-    for op, cases in CASES.items():
-        benchmark = benchmarks()[op]
-        for size, changes in cases.items():
-            case = benchmark.cases[0].__class__(op, **changes)
-            inputs = make_inputs(case)
-            ours = sys.modules[f"bench.bench_{op}"].ours
-            run = partial(ours, inputs, argument)
-            if backend is None:
-                run = partial(benchmark.provider("eager").run, inputs)
-            found = step_of(run, inputs.leaves(), backend)
-            yield {"op": op, "case": case.name, "size": size, "backend": backend or "eager"} | found
+    case = Case(op, **CASES[op][size])
+    provider = benchmarks()[op].provider("eager" if backend == "eager" else "ours")
+    found = {"op": op, "case": case.name, "backend": backend}
+    if reason := provider.too_large(case, MEMORY_LIMIT):
+        return found | {"skipped": reason}
+    argument = {"triton": "triton", "cuda": "cpu"}.get(backend)  # there the emulator stands in
+    inputs = make_inputs(case)
+    run = partial(provider.run, inputs, **({"backend": argument} if argument else {}))
+    return found | step_of(run, inputs.leaves(), backend)
 
 
-DEFAULT = {"D": 512, "C": 6, "K": 32}
+DEFAULT = {"D": 512, "K": 32, "donors": "drawn", "start": "latents"}
+DIVERGENCE = {"K": 32, "donors": "uniform", "start": "contributions"}
 CASES: dict[str, dict[str, dict]] = {
-    "mcr_loss": {
-        "small": {"N": 32, **DEFAULT, "donors": "drawn", "start": "latents"},
-        "large": {"N": 512, "D": 512, "C": 174, "K": 32, "donors": "drawn", "start": "latents"},
-    },
+    "mcr_loss": {"small": {"N": 32, "C": 6, **DEFAULT}, "large": {"N": 512, "C": 174, **DEFAULT}},
     "permuted_divergence": {
-        "small": {"N": 32, "C": 6, "K": 32, "donors": "uniform", "start": "contributions"},
-        "large": {"N": 4096, "C": 174, "K": 32, "donors": "uniform", "start": "contributions"},
+        "small": {"N": 32, "C": 6, **DIVERGENCE},
+        "large": {"N": 4096, "C": 174, **DIVERGENCE},
     },
     "row_divergence": {"small": {"N": 32, "C": 6, "K": 8}, "large": {"N": 512, "C": 174, "K": 8}},
-    "nt_xent": {"small": {"N": 32, "D": 512, "C": 6}, "large": {"N": 2048, "D": 64, "C": 100}},
+    "nt_xent": {
+        "small": {"N": 32, "D": 512, "C": 6},
+        "large": {"N": 2048, "D": 64, "C": 100},
+        "panels": {"N": 16384, "D": 16, "C": 100},
+    },
     "sup_con": {"small": {"N": 32, "D": 512, "C": 6}, "large": {"N": 2048, "D": 64, "C": 100}},
     "reconstruction_loss": {"small": {"N": 32, "D": 512}, "large": {"N": 4096, "D": 512}},
 }
 
 
-if __name__ == "__main__":
+def main(backend: str, *ops: str) -> None:
+    """Print a line of JSON for each row."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    asked = sys.argv[1]
-    if asked == "cuda":
+    kind = {"triton": "interpreted", "cuda": "emulated"}.get(backend)
+    if kind:
+        from suite import processes
+
+        if reason := processes.missing(kind):
+            sys.exit(reason)
+    if backend == "cuda":
         from emulated import library
 
         library.load()
-    for row in rows(None if asked == "eager" else asked):
-        print(json.dumps(row), flush=True)
+    for op in ops or CASES:
+        for size in CASES[op]:
+            print(json.dumps(row(backend, op, size)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

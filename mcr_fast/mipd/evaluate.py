@@ -20,7 +20,7 @@ from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Source
 from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
 from mcr_fast.ops.permuted_divergence import permuted_divergence
-from mcr_fast.ops.regularizer import Terms, can_serve, regularizer
+from mcr_fast.ops.regularizer import Terms, regularizer, serves
 from mcr_fast.reference._similarity import without_autocast
 
 _Result = tuple[Tensor, Tensor, Tensor]
@@ -68,10 +68,11 @@ def evaluate_at_once(request: Request, classes: Tensor, *others: Any) -> Terms |
     latents, weight = columns.operands(request.latents)
     if weight.shape[0] != request.num_classes:
         return None  # and the error comes where others see it
-    if not can_serve(latents, weight, columns.bias, request.backend):
+    backend = serves(latents, weight, columns.bias, others[0], request.backend)
+    if backend is None:
         return None
     pairs = (*request.pair_tensors(), *request.options().values())
-    return regularizer(latents, weight, columns.bias, pairs, classes, *others)
+    return regularizer(latents, weight, columns.bias, pairs, classes, *others, backend=backend)
 
 
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:

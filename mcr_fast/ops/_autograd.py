@@ -27,6 +27,7 @@ def make_node(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
     run: Callable[..., Any],  # what `backward` calls
+    attached: int | None = None,  # outputs that have a gradient, before the others; None: all
 ) -> Node:
     """The node of an op, as `_dispatch.register` describes `setup` and `backward`."""
     taken, given = _List(target._schema.arguments[:leading]), _List(target._schema.returns)
@@ -36,7 +37,7 @@ def make_node(
     class Function(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, keyset: Any, others: tuple[Any, ...], *flat: Any) -> Any:
-            args = (*taken.nested(flat), *others)
+            args = (*taken.nested(flat), *others[:-1])
             if keyset is None:
                 with torch._C._AutoDispatchBelowAutograd():
                     output = target(*args)
@@ -45,7 +46,13 @@ def make_node(
                     output = below_autograd(target, keyset, args)
             ctx.set_materialize_grads(False)
             setup(ctx, args, output)
-            return given.flat(output)
+            if attached is None:
+                return given.flat(output)
+            if keyset is None:  # every output that the graph does not see saves a microsecond
+                others[-1].extend(output[attached:])
+                return output[:attached]
+            ctx.mark_non_differentiable(*output[attached:])
+            return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -58,7 +65,9 @@ def make_node(
     apply: Callable[..., Any] = Function.apply  # type: ignore[attr-defined]
 
     def node(keyset: Any, args: tuple[Any, ...]) -> Any:
-        return given.nested(apply(keyset, args[leading:], *taken.flat(args[:leading])))
+        constant: list[Tensor] = []
+        made = apply(keyset, (*args[leading:], constant), *taken.flat(args[:leading]))
+        return (*made, *constant) if constant else given.nested(made)
 
     return node
 

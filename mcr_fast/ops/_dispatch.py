@@ -50,13 +50,15 @@ def register(
     backward_fake: Callable[..., Any],
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
+    attached: int | None = None,
 ) -> None:
     """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
 
     The op's first arguments, as many as are `differentiable`, may get gradients. `setup(ctx,
     inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called unless all
     `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
-    a list its own. Those that are not wanted are dropped.
+    a list its own. Those that are not wanted are dropped. Only the first outputs, as many as are
+    `attached`, can have gradients; None: all.
     """
     for backend in _with_overloads(op):
         forward, reverse = find(f"{op}_fwd", backend), find(f"{op}_bwd", backend)
@@ -72,7 +74,7 @@ def register(
         torch.library.register_fake(forward.name(), forward_fake)
         torch.library.register_fake(reverse.name(), backward_fake)
         every = len(reverse._schema.arguments)
-        _NODES[forward] = make_node(forward, differentiable, setup, backward, run)
+        _NODES[forward] = make_node(forward, differentiable, setup, backward, run, attached)
         _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, run)
         for target in (forward, reverse):
             kernel = autograd_kernel(op, target, _NODES[target])
@@ -106,7 +108,7 @@ def _define_triton(op: str, name: str, schema: str) -> None:
     def kernel(*args: Any) -> Any:
         """The launcher, imported when it is first called."""
         launch = getattr(importlib.import_module(f"mcr_fast.kernels.{op}"), name)
-        first = args[0] if isinstance(args[0], Tensor) else args[1]
+        first = next(x for x in args if isinstance(x, Tensor))
         # kernels start on the current stream of the tensors' own device; for CPU tensors a no-op
         with torch.cuda.device_of(first):
             return launch(*args)

@@ -147,12 +147,17 @@ def can_fuse(
     backend: str | None,
 ) -> bool:
     """Whether `fused_divergence` serves these tensors here."""
-    if not (_SERVED and weight.is_cpu) or recorded() or forward_ad._current_level >= 0:
+    if not _SERVED or recorded() or forward_ad._current_level >= 0:
         return False
+    return takes(latents, weight, backend) and all(holds_values(x) for x in (weight, *latents))
+
+
+def takes(latents: Sequence[Tensor], weight: Tensor, backend: str | None) -> bool:
+    """Whether the CPU's kernels are to serve such tensors."""
     dtype = weight.dtype
-    if len(latents) > _MAX_MODALITIES or not holds_values(weight):
+    if not weight.is_cpu or len(latents) > _MAX_MODALITIES:
         return False
-    if not all(z.is_cpu and z.dtype == dtype and holds_values(z) for z in latents):
+    if not all(z.is_cpu and z.dtype == dtype for z in latents):
         return False
     # the op's products have the dtype of their factors, and 16 bits are too few for logits
     if dtype.itemsize == 2 or autocast_enabled(weight.device):

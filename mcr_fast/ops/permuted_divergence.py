@@ -38,7 +38,6 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], *inputs[:_TENSORS])
     ctx.options = inputs[_TENSORS:-1]
 
@@ -52,6 +51,7 @@ def _backward(
 register(
     "permuted_divergence",
     differentiable=2,
+    attached=1,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,

@@ -90,7 +90,7 @@ INNER: dict[str, Op] = {
         "Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows, float mipd_weight, "
         "float contrastive_weight, int[] wanted, Tensor[] latents, Tensor weight) "
         "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
-        backends=("cpu",),
+        backends=("cpu", "triton"),
     ),
 }
 

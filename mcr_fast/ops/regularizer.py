@@ -1,8 +1,8 @@
 """All terms of `MCRLoss` with a linear fusion as one node of the graph, from latents to the loss.
 
 At the size that people train at, the calls between the terms cost more than the terms: joining the
-latents, the logits, the sums and their backwards. Here one op a direction does all of it. For eager
-mode on the CPU; under torch.compile the compiler sees the separate ops.
+latents, the logits, the sums and their backwards. Here one op a direction does all of it, for CPU
+tensors, in eager mode and in what torch.compile makes.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
+from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
-from mcr_fast.ops._modes import refuse_batched
-from mcr_fast.ops.linear_permuted_divergence import can_fuse, layer_gradients
+from mcr_fast.ops._modes import (
+    autocast_enabled,
+    holds_values,
+    recorded,
+    refuse_batched,
+    transformed,
+)
+from mcr_fast.ops.linear_permuted_divergence import layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -60,7 +68,6 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
-    ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
 
 
@@ -71,15 +78,15 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     *of_terms, to_logits = grads[:4]
     refuse_batched("MCRLoss", *of_terms, to_logits)
-    *unit_grads, weight = ctx.saved_tensors[:4]
-    latents = list(ctx.saved_tensors[4:])
+    unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
     made: tuple[Tensor | None, ...] = (None,) * (len(latents) + 2)
     if to_task is None or any(grad is not None for grad in of_terms):
         to_logits = to_logits if to_task is None else None
-        rest = (*unit_grads, *ctx.weights, wanted, latents, weight)
+        units = (unit_grad, unit_grad_bias, unit_grad_rows)
+        rest = (*units, *ctx.weights, wanted, latents, weight)
         grad_latents, grad_weight, grad_bias = run(*of_terms, to_logits, *rest)
         made = (*grad_latents, grad_weight, grad_bias)
     if to_task is None:
@@ -93,6 +100,7 @@ def _backward(
 register(
     "regularizer",
     differentiable=3,
+    attached=4,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,
@@ -100,13 +108,32 @@ register(
 )
 
 
-def can_serve(
-    latents: Sequence[Tensor], weight: Tensor, bias: Tensor | None, backend: str | None
-) -> bool:
-    """Whether `regularizer` may be called."""
-    if not _SERVED or (bias is not None and bias.dtype != weight.dtype):
-        return False
-    return can_fuse(latents, weight, backend)
+def serves(
+    latents: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    contrastive: str,
+    backend: str | None,
+) -> str | None:
+    """The backend whose `regularizer` may be called, None if there is none."""
+    if bias is not None and bias.dtype != weight.dtype:
+        return None
+    in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
+        return None
+    if _SERVED and takes(latents, weight, backend):
+        values = in_graph or all(holds_values(x) for x in (weight, *latents))
+        return "cpu" if values else None
+    device, (rows, count) = weight.device, (latents[0].shape[0], len(latents))
+    if any(x.dtype != torch.float32 or x.device != device for x in (weight, *latents)):
+        return None
+    if autocast_enabled(device) or (backend is None and device.type != "cuda"):
+        return None
+    chosen = (
+        resolve("permuted_divergence", backend, device, size=weight.shape[0], modalities=count),
+        resolve(contrastive, backend, device, size=count * rows),
+    )
+    return "triton" if chosen == ("triton", "triton") else None
 
 
 def regularizer(
@@ -115,11 +142,13 @@ def regularizer(
     bias: Tensor | None,  # [C]
     pairs: tuple[Any, ...],  # of permuted_divergence_fwd, after the bias and but for want_grad
     *others: Any,  # classes, contrastive, temperature, mipd_weight, contrastive_weight
+    backend: str,
 ) -> Terms:
-    """The terms; only where `can_serve`."""
+    """The terms; `backend` is what `serves` gives."""
     if pairs[4] is not None:
         pairs = (*pairs[:4], weights_in_range(pairs[4]), *pairs[5:])
     tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
     want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    made = call(_FORWARD, latents, weight, bias, *pairs, *others, want, graph=want)
+    target = _FORWARD if backend == "cpu" else find("regularizer_fwd", backend)
+    made = call(target, latents, weight, bias, *pairs, *others, want, graph=want)
     return Terms(*made[:_OUTPUTS])

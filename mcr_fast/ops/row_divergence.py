@@ -46,7 +46,6 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:], *inputs[:2])
 
 
@@ -59,6 +58,7 @@ def _backward(
 register(
     "row_divergence",
     differentiable=2,
+    attached=1,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
     setup=_setup,

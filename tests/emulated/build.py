@@ -104,7 +104,8 @@ def translate_launches(text: str) -> str:
         opening = text.index("(", end)
         close = closing(text, opening)
         kernel = text[start:at].strip()
-        name = re.match(r"[\w:]+", kernel)[0].rsplit("::", 1)[-1]
+        # a variable holds the kernel, or one of several instances, that was named last
+        name = re.findall(r"\w+_kernel\b", text[:at])[-1]
         call = f"{kernel}{text[opening : close + 1]}"
         launch = f'emulator::launch("{name}", {blocks}, {threads}, [&] {{ {call}; }})'
         text = text[:start] + launch + text[close + 1 :]

@@ -5,6 +5,8 @@ that the interpreter runs can still be one that Triton does not compile. The res
 It runs in a process of its own, for the driver stays.
 """
 
+from itertools import product
+
 import pytest
 import torch
 import triton
@@ -13,7 +15,7 @@ from tiers import sample
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from mcr_fast.kernels import nt_xent, reconstruction_loss, sup_con
+from mcr_fast.kernels import nt_xent, reconstruction_loss, regularizer, sup_con
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
 from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
@@ -148,3 +150,21 @@ def test_reconstruction_loss(compiled):
     grads, grad_h = reconstruction_loss.reconstruction_loss_bwd(torch.ones(()), latents, h)
     assert [g.shape for g in (*grads, grad_h)] == [z.shape for z in (*latents, h)]
     assert len(compiled) == 4
+
+
+GRADS = list(product((None, torch.ones(())), repeat=3))
+
+
+@pytest.mark.parametrize("present", sample([None, torch.rand(N, M) < 0.8], 2))
+def test_regularizer(present, compiled):
+    latents, weight = [torch.randn(N, 16) for _ in range(M)], torch.randn(C, 16 * M)
+    pairs = (torch.randn(C), None, None, None, present, None, SINGLE)
+    options = ("greedy", "shared", "jsd", "none", torch.arange(N) % 4, "nt_xent", 0.5, 0.1, 1.0)
+    made = regularizer.regularizer_fwd(latents, weight, *pairs, *options, True)
+    assert [t.shape for t in made[:4]] == [(), (), (), (N, C)]
+    del compiled[:]
+    for grads in GRADS:  # each set of those that are None is a kernel of its own
+        for grad_logits in (None, torch.randn(N, C)):
+            rest = (*made[6:], 0.1, 1.0, [1, 1, 1], latents, weight)
+            regularizer.regularizer_bwd(*grads, grad_logits, *rest)
+    assert {kernel.metadata.name for kernel in compiled} == {"_scale_terms_kernel"}

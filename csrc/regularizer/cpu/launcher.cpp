@@ -124,8 +124,10 @@ Forward fwd(const std::vector<Tensor>& latents,  // M tensors [N, D]
 // grad_contributions = factor * unit_grad + grad_logits for every modality, and of the bias
 // factor * unit_grad_bias + its sum over the rows. Without a unit gradient: of the logits alone.
 template <class T>
-std::tuple<Tensor, Tensor> to_layer(T factor, const Tensor& unit_grad, const Tensor& unit_grad_bias,
+std::tuple<Tensor, Tensor> to_layer(std::optional<T> factor, const Tensor& unit_grad,
+                                    const Tensor& unit_grad_bias,
                                     const OptionalTensor& grad_logits) {
+  const auto scaled = [&](T x) { return factor ? *factor * x : T(0); };
   const int64_t M = unit_grad.size(0), N = unit_grad.size(1), C = unit_grad.size(2);
   const Tensor grad = empty_cpu({M, N, C}, scalar_type_of<T>());
   const Tensor grad_bias = empty_cpu({C}, scalar_type_of<T>());
@@ -134,10 +136,10 @@ std::tuple<Tensor, Tensor> to_layer(T factor, const Tensor& unit_grad, const Ten
   const T *unit = data<const T>(unit_grad), *unit_bias = data<const T>(unit_grad_bias);
   const T* added = data<const T>(to_logits);
   T *to = data<T>(grad), *bias = data<T>(grad_bias);
-  for (int64_t c = 0; c < C; ++c) bias[c] = factor * unit_bias[c];
+  for (int64_t c = 0; c < C; ++c) bias[c] = scaled(unit_bias[c]);
   for_each_range(M * N, grain_of(kCopyGrain, C), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < C; ++c) to[r * C + c] = factor * unit[r * C + c];
+      for (int64_t c = 0; c < C; ++c) to[r * C + c] = scaled(unit[r * C + c]);
       if (!grad_logits) continue;
       for (int64_t c = 0; c < C; ++c) to[r * C + c] += added[r % N * C + c];
     }
@@ -180,20 +182,24 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(const OptionalTensor& grad_l
     using T = decltype(zero);
     const auto of = [](const OptionalTensor& x) { return x ? number_of<T>(*x) : T(0); };
     // the value is minus the divergences' sum
-    const T to_mipd = -(of(grad_loss) * T(mipd_weight) + of(grad_mipd));
-    const T to_rows = of(grad_loss) * T(contrastive_weight) + of(grad_contrastive);
-    const auto [to_contributions, grad_bias] = to_layer<T>(
-        to_mipd, contiguous_as(unit_grad, scalar_type_of<T>()),
-        contiguous_as(unit_grad_bias, scalar_type_of<T>()), grad_logits);
+    // A term that nobody asked for adds nothing, not 0 times what may be NaN.
+    std::optional<T> to_mipd, to_rows;
+    if (grad_loss || grad_mipd) to_mipd = -(of(grad_loss) * T(mipd_weight) + of(grad_mipd));
+    if (grad_loss || grad_contrastive) {
+      to_rows = of(grad_loss) * T(contrastive_weight) + of(grad_contrastive);
+    }
+    const auto [to_contributions, grad_bias] =
+        to_layer<T>(to_mipd, contiguous_as(unit_grad, scalar_type_of<T>()),
+                    contiguous_as(unit_grad_bias, scalar_type_of<T>()), grad_logits);
     auto [grad_latents, grad_weight] = layer_backward(to_contributions, wanted, latents, weight);
     const Tensor unit_rows = contiguous_as(unit_grad_rows, scalar_type_of<T>());
     const T* rows = data<const T>(unit_rows);
     for (int64_t m = 0; m < M; ++m) {
-      if (!wanted[m]) continue;
+      if (!wanted[m] || !to_rows) continue;
       T* to = data<T>(grad_latents[m]);
       const T* from = rows + m * N * D;
       for_each_range(N * D, kCopyGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) to[i] += to_rows * from[i];
+        for (int64_t i = begin; i < end; ++i) to[i] += *to_rows * from[i];
       });
     }
     return std::tuple<std::vector<Tensor>, Tensor, Tensor>(std::move(grad_latents), grad_weight,
