@@ -36,6 +36,8 @@ PRECISE = False
 
 PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiprocessors
 WEIGHT_ROWS = 256  # of one program that adds up what pairs weigh
+SMALL_ROWS = 256  # a batch that takes no more launches than it must, where they are what it costs
+SMALL_SIZE = 1 << 22  # numbers that its own side may leave for its donor side, about
 SCALE_BLOCK = 4096  # elements of one program that scales a gradient
 
 
@@ -53,6 +55,12 @@ def parts(tiles: int, num_permutations: int) -> tuple[int, int]:
 def _tile(up_to: int, rows: int, classes: int, num_warps: int) -> Config:
     """A tile in the registers of at most eight warps, which may have all that there are."""
     blocks = {"BLOCK_R": rows, "BLOCK_C": classes}
+    return Config(up_to, blocks, num_warps, max_registers=255)
+
+
+def _pairs_of_row(up_to: int, permutations: int, classes: int, num_warps: int) -> Config:
+    """The same, of one row."""
+    blocks = {"BLOCK_K": permutations, "BLOCK_C": classes}
     return Config(up_to, blocks, num_warps, max_registers=255)
 
 
@@ -85,6 +93,22 @@ _PAIRS = {
         _tile(8, 32, 8, 1),
         _tile(32, 8, 32, 1),
         _tile(1 << 62, 4, 64, 1),
+    ),
+    # of a small batch: permutations of one row by classes, 8 to 16 elements to a thread
+    "small_own_side": (
+        _pairs_of_row(8, 32, 8, 1),
+        _pairs_of_row(32, 32, 32, 4),
+        _pairs_of_row(64, 16, 64, 4),
+        _pairs_of_row(256, 8, 256, 8),
+        _pairs_of_row(512, 8, 512, 8),
+        _pairs_of_row(1024, 4, 1024, 8),
+        _pairs_of_row(2048, 2, 2048, 8),
+        _pairs_of_row(4096, 1, 4096, 8),
+    ),
+    "small_donor_side": (
+        _pairs_of_row(8, 32, 8, 1),
+        _pairs_of_row(32, 32, 32, 4),
+        _pairs_of_row(1 << 62, 16, 64, 4),
     ),
     # as the own side, which it is but for where rows come from; more warps, as it waits for memory
     "row_divergence": (
@@ -155,9 +179,20 @@ TABLE: dict[str, tuple[Config, ...]] = {
 }
 
 
+def is_small(num_subsets: int, num_rows: int, num_permutations: int, num_classes: int) -> bool:
+    """Whether a batch of pairs is what `SMALL_ROWS` says."""
+    size = num_subsets * num_rows * (num_classes + num_permutations)
+    return num_rows <= SMALL_ROWS and size <= SMALL_SIZE
+
+
 def own_side(num_classes: int, want_grad: bool, divergence: str) -> Config:
-    """Of the rows' side; the two outcomes of a class take twice the registers of one."""
-    chosen = choose("pairs_own_side" if want_grad else "pairs_value", num_classes)
+    """Of the rows' side of a large batch."""
+    kernel = "pairs_own_side" if want_grad else "pairs_value"
+    return of_outcomes(choose(kernel, num_classes), num_classes, divergence)
+
+
+def of_outcomes(chosen: Config, num_classes: int, divergence: str) -> Config:
+    """For a divergence: the two outcomes of a class take twice the registers of one."""
     if divergence != "binary_jsd" or num_classes <= 256:
         return chosen
     warps = 2 * chosen.num_warps

@@ -66,6 +66,31 @@ def load_pair(notes, tile, receivers, k, KIND: tl.constexpr):
 
 
 @triton.jit
+def donor_pair(
+    tile,
+    subset,
+    notes,
+    receivers,
+    mine,  # A_m of the donors
+    k,  # a permutation, or [BLOCK_R] of them
+    options,
+    KIND: tl.constexpr,
+    PRECISE: tl.constexpr,
+):
+    """u of each donor's pair."""
+    inside = tile.rows < tile.pairs.num_rows
+    there = mine
+    if not options.SINGLE:
+        there = load_members(tile, subset, receivers, k, options, True)
+    step = in_log2(there - load_members(tile, subset, receivers, k, options, False), KIND)
+    clean, shift, kl = load_pair(notes, tile, receivers, k, KIND)
+    return gradient_of_pair(
+        step, clean, shift, kl, inside, read_received,
+        Received(tile, subset, receivers, there, step, notes.lse_ptr), KIND, PRECISE,
+    )  # fmt: skip
+
+
+@triton.jit
 def donor_subset(
     tile,
     subset,
@@ -81,19 +106,10 @@ def donor_subset(
     PRECISE: tl.constexpr,
 ):
     """Sum of u over permutations first..last, without the subset's factor."""
-    inside = tile.rows < tile.pairs.num_rows
     u_sum = tl.zeros(mine.shape, tl.float32)
     for k in range(first, last):
         receivers = receivers_of(tile.rows, m, k, tile.pairs, inverse_ptr, options)
-        there = mine
-        if not options.SINGLE:
-            there = load_members(tile, subset, receivers, k, options, True)
-        step = in_log2(there - load_members(tile, subset, receivers, k, options, False), KIND)
-        clean, shift, kl = load_pair(notes, tile, receivers, k, KIND)
-        u = gradient_of_pair(
-            step, clean, shift, kl, inside, read_received,
-            Received(tile, subset, receivers, there, step, notes.lse_ptr), KIND, PRECISE,
-        )  # fmt: skip
+        u = donor_pair(tile, subset, notes, receivers, mine, k, options, KIND, PRECISE)
         if MASKED:
             weight = pair_weight(receivers, subset.bits, k, tile.pairs, options)
             u = tl.where((weight != 0.0)[:, None], weight[:, None] * u, 0.0)

@@ -133,6 +133,27 @@ def own_subset(
 
 
 @triton.jit
+def head_factors(subset, num_modalities, CLEAN_PATH: tl.constexpr, OUTSIDER: tl.constexpr):
+    """What the bias gets of u and of v; the latter is the shared clean path's factor too."""
+    if OUTSIDER > 0:
+        head = subset.size * 0 + 1
+    else:
+        head = subset.size + OUTSIDER * (num_modalities - subset.size)
+    return head, head * (CLEAN_PATH != DETACHED)
+
+
+@triton.jit
+def own_factors(subset, m, clean_head, CLEAN_PATH: tl.constexpr, OUTSIDER: tl.constexpr):
+    """What modality m gets of u and of v where it is the row's own."""
+    member = (subset.bits >> m) & 1
+    outside = (1 - member) * OUTSIDER
+    clean = clean_head
+    if CLEAN_PATH == ROUTED:
+        clean = member + outside
+    return outside, clean
+
+
+@triton.jit
 def store_own_side(
     grad_ptr,  # [M, N, C] of this part
     out,  # the rows that the gradient goes to
@@ -145,20 +166,12 @@ def store_own_side(
     OUTSIDER: tl.constexpr,
 ):
     """Routes one subset's u and v to all modalities, and returns what the bias gets."""
-    if OUTSIDER > 0:
-        head = subset.size * 0 + 1
-    else:
-        head = subset.size + OUTSIDER * (tile.pairs.num_modalities - subset.size)
-    clean_head = head * (CLEAN_PATH != DETACHED)
+    head, clean_head = head_factors(subset, tile.pairs.num_modalities, CLEAN_PATH, OUTSIDER)
     # A number that another subset left may come back to another thread than the one that stored it:
     # with 16-bit inputs the loads and the stores have layouts of their own.
     tl.debug_barrier()
     for m in range(tile.pairs.num_modalities):
-        member = (subset.bits >> m) & 1
-        outside = (1 - member) * OUTSIDER
-        clean = clean_head
-        if CLEAN_PATH == ROUTED:
-            clean = member + outside
+        outside, clean = own_factors(subset, m, clean_head, CLEAN_PATH, OUTSIDER)
         at = (m * tile.pairs.num_rows + out)[:, None] * tile.num_classes + tile.classes[None, :]
         before = tl.load(grad_ptr + at, mask=tile.inside & add, other=0.0)
         tl.store(grad_ptr + at, before + outside * u_sum + clean * v, mask=tile.inside)

@@ -14,9 +14,10 @@ BLOCK = 4096  # rows that a program reads at once, at most
 
 
 @triton.jit
-def _permutations_kernel(
+def check_line(
+    line,
     rows_ptr,  # [lines, N] int64
-    safe_ptr,  # [lines, N]: the same, or 0..N-1 where a line is no permutation
+    safe_ptr,  # [lines, N]: the same, or 0..N-1 where a line is no permutation; or None
     inverse_ptr,  # [lines, N]: of the safe ones
     shifts_ptr,  # [num_shifts] or None
     safe_shifts_ptr,  # [num_shifts], 0 in place of one that is not in 1..N-1; or None
@@ -25,10 +26,13 @@ def _permutations_kernel(
     num_shifts,
     BLOCK_R: tl.constexpr,
 ):
-    line = tl.program_id(0).to(tl.int64) * num_rows
+    """Check and invert one line; no safe copy where its pointer is None."""
+    poison_ptr += line
+    line = line.to(tl.int64) * num_rows
     rows_ptr += line
-    safe_ptr += line
     inverse_ptr += line
+    if safe_ptr is not None:
+        safe_ptr += line
     block = tl.arange(0, BLOCK_R)
     wrong = tl.zeros([BLOCK_R], tl.int32)
     for first in range(0, num_rows, BLOCK_R):
@@ -53,7 +57,8 @@ def _permutations_kernel(
         if any_wrong != 0:
             j = i.to(tl.int64)
             tl.store(inverse_ptr + i, j, mask=i < num_rows)
-        tl.store(safe_ptr + i, j, mask=i < num_rows)
+        if safe_ptr is not None:
+            tl.store(safe_ptr + i, j, mask=i < num_rows)
     if shifts_ptr is not None:
         beyond = tl.zeros([BLOCK_R], tl.int32)
         for first in range(0, num_shifts, BLOCK_R):
@@ -61,9 +66,28 @@ def _permutations_kernel(
             shift = tl.load(shifts_ptr + k, mask=k < num_shifts, other=1)
             good = (shift >= 1) & (shift < num_rows)
             beyond = beyond | ((k < num_shifts) & ~good).to(tl.int32)
-            tl.store(safe_shifts_ptr + k, tl.where(good, shift, 0), mask=k < num_shifts)
+            if safe_shifts_ptr is not None:
+                tl.store(safe_shifts_ptr + k, tl.where(good, shift, 0), mask=k < num_shifts)
         any_wrong += tl.max(beyond, 0)
-    tl.store(poison_ptr + tl.program_id(0), tl.where(any_wrong != 0, float("nan"), 0.0))
+    tl.store(poison_ptr, tl.where(any_wrong != 0, float("nan"), 0.0))
+
+
+@triton.jit
+def _permutations_kernel(
+    rows_ptr,  # as `check_line` has them
+    safe_ptr,
+    inverse_ptr,
+    shifts_ptr,
+    safe_shifts_ptr,
+    poison_ptr,
+    num_rows,
+    num_shifts,
+    BLOCK_R: tl.constexpr,
+):
+    check_line(
+        tl.program_id(0), rows_ptr, safe_ptr, inverse_ptr, shifts_ptr, safe_shifts_ptr, poison_ptr,
+        num_rows, num_shifts, BLOCK_R,
+    )  # fmt: skip
 
 
 def checked_permutations(

@@ -1,0 +1,264 @@
+"""The own side of a small batch, where a launch costs more than the arithmetic: one launch for all.
+
+A program has one row and one subset, and many permutations of it at once: its tile is permutations
+by classes. It reads the inputs as they were given and lays them out itself. Other programs of the
+same launch check and invert the permutations; until that is known every number is only made fit to
+read by.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from mcr_fast.kernels.divergence import (
+    FARTHEST,
+    JSD,
+    Clean,
+    clean_rows,
+    divergence_of_pair,
+    finish_rows,
+    in_log2,
+    of_logits,
+    saturated,
+)
+from mcr_fast.kernels.math import LOG2E
+from mcr_fast.kernels.pairs.donors import (
+    SHIFTS,
+    Options,
+    Pairs,
+    donors_of,
+    input_rows,
+    pair_weight,
+    subset_bits,
+)
+from mcr_fast.kernels.pairs.permutations import check_line
+from mcr_fast.kernels.pairs.scratch import scratch_at
+from mcr_fast.kernels.scale import all_equal
+
+
+class Row(NamedTuple):
+    """A row of a program, [1, BLOCK_C] each, and how it is read."""
+
+    own: Any  # sum of the members
+    rest: Any  # sum of the outsiders and the bias
+    z: Any  # sum of all
+
+
+class Lanes(NamedTuple):
+    """What the perturbed logits of a tile of pairs are made of."""
+
+    there: Any  # [BLOCK_K, BLOCK_C], the members' sum at the donors
+    row: Row
+    clean: Clean
+    real: Any  # [BLOCK_C]
+
+
+@triton.jit
+def read_lanes(pair, CAREFUL: tl.constexpr):
+    """READ of `divergence_of_pair`."""
+    w = (pair.there + pair.row.rest) * LOG2E
+    if CAREFUL:
+        w = tl.where(pair.real[None, :], w - pair.clean.lse[:, None], -float("inf"))
+    return (pair.there - pair.row.own) * LOG2E, w, pair.clean.normal
+
+
+@triton.jit
+def laid_out(x, real, KIND: tl.constexpr):
+    """Rows as `lay_out` has them; 0 outside the classes."""
+    if KIND == JSD:
+        top = tl.max(tl.where(real[None, :], x, -float("inf")), 1)
+        # an infinite number is NaN, as in `saturated`
+        x = tl.maximum(x - top[:, None], -FARTHEST) + 0.0 * x
+    elif of_logits(KIND):
+        x = saturated(x)
+    return tl.where(real[None, :], x, 0.0)
+
+
+@triton.jit
+def read_rows(x_ptr, pairs, m, rows, classes, num_classes, KIND: tl.constexpr):
+    """A_m of the rows with these positions, laid out."""
+    real = classes < num_classes
+    start = (m * pairs.num_rows + input_rows(rows, pairs)) * num_classes
+    x = tl.load(x_ptr + start[:, None] + classes[None, :], mask=real[None, :], other=0.0)
+    return laid_out(x.to(tl.float32), real, KIND)
+
+
+@triton.jit
+def read_row(x_ptr, bias_ptr, scratch, pairs, bits, one, classes, num_classes, KIND: tl.constexpr):
+    """A row's sums; laid out, its parts go to the donor side."""
+    real = classes < num_classes
+    own = tl.zeros([1, classes.shape[0]], tl.float32)
+    rest = tl.zeros([1, classes.shape[0]], tl.float32)
+    if bias_ptr is not None:
+        given = tl.load(bias_ptr + classes, mask=real, other=0.0).to(tl.float32)
+        rest += laid_out(given[None, :], real, KIND)
+        tl.store(scratch.bias + classes[None, :], rest, mask=real[None, :])
+    z = rest
+    for m in range(pairs.num_modalities):
+        x = read_rows(x_ptr, pairs, m, one, classes, num_classes, KIND)
+        at = (m * pairs.num_rows + one)[:, None] * num_classes + classes[None, :]
+        tl.store(scratch.rows + at, x, mask=real[None, :])
+        z += x
+        if (bits >> m) & 1:
+            own += x
+        else:
+            rest += x
+    return Row(own, rest + 0.0 * rest, z + 0.0 * z)
+
+
+@triton.jit
+def read_donors(x_ptr, pairs, bits, rows, k, classes, num_classes, options, KIND: tl.constexpr):
+    """The members' sum at the donors of each lane's pair."""
+    there = tl.zeros([rows.shape[0], classes.shape[0]], tl.float32)
+    for m in range(pairs.num_modalities):
+        if (bits >> m) & 1:
+            j = donors_of(rows, m, k, pairs, options)
+            there += read_rows(x_ptr, pairs, m, j, classes, num_classes, KIND)
+    return there
+
+
+@triton.jit
+def note_clean_row(scratch, clean, one, classes, real, num_classes):
+    """Store what the donor side reads of the clean row; every subset stores the same."""
+    at = one[:, None] * num_classes + classes[None, :]
+    tl.store(scratch.p + at, clean.p, mask=real[None, :])
+    tl.store(scratch.lse + one, clean.lse)
+    tl.store(scratch.normal + one, clean.normal.to(tl.float32))
+
+
+@triton.jit
+def own_row(
+    x_ptr,
+    bias_ptr,
+    scratch,
+    pairs,
+    s,
+    bits,
+    row,
+    num_classes,
+    options,
+    KIND: tl.constexpr,
+    MASKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    PRECISE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Value, u and v of one row's pairs under one subset, and notes of each pair."""
+    num_rows, num_permutations = pairs.num_rows, pairs.num_permutations
+    classes = tl.arange(0, BLOCK_C)
+    real = classes < num_classes
+    one = tl.full([1], 0, tl.int64) + row
+    mine = read_row(x_ptr, bias_ptr, scratch, pairs, bits, one, classes, num_classes, KIND)
+    clean = clean_rows(mine.z, real, one < num_rows, KIND, PRECISE)
+    if GRAD and KIND == JSD:
+        note_clean_row(scratch, clean, one, classes, real, num_classes)
+    u_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+    v_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+    value = tl.zeros([BLOCK_K], tl.float32)
+    due = tl.zeros([BLOCK_K], tl.float32)
+    total = tl.zeros([BLOCK_K], tl.float32)
+    seen = tl.zeros([BLOCK_K], tl.int32)
+    for first in range(0, num_permutations, BLOCK_K):
+        lane = first + tl.arange(0, BLOCK_K)
+        given = lane < num_permutations
+        k = tl.minimum(lane, num_permutations - 1)
+        rows = tl.where(given, one, num_rows)  # beyond the permutations: beyond the batch
+        weight = given.to(tl.float32)
+        if MASKED:
+            weight = pair_weight(rows, bits, k, pairs, options)
+        kept = weight != 0.0
+        there = read_donors(x_ptr, pairs, bits, rows, k, classes, num_classes, options, KIND)
+        pair = divergence_of_pair(
+            in_log2(there - mine.own, KIND), clean, kept, real, read_lanes,
+            Lanes(there, mine, clean, real), KIND, not GRAD, PRECISE,
+        )  # fmt: skip
+        at = (s * num_permutations + k) * num_rows + one
+        if GRAD and KIND == JSD:
+            tl.store(scratch.stats + 2 * at, pair.shift, mask=given)
+            tl.store(scratch.stats + 2 * at + 1, pair.kl, mask=given)
+        if GRAD and MASKED:
+            tl.store(scratch.pair_weights + at, weight, mask=given)
+        total += weight
+        seen = seen | kept.to(tl.int32)
+        value += tl.where(kept, weight * pair.value, 0.0)
+        if GRAD:
+            due += tl.where(kept, pair.due, 0.0)
+            u_sum += tl.where(kept[:, None], weight[:, None] * pair.to_perturbed, 0.0)
+            v_sum += tl.where(kept[:, None], weight[:, None] * pair.to_clean, 0.0)
+    any_kept = tl.max(seen, 0) != 0
+    row_value = tl.sum(value, 0)
+    if GRAD:
+        v, lacking = finish_rows(tl.sum(v_sum, 0)[None, :], clean, KIND, PRECISE)
+        row_value += tl.where(tl.sum(due, 0) > 0.0, tl.sum(lacking, 0), 0.0)
+        to = (2 * s * num_rows + one)[:, None] * num_classes + classes[None, :]
+        tl.store(scratch.sums + to, tl.sum(u_sum, 0)[None, :], mask=real[None, :])
+        to += num_rows * num_classes
+        tl.store(scratch.sums + to, tl.where(any_kept, v, 0.0), mask=real[None, :])
+    tl.store(scratch.values + s * num_rows + row, tl.where(any_kept, row_value, 0.0))
+    tl.store(scratch.weights + s * num_rows + row, tl.sum(total, 0))
+
+
+@triton.jit
+def _small_own_side_kernel(
+    x_ptr,  # [M, N, C]
+    bias_ptr,  # [C] or None
+    donors_ptr,  # [1 or M, K, N], [1 or M, K] or None
+    order_ptr,  # [N] or None
+    labels_ptr,  # [N] or None
+    present_ptr,  # [N, M] or None
+    weight_ptr,  # [N] or None
+    upstream_ptr,  # [S] or None: return at once if all are equal
+    inverse_ptr,  # [lines, N] or None, of the table, or of the order
+    scratch_ptr,
+    num_modalities,
+    num_rows,
+    num_permutations,
+    num_classes,
+    num_shifts,
+    SUBSETS: tl.constexpr,
+    NUM_SUBSETS: tl.constexpr,
+    KIND: tl.constexpr,
+    SCHEME: tl.constexpr,
+    OWN_DONORS: tl.constexpr,
+    MASKED: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    GRAD: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ALIGN: tl.constexpr,  # a divisor of the number of classes
+    ROWS: tl.constexpr,  # no fewer than there are
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
+    if upstream_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
+        if all_equal(upstream_ptr, NUM_SUBSETS):
+            return
+    pairs = Pairs(
+        donors_ptr, labels_ptr, present_ptr, weight_ptr, order_ptr,
+        num_modalities, num_rows, num_permutations,
+    )  # fmt: skip
+    scratch = scratch_at(
+        scratch_ptr, NUM_SUBSETS, num_modalities, num_rows, num_permutations, num_classes
+    )
+    program = tl.program_id(0)
+    s = program // num_rows
+    if s < NUM_SUBSETS:
+        own_row(
+            x_ptr, bias_ptr, scratch, pairs, s, subset_bits(s, SUBSETS, NUM_SUBSETS),
+            program % num_rows, num_classes, Options(SCHEME, OWN_DONORS, False, EXCLUDE),
+            KIND, MASKED, GRAD, PRECISE, BLOCK_K, BLOCK_C,
+        )  # fmt: skip
+    elif inverse_ptr is not None:
+        line = program - NUM_SUBSETS * num_rows
+        if SCHEME == SHIFTS:
+            check_line(
+                line, order_ptr, None, inverse_ptr, donors_ptr, None, scratch.poison,
+                num_rows, num_shifts, ROWS,
+            )  # fmt: skip
+        else:
+            check_line(
+                line, donors_ptr, None, inverse_ptr, None, None, scratch.poison,
+                num_rows, num_shifts, ROWS,
+            )  # fmt: skip
