@@ -14,6 +14,8 @@ from mcr_fast.kernels.divergence import KINDS, STORED
 from mcr_fast.kernels.pairs.donor_side import _donor_side_kernel
 from mcr_fast.kernels.pairs.donors import _pair_weight_sums_kernel, packed
 from mcr_fast.kernels.pairs.own_side import _own_side_kernel
+from mcr_fast.kernels.pairs.small_donor_side import _small_donor_side_kernel
+from mcr_fast.kernels.pairs.small_own_side import _small_own_side_kernel
 from mcr_fast.kernels.scale import _scale_or_take_kernel
 from mcr_fast.ops.registry import OPS
 
@@ -109,6 +111,35 @@ def test_own_side_without_gradient(chosen, target):
 @pytest.mark.parametrize(("chosen", "target"), sizes_of("pairs_donor_side"))
 def test_donor_side(chosen, target):
     assert_fast_logarithms(build(_donor_side_kernel, chosen, target, **OPTIONS))
+
+
+# a small batch's forward
+SMALL = OPTIONS | ROUTED | {"ROWS": 256, "unit_ptr": None, "unit_bias_ptr": None}
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("small_own_side"))
+def test_small_own_side(chosen, target):
+    assert_fast_logarithms(build(_small_own_side_kernel, chosen, target, **SMALL))
+
+
+@pytest.mark.parametrize(("chosen", "target"), sizes_of("small_donor_side"))
+def test_small_donor_side(chosen, target):
+    assert_fast_logarithms(build(_small_donor_side_kernel, chosen, target, **SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", KINDS)
+@by_target
+def test_every_feature_of_a_small_batch(divergence, target):
+    options = OPTIONS | ROUTED | GENERAL | {"KIND": KINDS[divergence], "ROWS": 256}
+    options |= packed(list(range(1, 8))) | {"CLEAN_PATH": 1, "OUTSIDER": 1, "values_ptr": None}
+    for size in (6, 174, 4096):
+        own = config.choose("small_own_side", size)
+        own = config.of_outcomes(own, size, divergence)
+        build(_small_own_side_kernel, own, target, "bf16", **options)
+    for size in (6, 174):
+        donor = config.choose("small_donor_side", size)
+        build(_small_donor_side_kernel, donor, target, "bf16", **options)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ class Scratch(NamedTuple):
     rows: Any  # [M, N, C], the contributions laid out
     p: Any  # [N, C], and on: `Notes`
     bias: Any  # [C], laid out
-    values: Any  # [S, N]
+    row_values: Any  # [S, N]
     weights: Any  # [S, N], sums of pair weights
     lse: Any  # [N]
     normal: Any  # [N]
@@ -49,13 +49,13 @@ def scratch_at(ptr, num_subsets, num_modalities, num_rows, num_permutations, num
     rows = sums + 2 * num_subsets * size
     p = rows + num_modalities * size
     bias = p + size
-    values = bias + num_classes
-    weights = values + num_subsets * num_rows
+    row_values = bias + num_classes
+    weights = row_values + num_subsets * num_rows
     lse = weights + num_subsets * num_rows
     normal = lse + num_rows
     stats = normal + num_rows
     pair_weights = stats + 2 * pairs
     poison = pair_weights + pairs
     return Scratch(
-        sums, rows, p, bias, values, weights, lse, normal, stats, pair_weights, poison
+        sums, rows, p, bias, row_values, weights, lse, normal, stats, pair_weights, poison
     )  # fmt: skip

@@ -119,7 +119,7 @@ def store_values(
     """The divergence of every subset."""
     row = tl.arange(0, ROWS)
     for s in range(NUM_SUBSETS):
-        values = tl.load(scratch.values + s * num_rows + row, mask=row < num_rows, other=0.0)
+        values = tl.load(scratch.row_values + s * num_rows + row, mask=row < num_rows, other=0.0)
         factor = factor_of(scratch, s, num_rows, None, share, MASKED, ROWS)
         tl.store(values_ptr + s, in_nats(tl.sum(values, 0) * factor, KIND) + poison)
 

@@ -196,7 +196,7 @@ def own_row(
         tl.store(scratch.sums + to, tl.sum(u_sum, 0)[None, :], mask=real[None, :])
         to += num_rows * num_classes
         tl.store(scratch.sums + to, tl.where(any_kept, v, 0.0), mask=real[None, :])
-    tl.store(scratch.values + s * num_rows + row, tl.where(any_kept, row_value, 0.0))
+    tl.store(scratch.row_values + s * num_rows + row, tl.where(any_kept, row_value, 0.0))
     tl.store(scratch.weights + s * num_rows + row, tl.sum(total, 0))
 
 

@@ -1,6 +1,7 @@
 """What is inside of Triton's launchers of the divergences; tests/suite has all that callers see."""
 
 import functools
+import itertools
 
 import divergences
 import pytest
@@ -8,7 +9,7 @@ import torch
 from divergences import call, make_batch
 from tiers import sample
 
-from mcr_fast._names import OF_LOGITS
+from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from mcr_fast.kernels import config
 from mcr_fast.kernels import permuted_divergence as kernels
 from mcr_fast.kernels.pairs.permutations import checked_permutations
@@ -18,7 +19,20 @@ pytestmark = pytest.mark.process("interpreted")
 run = functools.partial(divergences.run, backend="triton")
 
 
-def test_permutations_cut_into_parts(monkeypatch):
+@pytest.fixture
+def large(monkeypatch):
+    """Every batch takes the kernels of a large one."""
+    monkeypatch.setattr(config, "SMALL_ROWS", 0)
+
+
+def test_what_is_small():
+    assert config.is_small(2, 256, 32, 174)
+    assert config.is_small(254, 32, 31, 6)
+    assert not config.is_small(2, 257, 32, 6)
+    assert not config.is_small(254, 256, 255, 4096), "its notes would take 2 GB"
+
+
+def test_permutations_cut_into_parts(large, monkeypatch):
     x = make_batch(2, 17, 6, count=3)
     assert config.parts(2, 3) == (3, 1)
     assert config.parts(300, 3) == (1, 3)
@@ -30,7 +44,7 @@ def test_permutations_cut_into_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("divergence", sample(OF_LOGITS, 2))
-def test_no_pair_is_below_0(divergence, monkeypatch):
+def test_no_pair_is_below_0(divergence, large, monkeypatch):
     """Rows a rounding apart: what one pair has too little is not taken from another's."""
     x = make_batch(2, 5, 6, "table", count=6, bias=False)
     x.contributions = 1 + 1e-7 * x.contributions
@@ -40,6 +54,76 @@ def test_no_pair_is_below_0(divergence, monkeypatch):
     monkeypatch.setattr(config, "PROGRAMS", 1)  # a program has all pairs of its rows
     row_by_row = [way(divergence=divergence)[0] for way in ways]
     torch.testing.assert_close(row_by_row, pair_by_pair, rtol=1e-5, atol=0)
+
+
+MASKS = {"own": True, "present": True, "weighted": True}
+BATCHES = {
+    "table, more permutations than lanes": make_batch(2, 7, 6, "table", count=35),
+    "cyclic, own donors, masks": make_batch(3, 9, 20, "cyclic", count=4, **MASKS),
+    "table, own donors, masks": make_batch(3, 5, 70, "table", count=3, **MASKS),
+    "exhaustive, no bias": make_batch(2, 6, 9, "exhaustive", bias=False),
+    "masked weights": make_batch(2, 8, 6, "cyclic", count=3, weighted=True),
+}
+OPTIONS = {
+    "single": {"subsets": "single", "strategy": "greedy", "exclude": "self"},
+    "all": {"subsets": "all", "strategy": "collaborative", "exclude": "same_label"},
+    "routed": {"subsets": "all", "strategy": "independent", "clean_path": "routed"},
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "divergence"),
+    sample(itertools.product(BATCHES, OPTIONS, DIVERGENCES), 8),
+)
+def test_small_and_large_batches_are_one_function(batch, options, divergence, monkeypatch):
+    x, options = BATCHES[batch], OPTIONS[options] | {"divergence": divergence}
+    values = call(x, "triton", **options)
+    found = run(x, **options)
+    # without a gradient the two halves of a value are added up pair by pair
+    torch.testing.assert_close(found[0], values, rtol=2e-6, atol=0)
+    monkeypatch.setattr(config, "SMALL_ROWS", 0)
+    for ours, theirs in zip(found, run(x, **options), strict=True):
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_upstream_gradients_of_a_small_batch(equal):
+    """Equal numbers in memory scale the unit gradient, as one number behind a stride of 0 does."""
+    x = make_batch(2, 5, 6, "cyclic", count=3)
+    x.contributions.requires_grad_()
+    x.bias.requires_grad_()
+    leaves = [x.contributions, x.bias]
+    values = call(x, "triton", strategy="independent")
+    upstream = torch.tensor([0.3, 0.3 if equal else -0.5])
+    found = torch.autograd.grad(values, leaves, upstream, retain_graph=True)
+    ones = torch.eye(2)
+    if equal:
+        wanted = torch.autograd.grad(values, leaves, upstream[:1].expand(2), retain_graph=True)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.equal(ours, theirs)
+    else:
+        each = [torch.autograd.grad(values, leaves, one, retain_graph=True) for one in ones]
+        for ours, first, second in zip(found, *each, strict=True):
+            torch.testing.assert_close(ours, 0.3 * first - 0.5 * second, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("scheme", ["cyclic", "table"])
+def test_no_permutation_is_nan_in_every_number(scheme):
+    """Also in the rows of the gradient that a wrong order leaves out."""
+    x = make_batch(2, 6, 5, scheme, count=3)
+    known = run(x)
+    assert all(t.isfinite().all() for t in known)
+    broken = x.order if scheme == "cyclic" else x.donors[0, 1]
+    for wrong in (broken[1].item(), 6, -1, 1 << 40):
+        before = broken[0].item()
+        broken[0] = wrong
+        assert all(t.isnan().all() for t in run(x))
+        broken[0] = before
+    if scheme == "cyclic":
+        for wrong in (0, 6, -1):
+            x.donors[0, 2] = wrong
+            assert all(t.isnan().all() for t in run(x))
 
 
 NAMES = {"strategy": "selfish", "clean_path": "cut", "divergence": "kl", "exclude": "all"}

@@ -15,7 +15,7 @@ from tiers import sample
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from mcr_fast.kernels import nt_xent, reconstruction_loss, regularizer, sup_con
+from mcr_fast.kernels import config, nt_xent, reconstruction_loss, regularizer, sup_con
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_bwd, permuted_divergence_fwd
 from mcr_fast.kernels.row_divergence import row_divergence_fwd
 
@@ -89,8 +89,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("name", sample(CASES, 4))
-def test_permuted_divergence(name, compiled):
+def test_permuted_divergence(small, name, compiled, monkeypatch):
+    if not small:
+        monkeypatch.setattr(config, "SMALL_ROWS", 0)
     chosen = CASES[name]
     contributions = torch.randn(M, N, C)
     arguments = {
@@ -106,6 +109,9 @@ def test_permuted_divergence(name, compiled):
         permuted_divergence_bwd(torch.rand(2), torch.randn(M, N, C), torch.randn(C), **arguments)
     permuted_divergence_fwd(**arguments, want_grad=True)
     names = {kernel.metadata.name for kernel in compiled}
+    if small:
+        assert names == {"_small_own_side_kernel", "_small_donor_side_kernel"}
+        return
     assert {"_own_side_kernel", "_donor_side_kernel"} <= names
     assert ("_pair_weight_sums_kernel" in names) == (
         chosen["exclude"] != "none"
@@ -115,7 +121,10 @@ def test_permuted_divergence(name, compiled):
 
 
 @pytest.mark.slow
-def test_sixteen_bits_and_many_modalities():
+@pytest.mark.parametrize("small", [True, False])
+def test_sixteen_bits_and_many_modalities(small, monkeypatch):
+    if not small:
+        monkeypatch.setattr(config, "SMALL_ROWS", 0)
     arguments = {"contributions": torch.randn(3, N, C).bfloat16(), "bias": None, **cyclic()}
     arguments |= masks("self") | {"subsets": [1, 2, 4, 3, 5, 6]}
     arguments |= {"strategy": "independent", "clean_path": "routed", "divergence": "binary_jsd"}
