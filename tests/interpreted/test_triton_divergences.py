@@ -73,7 +73,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("batch", "options", "divergence"),
-    sample(itertools.product(BATCHES, OPTIONS, DIVERGENCES), 8),
+    sample(itertools.product(BATCHES, OPTIONS, DIVERGENCES), 19),
 )
 def test_small_and_large_batches_are_one_function(batch, options, divergence, monkeypatch):
     x, options = BATCHES[batch], OPTIONS[options] | {"divergence": divergence}
@@ -87,7 +87,7 @@ def test_small_and_large_batches_are_one_function(batch, options, divergence, mo
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6 * scale)
 
 
-@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("equal", sample([False, True], 2))
 def test_upstream_gradients_of_a_small_batch(equal):
     """Equal numbers in memory scale the unit gradient, as one number behind a stride of 0 does."""
     x = make_batch(2, 5, 6, "cyclic", count=3)
@@ -108,7 +108,7 @@ def test_upstream_gradients_of_a_small_batch(equal):
             torch.testing.assert_close(ours, 0.3 * first - 0.5 * second, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("scheme", ["cyclic", "table"])
+@pytest.mark.parametrize("scheme", sample(["table", "cyclic"], 2))
 def test_no_permutation_is_nan_in_every_number(scheme):
     """Also in the rows of the gradient that a wrong order leaves out."""
     x = make_batch(2, 6, 5, scheme, count=3)
