@@ -134,7 +134,7 @@ def scale_row(unit_ptr, out_ptr, at, mask, factor):
 @triton.jit
 def _small_donor_side_kernel(
     bias_ptr,  # [C] or None
-    donors_ptr,  # [1 or M, K, N], [1 or M, K] or None
+    donors_ptr,  # [1 or M, K, N], [1 or M, K] or None, fit to read by
     order_ptr,  # [N] or None
     inverse_ptr,  # [1 or M, K, N] of a table, or as donors_ptr
     scratch_ptr,

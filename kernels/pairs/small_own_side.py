@@ -28,6 +28,7 @@ from mcr_fast.kernels.pairs.donors import (
     Options,
     Pairs,
     donors_of,
+    in_batch,
     input_rows,
     pair_weight,
     subset_bits,
@@ -113,7 +114,7 @@ def read_donors(x_ptr, pairs, bits, rows, k, classes, num_classes, options, KIND
     there = tl.zeros([rows.shape[0], classes.shape[0]], tl.float32)
     for m in range(pairs.num_modalities):
         if (bits >> m) & 1:
-            j = donors_of(rows, m, k, pairs, options)
+            j = in_batch(donors_of(rows, m, k, pairs, options), pairs.num_rows)
             there += read_rows(x_ptr, pairs, m, j, classes, num_classes, KIND)
     return there
 
@@ -210,7 +211,8 @@ def _small_own_side_kernel(
     present_ptr,  # [N, M] or None
     weight_ptr,  # [N] or None
     upstream_ptr,  # [S] or None: return at once if all are equal
-    inverse_ptr,  # [lines, N] or None, of the table, or of the order
+    safe_ptr,  # as donors_ptr, to fill
+    inverse_ptr,  # [lines, N] or None, of the table, or of the order; to fill
     scratch_ptr,
     num_modalities,
     num_rows,
@@ -254,11 +256,11 @@ def _small_own_side_kernel(
         line = program - NUM_SUBSETS * num_rows
         if SCHEME == SHIFTS:
             check_line(
-                line, order_ptr, None, inverse_ptr, donors_ptr, None, scratch.poison,
+                line, order_ptr, None, inverse_ptr, donors_ptr, safe_ptr, scratch.poison,
                 num_rows, num_shifts, ROWS,
             )  # fmt: skip
         else:
             check_line(
-                line, donors_ptr, None, inverse_ptr, None, None, scratch.poison,
+                line, donors_ptr, safe_ptr, inverse_ptr, None, None, scratch.poison,
                 num_rows, num_shifts, ROWS,
             )  # fmt: skip
