@@ -186,17 +186,23 @@ def is_small(num_subsets: int, num_rows: int, num_permutations: int, num_classes
 
 
 def own_side(num_classes: int, want_grad: bool, divergence: str) -> Config:
-    """Of the rows' side of a large batch."""
-    kernel = "pairs_own_side" if want_grad else "pairs_value"
-    return of_outcomes(choose(kernel, num_classes), num_classes, divergence)
-
-
-def of_outcomes(chosen: Config, num_classes: int, divergence: str) -> Config:
-    """For a divergence: the two outcomes of a class take twice the registers of one."""
+    """Of the rows' side; the two outcomes of a class take twice the registers of one."""
+    chosen = choose("pairs_own_side" if want_grad else "pairs_value", num_classes)
     if divergence != "binary_jsd" or num_classes <= 256:
         return chosen
     warps = 2 * chosen.num_warps
     return chosen._replace(num_warps=warps, max_registers=min(255, 2048 // warps))
+
+
+def small_own_side(num_classes: int, divergence: str) -> Config:
+    """Of a small batch's rows; with two outcomes a class, half as many pairs at once."""
+    chosen = choose("small_own_side", num_classes)
+    permutations = chosen.blocks["BLOCK_K"]
+    if divergence != "binary_jsd" or num_classes <= 256:
+        return chosen
+    if permutations == 1:
+        return chosen._replace(num_warps=2 * chosen.num_warps, max_registers=128)
+    return chosen._replace(blocks=chosen.blocks | {"BLOCK_K": permutations // 2})
 
 
 def choose(kernel: str, size: int) -> Config:

@@ -32,10 +32,10 @@ from mcr_fast.kernels.scale import scale_or_take
 
 @dataclass
 class Problem:
-    """The inputs as the kernels of a large batch take them: rows in the order of the scheme."""
+    """What the kernels of a large batch take: rows in the order of the scheme."""
 
     asked: Asked
-    x: Tensor  # [M, N, C]
+    x: Tensor  # in memory [M, N, C]
     bias: Tensor | None  # [C]
     inverse: Tensor | None  # of a table; otherwise the donors
     poison: Tensor | None  # [] NaN where the donors given are no permutations, else 0
@@ -51,8 +51,7 @@ def _problem(asked: Asked) -> Problem:
         order, _, donors, poison = checked_permutations(asked.order, donors)
         inverse = donors  # the donor side goes back by the same shifts
     if asked.divergence in OF_LOGITS:
-        x = lay_out(x, order, asked.divergence)
-        bias = None if bias is None else lay_out(bias[None, None], None, asked.divergence)[0, 0]
+        x, bias = lay_out(x, bias, order, asked.divergence)
     else:
         # donors are contiguous after one reorder of the rows
         x = x.contiguous() if order is None else x.index_select(1, order)
@@ -66,7 +65,7 @@ def _factors(problem: Problem, upstream: Tensor | None) -> Tensor:  # [S]
     NaN where the donors are no permutations: values and gradients are multiples of a factor.
     """
     asked, device = problem.asked, problem.x.device
-    num_subsets, num_rows = len(asked.subsets), problem.x.shape[1]
+    num_subsets, num_rows = len(asked.subsets), asked.contributions.shape[1]
     if asked.masked:
         block = config.WEIGHT_ROWS
         blocks = triton.cdiv(num_rows, block)
@@ -91,7 +90,7 @@ def _notes(problem: Problem, want_grad: bool) -> dict[str, Tensor | None]:
     """Memory for what the own side leaves for the donor side, if the divergence has that."""
     if not (want_grad and problem.asked.divergence in STORED):
         return dict.fromkeys(["stats_ptr", "p_ptr", "lse_ptr", "normal_ptr"])
-    _, num_rows, num_classes = problem.x.shape
+    _, num_rows, num_classes = problem.asked.contributions.shape
     empty = functools.partial(torch.empty, dtype=torch.float32, device=problem.x.device)
     return {
         "stats_ptr": empty(
@@ -110,7 +109,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [S], [M, N, C], [C]
     """Launch; with an upstream gradient the kernels do nothing where all of it is equal."""
     asked, x = problem.asked, problem.x
-    (num_modalities, num_rows, num_classes), device = x.shape, x.device
+    (num_modalities, num_rows, num_classes), device = asked.contributions.shape, x.device
     empty = functools.partial(torch.empty, dtype=torch.float32, device=device)
     own = config.own_side(num_classes, want_grad, asked.divergence)
     tiles = triton.cdiv(num_rows, own.blocks["BLOCK_R"])

@@ -86,6 +86,7 @@ def _row_divergence_fwd_kernel(
     order_ptr,  # [R] perturbed rows by clean row; None without gradient
     starts_ptr,  # [N] where each clean row's begin; None without gradient
     values_ptr,  # [programs]
+    total_weight_ptr,  # [] to fill with the number of rows; None if they have weights
     grad_perturbed_ptr,  # [R, C]
     grad_clean_ptr,  # [N, C]
     num_perturbed,
@@ -151,17 +152,13 @@ def _row_divergence_fwd_kernel(
             at = r[:, None] * num_classes + classes[None, :]
             tl.store(grad_perturbed_ptr + at, u, mask=mask)
     tl.store(values_ptr + tl.program_id(0), share * tl.sum(value, 0))
+    if total_weight_ptr is not None:
+        tl.store(total_weight_ptr, num_perturbed)  # every program the same
     if GRAD:
         v, _ = finish_rows(acc, clean, KIND, PRECISE)
         v = tl.where(seen[:, None], share * v, 0.0)
         at = i[:, None] * num_classes + classes[None, :]
         tl.store(grad_clean_ptr + at, v, mask=inside[:, None] & real[None, :])
-
-
-def _sum_of_weights(rows: Tensor, row_weight: Tensor | None) -> Tensor:  # []
-    if row_weight is not None:
-        return row_weight.sum(dtype=torch.float32)
-    return torch.full((), float(len(rows)), dtype=torch.float32, device=rows.device)
 
 
 def row_divergence_fwd(
@@ -189,8 +186,12 @@ def row_divergence_fwd(
         torch.empty(x.shape if want_grad else (0, 0), dtype=torch.float32, device=device)
         for x in (perturbed, clean)
     )
-    weight = _sum_of_weights(rows, row_weight)
+    if row_weight is None:
+        weight = torch.empty((), dtype=torch.float32, device=device)
+    else:
+        weight = row_weight.sum(dtype=torch.float32)
     if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
+        weight = weight.fill_(num_perturbed) if row_weight is None else weight
         return weight.new_zeros(()), weight, to_perturbed.zero_(), to_clean.zero_()
     rows = rows.contiguous()
     order = starts = None
@@ -209,6 +210,7 @@ def row_divergence_fwd(
         order_ptr=order,
         starts_ptr=starts,
         values_ptr=values,
+        total_weight_ptr=weight if row_weight is None else None,
         grad_perturbed_ptr=to_perturbed if want_grad else None,
         grad_clean_ptr=to_clean if want_grad else None,
         num_perturbed=num_perturbed,
@@ -221,7 +223,7 @@ def row_divergence_fwd(
         ALIGN=config.alignment(num_classes),
         **chosen.launch(),
     )
-    return values.sum(), weight, to_perturbed, to_clean
+    return values[0] if programs == 1 else values.sum(), weight, to_perturbed, to_clean
 
 
 def row_divergence_bwd(

@@ -71,16 +71,15 @@ def other_rows(ptr, rows, m, k, pairs, options, BACK: tl.constexpr):
     if options.OWN_DONORS:
         line += m * pairs.num_permutations
     if options.SCHEME == TABLE:
-        found = tl.load(ptr + line * num_rows + rows, mask=rows < num_rows, other=0)
-        return in_batch(found.to(tl.int64), num_rows)
+        return tl.load(ptr + line * num_rows + rows, mask=rows < num_rows, other=0).to(tl.int64)
+    if options.SCHEME == SHIFTS:
+        shift = tl.load(ptr + line)
     else:
         shift = line + 1
-        if options.SCHEME == SHIFTS:
-            shift = in_batch(tl.load(ptr + line), num_rows)
-        if BACK:
-            shift = num_rows - shift
-        j = rows + shift
-        return tl.where(j >= num_rows, j - num_rows, j)
+    if BACK:
+        shift = num_rows - shift
+    j = rows + shift
+    return tl.where(j >= num_rows, j - num_rows, j)
 
 
 @triton.jit
@@ -118,7 +117,7 @@ def pair_weight(rows, subset, k, pairs, options):
     at_row = input_rows(rows, pairs)
     for m in range(pairs.num_modalities):
         if (subset >> m) & 1:
-            j = donors_of(rows, m, k, pairs, options)
+            j = in_batch(donors_of(rows, m, k, pairs, options), pairs.num_rows)
             if options.EXCLUDE == DROP_SELF:
                 kept = kept & (j != rows)
             if options.EXCLUDE == DROP_SAME_LABEL:

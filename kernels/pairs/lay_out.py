@@ -15,21 +15,8 @@ from mcr_fast.kernels.divergence import FARTHEST, saturated
 
 
 @triton.jit
-def _lay_out_kernel(
-    x_ptr,  # [M, N, C]
-    order_ptr,  # [N] or None
-    out_ptr,  # [M, N, C]
-    num_rows,
-    num_classes,
-    CENTERED: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    to = tl.program_id(0).to(tl.int64)
-    m = to // num_rows
-    row = to % num_rows
-    if order_ptr is not None:
-        row = tl.load(order_ptr + row)
-    from_ptr = x_ptr + (m * num_rows + row) * num_classes
+def lay_out_row(from_ptr, to_ptr, num_classes, CENTERED: tl.constexpr, BLOCK_C: tl.constexpr):
+    """One row."""
     columns = tl.arange(0, BLOCK_C)
     top = tl.full([BLOCK_C], -float("inf"), tl.float32)
     if CENTERED:
@@ -46,25 +33,54 @@ def _lay_out_kernel(
             y = tl.maximum(x - largest, -FARTHEST) + 0.0 * x
         else:
             y = saturated(x)
-        tl.store(out_ptr + to * num_classes + c, y, mask=c < num_classes)
+        tl.store(to_ptr + c, y, mask=c < num_classes)
+
+
+@triton.jit
+def _lay_out_kernel(
+    x_ptr,  # [M, N, C]
+    bias_ptr,  # [C] or None
+    order_ptr,  # [N] or None
+    out_ptr,  # [M, N, C], and after it [C]
+    num_modalities,
+    num_rows,
+    num_classes,
+    CENTERED: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    to = tl.program_id(0).to(tl.int64)
+    out_ptr += to * num_classes
+    m = to // num_rows
+    if m < num_modalities:
+        row = to % num_rows
+        if order_ptr is not None:
+            row = tl.load(order_ptr + row)
+        x_ptr += (m * num_rows + row) * num_classes
+        lay_out_row(x_ptr, out_ptr, num_classes, CENTERED, BLOCK_C)
+    elif bias_ptr is not None:
+        lay_out_row(bias_ptr, out_ptr, num_classes, CENTERED, BLOCK_C)
 
 
 def lay_out(
     x: Tensor,  # [M, N, C]
+    bias: Tensor | None,  # [C]
     order: Tensor | None,  # [N]
     divergence: str,
-) -> Tensor:  # [M, N, C] float32
+) -> tuple[Tensor, Tensor | None]:  # as x and bias, float32
     """The rows for a divergence of `OF_LOGITS`."""
     num_modalities, num_rows, num_classes = x.shape
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _lay_out_kernel[(num_modalities * num_rows,)](
+    rows = num_modalities * num_rows + (bias is not None)
+    out = torch.empty((rows, num_classes), dtype=torch.float32, device=x.device)
+    _lay_out_kernel[(rows,)](
         x_ptr=x.contiguous(),
+        bias_ptr=None if bias is None else bias.contiguous(),
         order_ptr=None if order is None else order.contiguous(),
         out_ptr=out,
+        num_modalities=num_modalities,
         num_rows=num_rows,
         num_classes=num_classes,
         CENTERED=divergence in OF_SOFTMAX,
         BLOCK_C=min(1024, triton.next_power_of_2(num_classes)),
         num_warps=1,
     )
-    return out
+    return out, None if bias is None else out[-1]

@@ -34,9 +34,10 @@ def _launch(asked: Asked, upstream: Tensor | None, to_fill: dict[str, Tensor | N
     lines = 0 if permutations is None else permutations.numel() // num_rows
     sizes = num_subsets, num_modalities, num_rows, num_permutations, num_classes
     scratch = torch.empty(size_of(*sizes, lines), dtype=torch.float32, device=x.device)
-    inverse = None
-    if permutations is not None:
-        inverse = torch.empty(permutations.shape, dtype=torch.int64, device=x.device)
+    safe, inverse = (
+        None if t is None else torch.empty(t.shape, dtype=torch.int64, device=x.device)
+        for t in (asked.donors, permutations)
+    )
     pairs = asked.pairs()
     common: dict[str, Any] = {
         "bias_ptr": contiguous(asked.bias),
@@ -49,12 +50,12 @@ def _launch(asked: Asked, upstream: Tensor | None, to_fill: dict[str, Tensor | N
         "ALIGN": config.alignment(num_classes),
         "ROWS": triton.next_power_of_2(num_rows),
     }
-    own = config.choose("small_own_side", num_classes)
-    own = config.of_outcomes(own, num_classes, asked.divergence)
+    own = config.small_own_side(num_classes, asked.divergence)
     _small_own_side_kernel[(num_subsets * num_rows + lines,)](
         **common,
         **pairs,
         x_ptr=x.contiguous(),
+        safe_ptr=safe,
         inverse_ptr=inverse,
         num_shifts=0 if asked.donors is None else asked.donors.numel(),
         GRAD=grad,
@@ -64,11 +65,12 @@ def _launch(asked: Asked, upstream: Tensor | None, to_fill: dict[str, Tensor | N
     class_blocks = triton.cdiv(num_classes, donor.blocks["BLOCK_C"])
     for name in ("labels_ptr", "present_ptr", "weight_ptr", "EXCLUDE"):
         del pairs[name]  # the own side has left what the pairs weigh
+    pairs["donors_ptr"] = safe
     _small_donor_side_kernel[(class_blocks * num_rows, num_modalities + 1) if grad else (1, 1)](
         **common,
         **pairs,
         **to_fill,
-        inverse_ptr=inverse if asked.scheme == TABLE.value else pairs["donors_ptr"],
+        inverse_ptr=inverse if asked.scheme == TABLE.value else safe,
         lines=lines,
         share=asked.share,
         SINGLE=asked.single,

@@ -49,16 +49,12 @@ def factor_of(scratch, s, num_rows, upstream_ptr, share, MASKED: tl.constexpr, R
 
 @triton.jit
 def received(
+    tile,  # the donor
     scratch,
-    bias_ptr,
     inverse_ptr,
-    pairs,
     s,
-    bits,
+    subset,
     m,
-    donor,
-    classes,
-    num_classes,
     options,
     KIND: tl.constexpr,
     MASKED: tl.constexpr,
@@ -66,26 +62,26 @@ def received(
     BLOCK_K: tl.constexpr,
 ):  # [BLOCK_C]
     """Sum of u over the pairs in which it is the donor, without the subset's factor."""
+    pairs, classes = tile.pairs, tile.classes
     num_rows, num_permutations = pairs.num_rows, pairs.num_permutations
     stats, p, lse, normal = None, None, None, None
     if KIND == JSD:
         stats = scratch.stats + 2 * s * num_permutations * num_rows
         p, lse, normal = scratch.p, scratch.lse, scratch.normal
-    bias = None
-    if bias_ptr is not None:
-        bias = scratch.bias
     u_sum = tl.zeros([BLOCK_K, classes.shape[0]], tl.float32)
     for first in range(0, num_permutations, BLOCK_K):
         lane = first + tl.arange(0, BLOCK_K)
         given = lane < num_permutations
         k = tl.minimum(lane, num_permutations - 1)
-        rows = tl.where(given, tl.full([BLOCK_K], 0, tl.int64) + donor, num_rows)
-        inside = given[:, None] & (classes < num_classes)[None, :]
-        tile = Tile(scratch.rows, bias, pairs, num_classes, rows, classes, inside)
+        rows = tl.where(given, tile.rows, num_rows)  # beyond the permutations: beyond the batch
+        lanes = Tile(
+            tile.x_ptr, tile.bias_ptr, pairs, tile.num_classes, rows, classes,
+            given[:, None] & tile.inside,
+        )  # fmt: skip
         receivers = receivers_of(rows, m, k, pairs, inverse_ptr, options)
         u = donor_pair(
-            tile, subset_of(bits, pairs.num_modalities), Notes(stats, p, lse, normal), receivers,
-            load_rows(tile, m, rows), k, options, KIND, PRECISE,
+            lanes, subset, Notes(stats, p, lse, normal), receivers, load_rows(lanes, m, rows), k,
+            options, KIND, PRECISE,
         )  # fmt: skip
         weight = given.to(tl.float32)
         if MASKED:
@@ -134,7 +130,7 @@ def scale_row(unit_ptr, out_ptr, at, mask, factor):
 @triton.jit
 def _small_donor_side_kernel(
     bias_ptr,  # [C] or None
-    donors_ptr,  # [1 or M, K, N], [1 or M, K] or None
+    donors_ptr,  # [1 or M, K, N], [1 or M, K] or None, fit to read by
     order_ptr,  # [N] or None
     inverse_ptr,  # [1 or M, K, N] of a table, or as donors_ptr
     scratch_ptr,
@@ -193,6 +189,8 @@ def _small_donor_side_kernel(
         if m < num_modalities:
             total = tl.zeros([BLOCK_C], tl.float32)
             one = tl.full([1], 0, tl.int64) + donor
+            bias = None if bias_ptr is None else scratch.bias
+            tile = Tile(scratch.rows, bias, pairs, num_classes, one, classes, real[None, :])
             for s in range(NUM_SUBSETS):
                 subset = subset_of(subset_bits(s, SUBSETS, NUM_SUBSETS), num_modalities)
                 u, v = own_sums(scratch, s, one, classes, num_rows, num_classes)
@@ -201,9 +199,8 @@ def _small_donor_side_kernel(
                 of_subset = tl.sum(outside * u + clean * v, 0)
                 if (subset.bits >> m) & 1:
                     of_subset += received(
-                        scratch, bias_ptr, inverse_ptr, pairs, s, subset.bits, m, donor, classes,
-                        num_classes, Options(SCHEME, OWN_DONORS, SINGLE, 0),
-                        KIND, MASKED, PRECISE, BLOCK_K,
+                        tile, scratch, inverse_ptr, s, subset, m,
+                        Options(SCHEME, OWN_DONORS, SINGLE, 0), KIND, MASKED, PRECISE, BLOCK_K,
                     )  # fmt: skip
                 total += of_subset * factor_of(
                     scratch, s, num_rows, upstream_ptr, share, MASKED, ROWS

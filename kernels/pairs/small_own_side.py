@@ -28,11 +28,13 @@ from mcr_fast.kernels.pairs.donors import (
     Options,
     Pairs,
     donors_of,
+    in_batch,
     input_rows,
     pair_weight,
     subset_bits,
 )
 from mcr_fast.kernels.pairs.permutations import check_line
+from mcr_fast.kernels.pairs.rows import Tile
 from mcr_fast.kernels.pairs.scratch import scratch_at
 from mcr_fast.kernels.scale import all_equal
 
@@ -76,29 +78,30 @@ def laid_out(x, real, KIND: tl.constexpr):
 
 
 @triton.jit
-def read_rows(x_ptr, pairs, m, rows, classes, num_classes, KIND: tl.constexpr):
+def read_rows(tile, m, rows, KIND: tl.constexpr):
     """A_m of the rows with these positions, laid out."""
-    real = classes < num_classes
-    start = (m * pairs.num_rows + input_rows(rows, pairs)) * num_classes
-    x = tl.load(x_ptr + start[:, None] + classes[None, :], mask=real[None, :], other=0.0)
-    return laid_out(x.to(tl.float32), real, KIND)
+    real = tile.classes < tile.num_classes
+    start = (m * tile.pairs.num_rows + input_rows(rows, tile.pairs)) * tile.num_classes
+    at = start[:, None] + tile.classes[None, :]
+    x = tl.load(tile.x_ptr + at, mask=real[None, :], other=0.0).to(tl.float32)
+    return laid_out(x, real, KIND)
 
 
 @triton.jit
-def read_row(x_ptr, bias_ptr, scratch, pairs, bits, one, classes, num_classes, KIND: tl.constexpr):
-    """A row's sums; laid out, its parts go to the donor side."""
-    real = classes < num_classes
-    own = tl.zeros([1, classes.shape[0]], tl.float32)
-    rest = tl.zeros([1, classes.shape[0]], tl.float32)
-    if bias_ptr is not None:
-        given = tl.load(bias_ptr + classes, mask=real, other=0.0).to(tl.float32)
-        rest += laid_out(given[None, :], real, KIND)
-        tl.store(scratch.bias + classes[None, :], rest, mask=real[None, :])
+def read_row(tile, bits, scratch, KIND: tl.constexpr):
+    """The sums of the tile's row; laid out, its parts go to the donor side."""
+    real = tile.classes < tile.num_classes
+    own = tl.zeros(tile.inside.shape, tl.float32)
+    rest = tl.zeros(tile.inside.shape, tl.float32)
+    if tile.bias_ptr is not None:
+        bias = tl.load(tile.bias_ptr + tile.classes, mask=real, other=0.0).to(tl.float32)
+        rest += laid_out(bias[None, :], real, KIND)
+        tl.store(scratch.bias + tile.classes[None, :], rest, mask=tile.inside)
     z = rest
-    for m in range(pairs.num_modalities):
-        x = read_rows(x_ptr, pairs, m, one, classes, num_classes, KIND)
-        at = (m * pairs.num_rows + one)[:, None] * num_classes + classes[None, :]
-        tl.store(scratch.rows + at, x, mask=real[None, :])
+    for m in range(tile.pairs.num_modalities):
+        x = read_rows(tile, m, tile.rows, KIND)
+        at = (m * tile.pairs.num_rows + tile.rows)[:, None] * tile.num_classes
+        tl.store(scratch.rows + at + tile.classes[None, :], x, mask=tile.inside)
         z += x
         if (bits >> m) & 1:
             own += x
@@ -108,54 +111,45 @@ def read_row(x_ptr, bias_ptr, scratch, pairs, bits, one, classes, num_classes, K
 
 
 @triton.jit
-def read_donors(x_ptr, pairs, bits, rows, k, classes, num_classes, options, KIND: tl.constexpr):
+def read_donors(tile, bits, rows, k, options, KIND: tl.constexpr):
     """The members' sum at the donors of each lane's pair."""
-    there = tl.zeros([rows.shape[0], classes.shape[0]], tl.float32)
-    for m in range(pairs.num_modalities):
+    there = tl.zeros([rows.shape[0], tile.classes.shape[0]], tl.float32)
+    for m in range(tile.pairs.num_modalities):
         if (bits >> m) & 1:
-            j = donors_of(rows, m, k, pairs, options)
-            there += read_rows(x_ptr, pairs, m, j, classes, num_classes, KIND)
+            j = in_batch(donors_of(rows, m, k, tile.pairs, options), tile.pairs.num_rows)
+            there += read_rows(tile, m, j, KIND)
     return there
 
 
 @triton.jit
-def note_clean_row(scratch, clean, one, classes, real, num_classes):
+def note_clean_row(tile, clean, scratch):
     """Store what the donor side reads of the clean row; every subset stores the same."""
-    at = one[:, None] * num_classes + classes[None, :]
-    tl.store(scratch.p + at, clean.p, mask=real[None, :])
-    tl.store(scratch.lse + one, clean.lse)
-    tl.store(scratch.normal + one, clean.normal.to(tl.float32))
+    at = tile.rows[:, None] * tile.num_classes + tile.classes[None, :]
+    tl.store(scratch.p + at, clean.p, mask=tile.inside)
+    tl.store(scratch.lse + tile.rows, clean.lse)
+    tl.store(scratch.normal + tile.rows, clean.normal.to(tl.float32))
 
 
 @triton.jit
-def own_row(
-    x_ptr,
-    bias_ptr,
+def own_pairs(
+    tile,
+    mine,
+    clean,
     scratch,
-    pairs,
     s,
     bits,
-    row,
-    num_classes,
     options,
     KIND: tl.constexpr,
     MASKED: tl.constexpr,
     GRAD: tl.constexpr,
     PRECISE: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    """Value, u and v of one row's pairs under one subset, and notes of each pair."""
-    num_rows, num_permutations = pairs.num_rows, pairs.num_permutations
-    classes = tl.arange(0, BLOCK_C)
-    real = classes < num_classes
-    one = tl.full([1], 0, tl.int64) + row
-    mine = read_row(x_ptr, bias_ptr, scratch, pairs, bits, one, classes, num_classes, KIND)
-    clean = clean_rows(mine.z, real, one < num_rows, KIND, PRECISE)
-    if GRAD and KIND == JSD:
-        note_clean_row(scratch, clean, one, classes, real, num_classes)
-    u_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
-    v_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+    """Over a row's pairs: the weight of each lane's, whether it kept any, value, due, u and v."""
+    num_rows, num_permutations = tile.pairs.num_rows, tile.pairs.num_permutations
+    real = tile.classes < tile.num_classes
+    u_sum = tl.zeros([BLOCK_K, tile.classes.shape[0]], tl.float32)
+    v_sum = tl.zeros([BLOCK_K, tile.classes.shape[0]], tl.float32)
     value = tl.zeros([BLOCK_K], tl.float32)
     due = tl.zeros([BLOCK_K], tl.float32)
     total = tl.zeros([BLOCK_K], tl.float32)
@@ -164,17 +158,17 @@ def own_row(
         lane = first + tl.arange(0, BLOCK_K)
         given = lane < num_permutations
         k = tl.minimum(lane, num_permutations - 1)
-        rows = tl.where(given, one, num_rows)  # beyond the permutations: beyond the batch
+        rows = tl.where(given, tile.rows, num_rows)  # beyond the permutations: beyond the batch
         weight = given.to(tl.float32)
         if MASKED:
-            weight = pair_weight(rows, bits, k, pairs, options)
+            weight = pair_weight(rows, bits, k, tile.pairs, options)
         kept = weight != 0.0
-        there = read_donors(x_ptr, pairs, bits, rows, k, classes, num_classes, options, KIND)
+        there = read_donors(tile, bits, rows, k, options, KIND)
         pair = divergence_of_pair(
             in_log2(there - mine.own, KIND), clean, kept, real, read_lanes,
             Lanes(there, mine, clean, real), KIND, not GRAD, PRECISE,
         )  # fmt: skip
-        at = (s * num_permutations + k) * num_rows + one
+        at = (s * num_permutations + k) * num_rows + tile.rows
         if GRAD and KIND == JSD:
             tl.store(scratch.stats + 2 * at, pair.shift, mask=given)
             tl.store(scratch.stats + 2 * at + 1, pair.kl, mask=given)
@@ -187,17 +181,44 @@ def own_row(
             due += tl.where(kept, pair.due, 0.0)
             u_sum += tl.where(kept[:, None], weight[:, None] * pair.to_perturbed, 0.0)
             v_sum += tl.where(kept[:, None], weight[:, None] * pair.to_clean, 0.0)
+    return total, seen, value, due, u_sum, v_sum
+
+
+@triton.jit
+def own_row(
+    tile,
+    scratch,
+    s,
+    bits,
+    options,
+    KIND: tl.constexpr,
+    MASKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    PRECISE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Value, u and v of one row's pairs under one subset, and notes of each pair."""
+    num_rows = tile.pairs.num_rows
+    mine = read_row(tile, bits, scratch, KIND)
+    real = tile.classes < tile.num_classes
+    clean = clean_rows(mine.z, real, tile.rows < num_rows, KIND, PRECISE)
+    if GRAD and KIND == JSD:
+        note_clean_row(tile, clean, scratch)
+    total, seen, values, due, u_sum, v_sum = own_pairs(
+        tile, mine, clean, scratch, s, bits, options, KIND, MASKED, GRAD, PRECISE, BLOCK_K
+    )
     any_kept = tl.max(seen, 0) != 0
-    row_value = tl.sum(value, 0)
+    value = tl.sum(values, 0)
     if GRAD:
         v, lacking = finish_rows(tl.sum(v_sum, 0)[None, :], clean, KIND, PRECISE)
-        row_value += tl.where(tl.sum(due, 0) > 0.0, tl.sum(lacking, 0), 0.0)
-        to = (2 * s * num_rows + one)[:, None] * num_classes + classes[None, :]
-        tl.store(scratch.sums + to, tl.sum(u_sum, 0)[None, :], mask=real[None, :])
-        to += num_rows * num_classes
-        tl.store(scratch.sums + to, tl.where(any_kept, v, 0.0), mask=real[None, :])
-    tl.store(scratch.row_values + s * num_rows + row, tl.where(any_kept, row_value, 0.0))
-    tl.store(scratch.weights + s * num_rows + row, tl.sum(total, 0))
+        value += tl.where(tl.sum(due, 0) > 0.0, tl.sum(lacking, 0), 0.0)
+        at = (2 * s * num_rows + tile.rows)[:, None] * tile.num_classes + tile.classes[None, :]
+        tl.store(scratch.sums + at, tl.sum(u_sum, 0)[None, :], mask=tile.inside)
+        at += num_rows * tile.num_classes
+        tl.store(scratch.sums + at, tl.where(any_kept, v, 0.0), mask=tile.inside)
+    at_row = s * num_rows + tile.rows
+    tl.store(scratch.row_values + at_row, tl.where(any_kept, value, 0.0))
+    tl.store(scratch.weights + at_row, tl.sum(total, 0))
 
 
 @triton.jit
@@ -210,7 +231,8 @@ def _small_own_side_kernel(
     present_ptr,  # [N, M] or None
     weight_ptr,  # [N] or None
     upstream_ptr,  # [S] or None: return at once if all are equal
-    inverse_ptr,  # [lines, N] or None, of the table, or of the order
+    safe_ptr,  # as donors_ptr, to fill
+    inverse_ptr,  # [lines, N] or None, of the table, or of the order; to fill
     scratch_ptr,
     num_modalities,
     num_rows,
@@ -245,20 +267,23 @@ def _small_own_side_kernel(
     program = tl.program_id(0)
     s = program // num_rows
     if s < NUM_SUBSETS:
+        row = tl.full([1], 0, tl.int64) + program % num_rows
+        classes = tl.arange(0, BLOCK_C)
+        real = classes < num_classes
         own_row(
-            x_ptr, bias_ptr, scratch, pairs, s, subset_bits(s, SUBSETS, NUM_SUBSETS),
-            program % num_rows, num_classes, Options(SCHEME, OWN_DONORS, False, EXCLUDE),
-            KIND, MASKED, GRAD, PRECISE, BLOCK_K, BLOCK_C,
+            Tile(x_ptr, bias_ptr, pairs, num_classes, row, classes, real[None, :]), scratch,
+            s, subset_bits(s, SUBSETS, NUM_SUBSETS), Options(SCHEME, OWN_DONORS, False, EXCLUDE),
+            KIND, MASKED, GRAD, PRECISE, BLOCK_K,
         )  # fmt: skip
     elif inverse_ptr is not None:
         line = program - NUM_SUBSETS * num_rows
         if SCHEME == SHIFTS:
             check_line(
-                line, order_ptr, None, inverse_ptr, donors_ptr, None, scratch.poison,
+                line, order_ptr, None, inverse_ptr, donors_ptr, safe_ptr, scratch.poison,
                 num_rows, num_shifts, ROWS,
             )  # fmt: skip
         else:
             check_line(
-                line, donors_ptr, None, inverse_ptr, None, None, scratch.poison,
+                line, donors_ptr, safe_ptr, inverse_ptr, None, None, scratch.poison,
                 num_rows, num_shifts, ROWS,
             )  # fmt: skip

@@ -7,6 +7,7 @@ import divergences
 import pytest
 import torch
 from divergences import call, make_batch
+from launches import counting
 from tiers import sample
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
@@ -156,3 +157,30 @@ def test_checked_permutations(rows):
     assert poison.isnan()
     assert torch.equal(safe[1], torch.arange(rows))
     assert torch.equal(inverse, safe.argsort(-1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scheme", ["cyclic", "table", "exhaustive"])
+def test_launches_of_a_small_batch(scheme, masked):
+    """Two forward, one backward; two where upstream gradients in memory may differ."""
+    x = make_batch(3, 64, 6, scheme, count=4, present=masked)
+    exclude = "same_label" if masked else "none"
+    x.contributions.requires_grad_()
+    x.bias.requires_grad_()
+    names = ["small_own_side", "small_donor_side"]
+    both = {f"_{name}_kernel": 1 for name in names}
+    with counting("triton") as count:
+        forward = functools.partial(call, x, "triton", exclude=exclude, subsets="all")
+        assert count(forward) == both
+        with torch.no_grad():
+            assert count(forward) == both
+        values = forward()
+        for upstream, wanted in (
+            (torch.ones(()).expand(6), {"_scale_or_take_kernel": 1}),
+            (torch.ones(6), both),
+        ):
+            leaves = [x.contributions, x.bias]
+            backward = functools.partial(
+                torch.autograd.grad, values, leaves, upstream, retain_graph=True
+            )
+            assert count(backward) == wanted
