@@ -20,6 +20,7 @@ from mcr_fast._wrapping import (
     is_compiled,
     is_data_parallel,
     plain_linear,
+    plain_values,
     read_linear,
     wrapped,
 )
@@ -257,16 +258,34 @@ def adds_up(fusion: object) -> bool:
 def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None:
     """The fusion as the fast path takes it, None unless that provably equals calling it.
 
-    Compiled and data-parallel wrappers compute what they wrap.
+    This reads the weight of a linear layer, as a call would: once a step, since reading may do
+    more (a step of spectral norm).
     """
+    part = _adding_part(fusion)
+    if isinstance(part, _LinearFusion):
+        return part.columns()
+    return linear_columns(part, latent_dims) if isinstance(part, nn.Linear) else part
+
+
+def adds_up_to_logits(fusion: object) -> bool:
+    """Whether `as_additive` gives a fusion without a head; no weight is read to say so."""
+    part = _adding_part(fusion)
+    if isinstance(part, AdditiveFusion) and part.head is not None:
+        return False
+    if isinstance(part, _LinearFusion):
+        part = part.linear if plain_linear(part.linear) else None
+    weight = part._parameters.get("weight") if isinstance(part, nn.Linear) else None
+    return part is not None and (weight is None or plain_values(weight))
+
+
+def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:
+    """What adds up in a fusion: compiled and data-parallel wrappers compute what they wrap."""
     while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):
         fusion = wrapped(fusion)
-    if isinstance(fusion, _LinearFusion):
-        return fusion.columns() if adds_up(fusion) and not has_hooks(fusion) else None
     if isinstance(fusion, AdditiveFusion):
         return fusion if adds_up(fusion) and not has_hooks(fusion) else None
     if plain_linear(fusion):
-        return linear_columns(fusion, latent_dims)
+        return fusion
     # run as any other callable its projections would be shared ones, with other gradients
     if any((kind.__module__, kind.__name__) == _OURS for kind in type(fusion).__mro__):
         raise TypeError(

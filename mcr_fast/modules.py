@@ -15,10 +15,11 @@ from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch, importance_of
 from mcr_fast.functional import contrastive as contrastive_loss
+from mcr_fast.fusion import Additive
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.draw import draw_donors
 from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
-from mcr_fast.mipd.evaluate import evaluate_at_once
+from mcr_fast.mipd.evaluate import evaluate_at_once, seen_as
 from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
 from mcr_fast.ops.regularizer import Terms
@@ -236,7 +237,7 @@ class MCRLoss(nn.Module):
         """
         given = (latents, labels, fusion, logits, permutations, embeddings, present, sample_weight)
         compiling = torch.compiler.is_compiling() and self.mipd_weight != 0
-        if compiling and runs_fusion(fusion, self.latent_dims, self.perturbation):
+        if compiling and runs_fusion(fusion, self.perturbation):
             return _uncompiled_step(self, *given, generator)
         return self._step(*given, generator)
 
@@ -266,9 +267,10 @@ class MCRLoss(nn.Module):
         ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
         plain = embeddings is None and pooled[0] is parts[0]
-        terms = self._at_once(request, labels) if plain else None
+        additive = seen_as(request) if self.mipd_weight != 0 else None
+        terms = self._at_once(request, additive, labels) if plain else None
         if terms is None:
-            mipd, divergences, logits = self._mipd(request)
+            mipd, divergences, logits = self._mipd(request, additive)
             contrastive, importance = zero, importance_of(divergences, len(parts))
         else:
             loss, mipd, contrastive, logits, divergences, importance = terms
@@ -326,7 +328,9 @@ class MCRLoss(nn.Module):
             **{name: getattr(self, name) for name in ASKED_AS_SET},
         )
 
-    def _at_once(self, request: Request, labels: Tensor | None) -> Terms | None:
+    def _at_once(
+        self, request: Request, additive: Additive | None, labels: Tensor | None
+    ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
         if self.mipd_weight == 0 or self.contrastive_weight == 0:
             return None
@@ -337,12 +341,14 @@ class MCRLoss(nn.Module):
             classes = label_codes(labels, rows, device)
         temperature = checks.positive("temperature", self.temperature)
         weights = self.mipd_weight, self.contrastive_weight
-        return evaluate_at_once(request, classes, self.contrastive, temperature, *weights)
+        return evaluate_at_once(request, additive, classes, self.contrastive, temperature, *weights)
 
-    def _mipd(self, request: Request) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
+    def _mipd(
+        self, request: Request, additive: Additive | None
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
         """L_MIPD, the divergences and the clean logits."""
         if self.mipd_weight != 0:
-            return evaluate_mipd(request)
+            return evaluate_mipd(request, additive)
         latents, given = request.latents, request.logits
         zero = latents[0].new_zeros((), dtype=accumulation_dtype(latents[0].dtype))
         if given is None:

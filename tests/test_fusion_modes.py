@@ -9,6 +9,7 @@ from called import ROWS, C, D, Net, doubles, mcr, table_of
 from inputs import make_latents
 from torch import nn
 
+import mcr_fast
 from mcr_fast import AdditiveFusion
 
 # What the regularizer's runs share: the mode
@@ -251,3 +252,37 @@ def test_a_statistic_that_is_no_buffer_counts_one_call():
     mcr()(latents, None, fusion=fusion)
     twin(latents)
     torch.testing.assert_close(fusion.mean, twin.mean)
+
+
+class Counts(nn.Module):
+    """A parametrization that remembers how often the weight was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, weight):
+        self.count += 1
+        return weight
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "reference"}, {"contrastive_weight": 0.0}])
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_computed_weight_is_computed_once_a_step(options, head, compiled):
+    # spectral norm goes one step on with each
+    seq = nn.Sequential(nn.Linear(2 * D, C), *([nn.Tanh()] if head else []))
+    nn.utils.parametrize.register_parametrization(seq[0], "weight", Counts())
+    counts = seq[0].parametrizations.weight[0]
+    fusion = AdditiveFusion.from_sequential(seq, [D, D]) if head else seq[0]
+    loss = mcr_fast.MCRLoss([D, D], C, num_permutations=2, **options)
+
+    def step(latents):
+        return loss(latents, None, fusion=fusion).loss
+
+    run = torch.compile(step, backend="eager") if compiled else step
+    latents = make_latents(2, 2, ROWS, dtype=torch.float32)
+    counts.count = 0
+    for steps in (1, 2):
+        run(latents)
+        assert counts.count == steps

@@ -8,7 +8,7 @@ from torch import Tensor
 from mcr_fast import _checks as checks
 from mcr_fast._columns import LinearColumns
 from mcr_fast._wrapping import initialize_lazy, is_data_parallel
-from mcr_fast.fusion import Additive, as_additive, finish
+from mcr_fast.fusion import Additive, adds_up_to_logits, as_additive, finish
 from mcr_fast.mipd.apart import looking_hooks_only, runs_apart, without_backward_hooks
 from mcr_fast.mipd.callable import CallableSource
 from mcr_fast.mipd.clean import call_fusion
@@ -26,7 +26,13 @@ from mcr_fast.reference._similarity import without_autocast
 _Result = tuple[Tensor, Tensor, Tensor]
 
 
-def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
+def seen_as(request: Request) -> Additive | None:
+    """The fusion as the ways below take it, read once a step; None if it is to be called."""
+    initialize_lazy(request.fusion, request.latents)
+    return as_additive(request.fusion, request.latent_dims)
+
+
+def evaluate(request: Request, additive: Additive | None) -> _Result:  # [], [S], [N, C]
     """L_MIPD, the divergences without gradient, and the clean logits.
 
     | fusion                                | perturbed | evaluated |
@@ -37,8 +43,6 @@ def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
     | additive                              | replaced  | its head if any, on hidden rows |
     | anything else                         | either    | by calling it |
     """
-    initialize_lazy(request.fusion, request.latents)
-    additive = as_additive(request.fusion, request.latent_dims)
     if additive is None:
         return _called(request)
     if additive.head is not None or not request.permutes:
@@ -48,21 +52,20 @@ def evaluate(request: Request) -> _Result:  # [], [S], [N, C]
     return _from_contributions(request, additive)
 
 
-def runs(fusion: Fusion, latent_dims: tuple[int, ...], perturbation: str) -> bool:
+def runs(fusion: Fusion, perturbation: str) -> bool:
     """Whether the engine would run the fusion, or its head: no compiler follows it there."""
-    additive = as_additive(fusion, latent_dims)
-    return additive is None or additive.head is not None or perturbation != "permute"
+    return perturbation != "permute" or not adds_up_to_logits(fusion)
 
 
-def evaluate_at_once(request: Request, classes: Tensor, *others: Any) -> Terms | None:
+def evaluate_at_once(
+    request: Request, columns: Additive | None, classes: Tensor, *others: Any
+) -> Terms | None:
     """All terms of a linear layer over the latents in one op; None if it does not serve here.
 
     `others` are those that the op takes after the classes [N].
     """
     if request.logits is not None or not request.permutes or is_data_parallel(request.fusion):
         return None
-    initialize_lazy(request.fusion, request.latents)
-    columns = as_additive(request.fusion, request.latent_dims)
     if not isinstance(columns, LinearColumns) or columns.head is not None:
         return None
     latents, weight = columns.operands(request.latents)
