@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mcr_fast.kernels import config
 from mcr_fast.kernels.arguments import check_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
@@ -32,6 +33,7 @@ from mcr_fast.kernels.contrastive.panels import (
     store_panel,
     weighted_exponentials,
 )
+from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import reciprocal
 
 
@@ -115,6 +117,8 @@ def sup_con_fwd(
     check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
         return nothing(embeddings, want_grad)
+    if config.is_small_contrastive(*embeddings.shape):
+        return small_forward("sup_con", embeddings, labels, present, temperature, want_grad)
     batch = make_batch(embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum())
     rows = batch.rows
     next_row = torch.arange(1, rows.padded_rows + 1, dtype=torch.int32, device=labels.device)
