@@ -1,8 +1,8 @@
 """The second kernel of a small contrastive batch: the loss, and the gradient through the norm.
 
 A program has a tile of rows and of columns of the gradient. It makes H from the similarities and
-from what is known of both rows, and H Z from H. What the normalisation takes away of it along z_a is
-sum_b H_ab z_a . z_b, which the similarities tell: no program waits for the others' columns.
+from what is known of both rows, and H Z from H. What the normalisation takes away of it along z_a
+is sum_b H_ab z_a . z_b, which the similarities tell: no program waits for the others' columns.
 """
 
 import triton
