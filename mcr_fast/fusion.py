@@ -278,6 +278,20 @@ def adds_up_to_logits(fusion: object) -> bool:
     return part is not None and (weight is None or plain_values(weight))
 
 
+def unread_layer(fusion: object, latent_dims: tuple[int, ...]) -> nn.Linear | None:
+    """The linear layer that a fusion is, if reading its weight is no more than that."""
+    if isinstance(fusion, _LinearFusion):
+        if fusion.head is not None or not adds_up(fusion) or has_hooks(fusion):
+            return None
+        if fusion.latent_dims != latent_dims:
+            return None
+        fusion = fusion.linear
+    if type(fusion) is not nn.Linear or not plain_linear(fusion):
+        return None
+    computed = fusion._forward_pre_hooks or "weight" not in fusion._parameters
+    return None if computed else fusion
+
+
 def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:
     """What adds up in a fusion: compiled and data-parallel wrappers compute what they wrap."""
     while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):

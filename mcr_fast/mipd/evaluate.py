@@ -59,10 +59,10 @@ def runs(fusion: Fusion, perturbation: str) -> bool:
 
 def evaluate_at_once(
     request: Request, columns: Additive | None, classes: Tensor, *others: Any
-) -> Terms | None:
-    """All terms of a linear layer over the latents in one op; None if it does not serve here.
+) -> tuple[Terms, str] | None:
+    """All terms of a linear layer over the latents in one op, and the backend that served.
 
-    `others` are those that the op takes after the classes [N].
+    None if no backend does. `others` are those that the op takes after the classes [N].
     """
     if request.logits is not None or not request.permutes or is_data_parallel(request.fusion):
         return None
@@ -71,11 +71,18 @@ def evaluate_at_once(
     latents, weight = columns.operands(request.latents)
     if weight.shape[0] != request.num_classes:
         return None  # and the error comes where others see it
-    backend = serves(latents, weight, columns.bias, others[0], request.backend)
-    if backend is None:
-        return None
-    pairs = (*request.pair_tensors(), *request.options().values())
-    return regularizer(latents, weight, columns.bias, pairs, classes, *others, backend=backend)
+    bias, pairs = columns.bias, (*request.pair_tensors(), *request.options().values())
+    if bias is not None and bias.dtype != weight.dtype:
+        bias = bias.to(weight.dtype)
+    with without_autocast(weight.device):
+        backend = serves(latents, weight, others[0], request.backend)
+        if backend is None:
+            return None
+        terms = regularizer(latents, weight, bias, pairs, classes, *others, backend=backend)
+    dtype = columns.called_dtype()
+    if terms.logits.dtype != dtype:
+        terms = terms._replace(logits=terms.logits.to(dtype))
+    return terms, backend
 
 
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
