@@ -380,7 +380,7 @@ class MCRLoss(nn.Module):
         """All terms but L_CEB in one op, None if that does not serve here."""
         if self.mipd_weight == 0 or self.contrastive_weight == 0:
             return None
-        rows, device = request.num_rows, request.latents[0].device
+        rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
             classes = torch.arange(rows, device=device)
         else:

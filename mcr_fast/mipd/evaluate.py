@@ -45,7 +45,7 @@ def evaluate(request: Request, additive: Additive | None) -> _Result:  # [], [S]
     """
     if additive is None:
         return _called(request)
-    if additive.head is not None or not request.permutes:
+    if additive.head is not None or not request.permutes():
         return _added(request, additive)
     if isinstance(additive, LinearColumns):
         return _from_latents(request, additive) or _from_contributions(request, additive)
@@ -64,7 +64,7 @@ def evaluate_at_once(
 
     None if no backend does. `others` are those that the op takes after the classes [N].
     """
-    if request.logits is not None or not request.permutes or is_data_parallel(request.fusion):
+    if request.logits is not None or not request.permutes() or is_data_parallel(request.fusion):
         return None
     if not isinstance(columns, LinearColumns) or columns.head is not None:
         return None
@@ -113,7 +113,7 @@ def _from_contributions(request: Request, additive: Additive) -> _Result:
 
 def _clean_logits(request: Request, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
     """The clean logits of an additive fusion, as calling it gives them."""
-    wanted = (request.num_rows, request.num_classes)
+    wanted = (request.num_rows(), request.num_classes)
     if additive.head is None and (request.logits is not None or contributions.shape[1:] != wanted):
         checks.fusion_output(contributions[0], *wanted)
     if request.logits is not None:
@@ -145,7 +145,7 @@ def _called(request: Request) -> _Result:
 
 def _reach(request: Request, additive: Additive | None) -> Reached:
     """What is run anew: a head alone, or the fusion as replaced latents are projected too."""
-    return reach(additive.head if additive is not None and request.permutes else request.fusion)
+    return reach(additive.head if additive is not None and request.permutes() else request.fusion)
 
 
 def _play(
