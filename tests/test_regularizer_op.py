@@ -210,11 +210,10 @@ def test_other_steps_are_made_of_several_ops(name):
         (torch.bfloat16, True),
         (torch.float32, True),
     ],
-        (torch.bfloat16, False),
-        (torch.float16, False),
-        (torch.bfloat16, True),
-        (torch.float32, True),
-    ],
+    (torch.bfloat16, False),
+    (torch.float16, False),
+    (torch.bfloat16, True),
+    (torch.float32, True),
 )
 def test_sixteen_bits(dtype, autocast, options):
     """The op computes in float32, the logits and the gradients have the dtypes of a call."""
