@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels import config
-from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels.arguments import check_rows, of_all_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -112,8 +112,8 @@ def _nt_xent_positives_kernel(
 
 def nt_xent_fwd(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64, or [N] of L = M * N rows, modality by modality
+    present: Tensor | None,  # [L] bool, or [N, M]
     temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
@@ -123,6 +123,7 @@ def nt_xent_fwd(
         return nothing(embeddings, want_grad)
     if config.is_small_contrastive(*embeddings.shape):
         return small_forward("nt_xent", embeddings, labels, present, temperature, want_grad)
+    labels, present = of_all_rows(len(embeddings), labels, present)
     batch = make_batch(
         embeddings, labels, present, temperature, lambda sizes: (sizes - 1).clamp(min=0).sum()
     )

@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcr_fast.kernels import config
 from mcr_fast.kernels.arguments import check, choice
 from mcr_fast.kernels.config import SCALE_BLOCK
-from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.nt_xent import nt_xent_fwd
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_fwd
 from mcr_fast.kernels.sup_con import sup_con_fwd
@@ -197,22 +195,6 @@ def _check_layer(latents: list[Tensor], weight: Tensor) -> None:
     check("weight", weight, weight, FLOAT32, None, len(latents) * width)
 
 
-def _contrastive_fwd(
-    loss: str,
-    rows: Tensor,  # [M * N, D]
-    classes: Tensor,  # [N]
-    present: Tensor | None,  # [N, M]
-    temperature: float,
-    want_grad: bool,
-) -> tuple[Tensor, Tensor]:  # [], [M * N, D] or [0, 0]
-    """The contrastive loss of all modalities' latents, and its gradient."""
-    if len(rows) and config.is_small_contrastive(*rows.shape):
-        return small_forward(loss, rows, classes, present, temperature, want_grad)
-    repeated = classes.repeat(len(rows) // max(1, len(classes)))
-    rows_present = None if present is None else present.T.reshape(-1)
-    return LOSSES[loss](rows, repeated, rows_present, temperature, want_grad)
-
-
 def _columns(weight: Tensor, count: int) -> Tensor:  # [C, M * D] -> [M, C, D]
     """The weight by modality, a view."""
     return weight.unflatten(1, (count, weight.shape[1] // count)).transpose(0, 1)
@@ -272,7 +254,7 @@ def regularizer_fwd(
     options = (strategy, clean_path, divergence, exclude)
     divergences, *unit_grads = permuted_divergence_fwd(contributions, *pairs, *options, want_grad)
     rows = stacked.flatten(0, 1), classes, present
-    shared, unit_grad_rows = _contrastive_fwd(contrastive, *rows, temperature, want_grad)
+    shared, unit_grad_rows = LOSSES[contrastive](*rows, temperature, want_grad)
     logits = weight.new_empty((len(latents[0]), num_classes))
     loss, mipd, importance = (weight.new_empty(shape) for shape in ((), (), (count,)))
     _finish_kernel[(max(1, triton.cdiv(logits.numel(), BLOCK)),)](

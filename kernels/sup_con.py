@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels import config
-from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels.arguments import check_rows, of_all_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -108,8 +108,8 @@ def _sup_con_positives_kernel(
 
 def sup_con_fwd(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64, or [N] of L = M * N rows, modality by modality
+    present: Tensor | None,  # [L] bool, or [N, M]
     temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
@@ -119,6 +119,7 @@ def sup_con_fwd(
         return nothing(embeddings, want_grad)
     if config.is_small_contrastive(*embeddings.shape):
         return small_forward("sup_con", embeddings, labels, present, temperature, want_grad)
+    labels, present = of_all_rows(len(embeddings), labels, present)
     batch = make_batch(embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum())
     rows = batch.rows
     next_row = torch.arange(1, rows.padded_rows + 1, dtype=torch.int32, device=labels.device)

@@ -24,7 +24,9 @@ KINDS = {"nt_xent": NT_XENT.value, "sup_con": SUP_CON.value}
 
 def _arguments(x: Tensor, labels: Tensor, present: Tensor | None) -> dict[str, Any]:
     """What both kernels take of a batch."""
-    strides = (0, 0) if present is None else (*present.stride(), 0)
+    strides = (0, 0) if present is None else present.stride()
+    if len(strides) == 1:  # a modality's rows are behind those of the one before
+        strides = (*strides, len(labels) * strides[0])
     return {
         "x_ptr": x,
         "labels_ptr": labels.contiguous(),
@@ -43,7 +45,7 @@ def small_forward(
     loss: str,
     x: Tensor,  # [L, D], of M modalities one after another
     labels: Tensor,  # [N] int64, L = M * N
-    present: Tensor | None,  # [N, M] bool, or [N] if M = 1
+    present: Tensor | None,  # [N, M] bool, or [L]
     temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
