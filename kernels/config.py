@@ -126,12 +126,12 @@ _PAIRS = {
 
 
 def _small_sums(up_to: int, columns: int, num_warps: int) -> Config:
-    blocks = {"BLOCK_M": 16, "BLOCK_N": columns, "BLOCK_K": 64}
-    return Config(up_to, blocks, num_warps, num_stages=2, max_registers=255)
+    blocks = {"BLOCK_M": 16, "BLOCK_N": columns, "BLOCK_K": 32}
+    return Config(up_to, blocks, num_warps, num_stages=3, max_registers=255)
 
 
-def _small_gradient(up_to: int, rows: int, width: int, num_warps: int) -> Config:
-    blocks = {"BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_D": width, "BLOCK_S": 256}
+def _small_gradient(up_to: int, rows: int, num_warps: int) -> Config:
+    blocks = {"BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_D": 64, "BLOCK_S": 256}
     return Config(up_to, blocks, num_warps, num_stages=2, max_registers=255)
 
 
@@ -159,7 +159,7 @@ _SIMILARITY = {
     # Of a small batch, whose rows are split into parts of tf32 too. A program of the sums has its
     # rows alone, so few rows give many programs; the gradient is cut along the width as well.
     "small_sums": (_small_sums(256, 32, 4), _small_sums(1 << 62, 64, 8)),
-    "small_gradient": (_small_gradient(256, 16, 64, 4), _small_gradient(1 << 62, 32, 128, 8)),
+    "small_gradient": (_small_gradient(256, 16, 4), _small_gradient(1 << 62, 32, 8)),
     # of a batch's rows on their way in and out, by width: they wait for memory
     "rows": (
         Config(128, {"BLOCK_R": 16, "BLOCK_D": 64}, num_warps=4),

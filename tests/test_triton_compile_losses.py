@@ -15,7 +15,14 @@ from tiers import sample
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
 from mcr_fast.kernels.config import TABLE
-from mcr_fast.kernels.contrastive import exp_sums, panels, rows
+from mcr_fast.kernels.contrastive import (
+    exp_sums,
+    panels,
+    rows,
+    small_gradient,
+    small_rows,
+    small_sums,
+)
 
 TYPES = {
     "enter_ptr": "*i32",
@@ -27,6 +34,9 @@ TYPES = {
     "loss_ptr": "*fp64",
     "c_ptr": "*fp64",
     "scale": "fp32",
+    "log2_scale": "fp32",
+    "labels_ptr": "*i64",
+    "present_ptr": "*i8",
     "no_max": "fp32",
     "factor": "fp32",
 }
@@ -137,6 +147,19 @@ def test_rows_and_sums(target):
             )
 
 
+@pytest.mark.parametrize("target", sample(TARGETS, 1))
+@pytest.mark.parametrize("kind", sample(["NT_XENT", "SUP_CON"], 1))
+def test_small_batches(kind, target):
+    given = {"KIND": getattr(small_rows, kind).value, "x_col_stride": 1}
+    for dtype, precision in (("fp32", "tf32x3"), ("bf16", "tf32")):
+        for config in TABLE["small_sums"]:
+            sums = small_sums._small_sums_kernel
+            compiled = build(sums, dtype, config, target, DOT_PRECISION=precision, **given)
+            assert "mma.sync" in compiled.ptx
+        for config in TABLE["small_gradient"]:
+            build(small_gradient._small_gradient_kernel, dtype, config, target, **given)
+
+
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_reconstruction_loss(target):
     for config in TABLE["reconstruction_loss"]:
@@ -161,3 +184,8 @@ def test_launchers_read_nothing_back(monkeypatch):
     loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
     reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
     assert len(set(launched)) == 11
+    del launched[:]
+    for module, name in ((nt_xent, "nt_xent"), (sup_con, "sup_con")):
+        for present in (None, labels[:300] > 0):
+            getattr(module, f"{name}_fwd")(x[:300], labels[:300], present, 0.5, True)
+    assert len(launched) == 8

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import mcr_fast
+from mcr_fast.kernels import config
 from mcr_fast.ops.regularizer import regularizer
 
 pytestmark = pytest.mark.process("interpreted")
@@ -21,6 +22,14 @@ CASES = [
 ]
 
 
+@pytest.fixture(params=sample(["small", "large"], 2))
+def contrastive_batch(request, monkeypatch):
+    """As which the rows of the contrastive loss count."""
+    if request.param == "large":
+        monkeypatch.setattr(config, "SMALL_CONTRASTIVE", (0, 0))
+
+
+@pytest.mark.usefixtures("contrastive_batch")
 @pytest.mark.parametrize(("rows", "modalities", "options", "masked"), sample(CASES, 5))
 def test_is_the_terms_one_by_one(rows, modalities, options, masked):
     torch.manual_seed(rows)
@@ -53,3 +62,20 @@ def test_is_the_terms_one_by_one(rows, modalities, options, masked):
         ]
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected.to(ours), rtol=1e-3, atol=1e-5)
+
+
+def test_only_what_is_wanted_gets_a_gradient():
+    """The product of all latents' gradients is for when all are wanted."""
+    torch.manual_seed(0)
+    latents = [torch.randn(4, D, requires_grad=True) for _ in range(2)]
+    fusion = nn.Linear(2 * D, C)
+    mcr = mcr_fast.MCRLoss([D] * 2, C, num_permutations="all", backend="triton")
+    leaves = [*latents, *fusion.parameters()]
+    everything = torch.autograd.grad(mcr(latents, None, fusion=fusion).loss, leaves)
+    for left_out in (0, 2):
+        wanted = [leaf for at, leaf in enumerate(leaves) if at != left_out]
+        leaves[left_out].requires_grad_(False)
+        grads = torch.autograd.grad(mcr(latents, None, fusion=fusion).loss, wanted)
+        leaves[left_out].requires_grad_(True)
+        expected = [grad for at, grad in enumerate(everything) if at != left_out]
+        torch.testing.assert_close(list(grads), expected)

@@ -164,7 +164,9 @@ def shapes(op: str) -> Iterator[Case]:
             rest = {"dtype": dtype, "temperature": t, "masked": masked, "interpreted": some}
             rest["backends"] = KERNELS[1:] if some or others else ("cuda",)
             rest["thorough"] = some and shape[0] in (128, 300)
+            # on Triton (65, 37) counts as small and (70, 53) as large
             quick = some and shape[:2] == (65, 37) and (dtype == FIRST[op] or ("cuda",))
+            quick = quick or (some and shape[:2] == (70, 53) and dtype == FIRST[op] and ("triton",))
             yield case(op, "tiled", *shape, quick=quick, **rest)
     for dtype, (masked, t) in product((FLOAT32, BFLOAT16), ((False, 0.5), (True, 0.02))):
         # bfloat16 products, and more than one tile in a stripe
@@ -208,17 +210,18 @@ def nothing(op: str) -> Iterator[Case]:
 
     yield case(op, "no_pair", 40, 8, 0, checks=(checks.zero,), quick=True)
     yield case(op, "no_pair_nan", 40, 8, 0, checks=(checks.zero,), quick=True, change=without_pairs)
-    for rows, where in ((90, NATIVE), (60, ("triton",)), (20, ("triton",))):
-        rest = {"checks": (absent_rows,), "backends": where, "quick": rows != 60}
+    for rows, where in ((90, NATIVE), *((rows, ("triton",)) for rows in (60, 21, 20))):
+        rest = {"checks": (absent_rows,), "backends": where, "quick": rows in (90, 20)}
         yield case(op, "absent", rows, 12, 4, masked=True, **rest)
     yield case(op, "order", 120, 16, 6, dtype=FLOAT64, checks=(any_order,), quick=True)
 
 
 def not_finite(op: str) -> Iterator[Case]:
-    for rows, t in product((20, 40, 600), (0.5, 0.01)):
+    for rows, t in product((20, 21, 40, 600), (0.5, 0.01)):
         rest = {"checks": (checks.not_finite,), "temperature": t}
+        rest |= {"backends": ("triton",)} if rows == 21 else {}
         first = t == 0.5 if op == "nt_xent" else t == 0.01
-        rest["quick"] = CPU if rows == 600 else rows == 20 and (first or NATIVE)
+        rest["quick"] = CPU if rows == 600 else rows < 40 and (first or NATIVE)
         yield case(op, "bad", rows, 7, 3, **rest)
 
 
@@ -232,7 +235,8 @@ def copies(x: Embeddings) -> Embeddings:
 
 
 def extremes(op: str) -> Iterator[Case]:
-    for rows, dtype in product((50, 30), DTYPES[:3]):
+    # on Triton an odd number of rows and columns counts as large
+    for rows, dtype in product((50, 30, 31), DTYPES[:3]):
         where = NATIVE if rows == 50 else ("triton",)
         shape, rest = (rows, 9, 4), {"dtype": dtype, "backends": where}
         rest["quick"] = dtype == FLOAT32 and NATIVE
@@ -248,7 +252,7 @@ def extremes(op: str) -> Iterator[Case]:
     def tiny(x: Embeddings, size: float) -> Embeddings:
         return replace(x, x=x.x * size)
 
-    for size, rows in product((2.0**-66, 1e-13), (50, 30)):  # below 1e-12 a norm is clamped
+    for size, rows in product((2.0**-66, 1e-13), (50, 30, 31)):  # below 1e-12 a norm is clamped
         rest = {"change": partial(tiny, size=size), "checks": (partial(near_truth, atol=1e-3),)}
         rest["backends"] = (*NATIVE, "reference") if rows == 50 else ("triton",)
         yield case(op, f"tiny_{size:g}", rows, 9, 4, quick=(*NATIVE, "reference"), **rest)
@@ -264,7 +268,9 @@ def behaves(op: str) -> Iterator[Case]:
         quick = masked and dtype == FIRST[op]
         yield case(op, "behaviour", 40, 24, 5, quick=quick and NATIVE, **rest)
         if quick:
-            yield case(op, "behaviour", 12, 4, 3, quick=True, **rest | {"backends": ("triton",)})
+            rest |= {"backends": ("triton",)}
+            yield case(op, "behaviour", 12, 4, 3, quick=True, **rest)
+            yield case(op, "behaviour", 13, 4, 3, **rest)
     for dtype, rows, t in product((FLOAT32, BFLOAT16), (37, 65, 700), (0.5, 0.01)):
         some = (behaviour.repeat, behaviour.dirty_memory, behaviour.value_alone)
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}
@@ -276,6 +282,7 @@ def behaves(op: str) -> Iterator[Case]:
             "quick": dtype == BFLOAT16 and ("cuda",),
         }
         yield case(op, "bits", 50, 19, 6, masked=True, **rest)
+        yield case(op, "bits", 51, 19, 6, masked=True, **rest | {"backends": ("triton",)})
 
     def columns(x: Embeddings) -> Embeddings:
         return replace(x, x=x.x[:, 3:])
