@@ -49,6 +49,38 @@ def _entries(scratch, s, rows, cols, same, KIND: tl.constexpr, PRECISE: tl.const
 
 
 @triton.jit
+def _products(
+    given,
+    scratch,
+    rows,
+    columns,
+    real,
+    label,
+    padded_rows,
+    KIND: tl.constexpr,
+    PRECISE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # [BLOCK_M, BLOCK_D], [BLOCK_M]
+    """Columns of H Z, and the sum of H_ab s_ab."""
+    g = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    along = tl.zeros(rows.shape, tl.float32)
+    for first in range(0, padded_rows, BLOCK_N):
+        cols = first + tl.arange(0, BLOCK_N)
+        col_real, col_label = marks_of(given, cols)
+        s = tl.load(scratch.s + rows[:, None] * padded_rows + cols[None, :])
+        same = label[:, None] == col_label[None, :]
+        h = _entries(scratch, s, rows, cols, same, KIND, PRECISE)
+        pair = real[:, None] & col_real[None, :] & (rows[:, None] != cols[None, :])
+        h = tl.where(pair, h, 0.0)
+        along += tl.sum(h * s, 1)
+        x = load_tile(given, cols, columns, col_real) * tl.load(scratch.scale + cols)[:, None]
+        h *= tl.load(scratch.inverse + cols)[None, :]
+        # three products of tf32 parts: float32 up to its last bit or two, on tensor cores
+        g = tl.dot(h, x, g, input_precision="tf32x3")
+    return g, along
+
+
+@triton.jit
 def _small_gradient_kernel(
     x_ptr,  # [L, D]
     labels_ptr,  # [N]
@@ -87,30 +119,17 @@ def _small_gradient_kernel(
         rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         real, label = marks_of(given, rows)
-        g = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        along = tl.zeros([BLOCK_M], tl.float32)
-        for first in range(0, padded_rows, BLOCK_N):
-            cols = first + tl.arange(0, BLOCK_N)
-            col_real, col_label = marks_of(given, cols)
-            s = tl.load(scratch.s + rows[:, None] * padded_rows + cols[None, :])
-            same = label[:, None] == col_label[None, :]
-            h = _entries(scratch, s, rows, cols, same, KIND, PRECISE)
-            pair = real[:, None] & col_real[None, :] & (rows[:, None] != cols[None, :])
-            h = tl.where(pair, h, 0.0)
-            along += tl.sum(h * s, 1)
-            x = load_tile(given, cols, columns, col_real) * tl.load(scratch.scale + cols)[:, None]
-            h *= tl.load(scratch.inverse + cols)[None, :]
-            # three products of tf32 parts: float32 up to its last bit or two, on tensor cores
-            g = tl.dot(h, x, g, input_precision="tf32x3")
+        g, along = _products(
+            given, scratch, rows, columns, real, label, padded_rows, KIND, PRECISE, BLOCK_N
+        )
         inverse_norm = tl.load(scratch.inverse_norm + rows)
         to_z = tl.load(scratch.scale + rows)[:, None]
         z = load_tile(given, rows, columns, real) * to_z * tl.load(scratch.inverse + rows)[:, None]
         along = tl.where(inverse_norm == MAX_INVERSE_NORM, 0.0, along / log2_scale)
         # 1 / temperature over the terms
         factor = (1.0 / terms * log2_scale * LN2).to(tl.float32) * inverse_norm
-        grad = factor[:, None] * (g - along[:, None] * z)
+        grad = tl.where(real[:, None], factor[:, None] * (g - along[:, None] * z), 0.0)
         inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
         at = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        grad = tl.where(real[:, None], grad, 0.0)
         # a batch without a pair may hold what is not finite
         tl.store(grad_x_ptr + at, tl.where(any_term, grad, 0.0), mask=inside)

@@ -53,13 +53,27 @@ def _kinds(given, rows, cols, real, label, KIND: tl.constexpr):
 
 
 @triton.jit
-def _log2(x, PRECISE: tl.constexpr):
-    """log2(x) of normal numbers; of one near 1 all digits are right."""
+def _log2_of(total, PRECISE: tl.constexpr):
+    """log2 of a sum in float32, 0 for none; of one near 1 all digits are right."""
+    x = tl.where(total == 0.0, 1.0, total).to(tl.float32)
     bits = x.to(tl.int32, bitcast=True)
     exponent = ((bits >> 23) - 127).to(tl.float32)
     mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
     # what is NaN stays so
     return tl.where(x == x, exponent + log2_1p(mantissa - 1.0, PRECISE), x)
+
+
+@triton.jit
+def _anchors(total, positives, count, top, PRECISE: tl.constexpr):
+    """Of sup_con: a row's loss in units of log2, 1 / E_a, 1 / |P(a)|, and whether it has one."""
+    is_anchor = count > 0
+    num_positives = tl.maximum(count, 1)
+    # the two large parts of a loss, a positive's logit and the maximum, cancel in float64
+    large = top.to(tl.float64) - positives / num_positives
+    loss = tl.where(is_anchor, _log2_of(total, PRECISE).to(tl.float64) + large, 0.0)
+    weight = tl.where(is_anchor, 1.0 / tl.where(is_anchor, total, 1.0), 0.0)
+    share = tl.where(is_anchor, 1.0 / num_positives.to(tl.float32), 0.0)
+    return loss, weight, share, is_anchor
 
 
 @triton.jit
@@ -174,27 +188,16 @@ def _small_sums_kernel(
     total, positives, count = _sums(
         given, s_ptrs, rows, real, label, top, padded_rows, KIND, PRECISE, BLOCK_N
     )
-    nothing = total == 0.0
-    total = tl.where(nothing, 1.0, total)
-    log2_sum = _log2(total.to(tl.float32), PRECISE)
     if KIND == NT_XENT:
-        log2_sum = tl.where(nothing, float("-inf"), log2_sum + top)
-        loss, c, count = _pairs(
+        log2_sum = tl.where(total == 0.0, float("-inf"), _log2_of(total, PRECISE) + top)
+        loss, c, terms = _pairs(
             given, s_ptrs, rows, real, label, log2_sum, padded_rows, PRECISE, BLOCK_N
         )
-        weight = (c / total).to(tl.float32)
+        weight = c / tl.where(total == 0.0, 1.0, total)
         share = log2_sum
-        terms = count
     else:
-        is_anchor = count > 0
-        num_positives = tl.maximum(count, 1)
-        # the two large parts of a loss, a positive's logit and the maximum, cancel in float64
-        loss = log2_sum.to(tl.float64) + (top.to(tl.float64) - positives / num_positives)
-        loss = tl.where(is_anchor, loss, 0.0)
-        weight = tl.where(is_anchor, 1.0 / total, 0.0).to(tl.float32)
-        share = tl.where(is_anchor, 1.0 / num_positives.to(tl.float32), 0.0)
-        terms = is_anchor.to(tl.int32)
-    tl.store(scratch.weight + rows, weight)
+        loss, weight, share, terms = _anchors(total, positives, count, top, PRECISE)
+    tl.store(scratch.weight + rows, weight.to(tl.float32))
     tl.store(scratch.share + rows, share)
     tl.store(scratch.loss + rows, loss.to(tl.float32))
     tl.store(scratch.terms + rows, terms.to(tl.float32))

@@ -270,7 +270,7 @@ def behaves(op: str) -> Iterator[Case]:
         if quick:
             rest |= {"backends": ("triton",)}
             yield case(op, "behaviour", 12, 4, 3, quick=True, **rest)
-            yield case(op, "behaviour", 13, 4, 3, **rest)
+            yield case(op, "behaviour", 40, 23, 5, **rest)
     for dtype, rows, t in product((FLOAT32, BFLOAT16), (37, 65, 700), (0.5, 0.01)):
         some = (behaviour.repeat, behaviour.dirty_memory, behaviour.value_alone)
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}
