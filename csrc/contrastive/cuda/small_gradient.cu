@@ -48,16 +48,18 @@ struct Panel {
   };
 };
 
-// A warp's row of H and the rows first .. first + kDeep - 1; sum_b H_ab d_ab of this lane's b.
+// A warp's row of H and the rows first .. first + kDeep - 1. Of this lane's b, z_a . sum_b H_ab
+// z_b: the gradient's part along z_a without the whole of it. It has the entries of H as they are
+// rounded, and more digits, for the sum may cancel.
 template <class X>
-__device__ __forceinline__ float make_weights(Panel<X>& panel, const SmallBatch& batch, int a,
-                                              const Row<X>& own, int64_t count, int first) {
+__device__ __forceinline__ double make_weights(Panel<X>& panel, const SmallBatch& batch, int a,
+                                               const Row<X>& own, int64_t count, int first) {
   const int rows = batch.rows;
   const RowWeights<float> weights = {batch.results.weight, batch.results.max,
                                      batch.results.log2_sum};
   const float scale = float(kLog2e / batch.temperature);
   const RowWeight<float> of_row(weights, a < rows ? a : 0, scale);
-  float along = 0;
+  double along = 0;
 #pragma unroll 1
   for (int n = lane(); n < kDeep; n += 32) {
     const int b = first + n;
@@ -67,8 +69,8 @@ __device__ __forceinline__ float make_weights(Panel<X>& panel, const SmallBatch&
       const float d = batch.similarities[a * rows + b];
       h = batch.over_pairs ? NtXent::weight<float>(of_row, weights, b, d, positive, count)
                            : SupCon::weight<float>(of_row, weights, b, d, positive, count);
-      along = fmaf(h, d, along);
       h *= batch.inverse[b];
+      along += double(h) * double(d / batch.inverse[b]);
     }
     panel.b.h[warp()][n] = h;
   }
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const double terms = add_up(batch, blockIdx.x == 0 && blockIdx.y == 0, loss);
   const float factor = terms > 0 ? float(1 / (terms * batch.temperature)) : 0.0f;
   const Row<X> own(batch, a);
-  float along = 0;
+  double along = 0;
   float4 sums[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) sums[r] = make_float4(0, 0, 0, 0);

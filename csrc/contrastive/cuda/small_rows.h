@@ -19,7 +19,13 @@ constexpr int kRows = kWarps;  // of a block: a warp each, outside of the produc
 __device__ inline int warp() { return int(threadIdx.x) / 32; }
 __device__ inline int lane() { return int(threadIdx.x) % 32; }
 
-__device__ inline float sum_of_warp(float x) { return WarpRow::reduce_sum(x); }
+// Known to all of its lanes.
+template <class T>
+__device__ __forceinline__ T sum_of_warp(T x) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
 
 template <class X>
 struct alignas(4 * sizeof(X)) Four {
