@@ -25,7 +25,7 @@ TRITON = {
     "reconstruction_loss": {"small": (5, 5, 2), "large": (5, 5, 2)},
 }
 CUDA = {
-    "mcr_loss": {"small": (26, 30, 10), "large": (36, 41, 12)},  # to be 10 in a small step
+    "mcr_loss": {"small": (22, 23, 10), "large": (32, 34, 12)},  # to be 10 in a small step
     "permuted_divergence": {"small": (6, 7, 3), "large": (7, 9, 3)},  # 4 in a small step
     "row_divergence": {"small": (10, 11, 3), "large": (10, 11, 3)},
     # of a small step 3 are the op's own; the other joins the modalities
