@@ -74,9 +74,8 @@ def contrastive(
     """The loss, by whichever backend serves."""
     rows, _ = embeddings.shape
     chosen = resolve(op, backend, embeddings.device, embeddings.dtype, size=rows)
-    if chosen != "triton":  # whose kernels read what is known of all modalities
+    if chosen == "reference":  # kernels read what is known of all modalities
         labels, present = _of_all_rows(rows, labels, present)
-    if chosen == "reference":
         return reference(embeddings, labels, present, temperature)
     want = wants_gradient(embeddings)
     inputs = (embeddings, labels, present, temperature, want)
