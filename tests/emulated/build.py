@@ -37,6 +37,7 @@ KNOBS = (
     "kFarRun",  # far pairs that are added up in one go
     "kMaxPairBytes",  # of a chunk of permutations
     *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
+    *("kSmallRows", "kSmallWidth"),  # of a contrastive batch that two kernels take
     "kWarpRows",  # columns of similarities up to which a row is a warp's
     "kRun",  # columns of similarities whose sum is rounded as one number
     "kMaxBlocks",  # of reconstruction_loss: more rows come in the same threads' next round

@@ -1,12 +1,16 @@
-// A contrastive batch in stripes of whole rows. Two sweeps: rows by themselves, which gives the
+// A contrastive batch: a small one in two kernels (small.h), any other in stripes of whole rows.
+// Of the latter two sweeps: rows by themselves, which gives the
 // loss and what the gradient needs of every row, and the gradient H Z in panels of stripes. Up to
 // 4096 rows all similarities are kept; beyond, the second sweep makes them again, and memory is
 // O(L D).
 // Nothing here waits for the device: the number of rows that are present stays there.
+#include "contrastive/cuda/launcher.h"
+
 #include <cmath>
 
 #include "contrastive/arguments.h"
 #include "contrastive/cuda/kernels.h"
+#include "contrastive/cuda/small.h"
 #include "cuda/products.h"
 
 namespace mcr {
@@ -28,6 +32,9 @@ constexpr int64_t kMinPanelRows = 1024, kMaxPanelRows = 4096;
 
 // Rows of matrices start at a multiple of so many elements.
 constexpr int64_t kAlignedRows = 32, kAlignedWidth = 8;
+
+// Up to so many rows and columns no library product is worth its launches.
+constexpr int64_t kSmallRows = 1024, kSmallWidth = 4096;
 
 int64_t padded(int64_t size, int64_t multiple) {
   return (size + multiple - 1) / multiple * multiple;
@@ -173,30 +180,89 @@ class Batch {
   Totals sums_ = {};
 };
 
+// The rows of all modalities, one after another.
+Tensor joined(const std::vector<Tensor>& parts) {
+  if (parts.size() == 1) return parts[0];
+  const int64_t M = int64_t(parts.size()), N = parts[0].size(0);
+  const std::vector<int64_t> sizes = {M * N, parts[0].dim() == 1 ? 1 : parts[0].size(1)};
+  const IntHeaderOnlyArrayRef shape(sizes.data(), size_t(parts[0].dim()));
+  const Tensor all = empty_beside(parts[0], shape, parts[0].scalar_type());
+  for (int64_t m = 0; m < M; ++m) {
+    Tensor to = torch::stable::narrow(const_cast<Tensor&>(all), 0, m * N, N);
+    torch::stable::copy_(to, parts[m]);
+  }
+  return all;
+}
+
+OptionalTensor joined_marks(const OptionalTensor& present, int64_t M) {
+  if (!present || present->dim() == 1) return present;
+  std::vector<Tensor> parts;
+  for (int64_t m = 0; m < M; ++m) parts.push_back(torch::stable::select(*present, 1, m));
+  return joined(parts);
+}
+
+bool fits_small(const std::vector<Tensor>& embeddings) {
+  const int64_t M = int64_t(embeddings.size());
+  return M <= kMaxSmallParts && M * embeddings[0].size(0) <= kSmallRows &&
+         embeddings[0].size(1) <= kSmallWidth;
+}
+
+std::tuple<Tensor, Tensor> small_forward(bool over_pairs, const std::vector<Tensor>& embeddings,
+                                         const Tensor& labels, const OptionalTensor& present,
+                                         double temperature, bool want_grad, cudaStream_t stream) {
+  const Tensor& first = embeddings[0];
+  const int64_t M = int64_t(embeddings.size()), N = first.size(0), D = first.size(1), L = M * N;
+  SmallBatch batch = {};
+  batch.storage = storage_of(first);
+  batch.in_pieces = D % 4 == 0;
+  std::vector<Tensor> held;
+  for (const Tensor& x : embeddings) {
+    held.push_back(contiguous_as(x, first.scalar_type()));
+    batch.x[batch.parts] = data<const void>(held.back());
+    batch.in_pieces =
+        batch.in_pieces &&
+        reinterpret_cast<uintptr_t>(batch.x[batch.parts]) % (4 * x.element_size()) == 0;
+    ++batch.parts;
+  }
+  batch.rows_of_part = int(N);
+  batch.rows = int(L);
+  batch.width = int(D);
+  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  batch.labels = data<const int64_t>(codes);
+  const OptionalTensor marks =
+      present ? OptionalTensor(contiguous_as(*present, ScalarType::Bool)) : std::nullopt;
+  if (marks) batch.present = data<const bool>(*marks);
+  batch.over_pairs = over_pairs;
+  batch.temperature = temperature;
+  // a double is two of the floats that a row has
+  const Tensor work = empty_beside(first, {(9 + L) * L}, ScalarType::Float);
+  float* to = data<float>(work);
+  const auto per_row = [&](int64_t n) { return to + n * L; };
+  batch.results = {reinterpret_cast<double*>(to), per_row(2), per_row(3), per_row(4), per_row(5)};
+  batch.factor = per_row(6);
+  batch.inverse = per_row(7);
+  batch.positives = reinterpret_cast<int32_t*>(per_row(8));
+  batch.similarities = per_row(9);
+  const Tensor loss = empty_beside(first, {}, ScalarType::Float);
+  const Tensor grad =
+      empty_beside(first, {want_grad ? L : 0, want_grad ? D : 0}, ScalarType::Float);
+  small_rows(batch, stream);
+  if (want_grad) {
+    small_gradient(batch, data<float>(loss), data<float>(grad), stream);
+  } else {
+    small_loss(batch, data<float>(loss), stream);
+  }
+  return {loss, grad};
+}
+
 // (loss [], unit gradient [L, D] float32, or [0, 0] where none is wanted)
-template <const ContrastiveKernels& kKernels>
+template <bool kOverPairs>
 std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings,       // [L, D]
                                            const Tensor& labels,           // [L] int64
                                            const OptionalTensor& present,  // [L] bool
                                            double temperature, bool want_grad) {
   check_rows(embeddings, labels, present, temperature);
-  const OnDeviceOf device(embeddings);
-  const cudaStream_t stream = device.stream();
-  const int64_t L = embeddings.size(0), D = embeddings.size(1);
-  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
-                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
-  storage_of(embeddings);  // refuses float64
-  if (L == 0) {
-    const Tensor value = empty_beside(embeddings, {}, ScalarType::Float);
-    clear(value, stream);
-    return {value, empty_beside(embeddings, {0, want_grad ? D : 0}, ScalarType::Float)};
-  }
-  Batch batch(embeddings, labels, present, temperature, stream);
-  const Tensor value = batch.forward(kKernels);
-  const Tensor grad =
-      want_grad ? batch.gradient(kKernels) : empty_beside(embeddings, {0, 0}, ScalarType::Float);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {value, grad};
+  return contrastive_forward(kOverPairs, {embeddings}, labels, present, temperature, want_grad);
 }
 
 Tensor contrastive_bwd(const Tensor& grad,       // []
@@ -214,12 +280,46 @@ Tensor contrastive_bwd(const Tensor& grad,       // []
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> contrastive_forward(bool over_pairs,
+                                               const std::vector<Tensor>& embeddings,
+                                               const Tensor& labels, const OptionalTensor& present,
+                                               double temperature, bool want_grad) {
+  const Tensor& first = embeddings[0];
+  const OnDeviceOf device(first);
+  const cudaStream_t stream = device.stream();
+  const int64_t M = int64_t(embeddings.size()), L = M * first.size(0), D = first.size(1);
+  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
+                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
+  storage_of(first);  // refuses float64
+  if (L == 0) {
+    const Tensor value = empty_beside(first, {}, ScalarType::Float);
+    clear(value, stream);
+    return {value, empty_beside(first, {0, want_grad ? D : 0}, ScalarType::Float)};
+  }
+  std::tuple<Tensor, Tensor> results = [&] {
+    if (fits_small(embeddings)) {
+      return small_forward(over_pairs, embeddings, labels, present, temperature, want_grad, stream);
+    }
+    const ContrastiveKernels& kernels = over_pairs ? kNtXentKernels : kSupConKernels;
+    const Tensor rows = joined(embeddings);
+    Batch batch(rows, joined(std::vector<Tensor>(M, labels)), joined_marks(present, M), temperature,
+                stream);
+    const Tensor value = batch.forward(kernels);
+    const Tensor grad =
+        want_grad ? batch.gradient(kernels) : empty_beside(first, {0, 0}, ScalarType::Float);
+    return std::tuple<Tensor, Tensor>(value, grad);
+  }();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return results;
+}
+
 }  // namespace cuda
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m) {
-  m.impl("nt_xent_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<mcr::cuda::kNtXentKernels>));
+  m.impl("nt_xent_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<true>));
   m.impl("nt_xent_bwd", TORCH_BOX(&mcr::cuda::contrastive_bwd));
-  m.impl("sup_con_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<mcr::cuda::kSupConKernels>));
+  m.impl("sup_con_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<false>));
   m.impl("sup_con_bwd", TORCH_BOX(&mcr::cuda::contrastive_bwd));
 }
