@@ -3,8 +3,8 @@
 The same as contributions followed by `permuted_divergence`. On a small batch the graph between the
 two costs as much as the arithmetic: slices, transposes, a stack, and a zero-filled gradient of the
 whole weight for each slice. Here one op a direction makes the products as well, each reading and
-writing its columns in place. For the compiled kernels in eager mode; under torch.compile the compiler does this
-work on the separate ops.
+writing its columns in place. For the compiled kernels in eager mode;
+under torch.compile the compiler does this work on the separate ops.
 """
 
 from collections.abc import Callable, Sequence

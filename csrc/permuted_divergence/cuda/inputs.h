@@ -42,7 +42,7 @@ class PermutedDivergenceInputs {
   const Subsets& subsets() const { return subsets_; }
   // Whether the passes of far.h go first.
   bool far() const { return far_; }
-  // Whether it is a SmallBatch: where a launch costs more than making pairs again, and every block
+  // Whether it is a SmallPairs: where a launch costs more than making pairs again, and every block
   // can add up for itself what pairs weigh.
   bool small() const {
     constexpr int64_t kSmallRows = 256, kSmallElements = int64_t{1} << 20;

@@ -61,7 +61,7 @@ struct LayOut {
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
 // A small batch: what comes before its pairs is one launch, the rest another.
-struct SmallBatch : SidesProblem<float> {
+struct SmallPairs : SidesProblem<float> {
   Subsets members;
   const float* upstream;  // [S], or null: 1; where all are equal, the unit gradients are scaled
   const float *unit, *unit_bias;  // [M, N, C], [C], for that
@@ -75,7 +75,7 @@ struct SmallBatch : SidesProblem<float> {
 };
 // For small_sides: `finished` is set to 0. Nothing where layout.upstream is given and all equal.
 void lay_out_small(const LayOut& layout, int32_t* finished, cudaStream_t stream);
-void small_sides(const SmallBatch& batch, cudaStream_t stream);
+void small_sides(const SmallPairs& batch, cudaStream_t stream);
 
 // The subsets -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
 // problem.factors.

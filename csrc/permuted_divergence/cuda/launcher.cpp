@@ -61,7 +61,7 @@ void run_small(const PermutedDivergenceArguments& arguments, PermutedDivergenceI
   layout.num_subsets = pr.num_subsets;
   layout.upstream = again.upstream;
   layout.subsets_to = in.take<uint32_t>(pr.num_subsets);
-  SmallBatch batch = {};
+  SmallPairs batch = {};
   static_cast<SidesProblem<float>&>(batch) = pr;
   batch.members = in.subsets();
   batch.subsets = layout.subsets_to;

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kSumThreads)
 // All of it at once: blocks with a line each, then blocks with rows, that read by an order which
 // the others are only checking. Nothing where the upstream gradients are equal.
 template <class In>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     lay_out_small_kernel(const __grid_constant__ LayOut in, int32_t* finished) {
   if (in.upstream && all_equal(in.upstream, in.num_subsets)) return;
   if (blockIdx.x < in.lines) return check_line<kBlockThreads>(in, blockIdx.x);

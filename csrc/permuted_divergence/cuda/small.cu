@@ -13,7 +13,7 @@ namespace {
 constexpr int kSmallThreads = kMinThreads, kSmallBlocks = 2;
 
 // What a subset's pairs weigh together, known to thread 0.
-__device__ double weight_of(const SmallBatch& batch, uint32_t subset) {
+__device__ double weight_of(const SmallPairs& batch, uint32_t subset) {
   double sum = 0;
   for (int64_t n = threadIdx.x; n < batch.rows * batch.permutations; n += kSmallThreads) {
     const int64_t a = n % batch.rows, k = n / batch.rows;
@@ -25,7 +25,7 @@ __device__ double weight_of(const SmallBatch& batch, uint32_t subset) {
 
 // factors [S]: upstream over what the pairs weigh. Returns NaN where some donors were no
 // permutation, else 0.
-__device__ float find_factors(const SmallBatch& batch, float* factors) {
+__device__ float find_factors(const SmallPairs& batch, float* factors) {
   bool wrong = false;
   for (int64_t n = threadIdx.x; n < batch.lines; n += kSmallThreads) {
     wrong |= isnan(batch.poison[n]);
@@ -41,7 +41,7 @@ __device__ float find_factors(const SmallBatch& batch, float* factors) {
   return poison;
 }
 
-__device__ void scale_units(const SmallBatch& batch) {
+__device__ void scale_units(const SmallPairs& batch) {
   const int64_t size = batch.modalities * batch.rows * batch.classes;
   const int64_t block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
   const int64_t first = block * kSmallThreads + threadIdx.x;
@@ -56,7 +56,7 @@ __device__ void scale_units(const SmallBatch& batch) {
 
 // The sums over the rows, by the block that finishes last.
 template <bool kGrad>
-__device__ void add_up(const SmallBatch& batch, float poison) {
+__device__ void add_up(const SmallPairs& batch, float poison) {
   __shared__ bool last;
   __threadfence();  // what this block has written is there before it counts
   __syncthreads();
@@ -85,7 +85,7 @@ __device__ void add_up(const SmallBatch& batch, float poison) {
 // Blocks [rows, modalities]; without a gradient one modality's.
 template <class Team, class D, bool kGrad>
 __global__ void __launch_bounds__(kSmallThreads, kSmallBlocks)
-    small_sides_kernel(const __grid_constant__ SmallBatch batch, int parts) {
+    small_sides_kernel(const __grid_constant__ SmallPairs batch, int parts) {
   __shared__ float factors[kMaxSubsets];
   if (batch.upstream && all_equal(batch.upstream, batch.num_subsets)) return scale_units(batch);
   const float poison = find_factors(batch, factors);
@@ -128,7 +128,7 @@ void with_small_team(int64_t classes, const F& f) {
 
 }  // namespace
 
-void small_sides(const SmallBatch& batch, cudaStream_t stream) {
+void small_sides(const SmallPairs& batch, cudaStream_t stream) {
   with_divergence(batch.divergence, [&](auto divergence) {
     with_small_team(batch.classes, [&](auto team) {
       using D = decltype(divergence);
