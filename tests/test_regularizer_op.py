@@ -202,19 +202,8 @@ def test_other_steps_are_made_of_several_ops(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"ceb_weight": 0.5, "ceb_source": "labels"}])
-@pytest.mark.parametrize(
-    ("dtype", "autocast"),
-    [
-        (torch.bfloat16, False),
-        (torch.float16, False),
-        (torch.bfloat16, True),
-        (torch.float32, True),
-    ],
-    (torch.bfloat16, False),
-    (torch.float16, False),
-    (torch.bfloat16, True),
-    (torch.float32, True),
-)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sixteen_bits(dtype, autocast, options):
     """The op computes in float32, the logits and the gradients have the dtypes of a call."""
     step = Step(dtype=dtype, **options)
