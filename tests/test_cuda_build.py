@@ -165,6 +165,15 @@ def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):
         assert kernel.registers * STREAMING_THREADS <= REGISTERS, kernel
 
 
+def test_small_contrastive_kernels_leave_room_for_other_blocks(kernels):
+    # dtypes, in pieces or by the number: one block of 256 threads, three of them
+    for name, threads in {"small_rows_kernel": 256, "small_gradient_kernel": 768}.items():
+        found = [kernel for kernel in kernels if name in kernel.name]
+        assert len(found) == len(ARCHITECTURES) * 3 * 2
+        for kernel in found:
+            assert kernel.registers * threads <= REGISTERS, kernel
+
+
 def test_library_needs_torch_alone_and_its_stable_abi(library):
     check_library(library)
     assert "aoti_torch_get_current_cuda_stream" in binutils("nm", "-D", str(library))

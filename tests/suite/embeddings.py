@@ -18,6 +18,7 @@ from suite.subjects import Embeddings, worth_nothing
 
 FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = DTYPES
 TEMPERATURES = (0.5, 0.1, 0.03, 0.01)
+STRIPED = {"kSmallRows": 0}  # on the emulator: no batch is small
 FIRST = {"nt_xent": FLOAT32, "sup_con": BFLOAT16}  # with which the quick tier has most
 
 
@@ -185,16 +186,50 @@ def stripes(op: str) -> Iterator[Case]:
         rest = {"dtype": dtype, "masked": dtype == BFLOAT16, "thorough": dtype == FLOAT32}
         yield case(op, "stripes", 6000, 64, 11, backends=KERNELS[1:], **rest)
     # small twins on the emulator: not kept, in stripes of one step and panels, rows of a block each
-    knobs = {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
+    knobs = STRIPED | {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
     knobs |= {"kPanelBytes": 0, "kMinPanelRows": 64}
     for dtype, t in product(DTYPES[:3], (0.5, 0.02)):
         rest = {"dtype": dtype, "temperature": t, "masked": True, "backends": ("cuda",)}
         rest["quick"] = dtype == FIRST[op] and t == 0.02
         yield case(op, "stripes_emulated", 170, 20, 60, emulator=knobs, **rest)
-        yield case(op, "blocks_emulated", 130, 9, 30, emulator={"kWarpRows": 0}, **rest)
+        yield case(op, "blocks_emulated", 130, 9, 30, emulator=STRIPED | {"kWarpRows": 0}, **rest)
     # products of float32 rows in tf32: held to what torch's own lose with that setting
     for what, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
         yield case(op, what, *shape, precision="high", backends=KERNELS[1:])
+
+
+def off_alignment(x: Embeddings) -> Embeddings:
+    """Contiguous rows that do not begin where several elements can be read at once."""
+    moved = x.x.new_empty(x.x.numel() + 1)[1:].view_as(x.x)
+    return replace(x, x=moved.copy_(x.x))
+
+
+def small(op: str) -> Iterator[Case]:
+    """Sizes around those of the tiles of the CUDA kernels for small batches, and their limits."""
+    sizes = ((1, 3), (7, 1), (8, 4), (9, 127), (63, 128), (65, 129), (64, 132), (257, 260))
+    for (rows, width), dtype, masked in product(sizes, DTYPES[:3], (False, True)):
+        t = 0.5 if dtype == FLOAT32 else 0.02
+        rest = {"dtype": dtype, "masked": masked, "temperature": t, "backends": ("cuda",)}
+        rest["quick"] = masked and dtype == FIRST[op] and rows in (9, 65)
+        yield case(op, "small", rows, width, 4, **rest)
+    for dtype in DTYPES[:3]:
+        rest = {"dtype": dtype, "backends": ("cuda",), "here": ("cuda",)}
+        yield case(op, "most_rows", 1024, 12, 37, masked=True, thorough=True, **rest)
+        yield case(op, "a_row_more", 1025, 12, 37, **rest)
+        yield case(op, "widest", 20, 4096, 4, **rest)
+        yield case(op, "off_alignment", 33, 24, 4, change=off_alignment, **rest)
+    yield case(op, "too_wide", 12, 4097, 3, backends=("cuda",))
+    yield case(op, "copies_wide", 50, 300, 4, change=copies, temperature=0.1, backends=("cuda",))
+
+
+def striped(cases: Iterator[Case]) -> Iterator[Case]:
+    """With them, what the CUDA kernels for large batches make of those that are small."""
+    for each in cases:
+        yield each
+        if "cuda" in each.backends and each.work <= 1 << 20:
+            quick = each.quick is True or (each.quick and "cuda" in each.quick)
+            rest = {"backends": ("cuda",), "emulator": STRIPED, "thorough": False}
+            yield replace(each, name=f"{each.name}_striped", quick=bool(quick), **rest)
 
 
 def nothing(op: str) -> Iterator[Case]:
@@ -270,12 +305,14 @@ def behaves(op: str) -> Iterator[Case]:
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}
         yield case(op, "bits", rows, 40, 6, masked=True, quick=rows == 700, **rest)
     for dtype in DTYPES[:3]:  # the kernels for large temperatures, and those that keep a maximum
-        rest = {"dtype": dtype, "temperature": 0.01, "backends": KERNELS[1:]}
+        rest = {"dtype": dtype, "temperature": 0.01, "masked": True}
         rest |= {
             "checks": (behaviour.repeat, behaviour.dirty_memory),
             "quick": dtype == BFLOAT16 and ("cuda",),
         }
-        yield case(op, "bits", 50, 19, 6, masked=True, **rest)
+        yield case(op, "bits", 50, 19, 6, backends=KERNELS[1:], **rest)
+        rest |= {"backends": ("cuda",), "emulator": STRIPED}
+        yield case(op, "bits_striped", 50, 19, 6, **rest)
 
     def columns(x: Embeddings) -> Embeddings:
         return replace(x, x=x.x[:, 3:])
@@ -299,5 +336,7 @@ def separated(x: Embeddings) -> Embeddings:
 
 def of_op(op: str) -> Iterator[Case]:
     """All that are alike for both ops."""
-    for group in (shapes, stripes, nothing, not_finite, extremes, behaves):
+    for group in (shapes, nothing, not_finite, extremes):
+        yield from striped(group(op))
+    for group in (stripes, small, behaves):
         yield from group(op)

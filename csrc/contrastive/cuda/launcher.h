@@ -11,6 +11,7 @@ namespace cuda {
 // Two kernels and no copy for a small batch of contiguous embeddings of one dtype
 // (contrastive/cuda/small.h) with int64 labels and bool marks; any other batch is joined and sorted
 // first.
+// The arguments have been checked.
 // -> loss [] float32, unit gradient [L, D] float32, or [0, 0] where none is wanted
 std::tuple<Tensor, Tensor> contrastive_forward(
     bool over_pairs,
