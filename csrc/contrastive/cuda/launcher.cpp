@@ -13,30 +13,35 @@ namespace {
 constexpr int64_t kSmallRows = 1024, kSmallWidth = 4096;
 
 // The rows of all modalities, one after another.
-Tensor joined(const std::vector<Tensor>& parts) {
+Tensor joined(const std::vector<Tensor>& parts) {  // M of [N, D]
   if (parts.size() == 1) return parts[0];
   const int64_t M = int64_t(parts.size()), N = parts[0].size(0);
-  const std::vector<int64_t> sizes = {M * N, parts[0].dim() == 1 ? 1 : parts[0].size(1)};
-  const IntHeaderOnlyArrayRef shape(sizes.data(), size_t(parts[0].dim()));
-  const Tensor all = empty_beside(parts[0], shape, parts[0].scalar_type());
+  Tensor all = empty_beside(parts[0], {M * N, parts[0].size(1)}, parts[0].scalar_type());
   for (int64_t m = 0; m < M; ++m) {
-    Tensor to = torch::stable::narrow(const_cast<Tensor&>(all), 0, m * N, N);
+    Tensor to = torch::stable::narrow(all, 0, m * N, N);
     torch::stable::copy_(to, parts[m]);
   }
   return all;
 }
 
-OptionalTensor joined_marks(const OptionalTensor& present, int64_t M) {
+// Theirs of labels [N] and of presence [N, M].
+Tensor repeated(const Tensor& labels, int64_t M) {
+  if (M == 1) return labels;
+  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  const int64_t sizes[] = {M, codes.size(0)}, strides[] = {0, 1};
+  const Tensor view =
+      torch::stable::from_blob(const_cast<int64_t*>(data<const int64_t>(codes)), {sizes, 2},
+                               {strides, 2}, codes.device(), codes.scalar_type());
+  return torch::stable::flatten(torch::stable::contiguous(view));
+}
+OptionalTensor by_modality(const OptionalTensor& present) {
   if (!present || present->dim() == 1) return present;
-  std::vector<Tensor> parts;
-  for (int64_t m = 0; m < M; ++m) parts.push_back(torch::stable::select(*present, 1, m));
-  return joined(parts);
+  return torch::stable::flatten(
+      torch::stable::contiguous(torch::stable::transpose(*present, 0, 1)));
 }
 
-bool fits_small(const std::vector<Tensor>& embeddings) {
-  const int64_t M = int64_t(embeddings.size()), width = embeddings[0].size(1);
-  return M <= kMaxSmallParts && M * embeddings[0].size(0) <= kSmallRows && width > 0 &&
-         width <= kSmallWidth;
+bool fits_small(int64_t M, int64_t L, int64_t D) {
+  return M <= kMaxSmallParts && L <= kSmallRows && D > 0 && D <= kSmallWidth;
 }
 
 // Embeddings as small_rows takes them, which stay in `held`.
@@ -98,8 +103,7 @@ std::tuple<Tensor, Tensor> striped_forward(bool over_pairs, const std::vector<Te
                                            cudaStream_t stream) {
   const int64_t M = int64_t(embeddings.size());
   const ContrastiveKernels& kernels = over_pairs ? kNtXentKernels : kSupConKernels;
-  Batch batch(joined(embeddings), joined(std::vector<Tensor>(M, labels)), joined_marks(present, M),
-              temperature, stream);
+  Batch batch(joined(embeddings), repeated(labels, M), by_modality(present), temperature, stream);
   const Tensor loss = batch.forward(kernels);
   return {loss,
           want_grad ? batch.gradient(kernels) : empty_beside(labels, {0, 0}, ScalarType::Float)};
@@ -107,12 +111,22 @@ std::tuple<Tensor, Tensor> striped_forward(bool over_pairs, const std::vector<Te
 
 // (loss [], unit gradient [L, D] float32, or [0, 0] where none is wanted)
 template <bool kOverPairs>
-std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings,       // [L, D]
-                                           const Tensor& labels,           // [L] int64
-                                           const OptionalTensor& present,  // [L] bool
-                                           double temperature, bool want_grad) {
+std::tuple<Tensor, Tensor> contrastive_fwd(
+    const Tensor& embeddings,       // [L, D]
+    const Tensor& labels,           // [L] int64, or [N] of L / N modalities
+    const OptionalTensor& present,  // [L] bool, or [N, L / N]
+    double temperature, bool want_grad) {
   check_rows(embeddings, labels, present, temperature);
-  return contrastive_forward(kOverPairs, {embeddings}, labels, present, temperature, want_grad);
+  const OnDeviceOf device(embeddings);
+  const int64_t N = labels.size(0), M = N == 0 ? 1 : embeddings.size(0) / N;
+  if (M == 1 || !fits_small(M, M * N, embeddings.size(1))) {
+    return contrastive_forward(kOverPairs, {embeddings}, repeated(labels, M), by_modality(present),
+                               temperature, want_grad);
+  }
+  std::vector<Tensor> parts;
+  const Tensor rows = contiguous_as(embeddings, embeddings.scalar_type());
+  for (int64_t m = 0; m < M; ++m) parts.push_back(rows_of(rows, m * N, N));
+  return contrastive_forward(kOverPairs, parts, labels, present, temperature, want_grad);
 }
 
 Tensor contrastive_bwd(const Tensor& grad,       // []
@@ -147,7 +161,7 @@ std::tuple<Tensor, Tensor> contrastive_forward(bool over_pairs,
     clear(value, stream);
     return {value, empty_beside(first, {0, want_grad ? D : 0}, ScalarType::Float)};
   }
-  const auto forward = fits_small(embeddings) ? small_forward : striped_forward;
+  const auto forward = fits_small(M, L, D) ? small_forward : striped_forward;
   const auto results =
       forward(over_pairs, embeddings, labels, present, temperature, want_grad, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
