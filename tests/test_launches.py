@@ -27,8 +27,8 @@ TRITON = {
     "reconstruction_loss": {"small": (5, 5, 2), "large": (5, 5, 2)},
 }
 CUDA = {
-    "mcr_loss": {"small": (22, 23, 10), "large": (32, 34, 12)},  # to be 10 in a small step
-    "permuted_divergence": {"small": (6, 7, 3), "large": (7, 9, 3)},  # 4 in a small step
+    "mcr_loss": {"small": (7, 7, 1), "large": (17, 19, 5)},
+    "permuted_divergence": {"small": (4, 4, 2), "large": (7, 9, 2)},  # 2 are of the loss
     "row_divergence": {"small": (10, 11, 3), "large": (10, 11, 3)},
     # of a small step 3 are the op's own; the other joins the modalities
     "nt_xent": {"small": (3, 3, 1), "large": (11, 15, 1), "panels": (263, 583, 1)},  # 16 set-up

@@ -88,6 +88,7 @@ def pairs(draw, on: Backend) -> dict:
         "knobs": draw(
             knobs(
                 on,
+                kSmallRows=(0,),  # no batch is small
                 kLeastElements=(0, 0, 1 << 40),  # far pairs first, or never
                 kBusyThreads=(1, 256, 2048),  # one to many parts
                 kMaxPairBytes=(1, 1 << 14),  # chunks of one permutation, or of some
@@ -124,7 +125,8 @@ def masked_pairs(draw, on: Backend) -> dict:
     scheme, own = draw(st.sampled_from((("cyclic", False), ("table", False), ("table", True))))
     x = make_batch(2, 9, draw(st.sampled_from((5, 13, 51))), scheme, own=own, seed=5)
     x = masks.masked_batch(draw(st.sampled_from(masks.CARRIERS)), draw(MASKS), x)
-    taken = knobs(on, kLeastElements=(0,), kBusyThreads=(1, 256), kMaxPairBytes=(1,))
+    sizes = {"kSmallRows": (0,), "kLeastElements": (0,), "kMaxPairBytes": (1,)}
+    taken = knobs(on, kBusyThreads=(1, 256), **sizes)
     return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
 
 

@@ -1,4 +1,4 @@
-"""The regularizer's op on Triton: what the terms one by one give in float64."""
+"""The regularizer's op on the GPU backends: what the terms one by one give in float64."""
 
 import copy
 from unittest import mock
@@ -13,7 +13,10 @@ import mcr_fast
 from mcr_fast.kernels import config
 from mcr_fast.ops.regularizer import regularizer
 
-pytestmark = pytest.mark.process("interpreted")
+BACKENDS = [
+    pytest.param("triton", marks=pytest.mark.process("interpreted"), id="triton"),
+    pytest.param("cpu", marks=pytest.mark.process("emulated"), id="cuda"),  # what stands in for it
+]
 D, C = 5, 3
 CASES = [
     *((rows, 2, {}, False) for rows in (4, 0, 1, 2)),
@@ -22,20 +25,31 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=sample(["small", "large"], 2))
-def contrastive_batch(request, monkeypatch):
-    """As which the rows of the contrastive loss count."""
-    if request.param == "large":
-        monkeypatch.setattr(config, "SMALL_CONTRASTIVE", (0, 0))
-
-
-@pytest.mark.usefixtures("contrastive_batch")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("rows", "modalities", "options", "masked"), sample(CASES, 5))
-def test_is_the_terms_one_by_one(rows, modalities, options, masked):
+def test_is_the_terms_one_by_one(backend, rows, modalities, options, masked):
+    hold(backend, rows, modalities, options, masked)
+
+
+@pytest.mark.process("interpreted")
+@pytest.mark.parametrize(("rows", "modalities", "options", "masked"), sample(CASES, 2))
+def test_a_large_contrastive_batch(rows, modalities, options, masked, monkeypatch):
+    monkeypatch.setattr(config, "SMALL_CONTRASTIVE", (0, 0))
+    hold("triton", rows, modalities, options, masked)
+
+
+@pytest.mark.process("emulated")
+@pytest.mark.parametrize(("rows", "modalities", "options", "masked"), CASES)
+def test_a_librarys_products(rows, modalities, options, masked, monkeypatch):
+    monkeypatch.setenv("MCR_EMULATED_kMaxOwnProduct", "-1")
+    hold("cpu", rows, modalities, options, masked)
+
+
+def hold(backend, rows, modalities, options, masked):
     torch.manual_seed(rows)
     latents = [torch.randn(rows, D, requires_grad=True) for _ in range(modalities)]
     fusion, labels = nn.Linear(modalities * D, C, bias=not masked), torch.arange(rows) % 2
-    mcr = mcr_fast.MCRLoss([D] * modalities, C, num_permutations=2, backend="triton", **options)
+    mcr = mcr_fast.MCRLoss([D] * modalities, C, num_permutations=2, backend=backend, **options)
     present = torch.rand(rows, modalities) < 0.8 if masked else None
     donors = mcr_fast.sample_permutations(2, rows, scheme="uniform")
     given = {"present": present, "permutations": donors if rows > 1 else None}
