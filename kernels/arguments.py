@@ -101,7 +101,8 @@ def check_rows(
     modalities = rows // max(of_one, 1)
     check("labels", labels, embeddings, CODES, of_one if modalities * of_one == rows else rows)
     in_columns = present is not None and present.ndim == 2
-    check("present", present, embeddings, MARKS, *((of_one, modalities) if in_columns else (rows,)))
+    columns = modalities if rows else None
+    check("present", present, embeddings, MARKS, *((of_one, columns) if in_columns else (rows,)))
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 

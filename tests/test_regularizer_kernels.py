@@ -20,6 +20,7 @@ BACKENDS = [
 D, C = 5, 3
 CASES = [
     *((rows, 2, {}, False) for rows in (4, 0, 1, 2)),
+    (0, 3, {}, True),
     (4, 3, {"strategy": "independent", "contrastive": "sup_con", "exclude": "self"}, True),
     (7, 2, {"clean_path": "routed", "contrastive_weight": 0.3, "ceb_weight": 0.5}, False),
 ]
@@ -78,12 +79,13 @@ def hold(backend, rows, modalities, options, masked):
             torch.testing.assert_close(ours, expected.to(ours), rtol=1e-3, atol=1e-5)
 
 
-def test_only_what_is_wanted_gets_a_gradient():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_is_wanted_gets_a_gradient(backend):
     """The product of all latents' gradients is for when all are wanted."""
     torch.manual_seed(0)
     latents = [torch.randn(4, D, requires_grad=True) for _ in range(2)]
     fusion = nn.Linear(2 * D, C)
-    mcr = mcr_fast.MCRLoss([D] * 2, C, num_permutations="all", backend="triton")
+    mcr = mcr_fast.MCRLoss([D] * 2, C, num_permutations="all", backend=backend)
     leaves = [*latents, *fusion.parameters()]
     everything = torch.autograd.grad(mcr(latents, None, fusion=fusion).loss, leaves)
     for left_out in (0, 2):

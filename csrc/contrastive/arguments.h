@@ -12,9 +12,10 @@ inline void check_rows(const Tensor& embeddings, const Tensor& labels,
   const Arguments arguments("the contrastive losses", embeddings);
   arguments.check("embeddings", embeddings, Holds::kFloats, {kAnySize, kAnySize});
   const int64_t L = embeddings.size(0), N = labels.dim() == 1 ? labels.size(0) : 0;
-  if (N > 0 && N < L && L % N == 0) {
+  const bool none = L == 0 && N == 0 && present && present->dim() == 2;  // M is not known then
+  if (none || (N > 0 && N < L && L % N == 0)) {
     arguments.check("labels", labels, Holds::kIndices, {N});
-    arguments.check("present", present, Holds::kMarks, {N, L / N});
+    arguments.check("present", present, Holds::kMarks, {N, none ? kAnySize : L / N});
   } else {
     arguments.check("labels", labels, Holds::kIndices, {L});
     arguments.check("present", present, Holds::kMarks, {L});
