@@ -37,6 +37,7 @@ KNOBS = (
     "kMaxPairBytes",  # of a chunk of permutations
     *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
     "kWarpRows",  # columns of similarities up to which a row is a warp's
+    "kFewRows",  # perturbed rows of row_divergence up to which none are sorted
     "kRun",  # columns of similarities whose sum is rounded as one number
     "kMaxBlocks",  # of reconstruction_loss: more rows come in the same threads' next round
 )

@@ -7,7 +7,7 @@ import pytest
 
 
 def every_other_size(*sizes: int) -> bool:
-    """In place of `config.is_small`: nothing that is interpreted is large."""
+    """In place of `config.is_small` and `is_few`: nothing that is interpreted is large."""
     return sum(sizes) % 2 == 0
 
 
@@ -29,6 +29,7 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
         for name, tile in blocks.items():
             patch.setitem(TABLE, name, (Config(1, tile, 4),))
         patch.setattr(config, "is_small", every_other_size)
+        patch.setattr(config, "is_few", every_other_size)
         patch.setattr(exp_sums, "_BAND_TILES", 1)
         patch.setattr(panels, "_PANEL_BYTES", 0)
         patch.setattr(panels, "_PANEL_ROWS", (64, 64))
