@@ -34,6 +34,7 @@ from mcr_fast.kernels.divergence import (
 )
 from mcr_fast.kernels.math import LOG2E
 from mcr_fast.kernels.scale import scale_or_take
+from mcr_fast.kernels.search import first_of
 from mcr_fast.kernels.sums import add_up, store_sums
 
 # Nearer rows lose no more digits than their logits have.
@@ -84,24 +85,15 @@ def _find_starts(
     i,  # [BLOCK_R]
     num_perturbed,
     num_clean,
-    STEPS: tl.constexpr,  # that halve R to nothing
+    steps,
 ):
     """Where the perturbed rows of clean rows i begin and end; the ends take those of no clean row.
 
     So no perturbed row is left out, and its clean row's gradient is NaN.
     """
-    low, next_low = i * 0, i * 0
-    high, next_high = low + num_perturbed, low + num_perturbed
-    for _ in range(STEPS):
-        middle, next_middle = (low + high) // 2, (next_low + next_high) // 2
-        below = tl.load(sorted_ptr + middle, mask=low < high, other=num_clean) < i
-        low, high = tl.where(below, middle + 1, low), tl.where(below, high, middle)
-        inside = next_low < next_high
-        below = tl.load(sorted_ptr + next_middle, mask=inside, other=num_clean) <= i
-        next_low = tl.where(below, next_middle + 1, next_low)
-        next_high = tl.where(below, next_high, next_middle)
-    start = tl.where(i == 0, 0, low)
-    stop = tl.where(i == num_clean - 1, num_perturbed, next_low)
+    start = tl.where(i == 0, 0, first_of(sorted_ptr, i, num_perturbed, steps, False))
+    stop = first_of(sorted_ptr, i, num_perturbed, steps, True)
+    stop = tl.where(i == num_clean - 1, num_perturbed, stop)
     return start, tl.where(i < num_clean, stop - start, 0)
 
 
@@ -156,12 +148,12 @@ def _row_divergence_fwd_kernel(
     num_perturbed,
     num_clean,
     num_classes,
+    steps,  # that halve R to nothing
     share,
     KIND: tl.constexpr,
     GRAD: tl.constexpr,
     ALONE: tl.constexpr,  # there is one program
     MEAN: tl.constexpr,
-    STEPS: tl.constexpr,
     PRECISE: tl.constexpr,
     ALIGN: tl.constexpr,  # a divisor of the number of classes
     BLOCK_R: tl.constexpr,
@@ -180,7 +172,7 @@ def _row_divergence_fwd_kernel(
     else:
         inside = i < num_clean
         if sorted_ptr is not None:
-            start, count = _find_starts(sorted_ptr, i, num_perturbed, num_clean, STEPS)
+            start, count = _find_starts(sorted_ptr, i, num_perturbed, num_clean, steps)
         else:
             start, count = _collect(rows_ptr, order_ptr, block, num_perturbed, num_clean, BLOCK_S)
     known = inside & (i >= 0) & (i < num_clean)
@@ -297,12 +289,12 @@ def row_divergence_fwd(
         num_perturbed=num_perturbed,
         num_clean=num_clean,
         num_classes=num_classes,
+        steps=num_perturbed.bit_length(),
         share=NATS[divergence] / (1 if divergence in OF_SOFTMAX else num_classes),
         KIND=kind,
         GRAD=want_grad,
         ALONE=programs == 1,
         MEAN=mean,
-        STEPS=num_perturbed.bit_length() if ordered is not None else 0,
         PRECISE=config.PRECISE,
         ALIGN=config.alignment(num_classes),
         BLOCK_S=config.rows_at_once(chosen),

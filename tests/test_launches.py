@@ -20,8 +20,8 @@ TRITON = {
     # of a small step 3 are the op's own; the others are the sum and the sign of the loss
     "permuted_divergence": {"small": (4, 4, 2), "large": (8, 10, 2)},
     "row_divergence": {"small": (2, 1, 1), "large": (2, 3, 1)},
-    "nt_xent": {"small": (46, 61, 1), "large": (46, 61, 1), "panels": (52, 191, 1)},  # 4, 16 set-up
-    "sup_con": {"small": (52, 68, 1), "large": (52, 68, 1)},  # 4 in a small step
+    "nt_xent": {"small": (8, 12, 1), "large": (8, 12, 1), "panels": (14, 142, 1)},  # 4 in a small step
+    "sup_con": {"small": (8, 12, 1), "large": (8, 12, 1)},  # 4 in a small step
     "reconstruction_loss": {"small": (5, 5, 2), "large": (5, 5, 2)},
 }
 CUDA = {

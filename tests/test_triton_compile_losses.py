@@ -14,20 +14,24 @@ from tiers import sample
 
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
-from mcr_fast.kernels.config import TABLE
-from mcr_fast.kernels.contrastive import exp_sums, panels, rows
+from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.kernels.contrastive import exp_sums, finish, order, panels, rows
 
 TYPES = {
     "enter_ptr": "*i32",
     "begin_ptr": "*i32",
     "end_ptr": "*i32",
     "order_ptr": "*i64",
+    "codes_ptr": "*i64",
+    "from_ptr": "*i64",
+    "sorted_codes_ptr": "*i64",
+    "present_ptr": "*i8",
     "num_present_ptr": "*i64",
     "sum_ptr": "*fp64",
     "loss_ptr": "*fp64",
     "c_ptr": "*fp64",
     "scale": "fp32",
-    "no_max": "fp32",
+    "temperature": "fp32",
     "factor": "fp32",
 }
 INPUTS = (
@@ -121,7 +125,9 @@ def test_tiles_fit_into_each_other():
 def test_rows_and_sums(target):
     for config in TABLE["rows"]:
         for dtype, top_exponent in (("fp32", 0), ("fp16", 14)):
-            build(rows._scale_rows_kernel, dtype, config, target, TOP_EXPONENT=top_exponent)
+            options = {"ALL_PRESENT": top_exponent == 0, "PAST_CLASS": top_exponent > 0}
+            options["TOP_EXPONENT"] = top_exponent
+            build(rows._scale_rows_kernel, dtype, config, target, **options)
             build(rows._project_rows_kernel, dtype, config, target)
     tile = TABLE["similarity_16"][-1].blocks
     for config in TABLE["partial_sums"]:
@@ -135,6 +141,16 @@ def test_rows_and_sums(target):
                 BLOCK_M=tile["BLOCK_M"],
                 BLOCK_N=tile["BLOCK_N"],
             )
+
+
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
+def test_single_programs(target):
+    blocks = Config(0, {"BLOCK": order.BLOCK}, num_warps=8)
+    build(order._absent_last_kernel, "fp32", blocks, target)
+    blocks = Config(0, {"BLOCK": finish.BLOCK}, num_warps=8)
+    for over_pairs, given in ((True, {}), (False, {"c_ptr": None}), (True, {"weight_ptr": None})):
+        given |= {"OVER_PAIRS": over_pairs, "HALF": over_pairs}
+        build(finish._finish_kernel, "fp32", blocks, target, **given)
 
 
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
@@ -160,4 +176,4 @@ def test_launchers_read_nothing_back(monkeypatch):
             getattr(module, f"{name}_bwd")(loss, grad, torch.float16)
     loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
     reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
-    assert len(set(launched)) == 11
+    assert len(set(launched)) == 13
