@@ -10,12 +10,11 @@ BLOCK = 4096  # numbers read at once
 @triton.jit
 def store_sums(total, weight, total_ptr, weight_ptr, MEAN: tl.constexpr):
     """Two float64 sums in float32; with MEAN the first over the second, 0 where that is 0."""
-    weight = weight.to(tl.float32)
     if MEAN:
-        mean = total.to(tl.float32).to(tl.float64) / weight.to(tl.float64)
-        total = tl.where(weight == 0.0, 0.0, mean)
+        total = tl.where(weight.to(tl.float32) == 0.0, 0.0, total / weight)
     tl.store(total_ptr, total.to(tl.float32))
-    tl.store(weight_ptr, weight)
+    if weight_ptr is not None:
+        tl.store(weight_ptr, weight.to(tl.float32))
 
 
 @triton.jit
@@ -23,7 +22,7 @@ def _add_up_kernel(
     values_ptr,  # [size]
     weights_ptr,  # [size] or None
     total_ptr,  # []
-    weight_ptr,  # []
+    weight_ptr,  # [] or None
     size,
     count,
     MEAN: tl.constexpr,
@@ -47,7 +46,7 @@ def add_up(
     weights: Tensor | None,  # [size] float32
     count: int,
     total: Tensor,  # [] float32 to fill
-    weight: Tensor,  # [] float32 to fill
+    weight: Tensor | None,  # [] float32 to fill
     mean: bool,
 ) -> None:
     """Sums of the values and of the weights, `count` if there are none; or the weighted mean."""
@@ -59,6 +58,6 @@ def add_up(
         size=len(values),
         count=count,
         MEAN=mean,
-        BLOCK=min(BLOCK, triton.next_power_of_2(len(values))),
+        BLOCK=min(BLOCK, triton.next_power_of_2(max(len(values), 1))),
         num_warps=8,
     )

@@ -38,10 +38,9 @@ INPUTS = (
     "scaled_ptr",
     "h_ptr",
     "x_ptr",
-    "latents_ptr",
     "reconstruction_ptr",
-    "grad_latents_ptr",
     "grad_reconstruction_ptr",
+    *(f"{name}{m}_ptr" for name in ("z", "grad_z") for m in range(4)),
 )
 # what is a multiple of 16 in every launch; the frame of whole tiles sees to it
 ALIGNED = ("first_row", "band_rows", "padded_rows", "padded_width")
@@ -157,8 +156,14 @@ def test_single_programs(target):
 def test_reconstruction_loss(target):
     for config in TABLE["reconstruction_loss"]:
         for dtype in ("fp32", "bf16"):
-            build(reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target)
-            build(reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target)
+            two = {f"{name}{m}_ptr": None for name in ("z", "grad_z") for m in (2, 3)}
+            for given in ({}, two):
+                build(
+                    reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target, **given
+                )
+                build(
+                    reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target, **given
+                )
 
 
 def test_launchers_read_nothing_back(monkeypatch):
@@ -176,4 +181,4 @@ def test_launchers_read_nothing_back(monkeypatch):
             getattr(module, f"{name}_bwd")(loss, grad, torch.float16)
     loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
     reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
-    assert len(set(launched)) == 13
+    assert len(set(launched)) == 14

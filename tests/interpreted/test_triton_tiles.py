@@ -27,7 +27,7 @@ def test_the_tiles_of_the_table(op, dtype):
     checks.bound(Embeddings(op, *make_rows(70, 37, 6, dtype)), TRITON)
 
 
-@pytest.mark.parametrize("widths", [(16,), (100, 3), (1100, 200)])
+@pytest.mark.parametrize("widths", [(16,), (100, 3), (1100, 200), (1, 7, 20, 1, 30, 2)])
 def test_the_tiles_of_a_reconstruction(widths):
     g = torch.Generator().manual_seed(0)
     *latents, h = (torch.randn(9, d, generator=g).bfloat16() for d in (*widths, sum(widths)))

@@ -154,7 +154,7 @@ def test_contrastive(module, rows, dtype, temperature, compiled):
     loss, grad = getattr(module, f"{name}_fwd")(x, labels, present, temperature, True)
     assert loss.shape == ()
     assert grad.shape == x.shape
-    assert len({kernel.metadata.name for kernel in compiled}) == 7
+    assert len({kernel.metadata.name for kernel in compiled}) == 9
     assert getattr(module, f"{name}_bwd")(loss, grad, dtype).dtype == dtype
 
 
@@ -163,7 +163,7 @@ def test_reconstruction_loss(compiled):
     assert reconstruction_loss.reconstruction_loss_fwd(latents, h).shape == ()
     grads, grad_h = reconstruction_loss.reconstruction_loss_bwd(torch.ones(()), latents, h)
     assert [g.shape for g in (*grads, grad_h)] == [z.shape for z in (*latents, h)]
-    assert len(compiled) == 4
+    assert len(compiled) == 3
 
 
 GRADS = list(product((None, torch.ones(())), repeat=3))
