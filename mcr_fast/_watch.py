@@ -56,7 +56,7 @@ class ImportanceWatch:
             self._low[m] = self._low[m] + 1 if share < LEAST else 0  # NaN is not less
             if self._low[m] >= PATIENCE and not self.warned:
                 self.warned = True
-                warnings.warn(_text(m, len(self._low)), UserWarning, stacklevel=7)
+                warnings.warn(_text(m, len(self._low)), UserWarning, stacklevel=8)
 
 
 def _text(modality: int, num_modalities: int) -> str:

@@ -262,6 +262,8 @@ def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None
     more (a step of spectral norm).
     """
     part = _adding_part(fusion)
+    if part is None:
+        _refuse_earlier_import(fusion)
     if isinstance(part, _LinearFusion):
         return part.columns()
     return linear_columns(part, latent_dims) if isinstance(part, nn.Linear) else part
@@ -278,21 +280,36 @@ def adds_up_to_logits(fusion: object) -> bool:
     return part is not None and (weight is None or plain_values(weight))
 
 
+def unread_layer(fusion: object, latent_dims: tuple[int, ...]) -> nn.Linear | None:
+    """The linear layer that a fusion is, if reading its weight is no more than that."""
+    if isinstance(fusion, _LinearFusion):
+        if fusion.head is not None or not adds_up(fusion) or has_hooks(fusion):
+            return None
+        if fusion.latent_dims != latent_dims:
+            return None
+        fusion = fusion.linear
+    if type(fusion) is not nn.Linear or not plain_linear(fusion):
+        return None
+    computed = fusion._forward_pre_hooks or "weight" not in fusion._parameters
+    return None if computed else fusion
+
+
 def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:
     """What adds up in a fusion: compiled and data-parallel wrappers compute what they wrap."""
     while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):
         fusion = wrapped(fusion)
     if isinstance(fusion, AdditiveFusion):
         return fusion if adds_up(fusion) and not has_hooks(fusion) else None
-    if plain_linear(fusion):
-        return fusion
-    # run as any other callable its projections would be shared ones, with other gradients
+    return fusion if plain_linear(fusion) else None
+
+
+def _refuse_earlier_import(fusion: object) -> None:
+    """Run as any other callable its projections would be shared ones, with other gradients."""
     if any((kind.__module__, kind.__name__) == _OURS for kind in type(fusion).__mro__):
         raise TypeError(
             "fusion is an AdditiveFusion of an earlier import of mcr_fast, which this one does not "
             "know; make it anew from its layers, or use the MCRLoss of that import"
         )
-    return None
 
 
 _OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)

@@ -1,7 +1,7 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,9 @@ from mcr_fast.mipd.draw import draw_donors
 from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
 from mcr_fast.mipd.evaluate import evaluate_at_once, seen_as
 from mcr_fast.mipd.evaluate import runs as runs_fusion
+from mcr_fast.mipd.known import KnownForms, form_of
 from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
-from mcr_fast.ops.regularizer import Terms
+from mcr_fast.ops.regularizer import Terms, regularizer
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import SCHEMES, CyclicPermutations, Scheme
 
@@ -194,6 +195,7 @@ class MCRLoss(nn.Module):
         self._subsets = checks.subset_bits(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
+        self._known = KnownForms()
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script("MCRLoss")
@@ -235,11 +237,56 @@ class MCRLoss(nn.Module):
             sample_weight: weight of each row in L_MIPD.
             generator: source of randomness.
         """
-        given = (latents, labels, fusion, logits, permutations, embeddings, present, sample_weight)
-        compiling = torch.compiler.is_compiling() and self.mipd_weight != 0
-        if compiling and runs_fusion(fusion, self.perturbation):
-            return _uncompiled_step(self, *given, generator)
-        return self._step(*given, generator)
+        self._check_weights()
+        given = (logits, permutations, embeddings, present, sample_weight)
+        if torch.compiler.is_compiling():
+            runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
+            step = _uncompiled_step if runs else MCRLoss._step
+            return step(self, latents, labels, fusion, *given, generator, None)
+        form = None
+        if not any(x is not None for x in given):
+            found = form_of(latents, labels, fusion, self.latent_dims, *self._options())
+            if found is not None:
+                layer, form = found
+                backend = self._known.backend(form)
+                if backend is not None:
+                    return self._known_step(list(latents), labels, layer, generator, backend)
+        return self._step(latents, labels, fusion, *given, generator, form)
+
+    def _options(self) -> tuple[Any, ...]:
+        """What the checks of a step look at, beside its tensors."""
+        terms = (self.mipd_weight != 0, self.contrastive_weight != 0, self.ceb_weight != 0)
+        how = (self.divergence, self.strategy, self.clean_path, self.exclude, self.perturbation)
+        others = (self.contrastive, type(self.temperature), self.temperature, self.backend)
+        return (*terms, *how, *others, self.num_classes, self._subsets)
+
+    def _known_step(
+        self,
+        latents: list[Tensor],
+        labels: Tensor | None,
+        layer: nn.Linear,
+        generator: torch.Generator | None,
+        backend: str,
+    ) -> MCROutput:
+        """A step of a form that `_step` took in one op of this backend."""
+        order, donors = self._donors(latents, generator)
+        options = (self._subsets, self.strategy, self.clean_path, self.divergence)
+        if labels is None:
+            labels = torch.arange(len(latents[0]), device=layer.weight.device)
+        elif labels.dtype is not torch.int64:
+            labels = labels.to(torch.int64)
+        codes = labels if self.exclude == "same_label" else None
+        terms = regularizer(
+            latents,
+            layer.weight,
+            layer.bias,
+            (order, donors, codes, None, None, *options, self.exclude or "none"),
+            labels,
+            *self._of_contrastive(),
+            backend=backend,
+        )
+        checks.no_infinite_logits("what the fusion gives", terms.logits)
+        return self._output(terms, terms.loss.new_zeros(()))
 
     def _step(
         self,
@@ -252,8 +299,8 @@ class MCRLoss(nn.Module):
         present: Tensor | None,
         sample_weight: Tensor | None,
         generator: torch.Generator | None,
+        form: tuple[Any, ...] | None,  # to be known from now on, if one op takes the step
     ) -> MCROutput:
-        self._check_weights()
         parts, codes = checks.batch(
             (latents, fusion, logits, embeddings, labels, present, sample_weight),
             self.latent_dims,
@@ -264,33 +311,23 @@ class MCRLoss(nn.Module):
         )
         given = (logits, permutations, present, sample_weight, generator)
         request = self._request(parts, codes, fusion, *given)
-        ceb = zero = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
-        plain = embeddings is None and pooled[0] is parts[0]
         additive = seen_as(request) if self.mipd_weight != 0 else None
-        terms = self._at_once(request, additive, labels) if plain else None
+        terms = None
+        if embeddings is None and pooled[0] is parts[0]:
+            terms = self._at_once(request, additive, labels, form)
         if terms is None:
-            mipd, divergences, logits = self._mipd(request, additive)
-            contrastive, importance = zero, importance_of(divergences, len(parts))
-        else:
-            loss, mipd, contrastive, logits, divergences, importance = terms
-        checks.no_infinite_logits("what the fusion gives", logits)
-        if terms is None and self.contrastive_weight != 0:
-            contrastive = contrastive_loss(
-                self.contrastive,
-                pooled if embeddings is None else embeddings,
-                labels,
-                self.temperature,
-                present,
-                self.backend,
-                name="latents" if embeddings is None else "embeddings",
-            )
+            named = ("latents", pooled) if embeddings is None else ("embeddings", embeddings)
+            terms = self._one_by_one(request, additive, labels, *named)
+        checks.no_infinite_logits("what the fusion gives", terms.logits)
+        ceb = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         if self.ceb_weight != 0:
-            ceb = self._ceb(pooled, labels, logits, present)
-        if terms is None:
-            loss = self._weighted((contrastive, ceb, mipd), zero)
-        elif self.ceb_weight != 0:
-            loss = torch.add(loss, ceb, alpha=self.ceb_weight)
+            ceb = self._ceb(pooled, labels, terms.logits, present)
+            terms = terms._replace(loss=torch.add(terms.loss, ceb, alpha=self.ceb_weight))
+        return self._output(terms, ceb)
+
+    def _output(self, terms: Terms, ceb: Tensor) -> MCROutput:
+        loss, mipd, contrastive, logits, divergences, importance = terms
         if self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
@@ -311,8 +348,7 @@ class MCRLoss(nn.Module):
         if permutations is not None:
             order, donors = checks.given_donors(permutations, self.perturbation, latents)
         elif self.mipd_weight != 0:
-            how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
-            order, donors = draw_donors(latents, self._subsets, *how, generator)
+            order, donors = self._donors(latents, generator)
         return Request(
             latents=latents,
             fusion=fusion,
@@ -328,32 +364,67 @@ class MCRLoss(nn.Module):
             **{name: getattr(self, name) for name in ASKED_AS_SET},
         )
 
+    def _donors(
+        self, latents: list[Tensor], generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
+        return draw_donors(latents, self._subsets, *how, generator)
+
     def _at_once(
-        self, request: Request, additive: Additive | None, labels: Tensor | None
+        self,
+        request: Request,
+        additive: Additive | None,
+        labels: Tensor | None,
+        form: tuple[Any, ...] | None,
     ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
         if self.mipd_weight == 0 or self.contrastive_weight == 0:
             return None
-        rows, device = request.num_rows, request.latents[0].device
+        rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
             classes = torch.arange(rows, device=device)
         else:
             classes = label_codes(labels, rows, device)
-        temperature = checks.positive("temperature", self.temperature)
-        weights = self.mipd_weight, self.contrastive_weight
-        return evaluate_at_once(request, additive, classes, self.contrastive, temperature, *weights)
+        made = evaluate_at_once(request, additive, classes, *self._of_contrastive())
+        if made is None:
+            return None
+        terms, backend = made
+        if form is not None and self.ceb_weight == 0:
+            self._known.add(form, backend)
+        return terms
 
-    def _mipd(
-        self, request: Request, additive: Additive | None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # [], [S], [N, C]
-        """L_MIPD, the divergences and the clean logits."""
+    def _of_contrastive(self) -> tuple[str, float, float, float]:
+        """What the op of all terms takes after the classes."""
+        temperature = checks.positive("temperature", self.temperature)
+        return self.contrastive, temperature, self.mipd_weight, self.contrastive_weight
+
+    def _one_by_one(
+        self,
+        request: Request,
+        additive: Additive | None,
+        labels: Tensor | None,
+        name: str,
+        contrasted: Sequence[Tensor],
+    ) -> Terms:
+        """All terms but L_CEB; those of no weight are 0."""
+        latents, logits = request.latents, request.logits
+        mipd = contrastive = loss = latents[0].new_zeros(
+            (), dtype=accumulation_dtype(latents[0].dtype)
+        )
+        divergences = loss.new_zeros(len(self._subsets))
         if self.mipd_weight != 0:
-            return evaluate_mipd(request, additive)
-        latents, given = request.latents, request.logits
-        zero = latents[0].new_zeros((), dtype=accumulation_dtype(latents[0].dtype))
-        if given is None:
-            given = call_fusion(request.fusion, latents, self.num_classes)
-        return zero, zero.new_zeros(len(self._subsets)), given
+            mipd, divergences, logits = evaluate_mipd(request, additive)
+        elif logits is None:
+            logits = call_fusion(request.fusion, latents, self.num_classes)
+        if self.contrastive_weight != 0:
+            how = (labels, self.temperature, request.present, self.backend)
+            contrastive = contrastive_loss(self.contrastive, contrasted, *how, name=name)
+            weight = self.contrastive_weight
+            loss = contrastive if weight == 1 else weight * contrastive
+        if self.mipd_weight != 0:
+            loss = torch.add(loss, mipd, alpha=self.mipd_weight)
+        importance = importance_of(divergences, len(latents))
+        return Terms(loss, mipd, contrastive, logits, divergences, importance)
 
     def _ceb(
         self, latents: list[Tensor], labels: Tensor | None, logits: Tensor, present: Tensor | None
@@ -363,16 +434,6 @@ class MCRLoss(nn.Module):
         if self.ceb_head is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims, latents[0])
         return evaluate_ceb(self.ceb_head, latents, seen, self.num_classes, present, self.backend)
-
-    def _weighted(self, terms: tuple[Tensor, Tensor, Tensor], zero: Tensor) -> Tensor:
-        """The weighted sum of L_Con, L_CEB and L_MIPD in as few nodes of the graph as it takes."""
-        weights, loss = (self.contrastive_weight, self.ceb_weight, self.mipd_weight), zero
-        for weight, term in zip(weights, terms, strict=True):
-            if weight != 0 and loss is zero:
-                loss = term if weight == 1 else weight * term
-            elif weight != 0:
-                loss = torch.add(loss, term, alpha=weight)
-        return loss
 
     def _check_weights(self) -> None:
         """They may be set between steps, from any library's numbers."""

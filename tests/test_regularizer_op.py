@@ -1,6 +1,7 @@
 """The op that makes all terms of `MCRLoss` with a linear fusion: as the terms one by one."""
 
 import itertools
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import mcr_fast
+from mcr_fast.mipd.known import KnownForms
 from mcr_fast.ops.regularizer import regularizer
 
 pytestmark = needs_library
@@ -58,13 +60,14 @@ class Step:
         """The step; and whether it was one op."""
         torch.manual_seed(5)
         given = {"present": self.present, "sample_weight": self.sample_weight}
-        none = mock.patch.object(mcr_fast.MCRLoss, "_at_once", return_value=None)
-        with mock.patch("mcr_fast.mipd.evaluate.regularizer", side_effect=regularizer) as op:
-            if at_once:
-                out = self.mcr(self.latents, self.labels, fusion=self.fusion, **given)
-            else:
-                with none:
-                    out = self.mcr(self.latents, self.labels, fusion=self.fusion, **given)
+        without = mock.patch.multiple(self.mcr, _at_once=lambda *_: None, _known=KnownForms())
+        op = mock.Mock(side_effect=regularizer)
+        with (
+            nullcontext() if at_once else without,
+            mock.patch("mcr_fast.mipd.evaluate.regularizer", op),
+            mock.patch("mcr_fast.modules.regularizer", op),
+        ):
+            out = self.mcr(self.latents, self.labels, fusion=self.fusion, **given)
         assert op.called == at_once
         return out
 
@@ -196,3 +199,26 @@ def test_other_steps_are_made_of_several_ops(name):
     with mock.patch("mcr_fast.mipd.evaluate.regularizer", side_effect=regularizer) as op:
         step.mcr(step.latents, step.labels, fusion=step.fusion, **given)
     assert not op.called
+
+
+@pytest.mark.parametrize("options", [{}, {"ceb_weight": 0.5, "ceb_source": "labels"}])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sixteen_bits(dtype, autocast, options):
+    """The op computes in float32, the logits and the gradients have the dtypes of a call."""
+    step = Step(dtype=dtype, **options)
+    if autocast:
+        step.fusion.float()
+        step.mcr.float()
+    results = []
+    for at_once in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = step.run(at_once)
+        called = torch.bfloat16 if autocast else dtype
+        assert out.logits.dtype == called
+        assert out.loss.dtype == torch.float32
+        loss = out.loss + task(out.logits.float())
+        results.append([*out, *torch.autograd.grad(loss, step.leaves())])
+    for ours, expected in zip(*results, strict=True):
+        eps = torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(ours, expected, rtol=8 * eps, atol=8 * eps)

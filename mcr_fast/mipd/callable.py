@@ -21,11 +21,11 @@ class CallableSource:
     """Any fusion, a function of the list of latents."""
 
     def __init__(self, request: Request):
-        self.fusion, self.permutes = _as_function(request.fusion), request.permutes
+        self.fusion, self.permutes = _as_function(request.fusion), request.permutes()
         self.owners = _Owners(request.fusion, request.latent_dims)
         self.noise: list[Tensor] = []
         if request.perturbation == "noise":
-            self.noise = draw_noise(request.latents, request.num_draws, request.generator)
+            self.noise = draw_noise(request.latents, request.num_draws(), request.generator)
         self.players: Sequence[Tensor] = request.latents
         self.row_elements = sum(z[:1].numel() for z in request.latents)
 

@@ -64,7 +64,7 @@ def draw_noise(
 
 def replaced_latents(request: Request) -> list[Tensor]:  # M tensors [K, N, ...]
     """Zeros, or the latents with noise."""
-    count, latents = request.num_draws, request.latents
+    count, latents = request.num_draws(), request.latents
     if request.perturbation == "zero":
         return [torch.zeros_like(z)[None].expand(count, *z.shape) for z in latents]
     noise = draw_noise(latents, count, request.generator)

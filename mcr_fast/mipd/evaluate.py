@@ -45,7 +45,7 @@ def evaluate(request: Request, additive: Additive | None) -> _Result:  # [], [S]
     """
     if additive is None:
         return _called(request)
-    if additive.head is not None or not request.permutes:
+    if additive.head is not None or not request.permutes():
         return _added(request, additive)
     if isinstance(additive, LinearColumns):
         return _from_latents(request, additive) or _from_contributions(request, additive)
@@ -59,23 +59,30 @@ def runs(fusion: Fusion, perturbation: str) -> bool:
 
 def evaluate_at_once(
     request: Request, columns: Additive | None, classes: Tensor, *others: Any
-) -> Terms | None:
-    """All terms of a linear layer over the latents in one op; None if it does not serve here.
+) -> tuple[Terms, str] | None:
+    """All terms of a linear layer over the latents in one op, and the backend that served.
 
-    `others` are those that the op takes after the classes [N].
+    None if no backend does. `others` are those that the op takes after the classes [N].
     """
-    if request.logits is not None or not request.permutes or is_data_parallel(request.fusion):
+    if request.logits is not None or not request.permutes() or is_data_parallel(request.fusion):
         return None
     if not isinstance(columns, LinearColumns) or columns.head is not None:
         return None
     latents, weight = columns.operands(request.latents)
     if weight.shape[0] != request.num_classes:
         return None  # and the error comes where others see it
-    backend = serves(latents, weight, columns.bias, others[0], request.backend)
-    if backend is None:
-        return None
-    pairs = (*request.pair_tensors(), *request.options().values())
-    return regularizer(latents, weight, columns.bias, pairs, classes, *others, backend=backend)
+    bias, pairs = columns.bias, (*request.pair_tensors(), *request.options().values())
+    if bias is not None and bias.dtype != weight.dtype:
+        bias = bias.to(weight.dtype)
+    with without_autocast(weight.device):
+        backend = serves(latents, weight, others[0], request.backend)
+        if backend is None:
+            return None
+        terms = regularizer(latents, weight, bias, pairs, classes, *others, backend=backend)
+    dtype = columns.called_dtype()
+    if terms.logits.dtype != dtype:
+        terms = terms._replace(logits=terms.logits.to(dtype))
+    return terms, backend
 
 
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
@@ -106,7 +113,7 @@ def _from_contributions(request: Request, additive: Additive) -> _Result:
 
 def _clean_logits(request: Request, additive: Additive, contributions: Tensor) -> Tensor:  # [N, C]
     """The clean logits of an additive fusion, as calling it gives them."""
-    wanted = (request.num_rows, request.num_classes)
+    wanted = (request.num_rows(), request.num_classes)
     if additive.head is None and (request.logits is not None or contributions.shape[1:] != wanted):
         checks.fusion_output(contributions[0], *wanted)
     if request.logits is not None:
@@ -138,7 +145,7 @@ def _called(request: Request) -> _Result:
 
 def _reach(request: Request, additive: Additive | None) -> Reached:
     """What is run anew: a head alone, or the fusion as replaced latents are projected too."""
-    return reach(additive.head if additive is not None and request.permutes else request.fusion)
+    return reach(additive.head if additive is not None and request.permutes() else request.fusion)
 
 
 def _play(

@@ -30,7 +30,7 @@ class HiddenSource:
     ):
         # contributions are computed once, so that donors' rows are what the projections gave;
         # replaced latents are projected anew, and then the clean ones in the same mode
-        replacements = [] if request.permutes else _project_replaced(request, fusion)
+        replacements = [] if request.permutes() else _project_replaced(request, fusion)
         if replacements and changed:
             contributions = fusion.contributions(request.latents)
         self.fusion, self.contributions = fusion, contributions
@@ -41,7 +41,7 @@ class HiddenSource:
         dtype = x.dtype if self.bias is None else torch.promote_types(x.dtype, self.bias.dtype)
         # without a head the sum is the logits, which are not rounded to 16 bits
         self.dtype = accumulation_dtype(dtype) if fusion.head is None else dtype
-        self.fused = request.permutes and _triton_serves(request.backend, x, self.bias)
+        self.fused = request.permutes() and _triton_serves(request.backend, x, self.bias)
         # kernels convert what they read, and compute the head's first activation with it
         self.x = x.contiguous() if self.fused else x.to(accumulation_dtype(x.dtype))
         self.activation, self.rest = (

@@ -22,7 +22,7 @@ class Pairs:
 
     def __init__(self, request: Request):
         self.request = request
-        num_modalities, num_rows = len(request.latents), request.num_rows
+        num_modalities, num_rows = len(request.latents), request.num_rows()
         device = request.latents[0].device
         self.order, donors = request.order, request.donors
         self.valid: Tensor | None = None  # [], 1, or NaN where donors are no permutations

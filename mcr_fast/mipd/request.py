@@ -16,7 +16,10 @@ Fusion = nn.Module | Callable[[list[Tensor]], Tensor]
 
 
 class Request(NamedTuple):
-    """L_MIPD of one batch, checked, its donors drawn."""
+    """L_MIPD of one batch, checked, its donors drawn.
+
+    No properties: a compiler of torch 2.10 does not see those of a named tuple.
+    """
 
     latents: list[Tensor]  # M tensors [N, ..., D_m]
     fusion: Fusion
@@ -39,17 +42,14 @@ class Request(NamedTuple):
     fusion_mode: str
     backend: str | None
 
-    @property
     def num_rows(self) -> int:
         """N."""
         return self.latents[0].shape[0]
 
-    @property
     def permutes(self) -> bool:
         """Whether perturbed latents are donors' rows."""
         return self.perturbation == "permute"
 
-    @property
     def num_draws(self) -> int:
         """K of a perturbation other than the donors' rows, whose table is one of identities."""
         assert self.donors is not None, "drawn"

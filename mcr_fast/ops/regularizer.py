@@ -111,13 +111,10 @@ register(
 def serves(
     latents: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor | None,
     contrastive: str,
     backend: str | None,
 ) -> str | None:
     """The backend whose `regularizer` may be called, None if there is none."""
-    if bias is not None and bias.dtype != weight.dtype:
-        return None
     in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
         return None

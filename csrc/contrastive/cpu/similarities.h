@@ -23,6 +23,10 @@ constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 // Below, products in bfloat16 save nothing, and they cost digits.
 constexpr int64_t kMinBfloat16Rows = 512;
 
+// Up to this many multiplications of pairs of rows our own loop takes less than a library's
+// product, which makes each similarity twice.
+constexpr int64_t kMaxTriangle = int64_t{1} << 21;
+
 // Columns of H that are made and multiplied at once, while they are in cache. And torch's bfloat16
 // products keep a compiled kernel of half a megabyte for every shape and stride: panels have few.
 constexpr int64_t kPanelRows = 1024;
@@ -225,8 +229,12 @@ class Similarities {
     T* dots = kept ? kept_[index].get() : scratch_.get();
     if (!known) {
       const T* z = z_.get() + first * width_;
-      multiply(matrix(z, rows, width_, width_, 1), matrix(z, width_, made, 1, width_), 0,
-               matrix(dots, rows, made, stride, 1));
+      if (rows == rows_ && rows * rows * width_ / 2 <= kMaxTriangle) {
+        loops_.triangle(z, rows, width_, dots, stride);
+      } else {
+        multiply(matrix(z, rows, width_, width_, 1), matrix(z, width_, made, 1, width_), 0,
+                 matrix(dots, rows, made, stride, 1));
+      }
       // A product may round (a, b) and (b, a) differently; sums and gradient must see one value.
       for_each_range(rows, kStripeRows / 4, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {

@@ -6,31 +6,18 @@
 // Rows of Z and W are contiguous. Sums run in a fixed order.
 #pragma once
 
+#include "core/in_blocks.h"
 #include "core/vec.h"
 #include "permuted_divergence/cpu/kernels.h"
 
 namespace mcr {
 namespace MCR_ISA {
 
-template <int kSize>
-struct Size {
-  static constexpr int value = kSize;
-};
-
 // Blocks of rows, classes and steps: every vector that is read is used several times, and sums
 // enough are under way at once.
 constexpr int kRowBlock = 2;
 constexpr int kClassBlock = 4;
 constexpr int kStepBlock = 4;
-
-// block(size, first) for the whole blocks of `count`, then for what is left, one by one. The size
-// is a constant in the block's loops.
-template <int kBlock, class F>
-MCR_INLINE void in_blocks(int64_t count, const F& block) {
-  int64_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) block(Size<kBlock>{}, i);
-  for (; i < count; ++i) block(Size<1>{}, i);
-}
 
 // out [N, C]
 inline void linear_forward(const LinearProblem& pr, float* out) {
