@@ -149,7 +149,7 @@ def test_single_programs(target):
     blocks = Config(0, {"BLOCK": finish.BLOCK}, num_warps=8)
     for over_pairs, given in ((True, {}), (False, {"c_ptr": None}), (True, {"weight_ptr": None})):
         given |= {"OVER_PAIRS": over_pairs, "HALF": over_pairs}
-        build(finish._finish_kernel, "fp32", blocks, target, **given)
+        build(finish._finish_rows_kernel, "fp32", blocks, target, **given)
 
 
 @pytest.mark.parametrize("target", sample(TARGETS, 2))

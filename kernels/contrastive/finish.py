@@ -36,7 +36,7 @@ def _row_results(
 
 
 @triton.jit
-def _finish_kernel(
+def _finish_rows_kernel(
     loss_ptr,  # [padded L] float64, of the rows; or the sums of their positives' logits
     c_ptr,  # [padded L] float64; only OVER_PAIRS
     sum_ptr,  # [padded L] float64
@@ -104,7 +104,7 @@ def finish(
     value = torch.empty((), dtype=torch.float32, device=loss.device)
     weight = torch.empty_like(top) if want_grad else None
     numbers = torch.empty(2, dtype=torch.float32, device=loss.device)
-    _finish_kernel[(1,)](
+    _finish_rows_kernel[(1,)](
         loss_ptr=loss,
         c_ptr=c,
         sum_ptr=total,
