@@ -87,8 +87,8 @@ def check_pairs(
 
 def check_rows(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L]
-    present: Tensor | None,  # [L]
+    labels: Tensor,  # [L], or [N] of L = M * N rows, modality by modality
+    present: Tensor | None,  # [L], or [N, M]
     temperature: float,
 ) -> None:
     """What the contrastive losses take.
@@ -97,10 +97,26 @@ def check_rows(
         ValueError: for a tensor or a temperature that does not fit.
     """
     check("embeddings", embeddings, embeddings, FLOATS, None, None)
-    check("labels", labels, embeddings, CODES, len(embeddings))
-    check("present", present, embeddings, MARKS, len(embeddings))
+    rows, of_one = len(embeddings), labels.shape[0] if labels.ndim else 0
+    modalities = rows // max(of_one, 1)
+    check("labels", labels, embeddings, CODES, of_one if modalities * of_one == rows else rows)
+    in_columns = present is not None and present.ndim == 2
+    check("present", present, embeddings, MARKS, *((of_one, modalities) if in_columns else (rows,)))
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
+def of_all_rows(
+    rows: int,
+    labels: Tensor,  # [L] or [N]
+    present: Tensor | None,  # [L] or [N, M]
+) -> tuple[Tensor, Tensor | None]:  # [L], [L]
+    """Labels and presence of every row, of those that `check_rows` lets pass."""
+    if len(labels) != rows:
+        labels = labels.expand(rows // len(labels), -1).reshape(-1)
+    if present is not None and present.ndim == 2:
+        present = present.T.reshape(-1)
+    return labels, present
 
 
 def check_parts(

@@ -41,6 +41,7 @@ SMALL_SIZE = 1 << 22  # numbers that its own side may leave for its donor side, 
 # perturbed rows that every program of row_divergence looks through, so that nothing is sorted, and
 # what all of them compare, at most
 FEW_ROWS, FEW_COMPARISONS = 4096, 1 << 20
+SMALL_CONTRASTIVE = (1024, 4096)  # rows and width of a contrastive batch that counts as small
 SCALE_BLOCK = 4096  # elements of one program that scales a gradient
 
 
@@ -126,6 +127,17 @@ _PAIRS = {
     ),
 }
 
+
+def _small_sums(up_to: int, columns: int, num_warps: int) -> Config:
+    blocks = {"BLOCK_M": 16, "BLOCK_N": columns, "BLOCK_K": 32}
+    return Config(up_to, blocks, num_warps, num_stages=3, max_registers=255)
+
+
+def _small_gradient(up_to: int, rows: int, num_warps: int) -> Config:
+    blocks = {"BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_D": 64, "BLOCK_S": 256}
+    return Config(up_to, blocks, num_warps, num_stages=2, max_registers=255)
+
+
 # Tiles of similarities, by rows of the batch and the bits of its numbers. A tile of 128 x 128 at 8
 # warps leaves half the registers, so a second block computes exponentials while the first
 # multiplies. A small batch has few tiles: smaller ones give more of them, and less is computed
@@ -147,6 +159,10 @@ _SIMILARITY = {
     "positives_32": (
         Config(1 << 62, {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=4, num_stages=3),
     ),
+    # Of a small batch, whose rows are split into parts of tf32 too. A program of the sums has its
+    # rows alone, so few rows give many programs; the gradient is cut along the width as well.
+    "small_sums": (_small_sums(256, 32, 4), _small_sums(1 << 62, 64, 8)),
+    "small_gradient": (_small_gradient(256, 16, 4), _small_gradient(1 << 62, 32, 8)),
     # of a batch's rows on their way in and out, by width: they wait for memory
     "rows": (
         Config(128, {"BLOCK_R": 16, "BLOCK_D": 64}, num_warps=4),
@@ -186,6 +202,11 @@ def is_small(num_subsets: int, num_rows: int, num_permutations: int, num_classes
     """Whether a batch of pairs is what `SMALL_ROWS` says."""
     size = num_subsets * num_rows * (num_classes + num_permutations)
     return num_rows <= SMALL_ROWS and size <= SMALL_SIZE
+
+
+def is_small_contrastive(num_rows: int, width: int) -> bool:
+    """Whether a contrastive batch is what `SMALL_CONTRASTIVE` says."""
+    return num_rows <= SMALL_CONTRASTIVE[0] and width <= SMALL_CONTRASTIVE[1]
 
 
 def own_side(num_classes: int, want_grad: bool, divergence: str) -> Config:

@@ -64,3 +64,16 @@ def log2_of_double(x):
     exponent = (bits >> 52) - 1023 + above.to(tl.int64)
     result = u * series * (2.0 * LOG2E) + exponent.to(tl.float64)
     return tl.where(x > 0.0, result, tl.where(x == 0.0, -float("inf"), float("nan")))
+
+
+@triton.jit
+def log2_1p(t, PRECISE: tl.constexpr):
+    """log2(1 + t) of t in [0, 1]."""
+    # 2 atanh(t / (2 + t)) / ln(2). A logarithm of 1 + t would lose the digits of a small t; the
+    # first term left out of the series is below 2^-26 of the sum.
+    u = t * reciprocal(2.0 + t, PRECISE)
+    v = u * u
+    series = 1.0 / 15.0
+    for k in tl.static_range(7):
+        series = series * v + 1.0 / (13.0 - 2.0 * k)
+    return 2.0 * LOG2E * u * series

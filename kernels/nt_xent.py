@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import check_rows, of_all_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -28,19 +29,8 @@ from mcr_fast.kernels.contrastive.batch import (
 from mcr_fast.kernels.contrastive.exp_sums import exp_sums
 from mcr_fast.kernels.contrastive.finish import finish
 from mcr_fast.kernels.contrastive.panels import gradient, scaled, store_panel
-from mcr_fast.kernels.math import LOG2E, exp2, reciprocal
-
-
-@triton.jit
-def _log2_1p(t, PRECISE: tl.constexpr):
-    # log2(1 + t) = 2 atanh(t / (2 + t)) / ln(2) for t in [0, 1]. A logarithm of 1 + t would lose
-    # the digits of a small t; the first term left out of the series is below 2^-26 of the sum.
-    u = t * reciprocal(2.0 + t, PRECISE)
-    v = u * u
-    series = 1.0 / 15.0
-    for k in tl.static_range(7):
-        series = series * v + 1.0 / (13.0 - 2.0 * k)
-    return 2.0 * LOG2E * u * series
+from mcr_fast.kernels.contrastive.small import small_forward
+from mcr_fast.kernels.math import exp2, log2_1p, reciprocal
 
 
 @triton.jit
@@ -76,7 +66,7 @@ def _nt_xent_pairs_kernel(
         t = exp2(-tl.abs(x), PRECISE)
         sigma = tl.where(x >= 0.0, 1.0, t) * reciprocal(1.0 + t, PRECISE)
         # maximum would turn NaN into 0
-        term = tl.where(x <= 0.0, 0.0, x) + _log2_1p(t, PRECISE)
+        term = tl.where(x <= 0.0, 0.0, x) + log2_1p(t, PRECISE)
         loss += tl.sum(tl.where(positive, term, 0.0), 1).to(tl.float64)
         c += tl.sum(tl.where(positive, sigma, 0.0), 1).to(tl.float64)
     tl.store(loss_ptr + rows, loss)
@@ -123,8 +113,8 @@ def _nt_xent_positives_kernel(
 
 def nt_xent_fwd(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64, or [N] of L = M * N rows, modality by modality
+    present: Tensor | None,  # [L] bool, or [N, M]
     temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
@@ -132,6 +122,9 @@ def nt_xent_fwd(
     check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
         return nothing(embeddings, want_grad)
+    if config.is_small_contrastive(*embeddings.shape):
+        return small_forward("nt_xent", embeddings, labels, present, temperature, want_grad)
+    labels, present = of_all_rows(len(embeddings), labels, present)
     batch = make_batch(embeddings, labels, present, temperature, past_class=True)
     total, top, log2_sum = exp_sums(batch)
     places = batch.positives(log2_sum_ptr=log2_sum)

@@ -17,7 +17,7 @@ from mcr_fast.kernels.nt_xent import nt_xent_fwd
 from mcr_fast.kernels.permuted_divergence import permuted_divergence_fwd
 from mcr_fast.kernels.sup_con import sup_con_fwd
 
-LOSSES = (sup_con_fwd, nt_xent_fwd)
+LOSSES = {"nt_xent": nt_xent_fwd, "sup_con": sup_con_fwd}
 FLOAT32 = (torch.float32,)
 BLOCK = 1024
 BIAS_ROWS, BIAS_CLASSES = 64, 16  # of a tile of the program that adds up the bias's gradient
@@ -195,6 +195,33 @@ def _check_layer(latents: list[Tensor], weight: Tensor) -> None:
     check("weight", weight, weight, FLOAT32, None, len(latents) * width)
 
 
+def _columns(weight: Tensor, count: int) -> Tensor:  # [C, M * D] -> [M, C, D]
+    """The weight by modality, a view."""
+    return weight.unflatten(1, (count, weight.shape[1] // count)).transpose(0, 1)
+
+
+def _layer_gradients(
+    to_contributions: Tensor,  # [M, N, C]
+    rows: Tensor,  # [M, N, D], what the latents get besides
+    wanted: list[int],
+    latents: list[Tensor],
+    weight: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of the latents, in one product if all are wanted, and of the weight."""
+    columns = _columns(weight, len(latents))
+    if all(wanted[:-1]):
+        grads = list(torch.baddbmm(rows, to_contributions, columns).unbind())
+    else:
+        parts = zip(wanted[:-1], rows, to_contributions, columns, strict=True)
+        grads = [torch.addmm(*part) if want else rows.new_empty(0, 0) for want, *part in parts]
+    grad_weight = torch.empty_like(weight if wanted[-1] else weight[:0, :0])
+    if wanted[-1]:
+        places = _columns(grad_weight, len(latents))
+        for place, grad, z in zip(places, to_contributions, latents, strict=True):
+            torch.mm(grad.T, z, out=place)
+    return grads, grad_weight
+
+
 def regularizer_fwd(
     latents: list[Tensor],  # M of [N, D]
     weight: Tensor,  # [C, M * D]
@@ -218,18 +245,16 @@ def regularizer_fwd(
 ) -> tuple[Tensor, ...]:
     """loss, mipd, contrastive, logits, divergences, importance; then the unit gradients."""
     _check_layer(latents, weight)
-    loss_of_rows = LOSSES[choice("contrastive", contrastive, {"sup_con": 0, "nt_xent": 1})]
+    choice("contrastive", contrastive, dict.fromkeys(LOSSES, 0))
     check("classes", classes, weight, (torch.int64,), len(latents[0]))
     count, num_classes = len(latents), weight.shape[0]
     stacked = torch.stack(latents)  # [M, N, D]
-    columns = weight.reshape(num_classes, count, -1).transpose(0, 1)
-    contributions = torch.bmm(stacked, columns.mT)
+    contributions = torch.bmm(stacked, _columns(weight, count).mT)
     pairs = (bias, order, donors, labels, present, sample_weight, subsets)
     options = (strategy, clean_path, divergence, exclude)
     divergences, *unit_grads = permuted_divergence_fwd(contributions, *pairs, *options, want_grad)
-    rows_present = None if present is None else present.T.reshape(-1)
-    rows = stacked.flatten(0, 1), classes.repeat(count), rows_present
-    shared, unit_grad_rows = loss_of_rows(*rows, temperature, want_grad)
+    rows = stacked.flatten(0, 1), classes, present
+    shared, unit_grad_rows = LOSSES[contrastive](*rows, temperature, want_grad)
     logits = weight.new_empty((len(latents[0]), num_classes))
     loss, mipd, importance = (weight.new_empty(shape) for shape in ((), (), (count,)))
     _finish_kernel[(max(1, triton.cdiv(logits.numel(), BLOCK)),)](
@@ -308,13 +333,5 @@ def regularizer_bwd(
             BIAS_CLASSES=BIAS_CLASSES,
             num_warps=4,
         )
-    grad_weight = torch.empty_like(weight if wanted[-1] else weight[:0, :0])
-    grad_latents = []
-    for m, z in enumerate(latents):
-        columns, own = slice(m * width, (m + 1) * width), rows[m * num_rows : (m + 1) * num_rows]
-        grad = to_contributions[m]
-        if wanted[-1]:
-            torch.mm(grad.T, z, out=grad_weight[:, columns])
-        made = torch.addmm(own, grad, weight[:, columns]) if wanted[m] else own.new_empty(0, 0)
-        grad_latents.append(made)
-    return grad_latents, grad_weight, grad_bias
+    by_modality = rows.view(count, num_rows, width)
+    return *_layer_gradients(to_contributions, by_modality, wanted, latents, weight), grad_bias

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcr_fast.kernels.arguments import check_rows
+from mcr_fast.kernels import config
+from mcr_fast.kernels.arguments import check_rows, of_all_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -33,6 +34,7 @@ from mcr_fast.kernels.contrastive.panels import (
     store_panel,
     weighted_exponentials,
 )
+from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import reciprocal
 
 
@@ -107,8 +109,8 @@ def _sup_con_positives_kernel(
 
 def sup_con_fwd(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64, or [N] of L = M * N rows, modality by modality
+    present: Tensor | None,  # [L] bool, or [N, M]
     temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # [] float32, [L, D] or [0, 0] float32
@@ -116,6 +118,9 @@ def sup_con_fwd(
     check_rows(embeddings, labels, present, temperature)
     if len(embeddings) == 0:
         return nothing(embeddings, want_grad)
+    if config.is_small_contrastive(*embeddings.shape):
+        return small_forward("sup_con", embeddings, labels, present, temperature, want_grad)
+    labels, present = of_all_rows(len(embeddings), labels, present)
     batch = make_batch(embeddings, labels, present, temperature, past_class=False)
     total, top, _ = exp_sums(batch)
     sums = batch.rows.per_row(torch.float64)

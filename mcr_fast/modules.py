@@ -383,6 +383,8 @@ class MCRLoss(nn.Module):
         rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
             classes = torch.arange(rows, device=device)
+        elif labels.dtype.is_floating_point:
+            return None  # NaN would equal that of its own row in another modality
         else:
             classes = label_codes(labels, rows, device)
         made = evaluate_at_once(request, additive, classes, *self._of_contrastive())

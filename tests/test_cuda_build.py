@@ -22,6 +22,7 @@ TOOLS = ("nvcc", "cmake", "ninja")
 REGISTERS = 65536  # of a multiprocessor
 # that they keep on one
 THREADS = 512  # the kernels over the pairs: teams.h
+SMALL_THREADS = 256  # those of a small batch: permuted_divergence/cuda/small.cu
 # The contrastive kernels wait for memory: four reads a thread, 16 KB a multiprocessor under way.
 STREAMING_THREADS = 1024
 # reconstruction_loss.cu
@@ -92,7 +93,13 @@ def over_similarities(kernel: Kernel) -> bool:
 
 
 def over_pairs(kernel: Kernel) -> bool:
-    return "DeviceTeam" in kernel.name and not over_similarities(kernel)
+    if over_similarities(kernel) or over_few_pairs(kernel):
+        return False
+    return "DeviceTeam" in kernel.name
+
+
+def over_few_pairs(kernel: Kernel) -> bool:
+    return "small_sides_kernel" in kernel.name
 
 
 def over_far_pairs(kernel: Kernel) -> bool:
@@ -128,6 +135,9 @@ def test_hot_kernels_stay_in_registers(kernels):
 def test_registers_leave_the_occupancy_of_the_design(kernels):
     for kernel in filter(over_pairs, kernels):
         assert kernel.registers * THREADS <= REGISTERS, kernel
+    for kernel in filter(over_few_pairs, kernels):
+        assert kernel.stack == 0, kernel
+        assert kernel.registers * SMALL_THREADS <= REGISTERS, kernel
     for kernel in filter(over_far_pairs, kernels):
         assert kernel.registers * threads_by_design(kernel) <= REGISTERS, kernel
 
@@ -153,6 +163,15 @@ def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):
     for kernel in found:
         assert kernel.stack == 0, kernel
         assert kernel.registers * STREAMING_THREADS <= REGISTERS, kernel
+
+
+def test_small_contrastive_kernels_leave_room_for_other_blocks(kernels):
+    # dtypes, in pieces or by the number: one block of 256 threads, three of them
+    for name, threads in {"small_rows_kernel": 256, "small_gradient_kernel": 768}.items():
+        found = [kernel for kernel in kernels if name in kernel.name]
+        assert len(found) == len(ARCHITECTURES) * 3 * 2
+        for kernel in found:
+            assert kernel.registers * threads <= REGISTERS, kernel
 
 
 def test_library_needs_torch_alone_and_its_stable_abi(library):

@@ -102,6 +102,14 @@ def test_is_the_terms_one_by_one(dtype, modalities, rows, options, masked):
                 )
 
 
+def test_nan_labels_equal_none_of_another_modality():
+    step = Step()
+    step.labels = torch.tensor([0.0, 1.0, torch.nan, 0.0, 1.0, torch.nan, 2.0])
+    expected = mcr_fast.functional.nt_xent(step.latents, step.labels, backend="reference")
+    out = step.mcr(step.latents, step.labels, fusion=step.fusion)
+    torch.testing.assert_close(out.contrastive, expected)
+
+
 def test_instance_labels():
     step = Step()
     step.labels = None

@@ -15,7 +15,16 @@ from tiers import sample
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
 from mcr_fast.kernels.config import TABLE, Config
-from mcr_fast.kernels.contrastive import exp_sums, finish, order, panels, rows
+from mcr_fast.kernels.contrastive import (
+    exp_sums,
+    finish,
+    order,
+    panels,
+    rows,
+    small_gradient,
+    small_rows,
+    small_sums,
+)
 
 TYPES = {
     "enter_ptr": "*i32",
@@ -32,6 +41,8 @@ TYPES = {
     "c_ptr": "*fp64",
     "scale": "fp32",
     "temperature": "fp32",
+    "log2_scale": "fp32",
+    "labels_ptr": "*i64",
     "factor": "fp32",
 }
 INPUTS = (
@@ -142,6 +153,19 @@ def test_rows_and_sums(target):
             )
 
 
+@pytest.mark.parametrize("target", sample(TARGETS, 1))
+@pytest.mark.parametrize("kind", sample(["NT_XENT", "SUP_CON"], 1))
+def test_small_batches(kind, target):
+    given = {"KIND": getattr(small_rows, kind).value, "x_col_stride": 1}
+    for dtype, precision in (("fp32", "tf32x3"), ("bf16", "tf32")):
+        for config in TABLE["small_sums"]:
+            sums = small_sums._small_sums_kernel
+            compiled = build(sums, dtype, config, target, DOT_PRECISION=precision, **given)
+            assert "mma.sync" in compiled.ptx
+        for config in TABLE["small_gradient"]:
+            build(small_gradient._small_gradient_kernel, dtype, config, target, **given)
+
+
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_single_programs(target):
     blocks = Config(0, {"BLOCK": order.BLOCK}, num_warps=8)
@@ -182,3 +206,8 @@ def test_launchers_read_nothing_back(monkeypatch):
     loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
     reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
     assert len(set(launched)) == 14
+    del launched[:]
+    for module, name in ((nt_xent, "nt_xent"), (sup_con, "sup_con")):
+        for present in (None, labels[:300] > 0):
+            getattr(module, f"{name}_fwd")(x[:300], labels[:300], present, 0.5, True)
+    assert len(launched) == 8

@@ -30,31 +30,41 @@ struct RowScale {
   float inverse, inverse_norm;
 };
 
+// Of a row's largest element, within what leaves powers of two that are normal numbers. Below 2^-60
+// every norm is clamped.
+template <class Team, class From>
+MCR_FN int row_exponent(int64_t width, const From& from) {
+  Vec<float> largest = {};
+  Team::for_columns(0, width, [&](int64_t d, auto lanes) {
+    largest = vmax(lanes.keep(-minus_abs(from(d))), largest);
+  });
+  const int exponent = exponent_of(Team::reduce_max(largest));
+  return exponent < -60 ? -60 : exponent > 126 ? 126 : exponent;
+}
+
+// Of x' = factor x, from the sum of its squares. A row that is not finite turns everything that it
+// meets into NaN, never into a number.
+MCR_INLINE RowScale row_scale(float square, float factor) {
+  const float inverse =
+      square == 0.0f ? 0.0f : 1.0f / sqrtf(square < INFINITY ? square : (float)NAN);
+  if (square == 0.0f || inverse * factor >= kMaxInverseNorm) {
+    return {kMaxInverseNorm / factor, kMaxInverseNorm};
+  }
+  return {inverse, inverse * factor};
+}
+
 // Stores x' with its largest element in 2^top [1, 2). from(d) and to(d, x') take an element or a
 // vector of them.
 template <class Team, class From, class To>
 MCR_FN RowScale scale_row(int64_t width, int top, const From& from, const To& to) {
-  Vec<float> largest = {}, squares = {};
-  Team::for_columns(0, width, [&](int64_t d, auto lanes) {
-    largest = vmax(lanes.keep(-minus_abs(from(d))), largest);
-  });
-  int exponent = exponent_of(Team::reduce_max(largest));
-  // Below 2^-60 every norm is clamped, and the power must be a normal number.
-  exponent = exponent < -60 ? -60 : exponent > 126 ? 126 : exponent;
-  const float factor = power_of_two(top - exponent);
+  Vec<float> squares = {};
+  const float factor = power_of_two(top - row_exponent<Team>(width, from));
   Team::for_columns(0, width, [&](int64_t d, auto lanes) {
     const Vec<float> scaled = lanes.keep(from(d) * factor);
     squares += scaled * scaled;
     to(d, scaled);
   });
-  const float square = Team::reduce_sum(squares);
-  // A row that is not finite turns everything that it meets into NaN, never into a number.
-  const float inverse =
-      square == 0.0f ? 0.0f : 1.0f / sqrtf(square < INFINITY ? square : (float)NAN);
-  if (square == 0.0f || inverse * factor >= kMaxInverseNorm) {
-    return {kMaxInverseNorm * power_of_two(exponent - top), kMaxInverseNorm};
-  }
-  return {inverse, inverse * factor};
+  return row_scale(Team::reduce_sum(squares), factor);
 }
 
 // to(d, dx): factor / |x| * (g - z (z . g)), the normalisation's Jacobian, without the projection

@@ -36,21 +36,19 @@ MCR_INLINE PairTerm<T> pair_terms(const RowWeights<T>& rows, T scale, int64_t b,
 
 // The loss as loops over rows take it.
 struct NtXent {
-  // Row r of whole rows: its loss over its positives, c_a, and what H takes of it.
-  template <class Team, bool kRunningMax, class T>
-  MCR_FN static void row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
-    const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
-    const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
+  // Row a of whole rows, its positives those that each(f) calls f(column, lanes) for: its loss,
+  // c_a, and what H takes of it.
+  template <class Team, class T, class Row, class Each>
+  MCR_FN static void finish_row(int64_t a, const Row& row,
+                                const ExpSum<typename Team::Scalar>& negatives, T scale,
+                                const Each& each, const RowResults<T>& to) {
     const auto log2_sum = Team::scalar_log2(negatives.sum);
-    const auto row = row_of(stripe, r);
     Vec<T> losses = {}, sigmas = {};
-    const auto add = [&](int64_t j, auto lanes) {
-      const auto term = pair_term<T>((negatives.max - row.at(j)) * stripe.scale + log2_sum);
+    each([&](int64_t j, auto lanes) {
+      const auto term = pair_term<T>((negatives.max - row.at(j)) * scale + log2_sum);
       losses += lanes.keep(term.loss);
       sigmas += lanes.keep(term.sigma);
-    };
-    Team::for_columns(low, a, add);
-    Team::for_columns(a + 1, high, add);
+    });
     const auto loss = Team::reduce_sum(losses), c = Team::reduce_sum(sigmas);
     if (!Team::leads()) return;
     to.loss[a] = loss;
@@ -58,6 +56,35 @@ struct NtXent {
     to.weight[a] = c == T(0) ? T(0) : c / negatives.sum;  // a row without negatives has c = 0
     to.max[a] = negatives.max;
     to.log2_sum[a] = log2_sum;
+  }
+
+  template <class Team, bool kRunningMax, class T>
+  MCR_FN static void row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
+    const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
+    const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
+    const auto positives = [&](const auto& f) {
+      Team::for_columns(low, a, f);
+      Team::for_columns(a + 1, high, f);
+    };
+    finish_row<Team, T>(a, row_of(stripe, r), negatives, stripe.scale, positives, to);
+  }
+
+  // The same of a batch that is not sorted.
+  template <class Team, class T>
+  MCR_FN static void row(const SimilarityRow<T>& row, const LabelledColumns<Team>& columns, int64_t,
+                         T scale, const RowResults<T>& to) {
+    const auto negatives =
+        exp_sum_over<Team>(row, scale, [&](const auto& f) { columns.negatives(f); });
+    const auto positives = [&](const auto& f) { columns.positives(f); };
+    finish_row<Team, T>(columns.a, row, negatives, scale, positives, to);
+  }
+
+  // H_ab of one pair that counts.
+  template <class T>
+  MCR_INLINE static Vec<T> weight(const RowWeight<T>& own, const RowWeights<T>& rows, int64_t b,
+                                  Vec<T> d, bool positive, int64_t) {
+    if (!positive) return weighted_exponentials<true, T>(own, rows, b, d);
+    return -(pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, b, d).sigma);
   }
 
   // sink(j, finish(j, h)): H of row r and the stripe's columns begin .. end - 1, in whole vectors.

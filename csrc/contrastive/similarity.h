@@ -29,6 +29,7 @@ constexpr T kNoMax = T(-4);
 template <class T>
 struct SimilarityRow {
   const T* dots;
+  MCR_INLINE explicit SimilarityRow(const T* row) : dots(row) {}
   MCR_INLINE SimilarityRow(const SimilarityStripe<T>& stripe, int64_t r)
       : dots(stripe.dots + r * stripe.stride) {}
   MCR_INLINE Vec<T> at(int64_t j) const { return load(dots + j); }
@@ -94,6 +95,25 @@ struct ExpSum {
   Scalar max, sum;
 };
 
+// The largest of the columns that each(f) calls f(column, lanes) for. This may lose a NaN; the sum
+// does not.
+template <class Team, class T, class Row, class Each>
+MCR_FN typename Team::Scalar max_over(const Row& row, const Each& each) {
+  Vec<T> top = splat(kNoMax<T>);
+  each([&](int64_t j, auto lanes) { top = vmax(top, lanes.select(row.at(j), splat(kNoMax<T>))); });
+  const auto max = Team::reduce_max(top);
+  return max > kNoMax<T> ? max : T(1);
+}
+
+// Over the same columns, relative to their maximum, and rounded as one number.
+template <class Team, class T, class Row, class Each>
+MCR_FN ExpSum<typename Team::Scalar> exp_sum_over(const Row& row, T scale, const Each& each) {
+  const auto max = max_over<Team, T>(row, each);
+  Vec<T> sum = {};
+  each([&](int64_t j, auto lanes) { sum += lanes.keep(exp2((row.at(j) - max) * scale)); });
+  return {max, Team::reduce_sum(sum)};
+}
+
 // Over the columns of a whole row but those of low .. high - 1.
 template <class Team, bool kRunningMax, class T>
 MCR_FN ExpSum<typename Team::Scalar> exp_sum_outside(const ScaledStripe<T>& stripe, int64_t r,
@@ -102,15 +122,10 @@ MCR_FN ExpSum<typename Team::Scalar> exp_sum_outside(const ScaledStripe<T>& stri
   const auto row = row_of(stripe, r);
   typename Team::Scalar max = T(1);
   if (kRunningMax) {
-    // This may lose a NaN; the sum does not.
-    Vec<T> top = splat(kNoMax<T>);
-    const auto raise = [&](int64_t j, auto lanes) {
-      top = vmax(top, lanes.select(row.at(j), splat(kNoMax<T>)));
-    };
-    Team::for_columns(0, low, raise);
-    Team::for_columns(high, stripe.columns, raise);
-    max = Team::reduce_max(top);
-    max = max > kNoMax<T> ? max : T(1);
+    max = max_over<Team, T>(row, [&](const auto& f) {
+      Team::for_columns(0, low, f);
+      Team::for_columns(high, stripe.columns, f);
+    });
   }
   Vec<T> sum = {};
   const auto add = [&](int64_t begin, int64_t end) {
@@ -126,6 +141,40 @@ MCR_FN ExpSum<typename Team::Scalar> exp_sum_outside(const ScaledStripe<T>& stri
   add(high, stripe.columns);
   return {max, Team::reduce_sum(sum)};
 }
+
+// The columns of row a in a batch that is not sorted, for teams whose lanes hold one column each.
+template <class Team>
+struct LabelledColumns {
+  const int64_t* codes;  // [columns]
+  const bool* there;     // [columns] rows that count
+  int64_t a, columns;
+
+  MCR_FN bool alike(int64_t j) const { return codes[j] == codes[a]; }
+  template <class F>
+  MCR_FN void others(const F& f) const {
+    Team::for_columns(0, columns, [&](int64_t j, auto lanes) {
+      if (there[j] && j != a) f(j, lanes);
+    });
+  }
+  template <class F>
+  MCR_FN void positives(const F& f) const {
+    others([&](int64_t j, auto lanes) {
+      if (alike(j)) f(j, lanes);
+    });
+  }
+  template <class F>
+  MCR_FN void negatives(const F& f) const {
+    others([&](int64_t j, auto lanes) {
+      if (!alike(j)) f(j, lanes);
+    });
+  }
+  // An exact sum: there are fewer than 2^24.
+  MCR_FN int64_t count_positives() const {
+    float count = 0;
+    positives([&](int64_t, auto lanes) { count += lanes.keep(1.0f); });
+    return int64_t(Team::reduce_sum(count));
+  }
+};
 
 }  // namespace MCR_ISA
 }  // namespace mcr

@@ -28,12 +28,24 @@ __device__ inline int64_t index_step() { return int64_t(gridDim.x) * kBlockThrea
 // Whether a kernel is to return at once; `skip` is null where nobody asks for that.
 __device__ inline bool is_set(const int32_t* skip) { return skip && *skip; }
 
+__device__ inline bool all_equal(const float* x, int64_t count) {
+  bool equal = true;
+  for (int64_t n = 0; n < count; ++n) equal &= x[n] == x[0];
+  return equal;
+}
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
 __device__ inline void assign(float* to, float x) { *to = x; }
 __device__ inline void assign(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 __device__ inline void assign(__half* to, float x) { *to = __float2half_rn(x); }
+
+__device__ inline void assign_as(Storage storage, void* to, int64_t at, float x) {
+  if (storage == Storage::kFloat) return assign(static_cast<float*>(to) + at, x);
+  if (storage == Storage::kHalf) return assign(static_cast<__half*>(to) + at, x);
+  assign(static_cast<__nv_bfloat16*>(to) + at, x);
+}
 
 template <class F>
 void with_storage(Storage storage, const F& f) {

@@ -18,7 +18,7 @@ inline Tensor rows_of(const Tensor& x, int64_t first, int64_t rows) {
   return torch::stable::from_blob(from, {sizes, 2}, {strides, 2}, x.device(), x.scalar_type());
 }
 inline Tensor transposed(const Tensor& x) {
-  const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {1, x.size(1)};
+  const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {1, x.stride(0)};
   return torch::stable::from_blob(data<void>(x), {sizes, 2}, {strides, 2}, x.device(),
                                   x.scalar_type());
 }
@@ -37,6 +37,12 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // the result owns a reference
+}
+
+// out = beta * out + a b, of float32 matrices; what out holds does not matter if beta is 0.
+inline void add_product(const Tensor& a, const Tensor& b, double beta, const Tensor& out) {
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, 1.0));
 }
 
 }  // namespace cuda

@@ -109,9 +109,9 @@ MCR_FN void route_own_row(const SidesProblem<T>& pr, int s, int64_t i, const F& 
   }
 }
 
+// tile.acc = the gradient to the clean row, of what the pairs left there.
 template <class Team, class D, class T>
-MCR_FN void add_own_row(const SidesProblem<T>& pr, int s, int64_t i, int64_t steps,
-                        const SideTiles<T>& tile) {
+MCR_FN void finish_clean(int64_t steps, const SideTiles<T>& tile) {
   constexpr int W = kWidth<T>;
   const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
   MCR_UNROLL
@@ -119,16 +119,19 @@ MCR_FN void add_own_row(const SidesProblem<T>& pr, int s, int64_t i, int64_t ste
     T* acc = tile.acc + n * W;
     store(acc, D::clean_grad(D::of_clean(tile.clean, n), load(acc), clean_kl));
   }
-  route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
-    add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
-  });
 }
 
-// One pair: its divergence; with kGrad its gradients are added to the tiles and the pair's two
-// numbers kept.
+// What one pair comes to: its divergence, and of the perturbed row what PairNumbers has.
+template <class Scalar>
+struct PairValue {
+  Scalar value, log2_mass, kl_q;
+};
+
+// One pair; with kGrad its gradients are added to the tiles.
 template <class Team, class D, bool kGrad, class T>
-MCR_FN typename Team::Scalar add_pair(const SidesProblem<T>& pr, int s, int64_t k, int64_t i,
-                                      int64_t steps, const SideTiles<T>& tile, T weight) {
+MCR_FN PairValue<typename Team::Scalar> add_pair(const SidesProblem<T>& pr, int s, int64_t k,
+                                                 int64_t i, int64_t steps, const SideTiles<T>& tile,
+                                                 T weight) {
   constexpr int W = kWidth<T>;
   const auto add_donors = [&](T* to) {
     for (int m = 0; m < pr.modalities; ++m) {
@@ -161,10 +164,7 @@ MCR_FN typename Team::Scalar add_pair(const SidesProblem<T>& pr, int s, int64_t 
   const auto value =
       D::template second_pass<Team, kGrad, T>(steps, tile.clean, filled, total, log2_total, {},
                                               weight, tile.logs, tile.acc, mean_q, near, sink);
-  if (kGrad && D::kTraits.softmax && Team::leads()) {
-    pr.numbers(s, k, i) = {log2_total, mean_q};
-  }
-  return value;
+  return {value, log2_total, mean_q};
 }
 
 // The first of the permutations k .. last - 1 whose pair is to be gone through, or `last`;
@@ -178,13 +178,10 @@ MCR_FN int64_t next_pair(const SidesProblem<T>& pr, int s, int64_t k, int64_t la
   });
 }
 
-// Row i with its donors under the chunk's permutations; `memory` holds SideTiles<T>::kCount tiles.
-template <class Team, class D, bool kGrad, class T, class Parts>
-MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* memory,
-                        const Parts& parts) {
-  constexpr int W = kWidth<T>;
-  const PartRange<Parts> range(pr, parts);
-  const SideTiles<T> tile(memory, steps * W);
+// The clean row i; returns its normaliser.
+template <class Team, class D, class T>
+MCR_FN typename Team::Scalar prepare_row(const SidesProblem<T>& pr, int64_t i, int64_t steps,
+                                         const SideTiles<T>& tile) {
   load_bias<Team, D>(pr, steps, tile.clean.logits);
   for (int m = 0; m < pr.modalities; ++m) {
     add_row<Team>(tile.clean.logits, steps, pr.row(m, i), pr.classes);
@@ -192,6 +189,68 @@ MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* 
   typename Team::Scalar normaliser;
   const auto lse = D::template prepare<Team>(steps, tile.clean, normaliser);
   normaliser += lse;
+  return normaliser;
+}
+
+// Row i's members, and the rest of it with the bias, less its normaliser.
+template <class Team, class D, class T>
+MCR_FN void take_apart(const SidesProblem<T>& pr, uint32_t subset, int64_t i, int64_t steps,
+                       typename Team::Scalar normaliser, const SideTiles<T>& tile) {
+  constexpr int W = kWidth<T>;
+  clear(tile.own, steps);
+  load_bias<Team, D>(pr, steps, tile.rest);
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) {
+    store(tile.rest + n * W, load(tile.rest + n * W) - normaliser);
+  }
+  for (int m = 0; m < pr.modalities; ++m) {
+    // not one call for either: a chosen tile would have to be memory
+    if (subset >> m & 1) {
+      add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes);
+    } else {
+      add_row<Team>(tile.rest, steps, pr.row(m, i), pr.classes);
+    }
+  }
+}
+
+// Row i's pairs of a subset, of all parts to the one that leads: their value, and the tiles' sums.
+// False if there is none. With kNotes the numbers of each pair are kept.
+template <class Team, class D, bool kGrad, bool kNotes, class T, class Parts>
+MCR_FN bool add_pairs(const SidesProblem<T>& pr, int s, int64_t i, int64_t steps, T factor,
+                      const SideTiles<T>& tile, const Parts& parts, double& value) {
+  const PartRange<Parts> range(pr, parts);
+  bool any = false;
+  value = 0;
+  clear(tile.acc, steps);
+  clear(tile.u_sum, steps);
+  const int64_t last = parts.live ? range.end(pr) : range.first;
+  const auto row = [&](int64_t) { return i; };
+  for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, row)) < last; ++k) {
+    const T weight = pr.pair_weight(pr.subsets[s], k, i, factor);
+    if (weight == T(0)) continue;
+    const auto pair = add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, weight);
+    if (kNotes && D::kTraits.softmax && Team::leads()) {
+      pr.numbers(s, k, i) = {pair.log2_mass, pair.kl_q};
+    }
+    value += double(weight * pair.value);
+    any = true;
+  }
+  parts.add(any);
+  parts.add(value);
+  if (kGrad) {
+    parts.add_tile(tile.acc, steps);
+    parts.add_tile(tile.u_sum, steps);
+  }
+  return any;
+}
+
+// Row i with its donors under the chunk's permutations; `memory` holds SideTiles<T>::kCount tiles.
+template <class Team, class D, bool kGrad, class T, class Parts>
+MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* memory,
+                        const Parts& parts) {
+  constexpr int W = kWidth<T>;
+  const SideTiles<T> tile(memory, steps * W);
+  const auto normaliser = prepare_row<Team, D>(pr, i, steps, tile);
   if (kGrad && parts.leads()) {
     if (Team::leads()) pr.clean_lse[i] = normaliser;
     const T* kept = D::clean_part(tile.clean);
@@ -201,41 +260,17 @@ MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* 
     }
   }
   for (int s = 0; s < pr.num_subsets; ++s) {
-    clear(tile.own, steps);
-    clear(tile.acc, steps);
-    clear(tile.u_sum, steps);
-    load_bias<Team, D>(pr, steps, tile.rest);
-    MCR_UNROLL
-    for (int64_t n = 0; n < steps; ++n) {
-      store(tile.rest + n * W, load(tile.rest + n * W) - normaliser);
-    }
-    for (int m = 0; m < pr.modalities; ++m) {
-      // not one call for either: a chosen tile would have to be memory
-      if (pr.subsets[s] >> m & 1) {
-        add_row<Team>(tile.own, steps, pr.row(m, i), pr.classes);
-      } else {
-        add_row<Team>(tile.rest, steps, pr.row(m, i), pr.classes);
-      }
-    }
-    double value = 0;
-    bool any = false;
-    const int64_t last = parts.live ? range.end(pr) : range.first;
-    const auto row = [&](int64_t) { return i; };
-    for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, row)) < last; ++k) {
-      const T weight = pr.pair_weight(pr.subsets[s], k, i, pr.factors[s]);
-      if (weight == T(0)) continue;
-      value += double(weight * add_pair<Team, D, kGrad>(pr, s, k, i, steps, tile, weight));
-      any = true;
-    }
-    parts.add(any);
-    parts.add(value);
-    if (kGrad) {
-      parts.add_tile(tile.acc, steps);
-      parts.add_tile(tile.u_sum, steps);
-    }
+    take_apart<Team, D>(pr, pr.subsets[s], i, steps, normaliser, tile);
+    double value;
+    const bool any =
+        add_pairs<Team, D, kGrad, kGrad>(pr, s, i, steps, pr.factors[s], tile, parts, value);
     if (!any || !parts.leads()) continue;  // nothing is added, whatever the row holds
     if (Team::leads()) pr.row_values[s * pr.rows + i] += value;
-    if (kGrad) add_own_row<Team, D>(pr, s, i, steps, tile);
+    if (!kGrad) continue;
+    finish_clean<Team, D>(steps, tile);
+    route_own_row(pr, s, i, [&](T* row, bool of_u, T factor) {
+      add_to_row<Team>(row, pr.classes, of_u ? tile.u_sum : tile.acc, steps, factor);
+    });
   }
 }
 

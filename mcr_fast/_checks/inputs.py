@@ -106,8 +106,11 @@ def embedding_rows(
     labels: Any,  # [N], or [L] for one tensor
     present: Any,  # [N, M] bool, or [L] for one tensor
     name: str = "embeddings",
-) -> tuple[Tensor, Tensor, Tensor | None]:  # [L, D], [L] int64, [L] bool
-    """What the contrastive ops take, of their public arguments; modality by modality."""
+) -> tuple[Tensor, Tensor, Tensor | None]:  # [L, D], [L] or [N] int64, [L] or [N, M] bool
+    """What the contrastive ops take, of their public arguments; modality by modality.
+
+    Codes [N] and presence [N, M] are those of M modalities.
+    """
     if isinstance(embeddings, Tensor):
         x = float_tensor(name, embeddings)
         if x.ndim != 2:
@@ -124,11 +127,15 @@ def embedding_rows(
     same_form(name, parts, "[N, D]")
     num_rows, device = parts[0].shape[0], parts[0].device
     if labels is None:
-        codes = torch.arange(num_rows, device=device).repeat(len(parts))
+        codes = torch.arange(num_rows, device=device)
     else:
-        codes = label_codes(labels, num_rows, device, repeat=len(parts))
+        # NaN equals no label, that of its own row in another modality neither
+        own = isinstance(labels, Tensor) and labels.dtype.is_floating_point
+        codes = label_codes(labels, num_rows, device, repeat=len(parts) if own else 1)
     check_present(present, (num_rows, len(parts)), "[N, M]", device)
-    return torch.cat(parts), codes, None if present is None else present.T.reshape(-1)
+    if present is not None and len(codes) != num_rows:
+        present = present.T.reshape(-1)
+    return torch.cat(parts), codes, present
 
 
 def reconstruction_target(latents: Any, reconstruction: Any) -> None:

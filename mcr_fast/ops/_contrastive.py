@@ -54,19 +54,28 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.dtype = inputs[0].dtype
 
 
+def _of_all_rows(
+    rows: int, labels: Tensor, present: Tensor | None
+) -> tuple[Tensor, Tensor | None]:  # [L], [L]
+    if labels.shape[0] != rows:  # repeat() takes five times as long
+        labels = labels.expand(rows // labels.shape[0], -1).reshape(-1)
+    return labels, present.T.reshape(-1) if present is not None and present.ndim == 2 else present
+
+
 def contrastive(
     op: str,
     reference: Callable[..., Tensor],
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64 codes
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64 codes, or [N] of all modalities
+    present: Tensor | None,  # [L] bool, or [N, M]
     temperature: float,
     backend: str | None,
 ) -> Tensor:  # []
     """The loss, by whichever backend serves."""
     rows, _ = embeddings.shape
     chosen = resolve(op, backend, embeddings.device, embeddings.dtype, size=rows)
-    if chosen == "reference":
+    if chosen == "reference":  # kernels read what is known of all modalities
+        labels, present = _of_all_rows(rows, labels, present)
         return reference(embeddings, labels, present, temperature)
     want = wants_gradient(embeddings)
     inputs = (embeddings, labels, present, temperature, want)

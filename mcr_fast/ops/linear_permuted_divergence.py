@@ -3,8 +3,8 @@
 The same as contributions followed by `permuted_divergence`. On a small batch the graph between the
 two costs as much as the arithmetic: slices, transposes, a stack, and a zero-filled gradient of the
 whole weight for each slice. Here one op a direction makes the products as well, each reading and
-writing its columns in place. For eager mode on the CPU; under torch.compile the compiler does this
-work on the separate ops.
+writing its columns in place. For the compiled kernels in eager mode;
+under torch.compile the compiler does this work on the separate ops.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,9 @@ from mcr_fast.reference.linear_permuted_divergence import (
     linear_permuted_divergence_reference,
 )
 
-_SERVED = libraries.has_kernel("linear_permuted_divergence_fwd", "CPU")
+_SERVED, _SERVED_ON_CUDA = (
+    libraries.has_kernel("linear_permuted_divergence_fwd", key) for key in ("CPU", "CUDA")
+)
 _FORWARD = find("linear_permuted_divergence_fwd", "cpu") if _SERVED else None
 _MAX_MODALITIES = OPS["permuted_divergence"].max_modalities or 0
 
@@ -153,16 +155,22 @@ def can_fuse(
 
 
 def takes(latents: Sequence[Tensor], weight: Tensor, backend: str | None) -> bool:
-    """Whether the CPU's kernels are to serve such tensors."""
-    dtype = weight.dtype
-    if not weight.is_cpu or len(latents) > _MAX_MODALITIES:
+    """Whether the compiled kernels are to serve such tensors."""
+    dtype, device, count = weight.dtype, weight.device, len(latents)
+    if not (weight.is_cpu or weight.is_cuda) or count > _MAX_MODALITIES:
         return False
-    if not all(z.is_cpu and z.dtype == dtype for z in latents):
+    if any(z.device != device or z.dtype != dtype for z in latents):
         return False
     # the op's products have the dtype of their factors, and 16 bits are too few for logits
-    if dtype.itemsize == 2 or autocast_enabled(weight.device):
+    if dtype.itemsize == 2 or autocast_enabled(device):
         return False
-    return resolve("linear_permuted_divergence", backend, weight.device) == "cpu"
+    if weight.is_cpu:
+        return resolve("linear_permuted_divergence", backend, device) == "cpu"
+    if not _SERVED_ON_CUDA or dtype != torch.float32:
+        return False
+    classes = weight.shape[0]
+    op = "linear_permuted_divergence"
+    return resolve(op, backend, device, size=classes, modalities=count) == "cuda"
 
 
 def fused_divergence(

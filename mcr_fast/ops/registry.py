@@ -59,7 +59,7 @@ OPS: dict[str, Op] = {
         "(Tensor? grad, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions, "
         f"Tensor? grad_contributions, int[] wanted, Tensor[] latents, Tensor weight, {_PAIRS}) "
         "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
-        backends=("cpu",),
+        backends=("cpu", "cuda"),
         made_of="permuted_divergence",
     ),
     "row_divergence": Op(
@@ -90,7 +90,6 @@ INNER: dict[str, Op] = {
         "Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows, float mipd_weight, "
         "float contrastive_weight, int[] wanted, Tensor[] latents, Tensor weight) "
         "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
-        backends=("cpu", "triton"),
     ),
 }
 

@@ -27,7 +27,7 @@ from mcr_fast.ops.linear_permuted_divergence import layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
-_SERVED = libraries.has_kernel("regularizer_fwd", "CPU")
+_SERVED, _SERVED_ON_CUDA = (libraries.has_kernel("regularizer_fwd", key) for key in ("CPU", "CUDA"))
 _FORWARD = find("regularizer_fwd", "cpu") if _SERVED else None
 _OUTPUTS = 6  # before the unit gradients
 
@@ -118,7 +118,7 @@ def serves(
     in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
         return None
-    if _SERVED and takes(latents, weight, backend):
+    if _SERVED and weight.is_cpu and takes(latents, weight, backend):
         values = in_graph or all(holds_values(x) for x in (weight, *latents))
         return "cpu" if values else None
     device, (rows, count) = weight.device, (latents[0].shape[0], len(latents))
@@ -130,7 +130,8 @@ def serves(
         resolve("permuted_divergence", backend, device, size=weight.shape[0], modalities=count),
         resolve(contrastive, backend, device, size=count * rows),
     )
-    return "triton" if chosen == ("triton", "triton") else None
+    served = {"triton": True, "cuda": _SERVED_ON_CUDA}
+    return chosen[0] if chosen[0] == chosen[1] and served.get(chosen[0]) else None
 
 
 def regularizer(

@@ -10,8 +10,8 @@ register_contrastive("sup_con")
 
 def sup_con(
     embeddings: Tensor,  # [L, D]
-    labels: Tensor,  # [L] int64 codes
-    present: Tensor | None,  # [L] bool
+    labels: Tensor,  # [L] int64 codes, or [N] of all modalities
+    present: Tensor | None,  # [L] bool, or [N, M]
     *,
     temperature: float,
     backend: str | None,

@@ -32,10 +32,13 @@ REPLACED = {
 # at every use, so that small problems take the paths of large ones.
 KNOBS = (
     "kBusyThreads",  # threads that fill a GPU: with fewer several teams share a row's pairs
+    "kSmallRows",  # up to which permuted_divergence makes a row's gradient in one go
+    "kMaxOwnProduct",  # of a linear layer: more multiplications are the library's
     "kLeastElements",  # from which on pairs that are far go first
     "kFarRun",  # far pairs that are added up in one go
     "kMaxPairBytes",  # of a chunk of permutations
     *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
+    *("kSmallRows", "kSmallWidth"),  # of a contrastive batch that two kernels take
     "kWarpRows",  # columns of similarities up to which a row is a warp's
     "kFewRows",  # perturbed rows of row_divergence up to which none are sorted
     "kRun",  # columns of similarities whose sum is rounded as one number

@@ -211,6 +211,13 @@ AOTITorchError aoti_torch_cuda_mm_out(AtenTensorHandle out, AtenTensorHandle a,
   if (emulator::knob("MCR_EMULATED_NOTHING", 0)) return AOTI_TORCH_SUCCESS;
   return aoti_torch_cpu_mm_out(out, a, b);
 }
+AOTITorchError aoti_torch_cuda_addmm_out(AtenTensorHandle out, AtenTensorHandle self,
+                                         AtenTensorHandle a, AtenTensorHandle b, double beta,
+                                         double alpha) {
+  emulator::launched += "addmm\n";
+  if (emulator::knob("MCR_EMULATED_NOTHING", 0)) return AOTI_TORCH_SUCCESS;
+  return aoti_torch_cpu_addmm_out(out, self, a, b, beta, alpha);
+}
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   emulator::launched += "memset\n";
   memset(to, value, bytes);

@@ -69,6 +69,14 @@ T value_of(uint64_t bits) {
 inline void __syncthreads() { emulator::wait_for_block(); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulator::wait_for_lanes(mask); }
 
+// Blocks run one after the other, and a thread until it waits.
+inline void __threadfence() {}
+inline int atomicAdd(int* to, int x) {
+  const int before = *to;
+  *to += x;
+  return before;
+}
+
 inline int __syncthreads_or(int predicate) {
   static int any;
   __syncthreads();  // the one before this has been read

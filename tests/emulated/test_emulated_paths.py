@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from divergences import Batch, check, make_batch, paired_off
+from divergences import Batch, assert_same_bits, check, make_batch, paired_off
 from emulated import library
 
+from mcr_fast.functional import nt_xent, sup_con
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss
 
 pytestmark = pytest.mark.process("emulated")
@@ -66,3 +67,28 @@ def test_far_passes_leave_near_pairs_alone(scheme, change, monkeypatch):
     check(x, exclude=exclude)
     for marks in library.left():
         assert set(torch.nonzero(marks.view(2, 9))[:, 1].tolist()) == near
+
+
+@pytest.mark.parametrize("knobs", [{}, {"kSmallRows": 0}], ids=["small", "stripes"])
+@pytest.mark.parametrize("loss", [nt_xent, sup_con])
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_labels_and_presence_of_all_modalities(count, loss, knobs, monkeypatch):
+    """Read where they are, row by row of each modality, and not repeated first."""
+    for name, value in knobs.items():
+        monkeypatch.setenv(f"MCR_EMULATED_{name}", str(value))
+    g = torch.Generator().manual_seed(count)
+    parts = [torch.randn(11, 20, generator=g) for _ in range(count)]
+    labels, present = torch.arange(11) % 4, torch.rand(11, count, generator=g) < 0.7
+    for there in (None, present):
+        rows = torch.cat(parts), labels.repeat(count), None if there is None else there.T.flatten()
+        found = value_and_gradient(loss, parts, labels, there)
+        assert_same_bits(found, value_and_gradient(loss, *rows))
+
+
+def value_and_gradient(loss, embeddings, labels, present):
+    """Of M tensors the gradient that one would have."""
+    leaves = [embeddings] if isinstance(embeddings, torch.Tensor) else embeddings
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    given = leaves[0] if isinstance(embeddings, torch.Tensor) else leaves
+    value = loss(given, labels, present=present, backend="cpu")
+    return value.detach(), torch.cat(torch.autograd.grad(value, leaves))

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from contrastive import make_rows
+from divergences import assert_same_bits
 from suite import checks, tiles
 from suite.backends import Backend
 from suite.subjects import Embeddings, Reconstruction
+
+from mcr_fast.kernels import config
 
 pytestmark = pytest.mark.process("interpreted")
 
@@ -16,15 +19,33 @@ OPS = pytest.mark.parametrize("op", ["nt_xent", "sup_con"])
 @OPS
 @pytest.mark.parametrize("temperature", [0.5, pytest.param(0.01, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("blocks", [(32, 16), pytest.param((16, 32), marks=pytest.mark.slow)])
-def test_shapes_of_tiles(op, blocks, temperature):
+@pytest.mark.parametrize("width", [21, pytest.param(22, marks=pytest.mark.slow)])  # large, small
+def test_shapes_of_tiles(op, blocks, temperature, width):
     with tiles.small(*blocks):
-        checks.bound(Embeddings(op, *make_rows(70, 21, 5), temperature), TRITON)
+        checks.bound(Embeddings(op, *make_rows(70, width, 5), temperature), TRITON)
 
 
 @OPS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tiles_of_the_table(op, dtype):
+@pytest.mark.parametrize("limits", [(0, 0), (1024, 4096)], ids=["large", "small"])
+def test_the_tiles_of_the_table(op, dtype, limits, monkeypatch):
+    monkeypatch.setattr(config, "SMALL_CONTRASTIVE", limits)
     checks.bound(Embeddings(op, *make_rows(70, 37, 6, dtype)), TRITON)
+
+
+@OPS
+@pytest.mark.parametrize("limits", [(0, 0), (1024, 4096)], ids=["large", "small"])
+def test_what_all_modalities_share_is_given_once(op, limits, monkeypatch):
+    monkeypatch.setattr(config, "SMALL_CONTRASTIVE", limits)
+    x, labels, present = torch.randn(3 * 7, 5), torch.arange(7) % 2, torch.rand(7, 3) < 0.7
+    run = getattr(torch.ops.mcr_fast, f"{op}_fwd").triton
+    alone = run(x, labels.repeat(3), present.T.reshape(-1), 0.5, True)
+    assert_same_bits(run(x, labels, present, 0.5, True), alone)
+    for wrong in (labels[:6], labels.repeat(2)):
+        with pytest.raises(ValueError, match="labels must"):
+            run(x, wrong, None, 0.5, True)
+    with pytest.raises(ValueError, match="present must"):
+        run(x, labels, present.T, 0.5, True)
 
 
 @pytest.mark.parametrize("widths", [(16,), (100, 3), (1100, 200), (1, 7, 20, 1, 30, 2)])

@@ -147,7 +147,8 @@ def test_row_divergence(weight, few, monkeypatch):
     ("module", "rows", "dtype", "temperature"),
     [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
 )
-def test_contrastive(module, rows, dtype, temperature, compiled):
+def test_contrastive(module, rows, dtype, temperature, compiled, monkeypatch):
+    monkeypatch.setattr(config, "SMALL_CONTRASTIVE", (0, 0))
     name = module.__name__.split(".")[-1]
     x, labels = torch.randn(rows, 37).to(dtype), torch.arange(rows) % 9
     present = torch.arange(rows) % 5 > 0
@@ -156,6 +157,23 @@ def test_contrastive(module, rows, dtype, temperature, compiled):
     assert grad.shape == x.shape
     assert len({kernel.metadata.name for kernel in compiled}) == 9
     assert getattr(module, f"{name}_bwd")(loss, grad, dtype).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("module", "dtype", "masked"),
+    sample(product((nt_xent, sup_con), (torch.float32, torch.bfloat16), (True, False)), 5),
+)
+def test_small_contrastive(module, dtype, masked, compiled):
+    present = torch.rand(N, M) < 0.8 if masked else None
+    forward = getattr(module, module.__name__.split(".")[-1] + "_fwd")
+    x, labels = torch.randn(M * N, 37).to(dtype), torch.arange(N) % 9
+    for rows in (x, x.mT.contiguous().mT[:, 1:]):
+        for want_grad in (False, True):
+            _, grad = forward(rows, labels, present, 0.5, want_grad)
+            assert grad.shape == (rows.shape if want_grad else (0, 0))
+    names = [kernel.metadata.name for kernel in compiled]
+    assert set(names) == {"_small_sums_kernel", "_small_gradient_kernel"}
+    assert len(names) == 8
 
 
 def test_reconstruction_loss(compiled):

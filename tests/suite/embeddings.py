@@ -18,6 +18,7 @@ from suite.subjects import Embeddings, worth_nothing
 
 FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = DTYPES
 TEMPERATURES = (0.5, 0.1, 0.03, 0.01)
+STRIPED = {"kSmallRows": 0}  # on the emulator: no batch is small
 FIRST = {"nt_xent": FLOAT32, "sup_con": BFLOAT16}  # with which the quick tier has most
 
 
@@ -164,7 +165,9 @@ def shapes(op: str) -> Iterator[Case]:
             rest = {"dtype": dtype, "temperature": t, "masked": masked, "interpreted": some}
             rest["backends"] = KERNELS[1:] if some or others else ("cuda",)
             rest["thorough"] = some and shape[0] in (128, 300)
+            # on Triton (65, 37) counts as small and (70, 53) as large
             quick = some and shape[:2] == (65, 37) and (dtype == FIRST[op] or ("cuda",))
+            quick = quick or (some and shape[:2] == (70, 53) and dtype == FIRST[op] and ("triton",))
             yield case(op, "tiled", *shape, quick=quick, **rest)
     for dtype, (masked, t) in product((FLOAT32, BFLOAT16), ((False, 0.5), (True, 0.02))):
         # bfloat16 products, and more than one tile in a stripe
@@ -185,16 +188,50 @@ def stripes(op: str) -> Iterator[Case]:
         rest = {"dtype": dtype, "masked": dtype == BFLOAT16, "thorough": dtype == FLOAT32}
         yield case(op, "stripes", 6000, 64, 11, backends=KERNELS[1:], **rest)
     # small twins on the emulator: not kept, in stripes of one step and panels, rows of a block each
-    knobs = {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
+    knobs = STRIPED | {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
     knobs |= {"kPanelBytes": 0, "kMinPanelRows": 64}
     for dtype, t in product(DTYPES[:3], (0.5, 0.02)):
         rest = {"dtype": dtype, "temperature": t, "masked": True, "backends": ("cuda",)}
         rest["quick"] = dtype == FIRST[op] and t == 0.02
         yield case(op, "stripes_emulated", 170, 20, 60, emulator=knobs, **rest)
-        yield case(op, "blocks_emulated", 130, 9, 30, emulator={"kWarpRows": 0}, **rest)
+        yield case(op, "blocks_emulated", 130, 9, 30, emulator=STRIPED | {"kWarpRows": 0}, **rest)
     # products of float32 rows in tf32: held to what torch's own lose with that setting
     for what, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
         yield case(op, what, *shape, precision="high", backends=KERNELS[1:])
+
+
+def off_alignment(x: Embeddings) -> Embeddings:
+    """Contiguous rows that do not begin where several elements can be read at once."""
+    moved = x.x.new_empty(x.x.numel() + 1)[1:].view_as(x.x)
+    return replace(x, x=moved.copy_(x.x))
+
+
+def small(op: str) -> Iterator[Case]:
+    """Sizes around those of the tiles of the CUDA kernels for small batches, and their limits."""
+    sizes = ((1, 3), (7, 1), (8, 4), (9, 127), (63, 128), (65, 129), (64, 132), (257, 260))
+    for (rows, width), dtype, masked in product(sizes, DTYPES[:3], (False, True)):
+        t = 0.5 if dtype == FLOAT32 else 0.02
+        rest = {"dtype": dtype, "masked": masked, "temperature": t, "backends": ("cuda",)}
+        rest["quick"] = masked and dtype == FIRST[op] and rows in (9, 65)
+        yield case(op, "small", rows, width, 4, **rest)
+    for dtype in DTYPES[:3]:
+        rest = {"dtype": dtype, "backends": ("cuda",), "here": ("cuda",)}
+        yield case(op, "most_rows", 1024, 12, 37, masked=True, thorough=True, **rest)
+        yield case(op, "a_row_more", 1025, 12, 37, **rest)
+        yield case(op, "widest", 20, 4096, 4, **rest)
+        yield case(op, "off_alignment", 33, 24, 4, change=off_alignment, **rest)
+    yield case(op, "too_wide", 12, 4097, 3, backends=("cuda",))
+    yield case(op, "copies_wide", 50, 300, 4, change=copies, temperature=0.1, backends=("cuda",))
+
+
+def striped(cases: Iterator[Case]) -> Iterator[Case]:
+    """With them, what the CUDA kernels for large batches make of those that are small."""
+    for each in cases:
+        yield each
+        if "cuda" in each.backends and each.work <= 1 << 20:
+            quick = each.quick is True or (each.quick and "cuda" in each.quick)
+            rest = {"backends": ("cuda",), "emulator": STRIPED, "thorough": False}
+            yield replace(each, name=f"{each.name}_striped", quick=bool(quick), **rest)
 
 
 def nothing(op: str) -> Iterator[Case]:
@@ -208,17 +245,18 @@ def nothing(op: str) -> Iterator[Case]:
 
     yield case(op, "no_pair", 40, 8, 0, checks=(checks.zero,), quick=True)
     yield case(op, "no_pair_nan", 40, 8, 0, checks=(checks.zero,), quick=True, change=without_pairs)
-    for rows, where in ((90, NATIVE), (60, ("triton",)), (20, ("triton",))):
-        rest = {"checks": (absent_rows,), "backends": where, "quick": rows != 60}
+    for rows, where in ((90, NATIVE), *((rows, ("triton",)) for rows in (60, 21, 20))):
+        rest = {"checks": (absent_rows,), "backends": where, "quick": rows in (90, 20)}
         yield case(op, "absent", rows, 12, 4, masked=True, **rest)
     yield case(op, "order", 120, 16, 6, dtype=FLOAT64, checks=(any_order,), quick=True)
 
 
 def not_finite(op: str) -> Iterator[Case]:
-    for rows, t in product((20, 40, 600), (0.5, 0.01)):
+    for rows, t in product((20, 21, 40, 600), (0.5, 0.01)):
         rest = {"checks": (checks.not_finite,), "temperature": t}
+        rest |= {"backends": ("triton",)} if rows == 21 else {}
         first = t == 0.5 if op == "nt_xent" else t == 0.01
-        rest["quick"] = CPU if rows == 600 else rows == 20 and (first or NATIVE)
+        rest["quick"] = CPU if rows == 600 else rows < 40 and (first or NATIVE)
         yield case(op, "bad", rows, 7, 3, **rest)
 
 
@@ -232,7 +270,8 @@ def copies(x: Embeddings) -> Embeddings:
 
 
 def extremes(op: str) -> Iterator[Case]:
-    for rows, dtype in product((50, 30), DTYPES[:3]):
+    # on Triton an odd number of rows and columns counts as large
+    for rows, dtype in product((50, 30, 31), DTYPES[:3]):
         where = NATIVE if rows == 50 else ("triton",)
         shape, rest = (rows, 9, 4), {"dtype": dtype, "backends": where}
         rest["quick"] = dtype == FLOAT32 and NATIVE
@@ -248,7 +287,7 @@ def extremes(op: str) -> Iterator[Case]:
     def tiny(x: Embeddings, size: float) -> Embeddings:
         return replace(x, x=x.x * size)
 
-    for size, rows in product((2.0**-66, 1e-13), (50, 30)):  # below 1e-12 a norm is clamped
+    for size, rows in product((2.0**-66, 1e-13), (50, 30, 31)):  # below 1e-12 a norm is clamped
         rest = {"change": partial(tiny, size=size), "checks": (partial(near_truth, atol=1e-3),)}
         rest["backends"] = (*NATIVE, "reference") if rows == 50 else ("triton",)
         yield case(op, f"tiny_{size:g}", rows, 9, 4, quick=(*NATIVE, "reference"), **rest)
@@ -264,18 +303,23 @@ def behaves(op: str) -> Iterator[Case]:
         quick = masked and dtype == FIRST[op]
         yield case(op, "behaviour", 40, 24, 5, quick=quick and NATIVE, **rest)
         if quick:
-            yield case(op, "behaviour", 12, 4, 3, quick=True, **rest | {"backends": ("triton",)})
+            rest |= {"backends": ("triton",)}
+            yield case(op, "behaviour", 12, 4, 3, quick=True, **rest)
+            yield case(op, "behaviour", 40, 23, 5, **rest)
     for dtype, rows, t in product((FLOAT32, BFLOAT16), (37, 65, 700), (0.5, 0.01)):
         some = (behaviour.repeat, behaviour.dirty_memory, behaviour.value_alone)
         rest = {"dtype": dtype, "temperature": t, "checks": some, "backends": CPU}
         yield case(op, "bits", rows, 40, 6, masked=True, quick=rows == 700, **rest)
     for dtype in DTYPES[:3]:  # the kernels for large temperatures, and those that keep a maximum
-        rest = {"dtype": dtype, "temperature": 0.01, "backends": KERNELS[1:]}
+        rest = {"dtype": dtype, "temperature": 0.01, "masked": True}
         rest |= {
             "checks": (behaviour.repeat, behaviour.dirty_memory),
             "quick": dtype == BFLOAT16 and ("cuda",),
         }
-        yield case(op, "bits", 50, 19, 6, masked=True, **rest)
+        yield case(op, "bits", 50, 19, 6, **rest)
+        yield case(op, "bits", 51, 19, 6, **rest | {"backends": ("triton",)})
+        rest |= {"backends": ("cuda",), "emulator": STRIPED}
+        yield case(op, "bits_striped", 50, 19, 6, **rest)
 
     def columns(x: Embeddings) -> Embeddings:
         return replace(x, x=x.x[:, 3:])
@@ -299,5 +343,7 @@ def separated(x: Embeddings) -> Embeddings:
 
 def of_op(op: str) -> Iterator[Case]:
     """All that are alike for both ops."""
-    for group in (shapes, stripes, nothing, not_finite, extremes, behaves):
+    for group in (shapes, nothing, not_finite, extremes):
+        yield from striped(group(op))
+    for group in (stripes, small, behaves):
         yield from group(op)

@@ -88,6 +88,7 @@ def pairs(draw, on: Backend) -> dict:
         "knobs": draw(
             knobs(
                 on,
+                kSmallRows=(0,),  # no batch is small
                 kLeastElements=(0, 0, 1 << 40),  # far pairs first, or never
                 kBusyThreads=(1, 256, 2048),  # one to many parts
                 kMaxPairBytes=(1, 1 << 14),  # chunks of one permutation, or of some
@@ -124,7 +125,8 @@ def masked_pairs(draw, on: Backend) -> dict:
     scheme, own = draw(st.sampled_from((("cyclic", False), ("table", False), ("table", True))))
     x = make_batch(2, 9, draw(st.sampled_from((5, 13, 51))), scheme, own=own, seed=5)
     x = masks.masked_batch(draw(st.sampled_from(masks.CARRIERS)), draw(MASKS), x)
-    taken = knobs(on, kLeastElements=(0,), kBusyThreads=(1, 256), kMaxPairBytes=(1,))
+    sizes = {"kSmallRows": (0,), "kLeastElements": (0,), "kMaxPairBytes": (1,)}
+    taken = knobs(on, kBusyThreads=(1, 256), **sizes)
     return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
 
 
@@ -141,8 +143,9 @@ def hold_masked(on: Backend, subject: Divergence) -> None:
 
 @st.composite
 def embeddings(draw, on: Backend, op: str) -> dict:
-    most = 40 if on.process == "interpreted" else 200
-    shape = draw(st.integers(2, most)), draw(st.integers(1, 70))
+    slow = on.process == "interpreted"
+    widths = st.integers(1, 70) if slow else st.integers(1, 70) | st.sampled_from((128, 132, 260))
+    shape = draw(st.integers(2, 40 if slow else 200)), draw(widths)
     class_count, seed = draw(st.sampled_from((0, 1, 5, 30))), draw(SEEDS)
     x, labels, present = make_rows(*shape, class_count, torch.float32, seed=seed)
     x = (x * draw(st.sampled_from((1.0, 1e-3, 1e3)))).to(draw(dtypes(on)))
@@ -153,6 +156,7 @@ def embeddings(draw, on: Backend, op: str) -> dict:
         "knobs": draw(
             knobs(
                 on,
+                kSmallRows=(0, 100),  # stripes for all, or for some
                 kKeptBytes=(0, 0),  # similarities are made again
                 kStripeBytes=(0, 1 << 15),
                 kMinStripeRows=(32, 64),

@@ -7,7 +7,7 @@ import pytest
 
 
 def every_other_size(*sizes: int) -> bool:
-    """In place of `config.is_small` and `is_few`: nothing that is interpreted is large."""
+    """In place of what says which batch is small: nothing that is interpreted is large."""
     return sum(sizes) % 2 == 0
 
 
@@ -25,11 +25,14 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
             blocks[f"{name}_{bits}"] = tile
     blocks["reconstruction_loss"] = {"BLOCK_R": 16, "BLOCK_D": 16}
     blocks["gather_add"] = {"BLOCK_R": 16, "BLOCK_H": 16}
+    blocks["small_sums"] = {"BLOCK_M": 16, "BLOCK_N": block_n, "BLOCK_K": 32}
+    blocks["small_gradient"] = {"BLOCK_M": block_m, "BLOCK_N": 16, "BLOCK_D": 16, "BLOCK_S": 32}
     with pytest.MonkeyPatch.context() as patch:
         for name, tile in blocks.items():
             patch.setitem(TABLE, name, (Config(1, tile, 4),))
         patch.setattr(config, "is_small", every_other_size)
         patch.setattr(config, "is_few", every_other_size)
+        patch.setattr(config, "is_small_contrastive", every_other_size)
         patch.setattr(exp_sums, "_BAND_TILES", 1)
         patch.setattr(panels, "_PANEL_BYTES", 0)
         patch.setattr(panels, "_PANEL_ROWS", (64, 64))

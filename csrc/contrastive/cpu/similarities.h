@@ -39,8 +39,8 @@ class Similarities {
  public:
   Similarities(const ContrastiveLoops<T>& loops,
                const Tensor& embeddings,       // [L, D]
-               const Tensor& labels,           // [L] int64
-               const OptionalTensor& present,  // [L] bool
+               const Tensor& labels,           // [L] int64, or [N] of L / N modalities
+               const OptionalTensor& present,  // [L] bool, or [N, L / N]
                double temperature, bool want_grad)
       : loops_(loops),
         all_rows_(embeddings.size(0)),
@@ -168,10 +168,13 @@ class Similarities {
     const int64_t* code = data<const int64_t>(codes);
     const OptionalTensor marks = present ? contiguous_as(*present, ScalarType::Bool) : present;
     const bool* there = marks ? data<const bool>(*marks) : nullptr;
+    const int64_t N = codes.size(0), M = N == 0 ? 1 : all_rows_ / N;
     std::vector<std::pair<int64_t, int64_t>> sorted;
     sorted.reserve(all_rows_);
-    for (int64_t i = 0; i < all_rows_; ++i) {
-      if (!there || there[i]) sorted.emplace_back(code[i], i);
+    for (int64_t m = 0; m < M; ++m) {
+      for (int64_t i = 0; i < N; ++i) {
+        if (!there || there[i * M + m]) sorted.emplace_back(code[i], m * N + i);
+      }
     }
     std::sort(sorted.begin(), sorted.end());
     rows_ = int64_t(sorted.size());

@@ -1,202 +1,132 @@
-// A contrastive batch in stripes of whole rows. Two sweeps: rows by themselves, which gives the
-// loss and what the gradient needs of every row, and the gradient H Z in panels of stripes. Up to
-// 4096 rows all similarities are kept; beyond, the second sweep makes them again, and memory is
-// O(L D).
-// Nothing here waits for the device: the number of rows that are present stays there.
-#include <cmath>
+// The contrastive losses: a small batch in two kernels, any other in stripes.
+#include "contrastive/cuda/launcher.h"
 
 #include "contrastive/arguments.h"
-#include "contrastive/cuda/kernels.h"
-#include "cuda/products.h"
+#include "contrastive/cuda/small.h"
+#include "contrastive/cuda/stripes.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
 
-// Similarities of a stripe: two thirds of an H200's L2 cache, from which the next kernel reads
-// them; at least so many rows, or the product would not fill the machine. To be tuned on a GPU.
-constexpr int64_t kStripeBytes = int64_t{32} << 20;
-constexpr int64_t kMinStripeRows = 128;
+// Up to so many rows and columns no library product is worth its launches.
+constexpr int64_t kSmallRows = 1024, kSmallWidth = 4096;
 
-// All similarities, if they are kept for the gradient.
-constexpr int64_t kKeptBytes = int64_t{64} << 20;
-
-// Rows of H that are multiplied at once: their product is as narrow as the embeddings, so it takes
-// many to fill the machine.
-constexpr int64_t kPanelBytes = int64_t{64} << 20;
-constexpr int64_t kMinPanelRows = 1024, kMaxPanelRows = 4096;
-
-// Rows of matrices start at a multiple of so many elements.
-constexpr int64_t kAlignedRows = 32, kAlignedWidth = 8;
-
-int64_t padded(int64_t size, int64_t multiple) {
-  return (size + multiple - 1) / multiple * multiple;
+// The rows of all modalities, one after another.
+Tensor joined(const std::vector<Tensor>& parts) {  // M of [N, D]
+  if (parts.size() == 1) return parts[0];
+  const int64_t M = int64_t(parts.size()), N = parts[0].size(0);
+  Tensor all = empty_beside(parts[0], {M * N, parts[0].size(1)}, parts[0].scalar_type());
+  for (int64_t m = 0; m < M; ++m) {
+    Tensor to = torch::stable::narrow(all, 0, m * N, N);
+    torch::stable::copy_(to, parts[m]);
+  }
+  return all;
 }
 
-class Batch {
- public:
-  Batch(const Tensor& embeddings, const Tensor& labels, const OptionalTensor& present,
-        double temperature, cudaStream_t stream)
-      : x_(contiguous_as(embeddings, embeddings.scalar_type())),
-        storage_(storage_of(embeddings)),
-        temperature_(temperature),
-        stream_(stream),
-        padded_rows_(padded(embeddings.size(0), kAlignedRows)),
-        scaled_(empty_beside(
-            x_, {padded_rows_, padded(std::max<int64_t>(1, x_.size(1)), kAlignedWidth)},
-            x_.scalar_type())),
-        order_(empty_beside(x_, {x_.size(0)}, ScalarType::Long)),
-        classes_(empty_beside(x_, {2, padded_rows_}, ScalarType::Long)),
-        num_present_(empty_beside(x_, {1}, ScalarType::Long)),
-        floats_(empty_beside(x_, {6, padded_rows_}, ScalarType::Float)),
-        losses_(empty_beside(x_, {padded_rows_}, ScalarType::Double)),
-        totals_(empty_beside(x_, {2}, ScalarType::Float)),
-        dots_(empty_beside(x_, {keeps() ? padded_rows_ : stripe_rows(), padded_rows_},
-                           ScalarType::Float)) {
-    // 2^(-2 scale), the least exponential there is, and its inverse times a number of rows must be
-    // numbers of float32.
-    const double scale = kLog2e / temperature;
-    running_max_ = !(2 * scale + std::log2(double(x_.size(0)) + 1) < 120);
-    rows_ = {data<int64_t>(order_), data<int64_t>(classes_), data<int64_t>(classes_) + padded_rows_,
-             data<int64_t>(num_present_)};
-    float* floats = data<float>(floats_);
-    const auto per_row = [&](int n) { return floats + n * padded_rows_; };
-    batch_ = {data<const void>(x_), storage_,     x_.size(0),
-              x_.size(1),           padded_rows_, scaled_.size(1),
-              data<void>(scaled_),  per_row(0),   per_row(1)};
-    results_ = {data<double>(losses_), per_row(2), per_row(3), per_row(4), per_row(5)};
-    sums_ = {nullptr, data<float>(totals_), data<float>(totals_) + 1};
-    sort(labels, present);
-    scale_rows(batch_, rows_, stream);
+// Theirs of labels [N] and of presence [N, M].
+Tensor repeated(const Tensor& labels, int64_t M) {
+  if (M == 1) return labels;
+  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  const int64_t sizes[] = {M, codes.size(0)}, strides[] = {0, 1};
+  const Tensor view =
+      torch::stable::from_blob(const_cast<int64_t*>(data<const int64_t>(codes)), {sizes, 2},
+                               {strides, 2}, codes.device(), codes.scalar_type());
+  return torch::stable::flatten(torch::stable::contiguous(view));
+}
+OptionalTensor by_modality(const OptionalTensor& present) {
+  if (!present || present->dim() == 1) return present;
+  return torch::stable::flatten(
+      torch::stable::contiguous(torch::stable::transpose(*present, 0, 1)));
+}
+
+bool fits_small(int64_t M, int64_t L, int64_t D) {
+  return M <= kMaxSmallParts && L <= kSmallRows && D > 0 && D <= kSmallWidth;
+}
+
+// Embeddings as small_rows takes them, which stay in `held`.
+void point_at(const std::vector<Tensor>& embeddings, std::vector<Tensor>& held, SmallBatch& to) {
+  const Tensor& first = embeddings[0];
+  const int64_t M = int64_t(embeddings.size()), N = first.size(0), D = first.size(1);
+  to.storage = storage_of(first);
+  to.in_pieces = D % 4 == 0;
+  for (int64_t m = 0; m < M; ++m) {
+    held.push_back(contiguous_as(embeddings[m], first.scalar_type()));
+    to.x[m] = data<const void>(held.back());
+    const auto bytes = 4 * uintptr_t(first.element_size());
+    to.in_pieces = to.in_pieces && reinterpret_cast<uintptr_t>(to.x[m]) % bytes == 0;
   }
+  to.parts = int(M);
+  to.rows_of_part = int(N);
+  to.rows = int(M * N);
+  to.width = int(D);
+}
 
-  // The loss [].
-  Tensor forward(const ContrastiveKernels& kernels) {
-    const Tensor value = empty_beside(x_, {}, ScalarType::Float);
-    sums_.value = data<float>(value);
-    for_each_stripe(false, [&](const ScaledStripe<float>& stripe) {
-      kernels.rows(stripe, rows_.num_present, running_max_, results_, stream_);
-    });
-    add_rows(results_, rows_, kernels.over_pairs, temperature_, storage_, sums_, stream_);
-    return value;
+std::tuple<Tensor, Tensor> small_forward(bool over_pairs, const std::vector<Tensor>& embeddings,
+                                         const Tensor& labels, const OptionalTensor& present,
+                                         double temperature, bool want_grad, cudaStream_t stream) {
+  SmallBatch batch = {};
+  std::vector<Tensor> held;
+  point_at(embeddings, held, batch);
+  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  batch.labels = data<const int64_t>(codes);
+  if (present) {
+    held.push_back(contiguous_as(*present, ScalarType::Bool));
+    batch.present = data<const bool>(held.back());
   }
-
-  // [L, D], after a forward.
-  Tensor gradient(const ContrastiveKernels& kernels) {
-    const Tensor grad = empty_beside(x_, {x_.size(0), x_.size(1)}, ScalarType::Float);
-    const int64_t rows = std::min(panel_rows(), padded_rows_);
-    const Tensor g = empty_beside(x_, {rows, scaled_.size(1)}, ScalarType::Float);
-    // float32 entries of H take the place of similarities that are kept
-    const bool in_place = keeps() && storage_ == Storage::kFloat;
-    const Tensor panel =
-        in_place ? dots_ : empty_beside(x_, {rows, padded_rows_}, x_.scalar_type());
-    const RowWeights<float> weights = {results_.weight, results_.max, results_.log2_sum};
-    for_each_stripe(keeps(), [&](const ScaledStripe<float>& stripe) {
-      const int64_t at = stripe.first % rows, filled = at + stripe.rows;
-      kernels.weights(stripe, rows_.num_present, running_max_, weights, sums_.h_scale, storage_,
-                      data<void>(rows_of(panel, at, stripe.rows)), stream_);
-      if (filled < rows && stripe.first + stripe.rows < padded_rows_) return;
-      multiply(rows_of(panel, 0, filled), scaled_, rows_of(g, 0, filled));
-      project_rows(data<float>(g), stripe.first - at, filled, batch_, rows_, sums_.factor,
-                   data<float>(grad), stream_);
-    });
-    return grad;
+  batch.over_pairs = over_pairs;
+  batch.temperature = temperature;
+  const int64_t L = batch.rows, D = batch.width;
+  // the losses are doubles: two floats of a row's
+  const Tensor work = empty_beside(codes, {(9 + L) * L}, ScalarType::Float);
+  float* to = data<float>(work);
+  const auto per_row = [&](int64_t n) { return to + n * L; };
+  batch.results = {reinterpret_cast<double*>(to), per_row(2), per_row(3), per_row(4), per_row(5)};
+  batch.factor = per_row(6);
+  batch.inverse = per_row(7);
+  batch.positives = reinterpret_cast<int32_t*>(per_row(8));
+  batch.similarities = per_row(9);
+  const Tensor loss = empty_beside(codes, {}, ScalarType::Float);
+  small_rows(batch, stream);
+  if (!want_grad) {
+    small_loss(batch, data<float>(loss), stream);
+    return {loss, empty_beside(codes, {0, 0}, ScalarType::Float)};
   }
+  const Tensor grad = empty_beside(codes, {L, D}, ScalarType::Float);
+  small_gradient(batch, data<float>(loss), data<float>(grad), stream);
+  return {loss, grad};
+}
 
- private:
-  void sort(const Tensor& labels, const OptionalTensor& present) {
-    const int64_t L = x_.size(0);
-    const auto [codes, order] = stable_sort(contiguous_as(labels, ScalarType::Long));
-    const Tensor sorted_codes = empty_beside(x_, {L}, ScalarType::Long);
-    const int64_t* from = data<int64_t>(order);
-    if (!present) {
-      return sort_rows(data<int64_t>(codes), from, nullptr, nullptr, L, data<int64_t>(sorted_codes),
-                       rows_, stream_);
-    }
-    const Tensor there = contiguous_as(*present, ScalarType::Bool);
-    const Tensor marks = empty_beside(x_, {L}, ScalarType::Int);
-    mark_absent(data<const bool>(there), from, L, data<int32_t>(marks), stream_);
-    const auto [absent, behind] = stable_sort(marks);
-    sort_rows(data<int64_t>(codes), from, data<int32_t>(absent), data<int64_t>(behind), L,
-              data<int64_t>(sorted_codes), rows_, stream_);
-  }
-
-  bool keeps() const { return padded_rows_ * padded_rows_ * int64_t(sizeof(float)) <= kKeptBytes; }
-
-  int64_t stripe_rows() const {
-    const int64_t fitting = kStripeBytes / (padded_rows_ * int64_t(sizeof(float)));
-    const int64_t rows = std::max(fitting / kMinStripeRows * kMinStripeRows, kMinStripeRows);
-    return std::min(padded_rows_, rows);
-  }
-
-  // Whole stripes.
-  int64_t panel_rows() const {
-    if (keeps()) return padded_rows_;
-    const int64_t fitting = kPanelBytes / (padded_rows_ * int64_t(x_.element_size()));
-    return padded(std::clamp(fitting, kMinPanelRows, kMaxPanelRows), stripe_rows());
-  }
-
-  // f(stripe) for every stripe in order.
-  template <class F>
-  void for_each_stripe(bool known, const F& f) {
-    const int64_t step = stripe_rows();
-    const Tensor columns = transposed(scaled_);
-    ScaledStripe<float> stripe = {};
-    stripe.stride = padded_rows_;
-    stripe.scale = float(kLog2e / temperature_);
-    stripe.class_begin = rows_.class_begin;
-    stripe.class_end = rows_.class_end;
-    stripe.inverse = batch_.inverse;
-    for (int64_t first = 0; first < padded_rows_; first += step) {
-      stripe.first = first;
-      stripe.rows = std::min(step, padded_rows_ - first);
-      const int64_t at = keeps() ? first : 0;
-      stripe.dots = data<float>(dots_) + at * padded_rows_;
-      if (!known) {
-        multiply(rows_of(scaled_, first, stripe.rows), columns, rows_of(dots_, at, stripe.rows));
-      }
-      f(stripe);
-    }
-  }
-
-  const Tensor x_;
-  const Storage storage_;
-  const double temperature_;
-  cudaStream_t stream_;
-  const int64_t padded_rows_;
-  bool running_max_;
-  Tensor scaled_, order_, classes_, num_present_, floats_, losses_, totals_, dots_;
-  SortedRows rows_ = {};
-
-  Embeddings batch_ = {};
-  RowResults<float> results_ = {};
-  Totals sums_ = {};
-};
+std::tuple<Tensor, Tensor> striped_forward(bool over_pairs, const std::vector<Tensor>& embeddings,
+                                           const Tensor& labels, const OptionalTensor& present,
+                                           double temperature, bool want_grad,
+                                           cudaStream_t stream) {
+  const int64_t M = int64_t(embeddings.size());
+  const ContrastiveKernels& kernels = over_pairs ? kNtXentKernels : kSupConKernels;
+  Batch batch(joined(embeddings), repeated(labels, M), by_modality(present), temperature, stream);
+  const Tensor loss = batch.forward(kernels);
+  return {loss,
+          want_grad ? batch.gradient(kernels) : empty_beside(labels, {0, 0}, ScalarType::Float)};
+}
 
 // (loss [], unit gradient [L, D] float32, or [0, 0] where none is wanted)
-template <const ContrastiveKernels& kKernels>
-std::tuple<Tensor, Tensor> contrastive_fwd(const Tensor& embeddings,       // [L, D]
-                                           const Tensor& labels,           // [L] int64
-                                           const OptionalTensor& present,  // [L] bool
-                                           double temperature, bool want_grad) {
+template <bool kOverPairs>
+std::tuple<Tensor, Tensor> contrastive_fwd(
+    const Tensor& embeddings,       // [L, D]
+    const Tensor& labels,           // [L] int64, or [N] of L / N modalities
+    const OptionalTensor& present,  // [L] bool, or [N, L / N]
+    double temperature, bool want_grad) {
   check_rows(embeddings, labels, present, temperature);
   const OnDeviceOf device(embeddings);
-  const cudaStream_t stream = device.stream();
-  const int64_t L = embeddings.size(0), D = embeddings.size(1);
-  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
-                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
-  storage_of(embeddings);  // refuses float64
-  if (L == 0) {
-    const Tensor value = empty_beside(embeddings, {}, ScalarType::Float);
-    clear(value, stream);
-    return {value, empty_beside(embeddings, {0, want_grad ? D : 0}, ScalarType::Float)};
+  const int64_t N = labels.size(0), M = N == 0 ? 1 : embeddings.size(0) / N;
+  if (M == 1 || !fits_small(M, M * N, embeddings.size(1))) {
+    return contrastive_forward(kOverPairs, {embeddings}, repeated(labels, M), by_modality(present),
+                               temperature, want_grad);
   }
-  Batch batch(embeddings, labels, present, temperature, stream);
-  const Tensor value = batch.forward(kKernels);
-  const Tensor grad =
-      want_grad ? batch.gradient(kKernels) : empty_beside(embeddings, {0, 0}, ScalarType::Float);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {value, grad};
+  std::vector<Tensor> parts;
+  const Tensor rows = contiguous_as(embeddings, embeddings.scalar_type());
+  for (int64_t m = 0; m < M; ++m) parts.push_back(rows_of(rows, m * N, N));
+  return contrastive_forward(kOverPairs, parts, labels, present, temperature, want_grad);
 }
 
 Tensor contrastive_bwd(const Tensor& grad,       // []
@@ -214,12 +144,36 @@ Tensor contrastive_bwd(const Tensor& grad,       // []
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> contrastive_forward(bool over_pairs,
+                                               const std::vector<Tensor>& embeddings,
+                                               const Tensor& labels, const OptionalTensor& present,
+                                               double temperature, bool want_grad) {
+  const Tensor& first = embeddings[0];
+  const OnDeviceOf device(first);
+  const cudaStream_t stream = device.stream();
+  const int64_t M = int64_t(embeddings.size()), L = M * first.size(0), D = first.size(1);
+  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
+                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
+  storage_of(first);  // refuses float64
+  if (L == 0) {
+    const Tensor value = empty_beside(first, {}, ScalarType::Float);
+    clear(value, stream);
+    return {value, empty_beside(first, {0, want_grad ? D : 0}, ScalarType::Float)};
+  }
+  const auto forward = fits_small(M, L, D) ? small_forward : striped_forward;
+  const auto results =
+      forward(over_pairs, embeddings, labels, present, temperature, want_grad, stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return results;
+}
+
 }  // namespace cuda
 }  // namespace mcr
 
 STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m) {
-  m.impl("nt_xent_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<mcr::cuda::kNtXentKernels>));
+  m.impl("nt_xent_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<true>));
   m.impl("nt_xent_bwd", TORCH_BOX(&mcr::cuda::contrastive_bwd));
-  m.impl("sup_con_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<mcr::cuda::kSupConKernels>));
+  m.impl("sup_con_fwd", TORCH_BOX(&mcr::cuda::contrastive_fwd<false>));
   m.impl("sup_con_bwd", TORCH_BOX(&mcr::cuda::contrastive_bwd));
 }

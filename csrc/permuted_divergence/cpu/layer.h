@@ -5,6 +5,7 @@
 #include "cpu/products.h"
 #include "dispatch.h"
 #include "permuted_divergence/cpu/launcher.h"
+#include "permuted_divergence/layer.h"
 
 namespace mcr {
 
@@ -105,23 +106,6 @@ inline View matrix_of(const Tensor& x, int64_t m) {
   const int64_t N = x.size(1), C = x.size(2);
   char* memory = const_cast<char*>(data<const char>(x));
   return {memory + m * N * C * x.element_size(), x.scalar_type(), N, C, C, 1};
-}
-
-// Latents of one batch whose widths add up to the weight's.
-inline Arguments check_layer(const char* op, const std::vector<Tensor>& latents,
-                             const Tensor& weight) {
-  const Arguments arguments(op, weight);
-  STD_TORCH_CHECK(!latents.empty() && latents.size() <= kMaxModalities, op, ": 1 to ",
-                  kMaxModalities, " latents, got ", latents.size());
-  int64_t width = 0;
-  for (const Tensor& z : latents) {
-    arguments.check("latents", z, Holds::kFloats, {latents[0].size(0), kAnySize});
-    STD_TORCH_CHECK(z.scalar_type() == weight.scalar_type(), op,
-                    ": latents must have the dtype of the weight");
-    width += z.size(1);
-  }
-  arguments.check("weight", weight, Holds::kFloats, {kAnySize, width});
-  return arguments;
 }
 
 // The contributions [M, N, C] of latents that fit.

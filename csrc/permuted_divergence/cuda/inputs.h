@@ -36,10 +36,23 @@ class PermutedDivergenceInputs {
     read_donors(arguments, in);
   }
 
-  bool empty() const { return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0; }
+  bool empty() const {
+    return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0 || pr.num_subsets == 0;
+  }
   const Subsets& subsets() const { return subsets_; }
   // Whether the passes of far.h go first.
   bool far() const { return far_; }
+  // Whether it is a SmallPairs: where a launch costs more than making pairs again, and every block
+  // can add up for itself what pairs weigh.
+  bool small() const {
+    constexpr int64_t kSmallRows = 256, kSmallElements = int64_t{1} << 20;
+    constexpr int64_t kSmallWeighed = int64_t{1} << 15;
+    const int64_t pairs = pr.num_subsets * pr.rows * pr.permutations;
+    return !far_ && !empty() && pr.rows <= kSmallRows && pr.classes <= kMaxSharedClasses &&
+           pairs * pr.classes < kSmallElements && (!weighs() || pairs <= kSmallWeighed);
+  }
+  // Whether what the pairs of a subset weigh has to be added up.
+  bool weighs() const { return pr.may_drop || pr.row_weight; }
 
   // Memory that lives as long as this.
   template <class T>

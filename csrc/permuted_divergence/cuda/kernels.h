@@ -60,6 +60,23 @@ struct LayOut {
 };
 void lay_out(const LayOut& inputs, cudaStream_t stream);
 
+// A small batch: what comes before its pairs is one launch, the rest another.
+struct SmallPairs : SidesProblem<float> {
+  Subsets members;
+  const float* upstream;  // [S], or null: 1; where all are equal, the unit gradients are scaled
+  const float *unit, *unit_bias;  // [M, N, C], [C], for that
+  double pairs, terms;            // as LayOut has them; pairs 0 where the weights have to be summed
+  const float* poison;            // [lines]
+  int64_t lines;
+  int32_t* finished;         // [1] blocks; the last one adds up
+  float* values;             // [S], or null
+  void *to, *to_bias;        // [M, N, C], [C]
+  Storage storage, of_bias;  // of the two
+};
+// For small_sides: `finished` is set to 0. Nothing where layout.upstream is given and all equal.
+void lay_out_small(const LayOut& layout, int32_t* finished, cudaStream_t stream);
+void small_sides(const SmallPairs& batch, cudaStream_t stream);
+
 // The subsets -> problem.subsets; the poison and upstream (null: 1) over the sums of the weights ->
 // problem.factors.
 void weigh_subsets(const SidesProblem<float>& problem, const Subsets& subsets, const LayOut& layout,

@@ -21,12 +21,18 @@ __device__ float in_units(const LayOut& in, float x) {
   return (in.saturated ? MCR_ISA::saturated(x, kFarthest) : x) * in.scale;
 }
 
-// What is no row of classes, by thread `first` of `step` threads.
-__device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
+// The row at a position; one in range where the order is no permutation.
+__device__ int64_t row_at(const LayOut& in, int64_t a) {
+  const int64_t row = in.order ? in.order[a] : a;
+  return row >= 0 && row < in.rows ? row : 0;
+}
+
+// The bias that is not centred, and what the rows have beside classes, by thread `first` of `step`.
+__device__ void lay_out_marks(const LayOut& in, int64_t first, int64_t step) {
   for (int64_t a = first; a < in.rows || (a < in.classes && !in.centered); a += step) {
     if (a < in.classes && !in.centered) in.bias_to[a] = in.bias ? in_units(in, in.bias[a]) : 0.0f;
     if (a >= in.rows) continue;
-    const int64_t row = in.order ? in.order[a] : a;
+    const int64_t row = row_at(in, a);
     if (in.labels) in.labels_to[a] = in.labels[row];
     // a weight below 0 is an error that cannot be raised here
     if (in.sample_weight) {
@@ -40,6 +46,11 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
       in.present_to[a] = bits;
     }
   }
+}
+
+// What is no row of classes.
+__device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
+  lay_out_marks(in, first, step);
   const float poison = poison_of(in);
   for (int k = 0; k < kCleared; ++k) {
     const LayOut::Cleared& range = in.cleared[k];
@@ -63,7 +74,7 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
   for (int64_t r = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; r < rows;
        r += int64_t(gridDim.x) * blockDim.y) {
     const int64_t m = r / in.rows, a = r % in.rows;
-    const In* row = from + (m * in.rows + (in.order ? in.order[a] : a)) * C;
+    const In* row = from + (m * in.rows + row_at(in, a)) * C;
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
       in.contributions_to[r * C + c] = in_units(in, to_float(row[c]));
     }
@@ -93,64 +104,97 @@ __device__ void center_row(const In* row, const LayOut& in, float* to, int64_t s
   }
 }
 
-// A warp has a row, the one behind the last is the bias.
+// Row r of all modalities' by a warp, the one behind the last is the bias.
+template <class In>
+__device__ void lay_out_centered(const LayOut& in, int64_t r) {
+  if (r == in.modalities * in.rows) {
+    return center_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
+  }
+  const int64_t m = r / in.rows, a = r % in.rows;
+  const In* from = static_cast<const In*>(in.contributions);
+  center_row(from + (m * in.rows + row_at(in, a)) * in.classes, in,
+             in.contributions_to + r * in.row_stride, in.row_stride,
+             in.powers_to ? in.powers_to + r * in.row_stride : nullptr, 1.0f);
+}
+
 template <class In>
 __global__ void lay_out_centered_kernel(const __grid_constant__ LayOut in) {
   if (is_set(in.skip)) return;
   const int64_t rows = in.modalities * in.rows, warps = int64_t(gridDim.x) * (kBlockThreads / 32);
-  for (int64_t r = first_index() / 32; r <= rows; r += warps) {
-    if (r == rows) {
-      center_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
-      continue;
-    }
-    const int64_t m = r / in.rows, a = r % in.rows;
-    const In* from = static_cast<const In*>(in.contributions);
-    center_row(from + (m * in.rows + (in.order ? in.order[a] : a)) * in.classes, in,
-               in.contributions_to + r * in.row_stride, in.row_stride,
-               in.powers_to ? in.powers_to + r * in.row_stride : nullptr, 1.0f);
-  }
+  for (int64_t r = first_index() / 32; r <= rows; r += warps) lay_out_centered<In>(in, r);
   lay_out_rest(in, first_index(), index_step());
 }
 
-// A block has a line. Kernels read and write rows by these numbers, and nothing can be raised here:
-// what is no permutation is replaced by 0..N-1, and its poison is NaN.
+// By a block. Kernels read and write rows by these numbers, and nothing can be raised here: what is
+// no permutation is replaced by 0..N-1, and its poison is NaN.
+template <int kThreads>
+__device__ void check_line(const LayOut& in, int64_t line) {
+  __shared__ int any_wrong;
+  const int64_t N = in.rows;
+  const int64_t* given = in.given + line * N;
+  int32_t* receivers = in.receivers_to + line * N;
+  int wrong = 0;
+  for (int64_t a = threadIdx.x; a < N; a += kThreads) {
+    const bool inside = given[a] >= 0 && given[a] < N;
+    if (inside) receivers[given[a]] = int32_t(a);
+    wrong |= !inside;
+  }
+  for (int64_t k = threadIdx.x; k < in.num_shifts; k += kThreads) {
+    const bool inside = in.shifts[k] >= 1 && in.shifts[k] < N;
+    in.shifts_to[k] = inside ? in.shifts[k] : 0;
+    wrong |= !inside;
+  }
+  __syncthreads();
+  // of two rows with one donor, one does not find itself
+  for (int64_t a = threadIdx.x; a < N; a += kThreads) {
+    const bool inside = given[a] >= 0 && given[a] < N;
+    if (inside) wrong |= receivers[given[a]] != int32_t(a);
+  }
+  wrong = block_reduce<kThreads>(wrong, [](int a, int b) { return a | b; });
+  if (threadIdx.x == 0) any_wrong = wrong;
+  __syncthreads();
+  for (int64_t a = threadIdx.x; a < N; a += kThreads) {
+    const int64_t donor = any_wrong ? a : given[a];
+    if (any_wrong) receivers[a] = int32_t(a);
+    if (in.table_to) in.table_to[line * N + a] = int32_t(donor);
+    if (in.order_to) in.order_to[a] = donor;
+  }
+  if (threadIdx.x == 0) in.poison[line] = any_wrong ? NAN : 0.0f;
+}
+
 __global__ void __launch_bounds__(kSumThreads)
     check_donors_kernel(const __grid_constant__ LayOut in) {
   if (is_set(in.skip)) return;
-  __shared__ int any_wrong;
-  const int64_t N = in.rows;
   for (int64_t line = blockIdx.x; line < in.lines; line += gridDim.x) {
-    const int64_t* given = in.given + line * N;
-    int32_t* receivers = in.receivers_to + line * N;
-    int wrong = 0;
-    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
-      const bool inside = given[a] >= 0 && given[a] < N;
-      if (inside) receivers[given[a]] = int32_t(a);
-      wrong |= !inside;
-    }
-    for (int64_t k = threadIdx.x; k < in.num_shifts; k += kSumThreads) {
-      const bool inside = in.shifts[k] >= 1 && in.shifts[k] < N;
-      in.shifts_to[k] = inside ? in.shifts[k] : 0;
-      wrong |= !inside;
-    }
-    __syncthreads();
-    // of two rows with one donor, one does not find itself
-    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
-      const bool inside = given[a] >= 0 && given[a] < N;
-      if (inside) wrong |= receivers[given[a]] != int32_t(a);
-    }
-    wrong = block_reduce<kSumThreads>(wrong, [](int a, int b) { return a | b; });
-    if (threadIdx.x == 0) any_wrong = wrong;
-    __syncthreads();
-    for (int64_t a = threadIdx.x; a < N; a += kSumThreads) {
-      const int64_t donor = any_wrong ? a : given[a];
-      if (any_wrong) receivers[a] = int32_t(a);
-      if (in.table_to) in.table_to[line * N + a] = int32_t(donor);
-      if (in.order_to) in.order_to[a] = donor;
-    }
-    if (threadIdx.x == 0) in.poison[line] = any_wrong ? NAN : 0.0f;
+    check_line<kSumThreads>(in, line);
     __syncthreads();  // the next line writes any_wrong again
   }
+}
+
+// All of it at once: blocks with a line each, then blocks with rows, that read by an order which
+// the others are only checking. Nothing where the upstream gradients are equal.
+template <class In>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    lay_out_small_kernel(const __grid_constant__ LayOut in, int32_t* finished) {
+  if (in.upstream && all_equal(in.upstream, in.num_subsets)) return;
+  if (blockIdx.x < in.lines) return check_line<kBlockThreads>(in, blockIdx.x);
+  const int64_t first = first_index() - in.lines * kBlockThreads;
+  const int64_t step = index_step() - in.lines * kBlockThreads;
+  const int64_t C = in.classes, rows = in.modalities * in.rows;
+  for (int64_t r = first / 32; r <= rows; r += step / 32) {
+    if (in.centered) {
+      lay_out_centered<In>(in, r);
+    } else if (r < rows) {
+      const In* row = static_cast<const In*>(in.contributions) +
+                      (r / in.rows * in.rows + row_at(in, r % in.rows)) * C;
+      for (int64_t c = first % 32; c < C; c += 32) {
+        in.contributions_to[r * C + c] = in_units(in, to_float(row[c]));
+      }
+    }
+  }
+  lay_out_marks(in, first, step);
+  if (first < in.num_subsets) in.subsets_to[first] = in.subsets.bits[first];
+  if (first == 0) *finished = 0;
 }
 
 // A warp has a row; permutations are below 2^31.
@@ -258,6 +302,13 @@ void lay_out(const LayOut& in, cudaStream_t stream) {
     } else {
       lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
     }
+  });
+}
+
+void lay_out_small(const LayOut& in, int32_t* finished, cudaStream_t stream) {
+  const unsigned blocks = unsigned(in.lines) + blocks_for((in.modalities * in.rows + 1) * 32);
+  with_storage(in.storage, [&](auto zero) {
+    lay_out_small_kernel<decltype(zero)><<<blocks, kBlockThreads, 0, stream>>>(in, finished);
   });
 }
 

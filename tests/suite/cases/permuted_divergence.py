@@ -38,9 +38,10 @@ TABLE, OWN_TABLE, CYCLIC, OWN_CYCLIC, EXHAUSTIVE = SCHEMES = (
     *(("table", False), ("table", True), ("cyclic", False), ("cyclic", True)),
     ("exhaustive", False),
 )
-BUSY = {"kBusyThreads": 1}  # as though the rows filled a GPU
-FAR = {"kLeastElements": 0}  # small problems too take the path for pairs that are far apart
-PATHS = {None: {}, "far": FAR, "far_busy": FAR | BUSY}
+LARGE_PATH = {"kSmallRows": 0}  # no batch is a small one
+BUSY = LARGE_PATH | {"kBusyThreads": 1}  # as though the rows filled a GPU
+FAR = LARGE_PATH | {"kLeastElements": 0}  # small problems too take the path of far pairs
+PATHS = {None: {}, "large": LARGE_PATH, "far": FAR, "far_busy": FAR | BUSY}
 
 MADE = ("count", "scale", "bias", "present", "weighted", "dtype", "seed")
 OPTIONS = ("strategy", "clean_path", "divergence", "exclude", "subsets")
@@ -335,7 +336,7 @@ WRONG_IN_SHORT = ("table_far", "order_twice", "shift_0", "one_modality")
 def wrong_donors() -> Iterator[Case]:
     check = partial(checks.nan_or_raises, match="permutation|shift")
     for (name, (order, rows)), exclude, path in product(
-        WRONG.items(), ("none", "self"), (None, "far")
+        WRONG.items(), ("none", "self"), (None, "large", "far")
     ):
         if (path or exclude == "none") and name not in WRONG_IN_SHORT:
             continue  # kinds that differ, not every number

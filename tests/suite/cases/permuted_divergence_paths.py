@@ -10,7 +10,19 @@ from divergences import DTYPES, Batch
 from mcr_fast._names import DIVERGENCES
 from suite import behaviour, checks
 from suite.cases import Case, named, pairwise
-from suite.cases.permuted_divergence import BUSY, CYCLIC, EXHAUSTIVE, PATHS, TABLE, pairs
+from suite.cases.permuted_divergence import (
+    BUSY,
+    CLEAN_PATHS,
+    CYCLIC,
+    EXHAUSTIVE,
+    LARGE_PATH,
+    OWN_TABLE,
+    PATHS,
+    SCHEMES,
+    STRATEGIES,
+    TABLE,
+    pairs,
+)
 
 # N, K, C with just the 2^20 elements in both subsets from which the CUDA C++ kernels take pairs
 # that are far by themselves (docs/math/permuted_divergence.md): one for each of their teams, by C
@@ -66,16 +78,26 @@ def emulated() -> Iterator[Case]:
         yield case("busy", (2, 3, c), scheme, quick=few and c in (7, 174), **made)
     masked = {"present": True, "weighted": True, "exclude": "same_label", "factor": None}
     for _, (c, d, exclude) in pairwise((6, 29, 50, 101, 174), DIVERGENCES, ("none", "self")):
-        few = {"count": 16, "present": True, "divergence": d}
-        factor = None if exclude == "self" else -2.5
-        yield case("few_rows", (2, 9, c), TABLE, factor=factor, exclude=exclude, **few)
+        few = {"count": 16, "present": True, "divergence": d, "exclude": exclude}
+        few["factor"] = None if exclude == "self" else -2.5
+        yield case("few_rows", (2, 9, c), TABLE, **few)
+        yield case("few_rows_large", (2, 9, c), TABLE, emulator=LARGE_PATH, **few)
+    for few, (scheme, d, strategy, clean_path, all_of_it) in pairwise(
+        SCHEMES, DIVERGENCES, STRATEGIES, CLEAN_PATHS, (False, True)
+    ):
+        made = {"divergence": d, "strategy": strategy, "clean_path": clean_path, "quick": few}
+        made |= masked if all_of_it else {}
+        yield case("large", (3, 7, 11), scheme, count=3, emulator=LARGE_PATH, **made)
+    busy = {"kBusyThreads": 1}  # small, a team with all of a row's pairs
+    for few, (c, d, scheme) in pairwise((6, 29, 50, 101, 174), DIVERGENCES, (TABLE, OWN_TABLE)):
+        yield case("small_busy", (2, 7, c), scheme, divergence=d, quick=few, emulator=busy)
     far_classes = (6, 174, 20, 50, 101, 250, 300, 500, 700, 1000)
     for few, (path, scheme, c, scale, all_of_it) in pairwise(
         PATHS, (TABLE, CYCLIC, EXHAUSTIVE), far_classes, (1.5, 0.01, 30.0), (False, True)
     ):
         made = {"count": 5, "scale": scale, "emulator": PATHS[path], "quick": few and c in (6, 174)}
         made |= masked | {"clean_path": "routed"} if all_of_it else {}
-        yield case(named(what="pairs", path=path or "near"), (2, 7, c), scheme, **made)
+        yield case(named(what="pairs", path=path or "small"), (2, 7, c), scheme, **made)
     sizes = ((90, 11, 32, 1.5), (33, 40, 20, 8.0), (17, 174, 16, 1.5))
     for _, (path, scheme, dtype, (n, c, k, scale)) in pairwise(
         PATHS, (TABLE, CYCLIC), DTYPES[:3], sizes
@@ -96,6 +118,8 @@ def emulated() -> Iterator[Case]:
     for n, c in ((64, 3), (65, 40), (700, 9), (33000, 1)):  # csrc/cuda/sums.cu
         chosen = {"divergence": "mse", "strategy": "collaborative", "count": 1}
         yield case("bias", (2, n, c), TABLE if c > 1 else CYCLIC, **chosen)
+        if n < 100:
+            yield case("bias_large", (2, n, c), TABLE, emulator=LARGE_PATH, **chosen)
     for n, scheme in product((1, 2, 70, 300), (TABLE, EXHAUSTIVE)):
         if n < 100 or scheme == TABLE:
             yield case("rows", (2, n, 3), scheme, count=2)
