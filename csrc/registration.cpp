@@ -81,11 +81,11 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
 
   m.def(
       "row_divergence_fwd(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
-      "str divergence, bool want_grad) "
+      "str divergence, bool want_grad, bool mean) "
       "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)");
   m.def(
-      "row_divergence_bwd(Tensor grad, Tensor unit_grad_perturbed, Tensor unit_grad_clean, "
-      "Tensor perturbed, Tensor clean) "
+      "row_divergence_bwd(Tensor grad, Tensor? weight, Tensor unit_grad_perturbed, "
+      "Tensor unit_grad_clean, Tensor perturbed, Tensor clean) "
       "-> (Tensor grad_perturbed, Tensor grad_clean)");
 
   m.def(

@@ -38,6 +38,9 @@ PROGRAMS = 528  # that keep a GPU busy: four for each of an H100's 132 multiproc
 WEIGHT_ROWS = 256  # of one program that adds up what pairs weigh
 SMALL_ROWS = 256  # a batch that takes no more launches than it must, where they are what it costs
 SMALL_SIZE = 1 << 22  # numbers that its own side may leave for its donor side, about
+# perturbed rows that every program of row_divergence looks through, so that nothing is sorted, and
+# what all of them compare, at most
+FEW_ROWS, FEW_COMPARISONS = 4096, 1 << 20
 SMALL_CONTRASTIVE = (1024, 4096)  # rows and width of a contrastive batch that counts as small
 SCALE_BLOCK = 4096  # elements of one program that scales a gradient
 
@@ -224,6 +227,16 @@ def small_own_side(num_classes: int, divergence: str) -> Config:
     if permutations == 1:
         return chosen._replace(num_warps=2 * chosen.num_warps, max_registers=128)
     return chosen._replace(blocks=chosen.blocks | {"BLOCK_K": permutations // 2})
+
+
+def is_few(num_perturbed: int, num_clean: int) -> bool:
+    """Whether a batch of row_divergence is what `FEW_ROWS` says."""
+    return num_perturbed <= FEW_ROWS and num_perturbed * num_clean <= FEW_COMPARISONS
+
+
+def rows_at_once(chosen: Config) -> int:
+    """Rows that a program looks through at once: up to 16 comparisons to a thread."""
+    return max(16, min(128, 512 * chosen.num_warps // chosen.blocks["BLOCK_R"]))
 
 
 def choose(kernel: str, size: int) -> Config:

@@ -14,6 +14,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 LOG2E = tl.constexpr(1.44269504088896340736)
+LN2 = tl.constexpr(0.69314718055994530942)
 HALF_LN2 = tl.constexpr(0.34657359027997265471)
 
 
@@ -45,6 +46,24 @@ def reciprocal(x, PRECISE: tl.constexpr):
     return tl.inline_asm_elementwise(
         "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
     )
+
+
+@triton.jit
+def log2_of_double(x):
+    """Logarithm to base 2 of a float64 that is no subnormal number, within 2^-38; -inf for 0."""
+    bits = x.to(tl.int64, bitcast=True)
+    m = ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True)
+    above = m > 1.4142135
+    m = tl.where(above, 0.5 * m, m)
+    # 2 atanh((m - 1) / (m + 1)) / ln(2), of m from sqrt(1/2) to sqrt(2)
+    u = (m - 1.0) / (m + 1.0)
+    v = u * u
+    series = v * 0.0 + 1.0 / 13.0
+    for k in tl.static_range(6):
+        series = series * v + 1.0 / (11.0 - 2.0 * k)
+    exponent = (bits >> 52) - 1023 + above.to(tl.int64)
+    result = u * series * (2.0 * LOG2E) + exponent.to(tl.float64)
+    return tl.where(x > 0.0, result, tl.where(x == 0.0, -float("inf"), float("nan")))
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from mcr_fast.kernels.contrastive.batch import (
     same_label,
 )
 from mcr_fast.kernels.contrastive.exp_sums import exp_sums
+from mcr_fast.kernels.contrastive.finish import finish
 from mcr_fast.kernels.contrastive.panels import gradient, scaled, store_panel
 from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import exp2, log2_1p, reciprocal
@@ -124,20 +125,15 @@ def nt_xent_fwd(
     if config.is_small_contrastive(*embeddings.shape):
         return small_forward("nt_xent", embeddings, labels, present, temperature, want_grad)
     labels, present = of_all_rows(len(embeddings), labels, present)
-    batch = make_batch(
-        embeddings, labels, present, temperature, lambda sizes: (sizes - 1).clamp(min=0).sum()
-    )
-    rows = batch.rows
-    total, top = exp_sums(batch, rows.entering(rows.end))
-    places = batch.positives(log2_sum_ptr=(torch.log2(total) + top).float())
-    loss, c = rows.per_row(torch.float64), rows.per_row(torch.float64)
+    batch = make_batch(embeddings, labels, present, temperature, past_class=True)
+    total, top, log2_sum = exp_sums(batch)
+    places = batch.positives(log2_sum_ptr=log2_sum)
+    loss, c = (batch.rows.per_row(torch.float64) for _ in range(2))
     _nt_xent_pairs_kernel[batch.diagonal_tiles](loss_ptr=loss, c_ptr=c, **places)
-    value = batch.mean(loss.sum())
-    if not want_grad:
+    value, weight, numbers = finish(batch, loss, c, total, top, want_grad)
+    if weight is None:
         return value, value.new_empty((0, 0))
-    # a row without negatives has c = 0 and no sum
-    weight = torch.where(c == 0, 0.0, c / total).float()
-    return value, gradient(batch, weight, top, c.max(), _nt_xent_positives_kernel, places)
+    return value, gradient(batch, weight, top, numbers, _nt_xent_positives_kernel, places)
 
 
 nt_xent_bwd = scaled

@@ -5,8 +5,8 @@
 
 With gradient a program has a tile of clean rows and runs through the perturbed rows held against
 each: what a clean row needs is made once and its gradient is summed in one place, in the order of
-r. The rows are sorted for that on the device. Without gradient a program has a tile of perturbed
-rows, and nothing is sorted.
+r. The rows are sorted for that on the device; where they are few, each program finds those of its
+clean rows itself. Without gradient a program has a tile of perturbed rows, and nothing is sorted.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from mcr_fast.kernels.divergence import (
 )
 from mcr_fast.kernels.math import LOG2E
 from mcr_fast.kernels.scale import scale_or_take
+from mcr_fast.kernels.search import first_of
+from mcr_fast.kernels.sums import add_up, store_sums
 
 # Nearer rows lose no more digits than their logits have.
 APART = tl.constexpr(32.0)
@@ -78,44 +80,101 @@ def load_tile(x_ptr, rows, classes, mask, num_classes, KIND: tl.constexpr):
 
 
 @triton.jit
+def _find_starts(
+    sorted_ptr,  # [R]
+    i,  # [BLOCK_R]
+    num_perturbed,
+    num_clean,
+    steps,
+):
+    """Where the perturbed rows of clean rows i begin and end; the ends take those of no clean row.
+
+    So no perturbed row is left out, and its clean row's gradient is NaN.
+    """
+    start = tl.where(i == 0, 0, first_of(sorted_ptr, i, num_perturbed, steps, False))
+    stop = first_of(sorted_ptr, i, num_perturbed, steps, True)
+    stop = tl.where(i == num_clean - 1, num_perturbed, stop)
+    return start, tl.where(i < num_clean, stop - start, 0)
+
+
+@triton.jit
+def _keys(rows_ptr, r, num_perturbed, num_clean):
+    """The clean rows of perturbed rows r, as `_find_starts` takes them."""
+    real = r < num_perturbed
+    key = tl.load(rows_ptr + r, mask=real, other=0)
+    key = tl.minimum(tl.maximum(key, 0), num_clean - 1).to(tl.int32)
+    return tl.where(real, key, num_clean)[None, :], real[None, :]
+
+
+@triton.jit
+def _collect(
+    rows_ptr,  # [R]
+    order_ptr,  # [R] to fill, where the program's perturbed rows stand when sorted
+    i,  # [BLOCK_R]
+    num_perturbed,
+    num_clean,
+    BLOCK_S: tl.constexpr,
+):
+    """As `_find_starts`, of rows that are not sorted."""
+    start, count = i * 0, i * 0
+    for first in range(0, num_perturbed, BLOCK_S):
+        r = first + tl.arange(0, BLOCK_S)
+        key, real = _keys(rows_ptr, r, num_perturbed, num_clean)
+        start += tl.sum((real & (key < i[:, None])).to(tl.int32), 1)
+    for first in range(0, num_perturbed, BLOCK_S):
+        r = first + tl.arange(0, BLOCK_S)
+        key, real = _keys(rows_ptr, r, num_perturbed, num_clean)
+        found = real & (key == i[:, None])
+        place = tl.cumsum(found.to(tl.int32), 1) + (start + count - 1)[:, None]
+        tl.store(order_ptr + place, tl.zeros_like(place) + r[None, :], mask=found)
+        count += tl.sum(found.to(tl.int32), 1)
+    tl.debug_barrier()  # whoever reads them has not written all of them
+    return start, count
+
+
+@triton.jit
 def _row_divergence_fwd_kernel(
     perturbed_ptr,  # [R, C]
     clean_ptr,  # [N, C]
     rows_ptr,  # [R]
     weight_ptr,  # [R] or None
+    sorted_ptr,  # [R] `rows` sorted; None without gradient, or where each program finds its own
     order_ptr,  # [R] perturbed rows by clean row; None without gradient
-    starts_ptr,  # [N] where each clean row's begin; None without gradient
-    values_ptr,  # [programs]
-    total_weight_ptr,  # [] to fill with the number of rows; None if they have weights
+    values_ptr,  # [2, programs] sums of values and weights; [1] each if there is one program
+    total_ptr,  # []
+    total_weight_ptr,  # []
     grad_perturbed_ptr,  # [R, C]
     grad_clean_ptr,  # [N, C]
     num_perturbed,
     num_clean,
     num_classes,
+    steps,  # that halve R to nothing
     share,
     KIND: tl.constexpr,
     GRAD: tl.constexpr,
+    ALONE: tl.constexpr,  # there is one program
+    MEAN: tl.constexpr,
     PRECISE: tl.constexpr,
     ALIGN: tl.constexpr,  # a divisor of the number of classes
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # rows that a program looks through at once
 ):
     num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
-    first = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    block = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     classes = tl.arange(0, BLOCK_C)
     real = classes < num_classes
-    if GRAD:
-        i = first
-        inside = i < num_clean
-        # the ends take what is out of range, for which a clean row is then NaN
-        start = tl.load(starts_ptr + i, mask=inside & (i > 0), other=0)
-        stop = tl.load(starts_ptr + i + 1, mask=i + 1 < num_clean, other=num_perturbed)
-        count = tl.where(inside, stop - start, 0)
+    i = block.to(tl.int64)
+    if not GRAD:
+        inside = i < num_perturbed
+        start, count = i, inside.to(tl.int32)
+        i = tl.load(rows_ptr + i, mask=inside, other=0)
     else:
-        inside = first < num_perturbed
-        i = tl.load(rows_ptr + first, mask=inside, other=0)
-        start = first
-        count = inside.to(tl.int64)
+        inside = i < num_clean
+        if sorted_ptr is not None:
+            start, count = _find_starts(sorted_ptr, i, num_perturbed, num_clean, steps)
+        else:
+            start, count = _collect(rows_ptr, order_ptr, block, num_perturbed, num_clean, BLOCK_S)
     known = inside & (i >= 0) & (i < num_clean)
     own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes, KIND)
     top = tl.zeros([BLOCK_R], tl.float32)
@@ -124,17 +183,19 @@ def _row_divergence_fwd_kernel(
     clean = clean_rows(own - top[:, None], real, inside, KIND, PRECISE)
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     value = tl.zeros([BLOCK_R], tl.float32)
+    weights = tl.zeros([BLOCK_R], tl.float32)
     seen = count < 0
     for t in range(tl.max(count, 0)):
         given = t < count
-        r = start + t
+        r = (start + t).to(tl.int64)
         if GRAD:
-            r = tl.load(order_ptr + r, mask=given, other=0)
+            r = tl.load(order_ptr + r, mask=given, other=0).to(tl.int64)
         matched = known & (tl.load(rows_ptr + r, mask=given, other=-1) == i)
         weight = given.to(tl.float32)
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
             weight = tl.where(weight < 0.0, float("nan"), weight)  # cannot be refused here
+            weights += weight
         kept = weight != 0.0
         mask = given[:, None] & real[None, :]
         w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes, KIND)
@@ -151,14 +212,30 @@ def _row_divergence_fwd_kernel(
             u = tl.where(kept[:, None], (share * weight)[:, None] * pair.to_perturbed, 0.0)
             at = r[:, None] * num_classes + classes[None, :]
             tl.store(grad_perturbed_ptr + at, u, mask=mask)
-    tl.store(values_ptr + tl.program_id(0), share * tl.sum(value, 0))
-    if total_weight_ptr is not None:
-        tl.store(total_weight_ptr, num_perturbed)  # every program the same
+    total, weight = share * tl.sum(value, 0), tl.sum(weights, 0)
+    if ALONE:
+        if weight_ptr is None:
+            weight += num_perturbed
+        store_sums(total.to(tl.float64), weight.to(tl.float64), total_ptr, total_weight_ptr, MEAN)
+    else:
+        tl.store(values_ptr + tl.program_id(0), total)
+        if weight_ptr is not None:
+            tl.store(values_ptr + tl.num_programs(0) + tl.program_id(0), weight)
     if GRAD:
         v, _ = finish_rows(acc, clean, KIND, PRECISE)
         v = tl.where(seen[:, None], share * v, 0.0)
         at = i[:, None] * num_classes + classes[None, :]
         tl.store(grad_clean_ptr + at, v, mask=inside[:, None] & real[None, :])
+
+
+def _grouped(
+    rows: Tensor,  # [R]
+    num_clean: int,
+) -> tuple[Tensor | None, Tensor]:  # [R] or None, [R]
+    """The rows sorted, and where each stood; or memory for the latter where they are few."""
+    if config.is_few(len(rows), num_clean):
+        return None, torch.empty_like(rows, dtype=torch.int32)
+    return torch.sort(rows, stable=True)
 
 
 def row_divergence_fwd(
@@ -168,8 +245,9 @@ def row_divergence_fwd(
     row_weight: Tensor | None,  # [R]
     divergence: str,
     want_grad: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C], [N, C]
-    """Weighted sum, sum of the weights, and the gradients of the first.
+    """Weighted sum or mean, sum of the weights, and the gradients of the weighted sum.
 
     A row that names no clean row gives NaN: to raise, the host would have to wait for the device.
     """
@@ -181,60 +259,64 @@ def row_divergence_fwd(
     check("row_weight", row_weight, clean, (*FLOATS, torch.float64), num_perturbed)
     if num_clean == 0 and num_perturbed > 0:
         raise ValueError("rows must be in 0..N-1, but clean has no rows")
-    device = perturbed.device
+    float32: dict[str, Any] = {"dtype": torch.float32, "device": perturbed.device}
     to_perturbed, to_clean = (
-        torch.empty(x.shape if want_grad else (0, 0), dtype=torch.float32, device=device)
-        for x in (perturbed, clean)
+        torch.empty(x.shape if want_grad else (0, 0), **float32) for x in (perturbed, clean)
     )
-    if row_weight is None:
-        weight = torch.empty((), dtype=torch.float32, device=device)
-    else:
-        weight = row_weight.sum(dtype=torch.float32)
     if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
-        weight = weight.fill_(num_perturbed) if row_weight is None else weight
-        return weight.new_zeros(()), weight, to_perturbed.zero_(), to_clean.zero_()
+        count = torch.full((), num_perturbed, **float32)
+        weight = count if row_weight is None else row_weight.sum(dtype=torch.float32)
+        return torch.zeros((), **float32), weight, to_perturbed.zero_(), to_clean.zero_()
+    total, weight = torch.empty((), **float32), torch.empty((), **float32)
     rows = rows.contiguous()
-    order = starts = None
-    if want_grad:
-        by_clean_row, order = torch.sort(rows, stable=True)
-        starts = torch.searchsorted(by_clean_row, torch.arange(num_clean, device=device))
+    ordered, order = _grouped(rows, num_clean) if want_grad else (None, None)
     chosen = config.choose("row_divergence", num_classes)
     tiled = num_clean if want_grad else num_perturbed
     programs = triton.cdiv(tiled, chosen.blocks["BLOCK_R"])
-    values = torch.empty(programs, dtype=torch.float32, device=device)
+    values = torch.empty((2, programs), **float32) if programs > 1 else None
     _row_divergence_fwd_kernel[(programs,)](
         perturbed_ptr=perturbed.contiguous(),
         clean_ptr=clean.contiguous(),
         rows_ptr=rows,
         weight_ptr=None if row_weight is None else row_weight.contiguous(),
+        sorted_ptr=ordered,
         order_ptr=order,
-        starts_ptr=starts,
         values_ptr=values,
-        total_weight_ptr=weight if row_weight is None else None,
+        total_ptr=total,
+        total_weight_ptr=weight,
         grad_perturbed_ptr=to_perturbed if want_grad else None,
         grad_clean_ptr=to_clean if want_grad else None,
         num_perturbed=num_perturbed,
         num_clean=num_clean,
         num_classes=num_classes,
+        steps=num_perturbed.bit_length(),
         share=NATS[divergence] / (1 if divergence in OF_SOFTMAX else num_classes),
         KIND=kind,
         GRAD=want_grad,
+        ALONE=programs == 1,
+        MEAN=mean,
         PRECISE=config.PRECISE,
         ALIGN=config.alignment(num_classes),
+        BLOCK_S=config.rows_at_once(chosen),
         **chosen.launch(),
     )
-    return values[0] if programs == 1 else values.sum(), weight, to_perturbed, to_clean
+    if values is not None:
+        weights = None if row_weight is None else values[1]
+        add_up(values[0], weights, num_perturbed, total, weight, mean)
+    return total, weight, to_perturbed, to_clean
 
 
 def row_divergence_bwd(
     grad: Tensor,  # []
+    weight: Tensor | None,  # [], where `grad` is that of a mean
     unit_grad_perturbed: Tensor,  # [R, C]
     unit_grad_clean: Tensor,  # [N, C]
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]
 ) -> tuple[Tensor, Tensor]:  # [R, C], [N, C]
     """The unit gradients scaled and cast."""
+    check("weight", weight, perturbed, FLOATS[:1])
     check("unit_grad_perturbed", unit_grad_perturbed, perturbed, FLOATS[:1], *perturbed.shape)
     check("unit_grad_clean", unit_grad_clean, perturbed, FLOATS[:1], *clean.shape)
     units = unit_grad_perturbed, unit_grad_clean
-    return scale_or_take(units, None, grad.reshape(1), (perturbed.dtype, clean.dtype))
+    return scale_or_take(units, None, grad.reshape(1), (perturbed.dtype, clean.dtype), weight)

@@ -20,12 +20,16 @@ def all_equal(upstream_ptr, count):
 
 @triton.jit
 def _scale_block(
-    unit_ptr, again_ptr, upstream_ptr, out_ptr, block, size, count, BLOCK: tl.constexpr
+    unit_ptr, again_ptr, upstream_ptr, weight_ptr, out_ptr, block, size, count, BLOCK: tl.constexpr
 ):
     at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
-    result = unit * tl.load(upstream_ptr).to(tl.float32)
+    factor = tl.load(upstream_ptr).to(tl.float32)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr)
+        factor = tl.where(weight == 0.0, 0.0, tl.div_rn(factor, weight))
+    result = unit * factor
     if again_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
         if not all_equal(upstream_ptr, count):
             result = tl.load(again_ptr + at, mask=mask, other=0.0)
@@ -39,6 +43,7 @@ def _scale_or_take_kernel(
     first_again_ptr,  # as first_ptr, or None
     second_again_ptr,  # as second_ptr, or None
     upstream_ptr,  # [count]
+    weight_ptr,  # [], of a mean; or None
     first_out_ptr,  # as first_ptr
     second_out_ptr,  # as second_ptr
     first_size,
@@ -50,12 +55,12 @@ def _scale_or_take_kernel(
     block = tl.program_id(0)
     if block < first_blocks:
         _scale_block(
-            first_ptr, first_again_ptr, upstream_ptr, first_out_ptr,
+            first_ptr, first_again_ptr, upstream_ptr, weight_ptr, first_out_ptr,
             block, first_size, count, BLOCK,
         )  # fmt: skip
     else:
         _scale_block(
-            second_ptr, second_again_ptr, upstream_ptr, second_out_ptr,
+            second_ptr, second_again_ptr, upstream_ptr, weight_ptr, second_out_ptr,
             block - first_blocks, second_size, count, BLOCK,
         )  # fmt: skip
 
@@ -65,8 +70,12 @@ def scale_or_take(
     again: tuple[Tensor, Tensor] | None,  # of the same shapes
     upstream: Tensor,  # [count]
     dtypes: tuple[torch.dtype, torch.dtype],
+    weight: Tensor | None = None,  # []
 ) -> tuple[Tensor, Tensor]:  # of the same shapes
-    """upstream[0] * both unit gradients in one launch, or `again` if the upstream ones differ."""
+    """upstream[0] * both unit gradients in one launch, or `again` if the upstream ones differ.
+
+    The upstream gradient of a mean is divided by its `weight`, and is 0 where that is.
+    """
     first, second = (unit.contiguous() for unit in unit_grads)
     outs = torch.empty_like(first, dtype=dtypes[0]), torch.empty_like(second, dtype=dtypes[1])
     if upstream.numel() == 0:
@@ -79,6 +88,7 @@ def scale_or_take(
             first_again_ptr=None if again is None else again[0],
             second_again_ptr=None if again is None else again[1],
             upstream_ptr=upstream.contiguous(),
+            weight_ptr=weight,
             first_out_ptr=outs[0],
             second_out_ptr=outs[1],
             first_size=first.numel(),

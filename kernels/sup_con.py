@@ -27,6 +27,7 @@ from mcr_fast.kernels.contrastive.batch import (
     same_label,
 )
 from mcr_fast.kernels.contrastive.exp_sums import exp_sums
+from mcr_fast.kernels.contrastive.finish import finish
 from mcr_fast.kernels.contrastive.panels import (
     gradient,
     scaled,
@@ -120,22 +121,15 @@ def sup_con_fwd(
     if config.is_small_contrastive(*embeddings.shape):
         return small_forward("sup_con", embeddings, labels, present, temperature, want_grad)
     labels, present = of_all_rows(len(embeddings), labels, present)
-    batch = make_batch(embeddings, labels, present, temperature, lambda sizes: (sizes > 1).sum())
-    rows = batch.rows
-    next_row = torch.arange(1, rows.padded_rows + 1, dtype=torch.int32, device=labels.device)
-    total, top = exp_sums(batch, rows.entering(next_row))
-    sums = rows.per_row(torch.float64)
+    batch = make_batch(embeddings, labels, present, temperature, past_class=False)
+    total, top, _ = exp_sums(batch)
+    sums = batch.rows.per_row(torch.float64)
     _sup_con_sums_kernel[batch.diagonal_tiles](sum_ptr=sums, **batch.positives())
-    # the two large parts of a loss, a positive's logit and the maximum, cancel in float64
-    num_positives = rows.end - rows.begin - 1
-    losses = torch.log2(total) + (top.double() - sums / num_positives.clamp(min=1))
-    value = batch.mean(torch.where(num_positives > 0, losses, 0.0).sum())
-    if not want_grad:
+    value, weight, numbers = finish(batch, sums, None, total, top, want_grad)
+    if weight is None:
         return value, value.new_empty((0, 0))
-    weight = torch.where(num_positives > 0, 1 / total, 0.0).float()
     places = batch.positives(weight_ptr=weight, max_ptr=top) | {"RUNNING_MAX": batch.running_max}
-    largest = torch.ones_like(value)
-    return value, gradient(batch, weight, top, largest, _sup_con_positives_kernel, places)
+    return value, gradient(batch, weight, top, numbers, _sup_con_positives_kernel, places)
 
 
 sup_con_bwd = scaled

@@ -54,8 +54,10 @@ def calls(rng):
             *(torch.rand(()) for _ in range(3)), torch.randn(N, C), *unit[1:3],
             torch.randn(M * N, 4), 0.1, 1.0, [1, 1, 1], even, torch.randn(C, 8),
         ],
-        "row_divergence_fwd": [*rows, torch.randint(0, N, (7,)), torch.rand(7), "jsd", True],
-        "row_divergence_bwd": [torch.rand(()), *(torch.randn_like(r) for r in rows), *rows],
+        "row_divergence_fwd": [*rows, torch.randint(0, N, (7,)), torch.rand(7), "jsd", *[True] * 2],
+        "row_divergence_bwd": [
+            *(torch.rand(()) for _ in range(2)), *(torch.randn_like(r) for r in rows), *rows,
+        ],
         "nt_xent_fwd": [*embeddings, 0.5, True],
         "nt_xent_bwd": [torch.rand(()), torch.randn(N, 4), torch.float32],
         "sup_con_fwd": [*embeddings, 0.5, True],

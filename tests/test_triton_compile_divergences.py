@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import aot
 from aot import TARGETS, Compiled
 
-from mcr_fast.kernels import config
+from mcr_fast.kernels import config, sums
 from mcr_fast.kernels import row_divergence as rows
 from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.kernels.divergence import KINDS, STORED
@@ -26,6 +26,7 @@ POINTERS = {
     "order_ptr": "*i64",
     "starts_ptr": "*i64",
     "rows_ptr": "*i64",
+    "sorted_ptr": "*i64",
     "labels_ptr": "*i64",
     "present_ptr": "*i8",
     "normal_ptr": "*i8",
@@ -160,10 +161,13 @@ def test_every_feature(divergence, target):
 @pytest.mark.parametrize(("chosen", "target"), sizes_of("row_divergence"))
 def test_row_divergence(chosen, target):
     options = {"KIND": 0, "ALIGN": 8, "weight_ptr": None, "GRAD": True}
+    options |= {"ALONE": False, "MEAN": True, "BLOCK_S": config.rows_at_once(chosen)}
     kernel = rows._row_divergence_fwd_kernel
     assert_fast_logarithms(build(kernel, chosen, target, "bf16", **options))
     if target == 90:
-        options |= dict.fromkeys(["order_ptr", "starts_ptr", "grad_perturbed_ptr"])
+        few = {"sorted_ptr": None, "weight_ptr": "given", "ALONE": True, "values_ptr": None}
+        build(kernel, chosen, target, **options | few)
+        options |= dict.fromkeys(["sorted_ptr", "order_ptr", "grad_perturbed_ptr"])
         options |= {"grad_clean_ptr": None, "GRAD": False, "KIND": 2}
         build(kernel, chosen, target, **options)
 
@@ -173,8 +177,12 @@ def test_small_kernels(target):
     weights = Config(0, {"BLOCK_R": config.WEIGHT_ROWS}, num_warps=4)
     build(_pair_weight_sums_kernel, weights, target, **OPTIONS | GENERAL)
     scale = Config(0, {"BLOCK": config.SCALE_BLOCK}, num_warps=4)
-    for again in ({}, dict.fromkeys(["first_again_ptr", "second_again_ptr"])):
-        build(_scale_or_take_kernel, scale, target, **again)
+    again = dict.fromkeys(["first_again_ptr", "second_again_ptr"])
+    for options in ({"weight_ptr": None}, again):
+        build(_scale_or_take_kernel, scale, target, **options)
+    values = Config(0, {"BLOCK": sums.BLOCK}, num_warps=8)
+    for weights in ({}, {"weights_ptr": None}):
+        build(sums._add_up_kernel, values, target, **weights, MEAN=True)
 
 
 @pytest.mark.slow

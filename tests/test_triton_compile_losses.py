@@ -14,9 +14,11 @@ from tiers import sample
 
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
-from mcr_fast.kernels.config import TABLE
+from mcr_fast.kernels.config import TABLE, Config
 from mcr_fast.kernels.contrastive import (
     exp_sums,
+    finish,
+    order,
     panels,
     rows,
     small_gradient,
@@ -29,25 +31,27 @@ TYPES = {
     "begin_ptr": "*i32",
     "end_ptr": "*i32",
     "order_ptr": "*i64",
+    "codes_ptr": "*i64",
+    "from_ptr": "*i64",
+    "sorted_codes_ptr": "*i64",
+    "present_ptr": "*i8",
     "num_present_ptr": "*i64",
     "sum_ptr": "*fp64",
     "loss_ptr": "*fp64",
     "c_ptr": "*fp64",
     "scale": "fp32",
+    "temperature": "fp32",
     "log2_scale": "fp32",
     "labels_ptr": "*i64",
-    "present_ptr": "*i8",
-    "no_max": "fp32",
     "factor": "fp32",
 }
 INPUTS = (
     "scaled_ptr",
     "h_ptr",
     "x_ptr",
-    "latents_ptr",
     "reconstruction_ptr",
-    "grad_latents_ptr",
     "grad_reconstruction_ptr",
+    *(f"{name}{m}_ptr" for name in ("z", "grad_z") for m in range(4)),
 )
 # what is a multiple of 16 in every launch; the frame of whole tiles sees to it
 ALIGNED = ("first_row", "band_rows", "padded_rows", "padded_width")
@@ -131,7 +135,9 @@ def test_tiles_fit_into_each_other():
 def test_rows_and_sums(target):
     for config in TABLE["rows"]:
         for dtype, top_exponent in (("fp32", 0), ("fp16", 14)):
-            build(rows._scale_rows_kernel, dtype, config, target, TOP_EXPONENT=top_exponent)
+            options = {"ALL_PRESENT": top_exponent == 0, "PAST_CLASS": top_exponent > 0}
+            options["TOP_EXPONENT"] = top_exponent
+            build(rows._scale_rows_kernel, dtype, config, target, **options)
             build(rows._project_rows_kernel, dtype, config, target)
     tile = TABLE["similarity_16"][-1].blocks
     for config in TABLE["partial_sums"]:
@@ -161,11 +167,27 @@ def test_small_batches(kind, target):
 
 
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
+def test_single_programs(target):
+    blocks = Config(0, {"BLOCK": order.BLOCK}, num_warps=8)
+    build(order._absent_last_kernel, "fp32", blocks, target)
+    blocks = Config(0, {"BLOCK": finish.BLOCK}, num_warps=8)
+    for over_pairs, given in ((True, {}), (False, {"c_ptr": None}), (True, {"weight_ptr": None})):
+        given |= {"OVER_PAIRS": over_pairs, "HALF": over_pairs}
+        build(finish._finish_rows_kernel, "fp32", blocks, target, **given)
+
+
+@pytest.mark.parametrize("target", sample(TARGETS, 2))
 def test_reconstruction_loss(target):
     for config in TABLE["reconstruction_loss"]:
         for dtype in ("fp32", "bf16"):
-            build(reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target)
-            build(reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target)
+            two = {f"{name}{m}_ptr": None for name in ("z", "grad_z") for m in (2, 3)}
+            for given in ({}, two):
+                build(
+                    reconstruction._reconstruction_loss_fwd_kernel, dtype, config, target, **given
+                )
+                build(
+                    reconstruction._reconstruction_loss_bwd_kernel, dtype, config, target, **given
+                )
 
 
 def test_launchers_read_nothing_back(monkeypatch):
@@ -183,7 +205,7 @@ def test_launchers_read_nothing_back(monkeypatch):
             getattr(module, f"{name}_bwd")(loss, grad, torch.float16)
     loss = reconstruction.reconstruction_loss_fwd([x, x], torch.cat([x, x], dim=1))
     reconstruction.reconstruction_loss_bwd(loss, [x, x], torch.cat([x, x], dim=1))
-    assert len(set(launched)) == 11
+    assert len(set(launched)) == 14
     del launched[:]
     for module, name in ((nt_xent, "nt_xent"), (sup_con, "sup_con")):
         for present in (None, labels[:300] > 0):

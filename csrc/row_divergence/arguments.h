@@ -18,11 +18,12 @@ inline void check_held_rows(const Tensor& perturbed, const Tensor& clean, const 
 }
 
 // What its backward takes.
-inline void check_held_gradients(const Tensor& grad, const Tensor& unit_grad_perturbed,
-                                 const Tensor& unit_grad_clean, const Tensor& perturbed,
-                                 const Tensor& clean, bool is_double) {
+inline void check_held_gradients(const Tensor& grad, const OptionalTensor& weight,
+                                 const Tensor& unit_grad_perturbed, const Tensor& unit_grad_clean,
+                                 const Tensor& perturbed, const Tensor& clean, bool is_double) {
   const Arguments arguments("row_divergence", perturbed);
   arguments.check_number("grad", grad);
+  if (weight) arguments.check_number("weight", *weight);
   arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
   const int64_t C = clean.size(1);
   arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, C});

@@ -76,7 +76,7 @@ MCR_FN void store_clean_grad(const Tiles& tile, int64_t steps, int64_t classes, 
   }
 }
 
-// A dropped row's gradient, whatever it holds.
+// The gradient of a row that is dropped, or has no rows held against it, whatever it holds.
 template <class Team, class T>
 MCR_FN void store_zeros(T* grad, int64_t steps, int64_t classes) {
   MCR_UNROLL
@@ -149,8 +149,10 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& perturbed, 
   if constexpr (kGrad) {
     parts.add(any);
     parts.add_tile(tile.acc, steps);
-    if (!any || !parts.leads()) return;  // its gradient is 0 already, whatever the row holds
-    store_clean_grad<Team, D>(tile, steps, C, pr.grad_clean + i * C);
+    if (!parts.leads()) return;
+    T* grad = pr.grad_clean + i * C;
+    if (!any) return store_zeros<Team>(grad, steps, C);
+    store_clean_grad<Team, D>(tile, steps, C, grad);
   }
 }
 

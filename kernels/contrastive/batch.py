@@ -7,7 +7,6 @@ of the rows as they came.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels.config import PRECISE, Config, choose
-from mcr_fast.kernels.contrastive.rows import Rows, scale_rows, sort_by_label
+from mcr_fast.kernels.contrastive.rows import Rows, scale_rows
 from mcr_fast.kernels.math import INTERPRETED
 
 
@@ -104,7 +103,6 @@ class Batch:
     """A batch's rows, its temperature, and how the kernels cut it into tiles."""
 
     rows: Rows
-    terms: Tensor  # [], what the loss averages
     temperature: float
     scale: float  # log2(e) / temperature
     running_max: bool
@@ -136,10 +134,6 @@ class Batch:
         """The programs of such a kernel over all rows."""
         return (self.rows.padded_rows // self.diagonal.blocks["BLOCK_M"],)
 
-    def mean(self, total: Tensor) -> Tensor:  # [] float64 in log2 units -> [] float32
-        """The loss from the sum of its terms."""
-        return (total * math.log(2) / self.terms.clamp(min=1)).float()
-
 
 def nothing(embeddings: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:
     """Loss and gradient of no rows."""
@@ -152,31 +146,22 @@ def make_batch(
     labels: Tensor,  # [L]
     present: Tensor | None,  # [L]
     temperature: float,
-    count: Callable[[Tensor], Tensor],
+    *,
+    past_class: bool,
 ) -> Batch:
-    """Sort and lay out a batch.
-
-    `count` gets the size of each row's class [L], 0 for absent rows, and says how many terms the
-    loss averages. Where there are none, the batch counts as empty.
-    """
-    num_rows = len(labels)
-    order, begin, end, num_present = sort_by_label(labels, present)
-    is_present = torch.arange(num_rows, device=labels.device) < num_present
-    terms = count(torch.where(is_present, end - begin, 0))
-    num_present = torch.where(terms > 0, num_present, 0)
+    """Sort and lay out a batch; with `past_class` positives are no column of a row's sum."""
     bits = 8 * embeddings.element_size()
-    triangle = choose(f"similarity_{bits}", num_rows)
-    diagonal = choose(f"positives_{bits}", num_rows)
+    triangle = choose(f"similarity_{bits}", len(labels))
+    diagonal = choose(f"positives_{bits}", len(labels))
     rows = scale_rows(
         embeddings,
-        order,
-        begin,
-        end,
-        num_present,
+        labels,
+        present,
+        past_class=past_class,
         row_multiple=max(triangle.blocks["BLOCK_M"], triangle.blocks["BLOCK_N"]),
         width_multiple=triangle.blocks["BLOCK_K"],
     )
     scale = math.log2(math.e) / temperature
     # 2^(-2 scale), the least exponential there is, and L times its inverse must be normal numbers
-    running_max = not 2 * scale + math.log2(num_rows + 1) < 120
-    return Batch(rows, terms, temperature, scale, running_max, triangle, diagonal)
+    running_max = not 2 * scale + math.log2(len(labels) + 1) < 120
+    return Batch(rows, temperature, scale, running_max, triangle, diagonal)

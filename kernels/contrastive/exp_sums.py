@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcr_fast.kernels.config import PRECISE, choose
 from mcr_fast.kernels.contrastive.batch import Batch, Vectors, logit_tile
-from mcr_fast.kernels.math import exp2
+from mcr_fast.kernels.math import exp2, log2_of_double
 
 # Row tiles whose partial sums are kept at once: of 128 rows, 512 bytes for a row of the batch.
 _BAND_TILES = 64
@@ -106,10 +106,11 @@ def _add_partials_kernel(
     num_present_ptr,  # [1]
     sum_ptr,  # [padded L] float64
     max_ptr,  # [padded L]
+    log2_ptr,  # [padded L]
     first_row,
     band_rows,
     padded_rows,
-    no_max,
+    scale,
     RUNNING_MAX: tl.constexpr,
     PRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -120,16 +121,17 @@ def _add_partials_kernel(
     # BLOCK_R divides both sides of a tile, so a program's rows share their tiles
     num_present = tl.load(num_present_ptr).to(tl.int32)
     offset = tl.program_id(0) * BLOCK_R
-    if first_row + offset >= num_present:
-        return
+    live = first_row + offset < num_present
     rows = first_row + offset + tl.arange(0, BLOCK_R)
     slots = tl.arange(0, SLOTS)
-    total = tl.load(sum_ptr + rows)
-    top = tl.load(max_ptr + rows)
+    no_max = -4.0 * scale if RUNNING_MAX else scale
+    begun = rows * 0 + first_row > 0
+    total = tl.load(sum_ptr + rows, mask=begun, other=0.0)
+    top = tl.load(max_ptr + rows, mask=begun, other=no_max)
 
     # as columns: the band's row tiles that start above the last column of theirs
     stop = tl.minimum((offset // BLOCK_N + 1) * BLOCK_N, num_present - first_row)
-    stop = tl.cdiv(tl.minimum(stop, band_rows), BLOCK_M)
+    stop = tl.where(live, tl.cdiv(tl.minimum(stop, band_rows), BLOCK_M), 0)
     for tile in range(0, stop, SLOTS):
         slot = (tile + slots)[:, None]
         at = slot.to(tl.int64) * padded_rows + rows[None, :]
@@ -140,7 +142,7 @@ def _add_partials_kernel(
     # as rows of the band: the column tiles from the diagonal on
     if offset < band_rows:
         start = offset // BLOCK_M * BLOCK_M // BLOCK_N
-        stop = tl.cdiv(num_present - first_row, BLOCK_N)
+        stop = tl.where(live, tl.cdiv(num_present - first_row, BLOCK_N), 0)
         for tile in range(start, stop, SLOTS):
             slot = (tile + slots)[:, None]
             at = slot.to(tl.int64) * band_rows + rows[None, :] - first_row
@@ -148,20 +150,27 @@ def _add_partials_kernel(
                 row_sum_ptr + at, row_max_ptr + at, slot < stop, total, top, no_max,
                 RUNNING_MAX, PRECISE,
             )  # fmt: skip
+        # No band follows that adds to these. Where nothing counted there is no maximum; the bound
+        # keeps the exponentials in range.
+        top = tl.where(total > 0.0, top, scale)
+        log2_sum = log2_of_double(total) + top.to(tl.float64)
+        tl.store(log2_ptr + rows, log2_sum.to(tl.float32))
     tl.store(sum_ptr + rows, total)
     tl.store(max_ptr + rows, top)
 
 
 def exp_sums(
     batch: Batch,
-    enter: Tensor,  # [padded L] int32, never falling
-) -> tuple[Tensor, Tensor]:  # [padded L] float64, [padded L] float32
-    """Each row's sum of 2^(s_ab - max_a), over b >= enter[a] and over a >= enter[b]; and max_a."""
+) -> tuple[Tensor, Tensor, Tensor]:  # [padded L] float64, [padded L] float32, [padded L] float32
+    """Each row's sum of 2^(s_ab - max_a), over b >= enter[a] and over a >= enter[b]; max_a, log2.
+
+    The last is the logarithm of the sum of 2^s_ab.
+    """
     rows, blocks = batch.rows, batch.triangle.blocks
     block_m, block_n, padded = blocks["BLOCK_M"], blocks["BLOCK_N"], rows.padded_rows
     band_rows = min(padded, _BAND_TILES * max(block_m, block_n))
     total = rows.per_row(torch.float64)
-    top = torch.full_like(rows.inverse, -4 * batch.scale if batch.running_max else batch.scale)
+    top, log2_sum = rows.per_row(torch.float32), rows.per_row(torch.float32)
     kinds = 2 if batch.running_max else 1
     of_rows = rows.inverse.new_empty((kinds, padded // block_n, band_rows))
     of_cols = rows.inverse.new_empty((kinds, band_rows // block_m, padded))
@@ -178,18 +187,18 @@ def exp_sums(
         }
         below = padded - first_row
         grid = (min(band_rows, below) // block_m, below // block_n)
-        _exp_sums_kernel[grid](enter_ptr=enter, **partials, **batch.tiles(batch.triangle))
+        _exp_sums_kernel[grid](enter_ptr=rows.enter, **partials, **batch.tiles(batch.triangle))
         config = choose("partial_sums", padded)
         _add_partials_kernel[(below // config.blocks["BLOCK_R"],)](
             num_present_ptr=rows.num_present,
             sum_ptr=total,
             max_ptr=top,
-            no_max=-4 * batch.scale,
+            log2_ptr=log2_sum,
+            scale=batch.scale,
             PRECISE=PRECISE,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             **partials,
             **config.launch(),
         )
-    # where nothing counted there is no maximum; the bound keeps the exponentials in range
-    return total, torch.where(total > 0, top, batch.scale)
+    return total, top, log2_sum

@@ -101,35 +101,22 @@ def _panel_kernel(
     store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, None)
 
 
-def _panel_scale(batch: Batch, largest: Tensor) -> Tensor:  # [] -> [1]
-    """What H is multiplied by before it is rounded, 2 `largest` being the bound of its entries.
-
-    float16 has few exponents, so its panels are brought to the upper end of them; the other 2^14 is
-    that of the scaled rows. A power of two rounds nothing.
-    """
-    if batch.rows.scaled.dtype != torch.float16:
-        return torch.ones_like(batch.rows.inverse[:1])
-    exponent = torch.floor(28 - torch.log2(largest.clamp(min=2.0**-60)))
-    return torch.exp2(exponent).float().reshape(1)
-
-
 def gradient(
     batch: Batch,
     weight: Tensor,  # [padded L]
     top: Tensor,  # [padded L]
-    largest: Tensor,  # []
+    numbers: Tensor,  # [2], H's scale and the factor of the gradient
     positives_kernel: Any,
     places: dict[str, Any],
 ) -> Tensor:  # [L, D] float32
     """The rows' gradient: H Z over temperature and terms, through the normalisation.
 
-    H_ab = weight_a e^(s_ab - top_a) + weight_b e^(s_ab - top_b) of at most 2 `largest`, but for
-    what `positives_kernel`, launched with `places`, puts into the tiles that hold positives.
+    H_ab = weight_a e^(s_ab - top_a) + weight_b e^(s_ab - top_b), but for what `positives_kernel`,
+    launched with `places`, puts into the tiles that hold positives.
     """
     rows, blocks = batch.rows, batch.triangle.blocks
     padded = rows.padded_rows
-    h_scale = _panel_scale(batch, largest)
-    factor = (1 / (batch.terms.clamp(min=1) * batch.temperature * h_scale)).float()
+    h_scale, factor = numbers[:1], numbers[1:]
     grad_x = rows.embeddings.new_empty(rows.embeddings.shape, dtype=torch.float32)
     step = max(blocks["BLOCK_M"], blocks["BLOCK_N"])
     fitting = _PANEL_BYTES // (padded * rows.scaled.element_size())

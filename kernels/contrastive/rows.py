@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels.config import choose
+from mcr_fast.kernels.contrastive.order import sort_by_label
+from mcr_fast.kernels.search import first_of
 
 # 1 / F.normalize's smallest norm; what the kernels store for rows that it clamps
 MAX_INVERSE_NORM = tl.constexpr(1e12)
@@ -31,7 +33,8 @@ class Rows:
     order: Tensor  # [L] int64, sorted row -> given row
     begin: Tensor  # [padded L] int32, first row of the same label; 0 for rows that do not count
     end: Tensor  # [padded L] int32, one past the last
-    num_present: Tensor  # [1] int64: P, or 0 if nothing in the batch is to be computed
+    enter: Tensor  # [padded L] int32, from which column on a row counts; beyond all for the others
+    num_present: Tensor  # [1] int64: P
     scaled: Tensor  # [padded L, padded D] x', zeros from row P and column D on
     inverse: Tensor  # [padded L] float32, z = inverse x'
     inverse_norm: Tensor  # [padded L] float32, z = inverse_norm x
@@ -46,13 +49,9 @@ class Rows:
         """A multiple of a tile's depth."""
         return self.scaled.shape[1]
 
-    def entering(self, first_column: Tensor) -> Tensor:  # [padded L] int32 -> same
-        """`first_column` of rows that count; a column that is never reached for the others."""
-        return torch.where(self.end > 0, first_column, self.padded_rows)
-
     def per_row(self, dtype: torch.dtype) -> Tensor:  # [padded L]
-        """Zeros, one for each row of the frame."""
-        return torch.zeros(self.padded_rows, dtype=dtype, device=self.scaled.device)
+        """Memory of a number for each row of the frame."""
+        return torch.empty(self.padded_rows, dtype=dtype, device=self.scaled.device)
 
 
 @triton.jit
@@ -63,21 +62,42 @@ def _power_of_two(exponent):
 @triton.jit
 def _scale_rows_kernel(
     x_ptr,  # [L, D]
+    codes_ptr,  # [L], those of present rows ascending
     order_ptr,  # [L]
-    num_present_ptr,  # [1]
+    num_present_ptr,  # [1], to fill if they are ALL_PRESENT
+    begin_ptr,  # [padded L]
+    end_ptr,  # [padded L]
+    enter_ptr,  # [padded L]
     scaled_ptr,  # [padded L, padded D]
     inverse_ptr,  # [padded L]
     inverse_norm_ptr,  # [padded L]
     x_row_stride,
     x_col_stride,
+    num_rows,
+    padded_rows,
+    steps,  # that halve L to nothing
     width,
     padded_width,
+    ALL_PRESENT: tl.constexpr,
+    PAST_CLASS: tl.constexpr,
     TOP_EXPONENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    present = rows < tl.load(num_present_ptr)
+    if ALL_PRESENT:
+        num_present = tl.cast(num_rows, tl.int64)
+        tl.store(num_present_ptr, num_present)  # every program the same
+    else:
+        num_present = tl.load(num_present_ptr)
+    present = rows < num_present
+    code = tl.load(codes_ptr + rows, mask=present, other=0)
+    begin = first_of(codes_ptr, code, num_present, steps, False)
+    end = first_of(codes_ptr, code, num_present, steps, True)
+    enter = end if PAST_CLASS else (rows + 1).to(tl.int64)
+    tl.store(begin_ptr + rows, tl.where(present, begin, 0).to(tl.int32))
+    tl.store(end_ptr + rows, tl.where(present, end, 0).to(tl.int32))
+    tl.store(enter_ptr + rows, tl.where(present, enter, padded_rows).to(tl.int32))
     from_row = tl.load(order_ptr + rows, mask=present, other=0)
     columns = tl.arange(0, BLOCK_D)
     x_ptrs = x_ptr + from_row[:, None] * x_row_stride
@@ -150,62 +170,46 @@ def _project_rows_kernel(
         z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
         products += g * z
     along = tl.where(inverse_norm == MAX_INVERSE_NORM, 0.0, tl.sum(products, 1))[:, None]
-    factor = (tl.load(factor_ptr) * inverse_norm)[:, None]
+    # without terms the gradient is 0, whatever the rows hold
+    factor = tl.load(factor_ptr)
+    counts = (present & (tl.zeros_like(inverse_norm) + factor != 0.0))[:, None]
+    factor = (factor * inverse_norm)[:, None]
     for first in range(0, width, BLOCK_D):
         d = first + columns.to(tl.int64)[None, :]
         kept = present[:, None] & (d < padded_width)
         g = tl.load(g_ptrs + d, mask=kept, other=0.0)
         z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
-        grad = tl.where(present[:, None], factor * (g - along * z), 0.0)
+        grad = tl.where(counts, factor * (g - along * z), 0.0)
         inside = (rows < num_rows)[:, None] & (d < width)
         tl.store(grad_x_ptr + to_row[:, None] * width + d, grad, mask=inside)
 
 
-def sort_by_label(
-    labels: Tensor,  # [L] int64
-    present: Tensor | None,  # [L] bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [L], [L], [L], []
-    """Order by label with absent rows last; first and one past last row of a class; and P."""
-    codes, order = torch.sort(labels, stable=True)
-    is_first = torch.ones_like(codes, dtype=torch.bool)
-    is_first[1:] = codes[1:] != codes[:-1]
-    num_present = torch.full((), len(labels), dtype=torch.int64, device=labels.device)
-    if present is not None:
-        absent, behind = torch.sort((~present[order]).to(torch.uint8), stable=True)
-        codes, order = codes[behind], order[behind]
-        is_first[1:] = (codes[1:] != codes[:-1]) | (absent[1:] != absent[:-1])
-        num_present = present.sum()
-    class_of = is_first.cumsum(0)
-    begin = torch.searchsorted(class_of, class_of)
-    end = torch.searchsorted(class_of, class_of, right=True)
-    return order, begin, end, num_present
-
-
 def scale_rows(
     embeddings: Tensor,  # [L, D]
-    order: Tensor,  # [L]
-    begin: Tensor,  # [L]
-    end: Tensor,  # [L]
-    num_present: Tensor,  # []
+    labels: Tensor,  # [L]
+    present: Tensor | None,  # [L]
     *,
+    past_class: bool,
     row_multiple: int,
     width_multiple: int,
 ) -> Rows:
-    """Lay the rows out in whole tiles."""
+    """Sort the rows and lay them out in whole tiles.
+
+    With `past_class` a row enters the columns past its label's, else those past its own.
+    """
     num_rows, width = embeddings.shape
     padded_rows = triton.cdiv(num_rows, row_multiple) * row_multiple
     padded_width = max(1, triton.cdiv(width, width_multiple)) * width_multiple
-    counts = torch.arange(num_rows, device=order.device) < num_present
-    frame = embeddings.new_zeros((2, padded_rows), dtype=torch.int32)
-    frame[0, :num_rows] = torch.where(counts, begin, 0)
-    frame[1, :num_rows] = torch.where(counts, end, 0)
+    codes, order, counted = sort_by_label(labels, present)
+    frame = embeddings.new_empty((3, padded_rows), dtype=torch.int32)
     inverses = embeddings.new_empty((2, padded_rows), dtype=torch.float32)
     rows = Rows(
         embeddings=embeddings,
         order=order,
         begin=frame[0],
         end=frame[1],
-        num_present=num_present.reshape(1),
+        enter=frame[2],
+        num_present=order.new_empty(1) if counted is None else counted,
         scaled=embeddings.new_empty((padded_rows, padded_width)),
         inverse=inverses[0],
         inverse_norm=inverses[1],
@@ -213,15 +217,24 @@ def scale_rows(
     config = choose("rows", width)
     _scale_rows_kernel[(triton.cdiv(padded_rows, config.blocks["BLOCK_R"]),)](
         x_ptr=embeddings,
+        codes_ptr=codes,
         order_ptr=order,
         num_present_ptr=rows.num_present,
+        begin_ptr=rows.begin,
+        end_ptr=rows.end,
+        enter_ptr=rows.enter,
         scaled_ptr=rows.scaled,
         inverse_ptr=rows.inverse,
         inverse_norm_ptr=rows.inverse_norm,
         x_row_stride=embeddings.stride(0),
         x_col_stride=embeddings.stride(1),
+        num_rows=num_rows,
+        padded_rows=padded_rows,
+        steps=num_rows.bit_length(),
         width=width,
         padded_width=padded_width,
+        ALL_PRESENT=counted is None,
+        PAST_CLASS=past_class,
         TOP_EXPONENT=_TOP_EXPONENT.get(embeddings.dtype, 0),
         **config.launch(),
     )

@@ -64,10 +64,10 @@ OPS: dict[str, Op] = {
     ),
     "row_divergence": Op(
         "(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, str divergence, "
-        "bool want_grad) "
+        "bool want_grad, bool mean) "
         "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)",
-        "(Tensor grad, Tensor unit_grad_perturbed, Tensor unit_grad_clean, Tensor perturbed, "
-        "Tensor clean) -> (Tensor grad_perturbed, Tensor grad_clean)",
+        "(Tensor grad, Tensor? weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean, "
+        "Tensor perturbed, Tensor clean) -> (Tensor grad_perturbed, Tensor grad_clean)",
         max_classes=_CLASSES,
     ),
     "nt_xent": _CONTRASTIVE,

@@ -22,6 +22,7 @@ def _forward_fake(
     row_weight: Tensor | None,
     divergence: str,
     want_grad: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
     return (
@@ -34,6 +35,7 @@ def _forward_fake(
 
 def _backward_fake(
     grad: Tensor,
+    weight: Tensor | None,
     unit_grad_perturbed: Tensor,
     unit_grad_clean: Tensor,
     perturbed: Tensor,
@@ -46,7 +48,8 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[2:], *inputs[:2])
+    weight = output[1] if inputs[-1] else None
+    ctx.save_for_backward(weight, *output[2:], *inputs[:2])
 
 
 def _backward(
@@ -84,14 +87,12 @@ def row_divergence(
     chosen = _resolve(backend, perturbed, clean)
     row_weight = None if row_weight is None else weights_in_range(row_weight)
     if chosen == "reference":
-        total, weight = row_divergence_reference(
-            perturbed, clean, rows, row_weight, divergence=divergence
-        )
-    else:
-        want = wants_gradient(perturbed, clean)
-        inputs = (perturbed, clean, rows, row_weight, divergence, want)
-        total, weight, _, _ = call(find("row_divergence_fwd", chosen), *inputs, graph=want)
-    return mean_or_zero(total, weight)
+        parts = row_divergence_reference(perturbed, clean, rows, row_weight, divergence=divergence)
+        return mean_or_zero(*parts)
+    want = wants_gradient(perturbed, clean)
+    inputs = (perturbed, clean, rows, row_weight, divergence, want, True)
+    mean: Tensor = call(find("row_divergence_fwd", chosen), *inputs, graph=want)[0]
+    return mean
 
 
 def row_divergence_parts(
@@ -109,7 +110,7 @@ def row_divergence_parts(
     if chosen == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
-        inputs = (perturbed, clean, rows, row_weight, divergence, want_grad)
+        inputs = (perturbed, clean, rows, row_weight, divergence, want_grad, False)
         parts: tuple[Tensor, Tensor, Tensor, Tensor] = call(
             find("row_divergence_fwd", chosen), *inputs, graph=False
         )

@@ -40,6 +40,7 @@ KNOBS = (
     *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
     *("kSmallRows", "kSmallWidth"),  # of a contrastive batch that two kernels take
     "kWarpRows",  # columns of similarities up to which a row is a warp's
+    "kFewRows",  # perturbed rows of row_divergence up to which none are sorted
     "kRun",  # columns of similarities whose sum is rounded as one number
     "kMaxBlocks",  # of reconstruction_loss: more rows come in the same threads' next round
 )

@@ -142,7 +142,7 @@ def test_unknown_names_are_refused(name):
         kernels.permuted_divergence_bwd(torch.ones(2), x, bias, *given)
     if name == "divergence":
         with pytest.raises(ValueError, match=message):
-            row_divergence_fwd(x[0], x[1], torch.arange(4), None, "kl", False)
+            row_divergence_fwd(x[0], x[1], torch.arange(4), None, "kl", False, True)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 4096, 4100])

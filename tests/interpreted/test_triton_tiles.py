@@ -48,7 +48,7 @@ def test_what_all_modalities_share_is_given_once(op, limits, monkeypatch):
         run(x, labels, present.T, 0.5, True)
 
 
-@pytest.mark.parametrize("widths", [(16,), (100, 3), (1100, 200)])
+@pytest.mark.parametrize("widths", [(16,), (100, 3), (1100, 200), (1, 7, 20, 1, 30, 2)])
 def test_the_tiles_of_a_reconstruction(widths):
     g = torch.Generator().manual_seed(0)
     *latents, h = (torch.randn(9, d, generator=g).bfloat16() for d in (*widths, sum(widths)))

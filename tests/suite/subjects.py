@@ -106,12 +106,14 @@ class Divergence:
 
     def op_arguments(self, want_grad: bool) -> tuple:
         options = divergences.options_of(self.inputs, **self.options)
-        return *self.inputs.tensors(), *options.values(), want_grad
+        mean = [True] if isinstance(self.inputs, Rows) else []
+        return *self.inputs.tensors(), *options.values(), want_grad, *mean
 
     def grad_arguments(self, results: Results) -> tuple:
         arguments = self.op_arguments(True)
-        rest = arguments[:2] if isinstance(self.inputs, Rows) else arguments[:-1]
-        return results[0], *results[-2:], *rest
+        if isinstance(self.inputs, Rows):
+            return *results, *arguments[:2]
+        return results[0], *results[-2:], *arguments[:-1]
 
     def edges(self, bad: float) -> "list[tuple[Divergence, list[tuple[int, tuple]]]]":
         x, found = self.inputs, []

@@ -111,7 +111,7 @@ def held_rows(draw, on: Backend) -> dict:
     options = {"divergence": draw(st.sampled_from(("jsd", *DIVERGENCES)))}
     return {
         "subject": Divergence(x, options, draw(UPSTREAM)),
-        "knobs": draw(knobs(on, kBusyThreads=(1, 256, 2048))),
+        "knobs": draw(knobs(on, kBusyThreads=(1, 256, 2048), kFewRows=(0, 1 << 13))),
     }
 
 
@@ -133,7 +133,7 @@ def masked_pairs(draw, on: Backend) -> dict:
 @st.composite
 def masked_rows(draw, on: Backend) -> dict:
     x = masks.masked_rows(draw(st.sampled_from(masks.ROW_SIDES)), draw(MASKS), 5, torch.float32)
-    taken = knobs(on, kBusyThreads=(1, 256))
+    taken = knobs(on, kBusyThreads=(1, 256), kFewRows=(0, 1 << 13))
     return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
 
 

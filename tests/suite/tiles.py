@@ -31,6 +31,7 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
         for name, tile in blocks.items():
             patch.setitem(TABLE, name, (Config(1, tile, 4),))
         patch.setattr(config, "is_small", every_other_size)
+        patch.setattr(config, "is_few", every_other_size)
         patch.setattr(config, "is_small_contrastive", every_other_size)
         patch.setattr(exp_sums, "_BAND_TILES", 1)
         patch.setattr(panels, "_PANEL_BYTES", 0)

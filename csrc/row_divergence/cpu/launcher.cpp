@@ -37,7 +37,8 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
                                                    const Tensor& clean_in, const Tensor& rows_in,
                                                    const OptionalTensor& row_weight,
-                                                   const std::string& divergence, bool want_grad) {
+                                                   const std::string& divergence, bool want_grad,
+                                                   bool mean) {
   const ScalarType dtype = scalar_type_of<T>();
   const Tensor perturbed = contiguous_as(perturbed_in, dtype);
   const Tensor clean = contiguous_as(clean_in, dtype);
@@ -90,8 +91,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   }
   double sum = 0;
   for (const double value : values) sum += value;
-  *data<T>(total) = T(sum);
-  *data<T>(weight) = T(weights);
+  const T numbers[] = {T(sum), T(weights)};
+  *data<T>(total) = !mean ? numbers[0] : numbers[1] == 0 ? T(0) : numbers[0] / numbers[1];
+  *data<T>(weight) = numbers[1];
   return {total, weight, grad_perturbed, grad_clean};
 }
 
@@ -100,22 +102,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
     const Tensor& clean,               // [N, C]
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
-    const std::string& divergence, bool want_grad) {
+    const std::string& divergence, bool want_grad, bool mean) {
   check_held_rows(perturbed, clean, rows, row_weight);
   return with_arithmetic(is_double(perturbed) || is_double(clean), [&](auto zero) {
-    return forward<decltype(zero)>(perturbed, clean, rows, row_weight, divergence, want_grad);
+    return forward<decltype(zero)>(perturbed, clean, rows, row_weight, divergence, want_grad, mean);
   });
 }
 
-std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,  // [], of total
+std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,            // [], of total
+                                                  const OptionalTensor& weight,  // [], of a mean
                                                   const Tensor& unit_grad_perturbed,  // [R, C]
                                                   const Tensor& unit_grad_clean,      // [N, C]
                                                   const Tensor& perturbed,  // their dtypes
                                                   const Tensor& clean) {
   const bool in_double = is_double(perturbed) || is_double(clean);
-  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, in_double);
+  check_held_gradients(grad, weight, unit_grad_perturbed, unit_grad_clean, perturbed, clean,
+                       in_double);
   return with_arithmetic(in_double, [&](auto zero) -> std::tuple<Tensor, Tensor> {
-    const auto g = number_of<decltype(zero)>(grad);
+    auto g = number_of<decltype(zero)>(grad);
+    if (weight) {
+      const auto of_mean = number_of<decltype(zero)>(*weight);
+      g = of_mean == 0 ? 0 : g / of_mean;
+    }
     return {scaled(unit_grad_perturbed, g, perturbed.scalar_type()),
             scaled(unit_grad_clean, g, clean.scalar_type())};
   });

@@ -8,6 +8,46 @@ namespace mcr {
 namespace cuda {
 namespace {
 
+using WarpRow = DeviceTeam<32, 1>;
+
+// A warp has a clean row: it counts what stands before its own perturbed rows, and lists these.
+__global__ void __launch_bounds__(kThreads<WarpRow>)
+    list_members_kernel(const int64_t* given, int64_t count, int64_t rows, int64_t* start,
+                        int64_t* members, double* poison) {
+  constexpr uint32_t kAll = 0xffffffffu;
+  const int64_t a = team_number<WarpRow>();
+  if (a >= rows) return;
+  // the ends take what names no row
+  const auto key = [&](int64_t r) {
+    const int64_t row = given[r];
+    return row < 0 ? 0 : row < rows ? row : rows - 1;
+  };
+  int before = 0;
+  bool wrong = false;
+#pragma unroll 4
+  for (int64_t r = WarpRow::lane(); r < count; r += 32) {
+    before += key(r) < a;
+    wrong |= given[r] < 0 || given[r] >= rows;
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) before += __shfl_xor_sync(kAll, before, d);
+  int64_t to = before;
+#pragma unroll 4
+  for (int64_t first = 0; first < count; first += 32) {
+    const int64_t r = first + WarpRow::lane();
+    const bool mine = r < count && key(r) == a;
+    const uint32_t all = __ballot_sync(kAll, mine);
+    if (mine) members[to + __popc(all & ((1u << WarpRow::lane()) - 1u))] = r;
+    to += __popc(all);
+  }
+  wrong = __any_sync(kAll, wrong);
+  if (!WarpRow::leads()) return;
+  start[a] = before;
+  if (a != 0) return;
+  start[rows] = count;
+  poison[0] = poison[rows + 1] = wrong ? NAN : 0.0;
+}
+
 template <class Key>
 __global__ void narrow_rows_kernel(const int64_t* given, int64_t count, int64_t rows, Key* keys) {
   for (int64_t r = first_index(); r < count; r += index_step()) {
@@ -90,6 +130,13 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
 
 }  // namespace
 
+void list_members(const int64_t* given, int64_t count, int64_t rows, int64_t* start,
+                  int64_t* members, double* poison, cudaStream_t stream) {
+  const unsigned blocks = blocks_of(rows, 1, kTeams<WarpRow>);
+  list_members_kernel<<<blocks, kThreads<WarpRow>, 0, stream>>>(given, count, rows, start, members,
+                                                                poison);
+}
+
 template <class Key>
 void narrow_rows(const int64_t* given, int64_t count, int64_t rows, Key* keys,
                  cudaStream_t stream) {
@@ -106,7 +153,6 @@ void find_starts(const Key* sorted, int64_t count, int64_t rows, int64_t* start,
 }
 template void find_starts(const int16_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
 template void find_starts(const int32_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
-template void find_starts(const int64_t*, int64_t, int64_t, int64_t*, double*, cudaStream_t);
 
 void hold_rows(const RowDivergenceProblem<float>& held, const GivenRows& perturbed,
                const GivenRows& clean, int64_t rows, int64_t members, double* row_values,

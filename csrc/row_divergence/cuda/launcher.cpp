@@ -8,8 +8,8 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-// torch sorts so few by comparing them, more by their keys' bytes, one after the other.
-constexpr int64_t kSortedByComparing = 128;
+// So few perturbed rows every clean row looks through, so many comparisons in all. More are sorted.
+constexpr int64_t kFewRows = 8192, kFewComparisons = int64_t{1} << 23;
 
 // The perturbed rows by clean row.
 struct Groups {
@@ -17,27 +17,31 @@ struct Groups {
   Tensor members;  // [R]
 };
 
-// By keys of that type; `poison` as find_starts has it.
+// By keys of that type; `poison` as find_starts has it. torch sorts keys by their bytes, one after
+// the other.
 template <class Key>
-Groups group_by(const Tensor& given, int64_t rows, double* poison, cudaStream_t stream) {
+Groups sort_by(const Tensor& given, int64_t rows, const Tensor& start, double* poison,
+               cudaStream_t stream) {
   const int64_t R = given.numel();
-  Tensor keys = given;
-  if constexpr (sizeof(Key) < sizeof(int64_t)) {
-    keys = empty_beside(given, {R}, scalar_type_of<Key>());
-    narrow_rows(data<const int64_t>(given), R, rows, data<Key>(keys), stream);
-  }
+  const Tensor keys = empty_beside(given, {R}, scalar_type_of<Key>());
+  narrow_rows(data<const int64_t>(given), R, rows, data<Key>(keys), stream);
   const auto [sorted, members] = stable_sort(keys);
-  const Tensor start = empty_beside(given, {rows + 1}, ScalarType::Long);
   find_starts(data<const Key>(sorted), R, rows, data<int64_t>(start), poison, stream);
   return {start, members};
 }
 
 Groups group(const Tensor& rows_in, int64_t rows, double* poison, cudaStream_t stream) {
   const Tensor given = contiguous_as(rows_in, ScalarType::Long);
-  const auto grouped = given.numel() <= kSortedByComparing ? group_by<int64_t>
-                       : rows <= int64_t{1} << 15          ? group_by<int16_t>
-                                                           : group_by<int32_t>;
-  return grouped(given, rows, poison, stream);
+  const Tensor start = empty_beside(given, {rows + 1}, ScalarType::Long);
+  const int64_t R = given.numel();
+  if (R <= kFewRows && R * rows <= kFewComparisons) {
+    const Tensor members = empty_beside(given, {R}, ScalarType::Long);
+    list_members(data<const int64_t>(given), R, rows, data<int64_t>(start), data<int64_t>(members),
+                 poison, stream);
+    return {start, members};
+  }
+  const auto sorted = rows <= int64_t{1} << 15 ? sort_by<int16_t> : sort_by<int32_t>;
+  return sorted(given, rows, start, poison, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
@@ -45,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
     const Tensor& clean_in,            // [N, C]
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
-    const std::string& divergence, bool want_grad) {
+    const std::string& divergence, bool want_grad, bool mean) {
   check_held_rows(perturbed_in, clean_in, rows, row_weight);
   const OnDeviceOf device(perturbed_in);
   const cudaStream_t stream = device.stream();
@@ -62,7 +66,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   const Tensor weight = empty_beside(clean, {}, ScalarType::Float);
   const Tensor grad_perturbed = empty_beside(clean, {g * R, g * C}, ScalarType::Float);
   const Tensor grad_clean = empty_beside(clean, {g * N, g * C}, ScalarType::Float);
-  clear(grad_clean, stream);
   if (N == 0) {
     clear(total, stream);
     clear(weight, stream);
@@ -88,23 +91,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cuda(
   pr.grad_perturbed = data<float>(grad_perturbed);
   pr.grad_clean = data<float>(grad_clean);
   hold_rows(pr, perturbed_rows, clean_rows, N, R, values, values + N + 1, stream);
-  sum_values(values, 2, N + 1, data<float>(total), data<float>(weight), stream);
+  sum_and_weight(values, N + 1, mean, data<float>(total), data<float>(weight), stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {total, weight, grad_perturbed, grad_clean};
 }
 
-std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,  // [], of total
+std::tuple<Tensor, Tensor> row_divergence_bwd_cuda(const Tensor& grad,            // [], of total
+                                                   const OptionalTensor& weight,  // [], of a mean
                                                    const Tensor& unit_grad_perturbed,  // [R, C]
                                                    const Tensor& unit_grad_clean,      // [N, C]
                                                    const Tensor& perturbed,  // their dtypes
                                                    const Tensor& clean) {
-  check_held_gradients(grad, unit_grad_perturbed, unit_grad_clean, perturbed, clean, false);
+  check_held_gradients(grad, weight, unit_grad_perturbed, unit_grad_clean, perturbed, clean, false);
   const OnDeviceOf device(perturbed);
   const Tensor upstream = contiguous_as(grad, ScalarType::Float);
+  const Tensor divisor = weight ? contiguous_as(*weight, ScalarType::Float) : upstream;
   const ScaledGrad to_perturbed(unit_grad_perturbed, perturbed.scalar_type());
   const ScaledGrad to_clean(unit_grad_clean, clean.scalar_type());
   scale_grads(to_perturbed.plan(), to_clean.plan(), data<const float>(upstream), nullptr,
-              device.stream());
+              device.stream(), weight ? data<const float>(divisor) : nullptr);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {to_perturbed.result(), to_clean.result()};
 }

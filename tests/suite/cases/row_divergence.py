@@ -267,7 +267,7 @@ def emulated() -> Iterator[Case]:
     case = partial(rows, backends=("cuda",), here=("cuda",))
     divergences = cycle(DIVERGENCES)
     for c in (7, 1, 29, 50, 101, 174, 250, 400, 600, 1025):
-        rest = {"emulator": {"kBusyThreads": 1}, "quick": c in (7, 174)}
+        rest = {"emulator": {"kBusyThreads": 1, "kFewRows": 0}, "quick": c in (7, 174)}
         yield case("busy", (5, 3, c), divergence=next(divergences), **rest)
 
     def one_without(x: Rows) -> Rows:
@@ -287,6 +287,7 @@ def emulated() -> Iterator[Case]:
     yield case("sums_in_two_stages", (34000, 33000, 1), divergence="mse")
     for n in (1, 2, 70, 300):
         yield case("many", (2 * n, n, 3))
+        yield case("sorted", (2 * n, n, 3), emulator={"kFewRows": 0})
 
 
 def cases() -> Iterator[Case]:
