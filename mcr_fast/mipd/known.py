@@ -1,5 +1,6 @@
 """Steps that are like an earlier one in all that the checks look at, and so need none."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ class KnownForms:
         """A batch of this form was checked, and served."""
         if len(self._backends) >= _MOST:
             self._backends.clear()
-        self._backends[form] = backend
+        with suppress(TypeError):  # an option that is a number, but no key: an array of NumPy
+            self._backends[form] = backend
 
 
 def form_of(
@@ -52,7 +54,11 @@ def form_of(
         return None
     if forward_ad._current_level >= 0 or torch._C._is_any_autocast_enabled():
         return None
-    tensors = [*latents, *layer._parameters.values()]
+    weight, bias = layer.weight, layer.bias
+    # the op of a known step gets its tensors as they are, and other dtypes are converted for it
+    if weight.dtype.itemsize == 2 or (bias is not None and bias.dtype != weight.dtype):
+        return None
+    tensors = [*latents, weight, bias]
     if labels is not None:
         tensors.append(labels)
         if not isinstance(labels, Tensor) or labels.dtype not in _COUNTABLE:
