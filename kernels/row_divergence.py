@@ -183,7 +183,7 @@ def _row_divergence_fwd_kernel(
     clean = clean_rows(own - top[:, None], real, inside, KIND, PRECISE)
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     value = tl.zeros([BLOCK_R], tl.float32)
-    weights = tl.zeros([BLOCK_R], tl.float32)
+    weights = tl.zeros([BLOCK_R], tl.float64)  # one clean row may have all the perturbed ones
     seen = count < 0
     for t in range(tl.max(count, 0)):
         given = t < count
@@ -195,7 +195,7 @@ def _row_divergence_fwd_kernel(
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
             weight = tl.where(weight < 0.0, float("nan"), weight)  # cannot be refused here
-            weights += weight
+            weights += weight.to(tl.float64)
         kept = weight != 0.0
         mask = given[:, None] & real[None, :]
         w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes, KIND)
@@ -216,11 +216,11 @@ def _row_divergence_fwd_kernel(
     if ALONE:
         if weight_ptr is None:
             weight += num_perturbed
-        store_sums(total.to(tl.float64), weight.to(tl.float64), total_ptr, total_weight_ptr, MEAN)
+        store_sums(total.to(tl.float64), weight, total_ptr, total_weight_ptr, MEAN)
     else:
         tl.store(values_ptr + tl.program_id(0), total)
         if weight_ptr is not None:
-            tl.store(values_ptr + tl.num_programs(0) + tl.program_id(0), weight)
+            tl.store(values_ptr + tl.num_programs(0) + tl.program_id(0), weight.to(tl.float32))
     if GRAD:
         v, _ = finish_rows(acc, clean, KIND, PRECISE)
         v = tl.where(seen[:, None], share * v, 0.0)

@@ -55,8 +55,23 @@ class Rows:
 
 
 @triton.jit
-def _power_of_two(exponent):
+def power_of_two(exponent):
+    """2^exponent of whole numbers in -126..127."""
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _store_classes(
+    codes_ptr, to_ptrs, rows, present, num_present, padded_rows, steps, PAST_CLASS: tl.constexpr
+):
+    """Where the classes of rows begin and end, and where their columns do."""
+    code = tl.load(codes_ptr + rows, mask=present, other=0)
+    begin = first_of(codes_ptr, code, num_present, steps, False)
+    end = first_of(codes_ptr, code, num_present, steps, True)
+    enter = end if PAST_CLASS else (rows + 1).to(tl.int64)
+    tl.store(to_ptrs[0], tl.where(present, begin, 0).to(tl.int32))
+    tl.store(to_ptrs[1], tl.where(present, end, 0).to(tl.int32))
+    tl.store(to_ptrs[2], tl.where(present, enter, padded_rows).to(tl.int32))
 
 
 @triton.jit
@@ -91,13 +106,10 @@ def _scale_rows_kernel(
     else:
         num_present = tl.load(num_present_ptr)
     present = rows < num_present
-    code = tl.load(codes_ptr + rows, mask=present, other=0)
-    begin = first_of(codes_ptr, code, num_present, steps, False)
-    end = first_of(codes_ptr, code, num_present, steps, True)
-    enter = end if PAST_CLASS else (rows + 1).to(tl.int64)
-    tl.store(begin_ptr + rows, tl.where(present, begin, 0).to(tl.int32))
-    tl.store(end_ptr + rows, tl.where(present, end, 0).to(tl.int32))
-    tl.store(enter_ptr + rows, tl.where(present, enter, padded_rows).to(tl.int32))
+    class_ptrs = begin_ptr + rows, end_ptr + rows, enter_ptr + rows
+    _store_classes(
+        codes_ptr, class_ptrs, rows, present, num_present, padded_rows, steps, PAST_CLASS
+    )
     from_row = tl.load(order_ptr + rows, mask=present, other=0)
     columns = tl.arange(0, BLOCK_D)
     x_ptrs = x_ptr + from_row[:, None] * x_row_stride
@@ -112,7 +124,7 @@ def _scale_rows_kernel(
     exponent = (tl.max(largest, 1).to(tl.int32, bitcast=True) >> 23) - 127
     # below 2^-60 every norm is clamped, and 2^-127 is no normal number
     exponent = tl.minimum(tl.maximum(exponent, -60), 126)
-    factor = _power_of_two(TOP_EXPONENT - exponent)
+    factor = power_of_two(TOP_EXPONENT - exponent)
 
     squares = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for first in range(0, padded_width, BLOCK_D):
@@ -128,7 +140,7 @@ def _scale_rows_kernel(
     inverse = 1.0 / tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))
     inverse_norm = inverse * factor
     clamped = (inverse_norm >= MAX_INVERSE_NORM) | (square == 0.0)
-    at_clamp = MAX_INVERSE_NORM * _power_of_two(exponent - TOP_EXPONENT)
+    at_clamp = MAX_INVERSE_NORM * power_of_two(exponent - TOP_EXPONENT)
     tl.store(inverse_ptr + rows, tl.where(present, tl.where(clamped, at_clamp, inverse), 0.0))
     inverse_norm = tl.where(clamped, MAX_INVERSE_NORM, inverse_norm)
     tl.store(inverse_norm_ptr + rows, tl.where(present, inverse_norm, 0.0))

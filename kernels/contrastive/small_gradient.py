@@ -16,9 +16,7 @@ from mcr_fast.kernels.contrastive.small_rows import (
     marks_of,
     scratch_at,
 )
-from mcr_fast.kernels.math import exp2, reciprocal
-
-LN2 = tl.constexpr(0.69314718055994530942)
+from mcr_fast.kernels.math import LN2, exp2, reciprocal
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from mcr_fast.kernels.contrastive.rows import MAX_INVERSE_NORM
+from mcr_fast.kernels.contrastive.rows import MAX_INVERSE_NORM, power_of_two
 
 NT_XENT, SUP_CON = tl.constexpr(0), tl.constexpr(1)
 
@@ -81,12 +81,6 @@ def load_tile(given, rows, columns, real):
     at += columns.to(tl.int64)[None, :] * given.x_col_stride
     inside = real[:, None] & (columns < given.width)[None, :]
     return tl.load(given.x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def power_of_two(exponent):
-    """2^exponent of whole numbers in -126..127."""
-    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

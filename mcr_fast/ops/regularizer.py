@@ -1,8 +1,8 @@
 """All terms of `MCRLoss` with a linear fusion as one node of the graph, from latents to the loss.
 
 At the size that people train at, the calls between the terms cost more than the terms: joining the
-latents, the logits, the sums and their backwards. Here one op a direction does all of it, for CPU
-tensors, in eager mode and in what torch.compile makes.
+latents, the logits, the sums and their backwards. Here one op a direction does all of it, with the
+compiled kernels and with Triton's, in eager mode and in what torch.compile makes.
 """
 
 from collections.abc import Callable, Sequence

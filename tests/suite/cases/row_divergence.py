@@ -210,6 +210,10 @@ def weights() -> Iterator[Case]:
             rest = {"change": partial(with_weight, weight=weight), "backends": CPU, "quick": True}
             yield rows("tiny", (5, 2, 7), divergence=d, checks=(checks.tiny_weights,), **rest)
 
+    # the weights of one clean row's perturbed ones, which add up to more than each has digits for
+    alike = partial(with_weight, weight=torch.full((800,), 0.1))
+    yield rows("one_clean", (800, 1, 3), change=alike, checks=(bound,), quick=NATIVE)
+
     def thirds(x: Rows) -> Rows:
         return replace(x, rows=torch.randint(10, (12,)) * 3)
 
