@@ -286,7 +286,7 @@ class MCRLoss(nn.Module):
             backend=backend,
         )
         checks.no_infinite_logits("what the fusion gives", terms.logits)
-        return self._output(terms, terms.loss.new_zeros(()))
+        return self._output(terms, torch.zeros_like(terms.loss))
 
     def _step(
         self,
