@@ -244,7 +244,8 @@ class MCRLoss(nn.Module):
             step = _uncompiled_step if runs else MCRLoss._step
             return step(self, latents, labels, fusion, *given, generator, None)
         form = None
-        if not any(x is not None for x in given):
+        plain = logits is None and permutations is None and embeddings is None
+        if plain and present is None and sample_weight is None:
             found = form_of(latents, labels, fusion, self.latent_dims, *self._options())
             if found is not None:
                 layer, form = found
@@ -286,7 +287,7 @@ class MCRLoss(nn.Module):
             backend=backend,
         )
         checks.no_infinite_logits("what the fusion gives", terms.logits)
-        return self._output(terms, terms.loss.new_zeros(()))
+        return self._output(terms, torch.zeros_like(terms.loss))
 
     def _step(
         self,

@@ -101,6 +101,12 @@ CHANGES = {
     "wider latents": lambda step: latents_of(step, N, D + 1),
     "latents with positions": lambda step: latents_of(step, N, 3, D),
     "sparse latents": lambda step: step.latents.__setitem__(1, torch.eye(N, D).to_sparse()),
+    "nested latents": lambda step: step.latents.__setitem__(
+        1, torch.nested.nested_tensor([torch.zeros(2, D), torch.zeros(4, D)])
+    ),
+    "nested labels": lambda step: setattr(
+        step, "labels", torch.nested.nested_tensor([torch.arange(2), torch.arange(4)])
+    ),
     "latents elsewhere": lambda step: latents_of(step, N, D, device="meta"),
     "doubles alone": lambda step: latents_of(step, N, D, dtype=torch.float64),
     "doubles": doubles,

@@ -115,6 +115,21 @@ def test_opcheck(want_grad):
             )
 
 
+@pytest.mark.parametrize(
+    "process", ["", pytest.param("cuda", marks=pytest.mark.process("emulated"))]
+)
+@needs_library
+def test_contributions_of_another_dtype_are_refused(process):
+    """Their gradient would be read as numbers of twice the size, past its end."""
+    *latents, weight, bias = (x.detach() for x in leaves(5, 7, torch.float32))
+    rest = (bias, *[None] * 5, [1, 2, 4], "greedy", "shared", "jsd", "none")
+    ops = torch.ops.mcr_fast
+    _, *units, contributions = ops.linear_permuted_divergence_fwd(latents, weight, *rest, True)
+    given = (contributions.bfloat16(), None, [1] * 4, latents, weight, *rest)
+    with pytest.raises(RuntimeError, match="contributions must have the dtype of the weight"):
+        ops.linear_permuted_divergence_bwd(torch.ones(3), *units, *given)
+
+
 def test_twice_backward_and_double_backward():
     *latents, weight, bias = leaves(5, 7, torch.float32)
     value = linear_permuted_divergence(latents, weight, bias=bias).sum()

@@ -46,6 +46,13 @@ def test_a_librarys_products(rows, modalities, options, masked, monkeypatch):
     hold("cpu", rows, modalities, options, masked)
 
 
+@pytest.mark.process("emulated")
+@pytest.mark.parametrize("most", ["-1", str(1 << 23)], ids=["library", "own"])
+def test_more_rows_than_the_threads_that_add_up_the_bias(most, monkeypatch):
+    monkeypatch.setenv("MCR_EMULATED_kMaxOwnProduct", most)
+    hold("cpu", 270, 2, {}, False)
+
+
 def hold(backend, rows, modalities, options, masked):
     torch.manual_seed(rows)
     latents = [torch.randn(rows, D, requires_grad=True) for _ in range(modalities)]

@@ -89,12 +89,17 @@ class Arguments {
 };
 
 // Where among its `known` words an option stands.
-inline int place_of(const char* option, const std::string& word,
-                    const std::vector<const char*>& known) {
+template <class Words = std::initializer_list<const char*>>
+int place_of(const char* option, const std::string& word, const Words& known) {
+  int place = 0;
+  for (const char* each : known) {
+    if (word == each) return place;
+    ++place;
+  }
   std::string all;
-  for (size_t n = 0; n < known.size(); ++n) {
-    if (word == known[n]) return int(n);
-    all += (n == 0 ? "" : n + 1 < known.size() ? ", " : " or ") + std::string(known[n]);
+  for (const char* each : known) {
+    --place;
+    all += std::string(each) + (place > 1 ? ", " : place == 1 ? " or " : "");
   }
   STD_TORCH_CHECK(false, option, " must be ", all, ", got ", word);
   return 0;

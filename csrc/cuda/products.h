@@ -10,17 +10,22 @@
 namespace mcr {
 namespace cuda {
 
-// Rows of a row-major matrix, or its transpose; nothing is copied.
+// A matrix on the memory of x, from its element `first` on; nothing is copied, and what is only
+// read is not written through it.
+inline Tensor matrix_on(const Tensor& x, int64_t first, const std::array<int64_t, 2>& sizes,
+                        const std::array<int64_t, 2>& strides) {
+  char* from = const_cast<char*>(data<const char>(x)) + first * x.element_size();
+  return torch::stable::from_blob(from, {sizes.data(), 2}, {strides.data(), 2}, x.device(),
+                                  x.scalar_type());
+}
+// Rows of a contiguous matrix, or the transpose of one with contiguous rows.
 inline Tensor rows_of(const Tensor& x, int64_t first, int64_t rows) {
   if (rows == x.size(0)) return x;
-  const int64_t width = x.size(1), sizes[] = {rows, width}, strides[] = {width, 1};
-  char* from = data<char>(x) + first * width * x.element_size();
-  return torch::stable::from_blob(from, {sizes, 2}, {strides, 2}, x.device(), x.scalar_type());
+  const int64_t width = x.size(1);
+  return matrix_on(x, first * width, {rows, width}, {width, 1});
 }
 inline Tensor transposed(const Tensor& x) {
-  const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {1, x.stride(0)};
-  return torch::stable::from_blob(data<void>(x), {sizes, 2}, {strides, 2}, x.device(),
-                                  x.scalar_type());
+  return matrix_on(x, 0, {x.size(1), x.size(0)}, {1, x.stride(0)});
 }
 
 // out = a b in float32, of float32 matrices with the precision that torch is set to, or of 16-bit

@@ -7,8 +7,11 @@
 namespace mcr {
 
 inline DivergenceKind divergence_kind(const std::string& name) {
-  std::vector<const char*> known;
-  for (const DivergenceTraits& traits : kDivergences) known.push_back(traits.name);
+  static const std::vector<const char*> known = [] {
+    std::vector<const char*> names;
+    for (const DivergenceTraits& traits : kDivergences) names.push_back(traits.name);
+    return names;
+  }();
   return DivergenceKind(place_of("divergence", name, known));
 }
 

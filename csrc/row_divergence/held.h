@@ -65,22 +65,36 @@ struct Members {
   }
 };
 
-template <class Team, class D, class Tiles, class T>
-MCR_FN void store_clean_grad(const Tiles& tile, int64_t steps, int64_t classes, T* grad) {
+template <class Team, class T>
+MCR_FN typename Team::Scalar largest_of(const T* tile, int64_t steps) {
+  Vec<T> most = load(tile);
+  MCR_UNROLL
+  for (int64_t n = 1; n < steps; ++n) most = vmax(load(tile + n * kWidth<T>), most);
+  return Team::reduce_max(most);
+}
+
+// The gradient of a row that is dropped, whatever it holds.
+template <class Team, class T>
+MCR_FN void store_zeros(T* grad, int64_t steps, int64_t classes) {
+  MCR_UNROLL
+  for (int64_t n = 0; n < steps; ++n) Team::store_step(grad, n, classes, Vec<T>{});
+}
+
+// The gradient of a clean row, 0 if none of its rows counts, whatever it holds.
+template <class Team, class D, class Tiles, class T, class Parts>
+MCR_FN void store_clean_grad(const Tiles& tile, int64_t steps, int64_t classes, bool any, T* grad,
+                             const Parts& parts) {
   constexpr int W = kWidth<T>;
+  parts.add(any);
+  parts.add_tile(tile.acc, steps);
+  if (!parts.leads()) return;
+  if (!any) return store_zeros<Team>(grad, steps, classes);
   const auto clean_kl = D::template clean_kl<Team>(steps, tile.clean, tile.acc);
   MCR_UNROLL
   for (int64_t n = 0; n < steps; ++n) {
     const Vec<T> v = D::clean_grad(D::of_clean(tile.clean, n), load(tile.acc + n * W), clean_kl);
     Team::store_step(grad, n, classes, v);
   }
-}
-
-// The gradient of a row that is dropped, or has no rows held against it, whatever it holds.
-template <class Team, class T>
-MCR_FN void store_zeros(T* grad, int64_t steps, int64_t classes) {
-  MCR_UNROLL
-  for (int64_t n = 0; n < steps; ++n) Team::store_step(grad, n, classes, Vec<T>{});
 }
 
 // Clean row i with its perturbed rows: their weighted divergences and the weights are added to
@@ -131,10 +145,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& perturbed, 
     // cost more digits than this does.
     const auto settle = [&] {
       perturbed(r, steps, fill, limit, tile.pair.q);
-      Vec<T> most = load(tile.pair.q);
-      MCR_UNROLL
-      for (int64_t n = 1; n < steps; ++n) most = vmax(load(tile.pair.q + n * W), most);
-      fill_pair(tile.pair.q, Team::reduce_max(most), top);
+      fill_pair(tile.pair.q, largest_of<Team>(tile.pair.q, steps), top);
     };
     const FilledRow<T, decltype(settle)> row(tile.pair, settle);
     const auto shift = D::template first_pass<Team, T>(steps, row, tile.pair, total, stored);
@@ -147,12 +158,7 @@ MCR_FN void hold_rows(const RowDivergenceProblem<T>& pr, const Rows& perturbed, 
   parts.add(value);
   parts.add(weights);
   if constexpr (kGrad) {
-    parts.add(any);
-    parts.add_tile(tile.acc, steps);
-    if (!parts.leads()) return;
-    T* grad = pr.grad_clean + i * C;
-    if (!any) return store_zeros<Team>(grad, steps, C);
-    store_clean_grad<Team, D>(tile, steps, C, grad);
+    store_clean_grad<Team, D>(tile, steps, C, any, pr.grad_clean + i * C, parts);
   }
 }
 

@@ -63,9 +63,10 @@ def form_of(
         tensors.append(labels)
         if not isinstance(labels, Tensor) or labels.dtype not in _COUNTABLE:
             return None
-    forms = [_form(x) for x in tensors if isinstance(x, Tensor)]
+    forms = []
+    for x in tensors:
+        if isinstance(x, Tensor):
+            if x.is_nested:  # which has no shape
+                return None
+            forms.append((type(x), x.layout, x.dtype, x.shape, x.device))
     return layer, (len(latents), len(tensors), latent_dims, *options, *forms)
-
-
-def _form(x: Tensor) -> tuple[Any, ...]:
-    return type(x), x.layout, x.is_nested, x.dtype, x.shape, x.device

@@ -145,8 +145,11 @@ def regularizer(
     """The terms; `backend` is what `serves` gives."""
     if pairs[4] is not None:
         pairs = (*pairs[:4], weights_in_range(pairs[4]), *pairs[5:])
-    tensors = [weight, *latents] if bias is None else [weight, bias, *latents]
-    want = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    want = torch.is_grad_enabled() and (
+        weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or any(z.requires_grad for z in latents)
+    )
     target = _FORWARD if backend == "cpu" else find("regularizer_fwd", backend)
     made = call(target, latents, weight, bias, *pairs, *others, want, graph=want)
     return Terms(*made[:_OUTPUTS])

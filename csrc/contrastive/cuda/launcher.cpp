@@ -28,10 +28,7 @@ Tensor joined(const std::vector<Tensor>& parts) {  // M of [N, D]
 Tensor repeated(const Tensor& labels, int64_t M) {
   if (M == 1) return labels;
   const Tensor codes = contiguous_as(labels, ScalarType::Long);
-  const int64_t sizes[] = {M, codes.size(0)}, strides[] = {0, 1};
-  const Tensor view =
-      torch::stable::from_blob(const_cast<int64_t*>(data<const int64_t>(codes)), {sizes, 2},
-                               {strides, 2}, codes.device(), codes.scalar_type());
+  const Tensor view = matrix_on(codes, 0, {M, codes.size(0)}, {0, 1});
   return torch::stable::flatten(torch::stable::contiguous(view));
 }
 OptionalTensor by_modality(const OptionalTensor& present) {
@@ -41,7 +38,8 @@ OptionalTensor by_modality(const OptionalTensor& present) {
 }
 
 bool fits_small(int64_t M, int64_t L, int64_t D) {
-  return M <= kMaxSmallParts && L <= kSmallRows && D > 0 && D <= kSmallWidth;
+  return M <= kMaxSmallParts && L <= std::min<int64_t>(kSmallRows, kMaxSmallRows) && D > 0 &&
+         D <= kSmallWidth;
 }
 
 // Embeddings as small_rows takes them, which stay in `held`.

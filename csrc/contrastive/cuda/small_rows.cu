@@ -94,9 +94,10 @@ __device__ __forceinline__ bool find_scales(Tile<X>& tile, int width, bool first
     const float square = tile.inverse[slot];
     float factor = tile.factor[slot];
     if (first_time && row != nullptr && !(square > 0x1p-80f && square < 0x1p100f)) {
-      factor =
-          power_of_two(-row_exponent<WarpRow>(width, [&](int64_t d) { return to_float(row[d]); }));
-      again = true;
+      const auto element = [&](int64_t d) { return to_float(row[d]); };
+      const float found = power_of_two(-row_exponent<WarpRow>(width, element));
+      again |= found != factor;  // a row of the block may be scaled already, and still hold nothing
+      factor = found;
     }
     __syncwarp();
     if (lane() != 0) continue;

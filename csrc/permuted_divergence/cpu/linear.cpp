@@ -38,13 +38,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
     const OptionalTensor& sample_weight, const std::vector<int64_t>& subsets,
     const std::string& strategy, const std::string& clean_path, const std::string& divergence,
     const std::string& exclude) {
-  const Arguments arguments = check_layer(kOp, latents, weight);
-  const int64_t M = int64_t(latents.size()), N = latents[0].size(0), C = weight.size(0);
-  arguments.check("contributions", contributions, Holds::kFloats, {M, N, C});
-  arguments.check("grad_contributions", grad_contributions, Holds::kFloats, {M, N, C});
-  STD_TORCH_CHECK(int64_t(wanted.size()) == M + 1 && (grad || grad_contributions),
-                  "linear_permuted_divergence: wanted must hold ", M + 1,
-                  " marks, and one gradient must be given");
+  check_layer_backward(kOp, latents, weight, grad.has_value(), contributions, grad_contributions,
+                       wanted);
   const ScalarType dtype = weight.scalar_type();
   Tensor to_contributions = contributions, grad_bias = unit_grad_bias;
   if (grad_contributions) to_contributions = contiguous_as(*grad_contributions, dtype);

@@ -110,7 +110,6 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
   }
 
   const bool bias_grad = want_grad && reaches_bias(arguments, pr);
-
   pr.skip = skip;
   float* factors = in.take<float>(S);
   uint32_t* device_subsets = in.take<uint32_t>(S);

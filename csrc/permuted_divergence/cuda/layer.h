@@ -42,9 +42,7 @@ class LayerInputs {
 
   // Columns first .. of a matrix whose rows are contiguous; not a copy.
   static Tensor columns_of(const Tensor& x, int64_t first, int64_t width) {
-    const int64_t sizes[] = {x.size(0), width}, strides[] = {x.stride(0), 1};
-    return torch::stable::from_blob(data<float>(x) + first, {sizes, 2}, {strides, 2}, x.device(),
-                                    x.scalar_type());
+    return matrix_on(x, first, {x.size(0), width}, {x.stride(0), 1});
   }
 
  private:
@@ -61,9 +59,8 @@ class LayerInputs {
 
 // Matrix m of a contiguous [M, N, C].
 inline Tensor matrix_of(const Tensor& x, int64_t m) {
-  const int64_t N = x.size(1), C = x.size(2), sizes[] = {N, C}, strides[] = {C, 1};
-  return torch::stable::from_blob(data<float>(x) + m * N * C, {sizes, 2}, {strides, 2}, x.device(),
-                                  x.scalar_type());
+  const int64_t N = x.size(1), C = x.size(2);
+  return matrix_on(x, m * N * C, {N, C}, {C, 1});
 }
 
 // The contributions [M, N, C].

@@ -72,11 +72,15 @@ __device__ float of_rows_at(const LayerGrad& grad, float factor, const Layer& la
   return factor * grad.unit_rows[m * layer.rows * layer.of[m].width + at];
 }
 
+// By a block: a thread alone would wait for one row after the other.
+template <int kThreads>
 __device__ void bias_at(const LayerGrad& grad, float factor, const Layer& layer, int64_t c) {
   double sum = 0;
-  for (int64_t row = 0; grad.added && row < layer.rows; ++row) {
+  for (int64_t row = threadIdx.x; grad.added && row < layer.rows; row += kThreads) {
     sum += double(grad.added[row * layer.classes + c]);
   }
+  sum = block_sum<kThreads>(sum);
+  if (threadIdx.x != 0) return;
   grad.to_bias[c] = (grad.unit_bias ? factor * grad.unit_bias[c] : 0.0f) + float(sum);
 }
 
@@ -108,7 +112,8 @@ __device__ void add_products(int64_t first, int64_t outer, int64_t inner, const 
   }
 }
 
-// A block's tile of rows of one modality's latents or of its columns of the weight.
+// A block's tile of rows of one modality's latents or of its columns of the weight; behind these, a
+// class of the bias.
 __global__ void __launch_bounds__(kGradThreads)
     layer_grads_kernel(const __grid_constant__ Layer layer, const __grid_constant__ LayerGrad grad,
                        int row_tiles, int class_tiles, int column_tiles) {
@@ -117,9 +122,7 @@ __global__ void __launch_bounds__(kGradThreads)
   int64_t block = blockIdx.x;
   const int64_t products = int64_t(row_tiles + class_tiles) * column_tiles;
   if (block >= products * layer.modalities) {
-    const int64_t c = (block - products * layer.modalities) * kGradThreads + threadIdx.x;
-    if (c < C) bias_at(grad, factor, layer, c);
-    return;
+    return bias_at<kGradThreads>(grad, factor, layer, block - products * layer.modalities);
   }
   const int m = int(block / products);
   block %= products;
@@ -167,8 +170,8 @@ __global__ void layer_grad_parts_kernel(const __grid_constant__ Layer layer,
       grad.to_latents[m][n] = of_rows_at(grad, of_rows, layer, m, n);
     }
   }
-  for (int64_t c = first_index(); grad.to_bias && c < C; c += index_step()) {
-    bias_at(grad, factor, layer, c);
+  for (int64_t c = blockIdx.x; grad.to_bias && c < C; c += gridDim.x) {
+    bias_at<kBlockThreads>(grad, factor, layer, c);
   }
 }
 
@@ -193,7 +196,7 @@ void layer_grads(const Layer& layer, const LayerGrad& grad, cudaStream_t stream)
   const int64_t rows = to_latents ? tiles_of(layer.rows, kGradRows) : 0;
   const int64_t classes = grad.to_weight ? tiles_of(layer.classes, kGradRows) : 0;
   const int64_t columns = tiles_of(width, kGradThreads);
-  const int64_t bias = grad.to_bias ? tiles_of(layer.classes, kGradThreads) : 0;
+  const int64_t bias = grad.to_bias ? layer.classes : 0;
   const unsigned blocks = unsigned((rows + classes) * columns * layer.modalities + bias);
   if (blocks == 0) return;
   layer_grads_kernel<<<blocks, kGradThreads, 0, stream>>>(layer, grad, int(rows), int(classes),

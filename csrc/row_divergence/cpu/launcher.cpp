@@ -33,6 +33,23 @@ struct Grouping {
   }
 };
 
+// What the rows weigh together, `row_weight` null where each weighs 1.
+template <class T>
+double weight_of(const T* row_weight, int64_t R) {
+  if (!row_weight) return double(R);
+  double sum = 0;
+  for (int64_t r = 0; r < R; ++r) {
+    STD_TORCH_CHECK(!(row_weight[r] < 0), "row_weight must not be negative, got ", row_weight[r]);
+    sum += double(row_weight[r]);
+  }
+  return sum;
+}
+
+template <class T>
+T mean_or_zero(T sum, T weight) {
+  return weight == 0 ? T(0) : sum / weight;
+}
+
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
                                                    const Tensor& clean_in, const Tensor& rows_in,
@@ -62,18 +79,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   pr.grad_clean = data<T>(grad_clean);
   if (want_grad) std::fill_n(pr.grad_clean, N * C, T(0));
 
-  double weights = double(R);
-  Tensor weight_values = clean;
-  if (row_weight) {
-    weight_values = contiguous_as(*row_weight, dtype);
-    pr.row_weight = data<const T>(weight_values);
-    weights = 0;
-    for (int64_t r = 0; r < R; ++r) {
-      STD_TORCH_CHECK(!(pr.row_weight[r] < 0), "row_weight must not be negative, got ",
-                      pr.row_weight[r]);
-      weights += double(pr.row_weight[r]);
-    }
-  }
+  const Tensor weights = row_weight ? contiguous_as(*row_weight, dtype) : clean;
+  if (row_weight) pr.row_weight = data<const T>(weights);
+  const T together = T(weight_of(pr.row_weight, R));
 
   const RowDivergenceLoops<T>& loops = cpu_kernels().row_divergence.of(T());
   const int64_t W = loops.width;
@@ -91,9 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& perturbed_in,
   }
   double sum = 0;
   for (const double value : values) sum += value;
-  const T numbers[] = {T(sum), T(weights)};
-  *data<T>(total) = !mean ? numbers[0] : numbers[1] == 0 ? T(0) : numbers[0] / numbers[1];
-  *data<T>(weight) = numbers[1];
+  *data<T>(total) = mean ? mean_or_zero(T(sum), together) : T(sum);
+  *data<T>(weight) = together;
   return {total, weight, grad_perturbed, grad_clean};
 }
 
@@ -120,10 +127,7 @@ std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,           
                        in_double);
   return with_arithmetic(in_double, [&](auto zero) -> std::tuple<Tensor, Tensor> {
     auto g = number_of<decltype(zero)>(grad);
-    if (weight) {
-      const auto of_mean = number_of<decltype(zero)>(*weight);
-      g = of_mean == 0 ? 0 : g / of_mean;
-    }
+    if (weight) g = mean_or_zero(g, number_of<decltype(zero)>(*weight));
     return {scaled(unit_grad_perturbed, g, perturbed.scalar_type()),
             scaled(unit_grad_clean, g, clean.scalar_type())};
   });
