@@ -107,19 +107,6 @@ def check_rows(
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
-def of_all_rows(
-    rows: int,
-    labels: Tensor,  # [L] or [N]
-    present: Tensor | None,  # [L] or [N, M]
-) -> tuple[Tensor, Tensor | None]:  # [L], [L]
-    """Labels and presence of every row, of those that `check_rows` lets pass."""
-    if len(labels) != rows:
-        labels = labels.expand(rows // len(labels), -1).reshape(-1)
-    if present is not None and present.ndim == 2:
-        present = present.T.reshape(-1)
-    return labels, present
-
-
 def check_parts(
     latents: list[Tensor],  # M of [N, D_m]
     reconstruction: Tensor,  # [N, sum of D_m]

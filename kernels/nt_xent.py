@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels import config
-from mcr_fast.kernels.arguments import check_rows, of_all_rows
+from mcr_fast.kernels.arguments import check_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -31,6 +31,7 @@ from mcr_fast.kernels.contrastive.finish import finish
 from mcr_fast.kernels.contrastive.panels import gradient, scaled, store_panel
 from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import exp2, log2_1p, reciprocal
+from mcr_fast.pairing import of_all_rows
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mcr_fast.kernels import config
-from mcr_fast.kernels.arguments import check_rows, of_all_rows
+from mcr_fast.kernels.arguments import check_rows
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
     class_columns,
@@ -36,6 +36,7 @@ from mcr_fast.kernels.contrastive.panels import (
 )
 from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import reciprocal
+from mcr_fast.pairing import of_all_rows
 
 
 @triton.jit

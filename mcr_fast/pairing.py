@@ -1,4 +1,4 @@
-"""Who is whose donor, and what each pair of a row and its donor weighs."""
+"""Who is whose donor, what each pair of a row and its donor weighs, and what rows share."""
 
 import math
 
@@ -108,3 +108,16 @@ def weights_in_range(weight: Tensor) -> Tensor:
     largest = weight.amax()
     factor = torch.where(largest < 1e-15, 2.0**100, torch.where(largest > 1e15, 2.0**-100, 1.0))
     return weight * factor.to(weight.dtype)
+
+
+def of_all_rows(
+    rows: int,
+    labels: Tensor,  # [L] or [N], L = M * N
+    present: Tensor | None,  # [L] or [N, M]
+) -> tuple[Tensor, Tensor | None]:  # [L], [L]
+    """Labels and presence of every row, of those of M modalities that stand one after another."""
+    if labels.shape[0] != rows:  # repeat() takes five times as long
+        labels = labels.expand(rows // labels.shape[0], -1).reshape(-1)
+    if present is not None and present.ndim == 2:
+        present = present.T.reshape(-1)
+    return labels, present

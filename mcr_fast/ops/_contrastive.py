@@ -12,6 +12,7 @@ from torch import Tensor
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, raise_double_backward, register
 from mcr_fast.ops._modes import wants_gradient
+from mcr_fast.pairing import of_all_rows
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -54,14 +55,6 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.dtype = inputs[0].dtype
 
 
-def _of_all_rows(
-    rows: int, labels: Tensor, present: Tensor | None
-) -> tuple[Tensor, Tensor | None]:  # [L], [L]
-    if labels.shape[0] != rows:  # repeat() takes five times as long
-        labels = labels.expand(rows // labels.shape[0], -1).reshape(-1)
-    return labels, present.T.reshape(-1) if present is not None and present.ndim == 2 else present
-
-
 def contrastive(
     op: str,
     reference: Callable[..., Tensor],
@@ -75,7 +68,7 @@ def contrastive(
     rows, _ = embeddings.shape
     chosen = resolve(op, backend, embeddings.device, embeddings.dtype, size=rows)
     if chosen == "reference":  # kernels read what is known of all modalities
-        labels, present = _of_all_rows(rows, labels, present)
+        labels, present = of_all_rows(rows, labels, present)
         return reference(embeddings, labels, present, temperature)
     want = wants_gradient(embeddings)
     inputs = (embeddings, labels, present, temperature, want)
