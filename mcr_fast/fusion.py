@@ -262,7 +262,7 @@ def as_additive(fusion: object, latent_dims: tuple[int, ...]) -> Additive | None
     more (a step of spectral norm).
     """
     part = _adding_part(fusion)
-    if part is None:
+    if part is None and not isinstance(fusion, AdditiveFusion):
         _refuse_earlier_import(fusion)
     if isinstance(part, _LinearFusion):
         return part.columns()
