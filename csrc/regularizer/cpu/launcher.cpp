@@ -11,31 +11,15 @@ namespace {
 
 constexpr char kOp[] = "regularizer";
 
-// The rows of all modalities as the contrastive losses take them: modality after modality.
-struct Rows {
-  Tensor embeddings, labels;  // [L, D], [L]
-  OptionalTensor present;     // [L]
-};
-
-Rows rows_of(const std::vector<Tensor>& latents, const Tensor& labels,  // [N]
-             const OptionalTensor& present) {                           // [N, M]
+// The rows of all modalities, one after another: [M * N, D].
+Tensor rows_of(const std::vector<Tensor>& latents) {
   const int64_t M = int64_t(latents.size()), N = latents[0].size(0), D = latents[0].size(1);
   const ScalarType dtype = latents[0].scalar_type();
-  const int64_t size = latents[0].element_size();
-  Rows rows = {empty_cpu({M * N, D}, dtype), empty_cpu({M * N}, ScalarType::Long), std::nullopt};
-  const Tensor codes = contiguous_as(labels, ScalarType::Long);
+  const int64_t bytes = N * D * latents[0].element_size();
+  const Tensor rows = empty_cpu({M * N, D}, dtype);
   for (int64_t m = 0; m < M; ++m) {
     const Tensor z = contiguous_as(latents[m], dtype);
-    std::memcpy(data<char>(rows.embeddings) + m * N * D * size, data<const char>(z), N * D * size);
-    std::memcpy(data<int64_t>(rows.labels) + m * N, data<const int64_t>(codes), 8 * N);
-  }
-  if (!present) return rows;
-  rows.present = empty_cpu({M * N}, ScalarType::Bool);
-  const Tensor marks = contiguous_as(*present, ScalarType::Bool);
-  for (int64_t m = 0; m < M; ++m) {
-    for (int64_t i = 0; i < N; ++i) {
-      data<bool>(*rows.present)[m * N + i] = data<const bool>(marks)[i * M + m];
-    }
+    std::memcpy(data<char>(rows) + m * bytes, data<const char>(z), bytes);
   }
   return rows;
 }
@@ -105,9 +89,8 @@ Forward fwd(const std::vector<Tensor>& latents,  // M tensors [N, D]
       {contributions, bias, order, donors, labels, present, sample_weight, subsets, strategy,
        clean_path, divergence, exclude},
       want_grad);
-  const Rows rows = rows_of(latents, classes, present);
-  const auto [shared, unit_grad_rows] = contrastive_forward(
-      over_pairs, rows.embeddings, rows.labels, rows.present, temperature, want_grad);
+  const auto [shared, unit_grad_rows] =
+      contrastive_forward(over_pairs, rows_of(latents), classes, present, temperature, want_grad);
   return with_arithmetic(is_double(weight), [&](auto zero) -> Forward {
     using T = decltype(zero);
     T mipd = 0;
