@@ -52,7 +52,7 @@ class Buffer {
 
 // Fewer numbers than these are not worth waking a thread for: of a row loop, which takes about 10
 // us for so many, and of a copy.
-constexpr int64_t kGrain = 1 << 14, kCopyGrain = 1 << 15;
+constexpr int64_t kGrain = 1 << 14, kCopyGrain = 1 << 16;
 
 // The same counted in items of `each` numbers.
 inline int64_t grain_of(int64_t numbers, int64_t each) {

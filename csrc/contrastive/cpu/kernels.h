@@ -20,7 +20,10 @@ template <class T>
 struct ContrastiveLoops {
   void (*normalize_rows)(const T* x, const int64_t* order, int64_t begin, int64_t end,
                          int64_t width, T* z, T* norm);
-  void (*triangle)(const T* z, int64_t rows, int64_t width, T* dots, int64_t stride);
+  void (*triangle)(const T* z, int64_t begin, int64_t end, int64_t rows, int64_t width, T* dots,
+                   int64_t stride);
+  void (*weighted_rows)(const T* h, int64_t stride, const T* z, int64_t begin, int64_t end,
+                        int64_t rows, int64_t width, T* dz);
   void (*exp_sums)(const SimilarityStripe<T>&, int64_t begin, int64_t end, const ExpSums<T>&);
   void (*running_exp_sums)(const SimilarityStripe<T>&, int64_t begin, int64_t end,
                            const ExpSums<T>&);

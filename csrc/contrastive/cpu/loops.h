@@ -3,7 +3,7 @@
 #pragma once
 
 #include "contrastive/cpu/kernels.h"
-#include "contrastive/cpu/triangle.h"
+#include "contrastive/cpu/small_products.h"
 #include "contrastive/nt_xent.h"
 #include "contrastive/sup_con.h"
 #include "core/bfloat16.h"
@@ -172,9 +172,9 @@ constexpr WeightsLoops<float> kWeightsLoops<Loss, float> = {
 
 template <class Loss, class T, class Positives>
 constexpr ContrastiveLoops<T> contrastive_loops(Positives positives) {
-  return {normalize_rows<T>, triangle<T>,     exp_sums<false, T>,
-          exp_sums<true, T>, project_rows<T>, to_bfloat16,
-          add_bfloat16,      positives,       kWeightsLoops<Loss, T>};
+  return {normalize_rows<T>, triangle<T>,           weighted_rows<T>, exp_sums<false, T>,
+          exp_sums<true, T>, project_rows<T>,       to_bfloat16,      add_bfloat16,
+          positives,         kWeightsLoops<Loss, T>};
 }
 
 }  // namespace MCR_ISA

@@ -23,9 +23,13 @@ constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 // Below, products in bfloat16 save nothing, and they cost digits.
 constexpr int64_t kMinBfloat16Rows = 512;
 
-// Up to this many multiplications of pairs of rows our own loop takes less than a library's
-// product, which makes each similarity twice.
-constexpr int64_t kMaxTriangle = int64_t{1} << 21;
+// Elements of a batch, of one stripe, that stay in a core's L2 cache: then our own loops take less
+// time for its products than a library does.
+constexpr int64_t kMaxSmallBatch = int64_t{1} << 17;
+// Multiplications of a product that are not worth waking a thread for: about 40 us.
+constexpr int64_t kProductGrain = int64_t{1} << 21;
+// Rows that are whole blocks of the loops of any instruction set.
+constexpr int64_t kRowUnit = 12;
 
 // Columns of H that are made and multiplied at once, while they are in cache. And torch's bfloat16
 // products keep a compiled kernel of half a megabyte for every shape and stride: panels have few.
@@ -126,7 +130,7 @@ class Similarities {
   // similarities go.
   Tensor gradient(const Buffer<T>& weight, T factor) {
     dz_.resize(rows_ * width_ + 16);
-    std::memset(dz_.get(), 0, rows_ * width_ * sizeof(T));
+    if (!small()) std::memset(dz_.get(), 0, rows_ * width_ * sizeof(T));
     const int64_t panel_rows = std::min(padded(rows_), kPanelRows);
     if (bfloat16_) {
       h_bf16_.resize(kStripeRows * panel_rows);
@@ -205,6 +209,26 @@ class Similarities {
     });
   }
 
+  // Whether the batch is one stripe whose products are small.
+  bool small() const { return rows_ <= kStripeRows && rows_ * width_ <= kMaxSmallBatch; }
+  int64_t row_units() const { return (rows_ + kRowUnit - 1) / kRowUnit; }
+
+  // The upper triangle of a small batch's similarities. A row has fewer the further down it is, so
+  // rows from both ends go together.
+  void multiply_pairs(T* dots, int64_t stride) {
+    const auto multiply_rows = [&](int64_t begin, int64_t end) {
+      if (begin >= end) return;
+      loops_.triangle(z_.get(), begin * kRowUnit, std::min(end * kRowUnit, rows_), rows_, width_,
+                      dots, stride);
+    };
+    const int64_t units = row_units(), half = (units + 1) / 2;
+    const int64_t grain = grain_of(kProductGrain, kRowUnit * rows_ * width_);
+    for_each_range(half, grain, [&](int64_t begin, int64_t end) {
+      multiply_rows(begin, end);
+      multiply_rows(std::max(half, units - end), std::max(half, units - begin));
+    });
+  }
+
   void plan_memory(bool want_grad) {
     const int64_t batch = rows_ * width_;
     int64_t bytes = batch * sizeof(T) + std::min(rows_, kStripeRows) * padded(rows_) * sizeof(T);
@@ -232,8 +256,8 @@ class Similarities {
     T* dots = kept ? kept_[index].get() : scratch_.get();
     if (!known) {
       const T* z = z_.get() + first * width_;
-      if (rows == rows_ && rows * rows * width_ / 2 <= kMaxTriangle) {
-        loops_.triangle(z, rows, width_, dots, stride);
+      if (small()) {
+        multiply_pairs(dots, stride);
       } else {
         multiply(matrix(z, rows, width_, width_, 1), matrix(z, width_, made, 1, width_), 0,
                  matrix(dots, rows, made, stride, 1));
@@ -272,6 +296,15 @@ class Similarities {
     const int64_t D = width_, columns = h.end - h.begin, stride = h.stride;
     for_each_range(s.rows, grain_of(kGrain, columns),
                    [&](int64_t begin, int64_t end) { loop(s, begin, end, weights, h); });
+    if constexpr (std::is_same_v<Number, T>) {
+      if (small()) {
+        const int64_t grain = grain_of(kProductGrain, kRowUnit * rows_ * D);
+        return for_each_range(row_units(), grain, [&](int64_t begin, int64_t end) {
+          loops_.weighted_rows(h.weights, stride, z.get(), begin * kRowUnit,
+                               std::min(end * kRowUnit, rows_), rows_, D, dz_.get());
+        });
+      }
+    }
     const Number* z_rows = z.get() + s.first * D;
     add_product(matrix(h.weights, s.rows, columns, stride, 1),
                 matrix(z_rows + h.begin * D, columns, D, D, 1), s.first, s.rows);
