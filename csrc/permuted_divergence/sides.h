@@ -172,10 +172,9 @@ MCR_FN PairValue<typename Team::Scalar> add_pair(const SidesProblem<T>& pr, int 
 template <class Team, class T, class F>
 MCR_FN int64_t next_pair(const SidesProblem<T>& pr, int s, int64_t k, int64_t last,
                          const F& receiver) {
-  if (!pr.records) return k;
-  return Team::first_of(k, last, [&](int64_t at) {
-    return pr.records[pr.pair(s, at, receiver(at))].ratio == T(kLeft);
-  });
+  if (!pr.ratios) return k;
+  return Team::first_of(
+      k, last, [&](int64_t at) { return pr.ratios[pr.pair(s, at, receiver(at))] == T(kLeft); });
 }
 
 // The clean row i; returns its normaliser.

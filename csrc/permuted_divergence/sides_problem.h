@@ -11,18 +11,9 @@ struct PairNumbers {
   T log2_mass, kl_q;  // of the perturbed row: the normaliser's log2, and KL(q | mean) over ln2
 };
 
-// The same where the passes of far.h go first.
-template <class T>
-struct alignas(4 * sizeof(T)) FarRecord {
-  T ratio;  // S / Z of a pair that is far, else one of the two below
-  union {
-    PairNumbers<T> numbers;  // of a pair that was left
-    T gradient[2];           // of one that is far, to w: factor and offset of its logarithm
-  };
-  T unused;
-};
-constexpr float kLeft = 0.0f;      // it is left to the passes over all pairs
-constexpr float kNothing = -1.0f;  // it adds nothing: dropped, or a row that is its own donor
+// What SidesProblem::ratios holds of a pair besides the ratio of two masses.
+constexpr float kNothing = 0.0f;  // it adds nothing: dropped, or a row that is its own donor
+constexpr float kLeft = -1.0f;    // it is left to the passes over all pairs
 
 // What the passes need beyond the rows and the options. Rows [M, N, row_stride], in units of log2.
 template <class T>
@@ -31,8 +22,8 @@ struct SidesProblem : PermutedDivergenceProblem<T> {
   const int64_t* order;      // [N] the row at a position, or null
   int64_t classes;
   int64_t first, last;    // the chunk of permutations
-  PairNumbers<T>* pairs;  // [last - first, N, S], or
-  FarRecord<T>* records;  // the same, where the passes over the pairs that are far went first; and
+  PairNumbers<T>* pairs;  // [last - first, N, S]
+  const T* ratios;        // the same, where the kernels of a band went first; or null
   int32_t* left;          // [2, S, N] 1 for rows, then for donors, with a pair that those left
   T* clean;               // [N, C] what D keeps of the clean rows
   T* clean_lse;           // [N] their normalisers' log2 (binary: 0)
@@ -51,19 +42,19 @@ struct SidesProblem : PermutedDivergenceProblem<T> {
     return ((k - first) * this->rows + i) * this->num_subsets + s;
   }
   MCR_ALWAYS_INLINE PairNumbers<T>& numbers(int s, int64_t k, int64_t i) const {
-    return records ? records[pair(s, k, i)].numbers : pairs[pair(s, k, i)];
+    return pairs[pair(s, k, i)];
   }
   // Whether a row, or a donor of modality m, has pairs to go through. The marks are read at once.
   MCR_ALWAYS_INLINE bool row_has_pairs(int64_t i) const {
-    uint32_t any = !records;
-    for (int s = 0; records && s < this->num_subsets; ++s) {
+    uint32_t any = !ratios;
+    for (int s = 0; ratios && s < this->num_subsets; ++s) {
       any |= uint32_t(left[s * this->rows + i]);
     }
     return any != 0;
   }
   MCR_ALWAYS_INLINE bool donor_has_pairs(int m, int64_t j) const {
-    uint32_t any = !records;
-    for (int s = 0; records && s < this->num_subsets; ++s) {
+    uint32_t any = !ratios;
+    for (int s = 0; ratios && s < this->num_subsets; ++s) {
       const uint32_t mark = uint32_t(left[(this->num_subsets + s) * this->rows + j]);
       any |= mark & this->subsets[s] >> m;
     }

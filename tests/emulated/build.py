@@ -19,12 +19,13 @@ ROOT = HERE.parent.parent
 REPLACED = {
     'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::exp2f(x);",
     'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
+    'asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
     'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
-    'asm volatile("" : "+r"(x));': "",
-    "  if (pr.records) far_own_side(pr, stream);": (
-        "  if (pr.records) far_own_side(pr, stream);\n"
-        "  emulator::left.clear();\n"
-        "  if (pr.records) emulator::left.assign(pr.left, pr.left + 2 * pr.num_subsets * pr.rows);"
+    'asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::sqrtf(x);",
+    "extern __shared__ float pool[];": "alignas(16) static float pool[227 * 256];",
+    "    band_masses(pr, stream);": (
+        "    band_masses(pr, stream);\n"
+        "    emulator::left.assign(pr.left, pr.left + 2 * pr.num_subsets * pr.rows);"
     ),
     "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(mcr_fast, CPU, m)",
 }
@@ -34,9 +35,7 @@ KNOBS = (
     "kBusyThreads",  # threads that fill a GPU: with fewer several teams share a row's pairs
     "kSmallRows",  # up to which permuted_divergence makes a row's gradient in one go
     "kMaxOwnProduct",  # of a linear layer: more multiplications are the library's
-    "kLeastElements",  # from which on pairs that are far go first
-    "kFarRun",  # far pairs that are added up in one go
-    "kMaxPairBytes",  # of a chunk of permutations
+    "kMaxPairBytes",  # of a chunk of bands
     *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
     *("kSmallRows", "kSmallWidth"),  # of a contrastive batch that two kernels take
     "kWarpRows",  # columns of similarities up to which a row is a warp's
@@ -104,7 +103,8 @@ def translate_launches(text: str) -> str:
         start = statement(text, start)
         end = text.index(">>>", at)
         blocks, threads, shared, _stream = split_arguments(text[at + 3 : end])
-        assert shared == "0", "dynamic shared memory is not emulated"
+        # where a kernel asks for it, it has as much as there is: see `pool`
+        assert shared in ("0", "kBytes"), "dynamic shared memory of a size that is not known"
         opening = text.index("(", end)
         close = closing(text, opening)
         kernel = text[start:at].strip()

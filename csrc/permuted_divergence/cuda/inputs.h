@@ -26,7 +26,7 @@ class PermutedDivergenceInputs {
                     kMaxClasses, " classes at most, got ", pr.classes);
     pr.permutations =
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
-    far_ = takes_far(arguments);
+    band_ = takes_band(arguments);
     LayOut& in = layout;
     const DivergenceTraits traits = traits_of(pr.divergence);
     in.scale = traits.log2() ? float(kLog2e) : 1.0f;
@@ -40,19 +40,35 @@ class PermutedDivergenceInputs {
     return pr.rows == 0 || pr.classes == 0 || pr.permutations == 0 || pr.num_subsets == 0;
   }
   const Subsets& subsets() const { return subsets_; }
-  // Whether the passes of far.h go first.
-  bool far() const { return far_; }
+  // Whether its donors are shifts of the rows, for the kernels of a band.
+  bool band() const { return band_; }
   // Whether it is a SmallPairs: where a launch costs more than making pairs again, and every block
   // can add up for itself what pairs weigh.
   bool small() const {
     constexpr int64_t kSmallRows = 256, kSmallElements = int64_t{1} << 20;
     constexpr int64_t kSmallWeighed = int64_t{1} << 15;
     const int64_t pairs = pr.num_subsets * pr.rows * pr.permutations;
-    return !far_ && !empty() && pr.rows <= kSmallRows && pr.classes <= kMaxSharedClasses &&
+    return !empty() && pr.rows <= kSmallRows && pr.classes <= kMaxSharedClasses &&
            pairs * pr.classes < kSmallElements && (!weighs() || pairs <= kSmallWeighed);
   }
   // Whether what the pairs of a subset weigh has to be added up.
   bool weighs() const { return pr.may_drop || pr.row_weight; }
+
+  // What a band needs of the inputs beside the others.
+  void lay_out_band() {
+    LayOut& in = layout;
+    const int64_t size = pr.modalities * pr.rows * pr.row_stride, marks = 2 * pr.num_subsets * pr.rows;
+    pr.powers = in.powers_to = take<float>(size);
+    pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
+    pr.bad = in.bad_to = take<int32_t>(pr.modalities * pr.rows + 1);
+    pr.left = take<int32_t>(marks);
+    in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
+    pr.slots = pr.permutations;
+    pr.clean_mass = take<float>(pr.rows);
+    if (!in.shifts) return;
+    in.window_to = take<int64_t>(pr.slots + 1);
+    pr.scattered = in.scattered_to = take<int32_t>(1);
+  }
 
   // Memory that lives as long as this.
   template <class T>
@@ -61,7 +77,7 @@ class PermutedDivergenceInputs {
     return data<T>(kept_alive_.back());
   }
 
-  FarProblem<float> pr = {};
+  BandProblem pr = {};
   LayOut layout = {};  // to be run by the caller, once it has its own wishes in it
 
  private:
@@ -71,14 +87,12 @@ class PermutedDivergenceInputs {
     return data<const T>(kept_alive_.back());
   }
 
-  // They have more launches: a small problem is done before they have paid. Without them rows of
-  // many classes do not share their pairs, and a few of these rows take as long as more.
-  bool takes_far(const PermutedDivergenceArguments& arguments) {
-    constexpr int64_t kLeastElements = int64_t{1} << 20;
-    const int64_t rows = pr.classes > kMaxSharedClasses ? std::max(pr.rows, kRowsAtOnce) : pr.rows;
+  bool takes_band(const PermutedDivergenceArguments& arguments) {
+    constexpr int64_t kLeastBandRows = 64;  // donors of a block are different rows
     pr.subset_of[0] = pr.subset_of[1] = -1;
     if (!traits_of(pr.divergence).softmax || pr.modalities != 2 || pr.num_subsets > 2 ||
-        pr.classes > kMaxFarClasses || (arguments.donors && arguments.donors->size(0) > 1)) {
+        pr.rows < kLeastBandRows || pr.classes > kMaxBandClasses ||
+        (arguments.donors && (!arguments.order || arguments.donors->size(0) > 1))) {
       return false;
     }
     for (int s = 0; s < pr.num_subsets; ++s) {
@@ -86,7 +100,7 @@ class PermutedDivergenceInputs {
       if ((subset != 1 && subset != 2) || pr.subset_of[subset >> 1] >= 0) return false;
       pr.subset_of[subset >> 1] = s;
     }
-    return pr.num_subsets * rows * pr.permutations * pr.classes >= kLeastElements;
+    return true;
   }
 
   void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {
@@ -97,16 +111,9 @@ class PermutedDivergenceInputs {
     in.storage = storage_of(x);
     kept_alive_.push_back(contiguous_as(x, x.scalar_type()));
     in.contributions = data<const void>(kept_alive_.back());
-    pr.row_stride = in.row_stride = far_ ? far_row_stride(pr.rows, pr.classes) : pr.classes;
+    pr.row_stride = in.row_stride = band_ ? (pr.classes + 3) / 4 * 4 : pr.classes;
     const int64_t size = x.size(0) * x.size(1) * pr.row_stride;
     pr.contributions = in.contributions_to = take<float>(size);
-    if (far_) {
-      pr.powers = in.powers_to = take<float>(size);
-      pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
-      const int64_t marks = 2 * pr.num_subsets * pr.rows;
-      pr.left = take<int32_t>(marks);
-      in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
-    }
     if (arguments.bias) in.bias = hold<float>(*arguments.bias);
     pr.bias = in.bias_to = take<float>(pr.classes);
     if (pr.exclude == Exclude::kSameLabel) {
@@ -149,7 +156,7 @@ class PermutedDivergenceInputs {
 
   const Tensor& like_;
   Subsets subsets_ = {};
-  bool far_ = false;
+  bool band_ = false;
   std::vector<Tensor> kept_alive_;
 };
 

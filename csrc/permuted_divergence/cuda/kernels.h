@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/sums.h"
-#include "permuted_divergence/far_problem.h"
+#include "permuted_divergence/band_problem.h"
 
 namespace mcr {
 namespace cuda {
@@ -36,9 +36,12 @@ struct LayOut {
   bool saturated;           // binary_jsd: within kFarthest
   float* contributions_to;  // [M, N, row_stride]
   float* bias_to;           // [C]
-  // For the pairs that are far, as FarProblem has them; else null, and row_stride is C.
+  // For a band, as BandProblem has them; else null.
   float *powers_to, *bias_powers_to;
-  int64_t row_stride;
+  int32_t* bad_to;        // [M N + 1]
+  int64_t* window_to;     // [num_shifts + 1] shifts on from the first, or, scattered, as given
+  int32_t* scattered_to;  // [1]
+  int64_t row_stride;     // C but for a band
   int64_t* labels_to;
   uint32_t* present_to;
   float* weight_to;
@@ -90,11 +93,11 @@ constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
 void own_side(const SidesProblem<float>& problem, cudaStream_t stream);
 void donor_side(const SidesProblem<float>& problem, cudaStream_t stream);
 
-// The pairs that are far (far.h); the two above then do the rest.
-constexpr int64_t kMaxFarClasses = 1024;
-int64_t far_row_stride(int64_t rows, int64_t classes);
-void far_own_side(const FarProblem<float>& problem, cudaStream_t stream);
-void far_donor_side(const FarProblem<float>& problem, cudaStream_t stream);
+// Donors that are shifts of the rows (band.h); the two above then do what that leaves.
+constexpr int64_t kMaxBandClasses = 4096;
+void band_masses(const BandProblem& problem, cudaStream_t stream);
+void band_terms(const BandProblem& problem, cudaStream_t stream);
+void band_centre(const BandProblem& problem, cudaStream_t stream);
 
 // to [C] = the sums over the rows [N, C]; partial [ceil(N / kBiasRows), C]. Nothing where *skip is
 // 1.

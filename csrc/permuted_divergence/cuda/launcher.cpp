@@ -8,31 +8,47 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMaxPairBytes = int64_t{1} << 28;  // more permutations come in further chunks
+// What is kept of pairs and of bands; more donors come in further chunks.
+constexpr int64_t kMaxPairBytes = int64_t{1} << 28;
 
 struct Results {
   Tensor values, grad, grad_bias;  // [S], [M, N, C], [C]
 };
 
-// The pairs, in chunks of permutations: in each the far ones first, where those go first.
+// Memory for what the kernels of a band leave of `bands` of them.
+void take_band(PermutedDivergenceInputs& in, int64_t bands) {
+  BandProblem& pr = in.pr;
+  const int64_t S = pr.num_subsets, N = pr.rows, C = pr.row_stride, g = pr.want_grad ? 1 : 0;
+  const int64_t blocks = (N + kBandRows - 1) / kBandRows, pairs = bands * kBandRows * N * S;
+  pr.ratios = pr.ratios_to = in.take<float>(pairs + N * S);
+  pr.pairs = reinterpret_cast<PairNumbers<float>*>(in.take<float>(g * 2 * (pairs + N * S)));
+  pr.pull = in.take<float>(g * pairs);
+  pr.modes = in.take<int32_t>(bands * S * blocks * (kBandRows / 8));
+  pr.own = in.take<float>(g * bands * S * N * C);
+  pr.logs = in.take<float>(g * bands * S * N * C);
+  pr.given = in.take<float>(g * bands * S * blocks * kBandDonors * C);
+  pr.kl_p = in.take<float>(g * bands * S * N);
+  pr.band_values = in.take<double>(bands * S * N);
+}
+
+// The pairs, in chunks of bands: in each what the exact kernels serve comes last.
 void run_pairs(PermutedDivergenceInputs& in, cudaStream_t stream) {
-  FarProblem<float>& pr = in.pr;
-  const bool keeps_pairs = pr.want_grad || in.far();
-  const int64_t each = pr.num_subsets * pr.rows *
-                       int64_t(in.far() ? sizeof(FarRecord<float>) : sizeof(PairNumbers<float>));
-  const int64_t most = kMaxPairBytes / each;
-  const int64_t chunk =
-      keeps_pairs ? std::clamp<int64_t>(most, 1, pr.permutations) : pr.permutations;
-  uint8_t* kept = in.take<uint8_t>(keeps_pairs ? each * chunk : 0);
-  pr.records = in.far() ? reinterpret_cast<FarRecord<float>*>(kept) : nullptr;
-  pr.pairs = in.far() ? nullptr : reinterpret_cast<PairNumbers<float>*>(kept);
-  for (pr.first = 0; pr.first < pr.permutations; pr.first = pr.last) {
-    pr.last = std::min(pr.first + chunk, pr.permutations);
-    if (pr.records) far_own_side(pr, stream);
-    own_side(pr, stream);
-    if (!pr.want_grad) continue;
-    if (pr.records) far_donor_side(pr, stream);
-    donor_side(pr, stream);
+  BandProblem& pr = in.pr;
+  const int64_t bands = (pr.slots + kBandRows - 1) / kBandRows;
+  const int64_t of_pairs = pr.num_subsets * pr.rows * kBandRows * 16;
+  const int64_t of_sums = 4 * pr.num_subsets * pr.row_stride * (4 * pr.rows + kBandDonors);
+  const int64_t chunk = std::clamp<int64_t>(kMaxPairBytes / (of_pairs + of_sums), 1, bands);
+  take_band(in, chunk);
+  if (pr.shifts) pr.shifts = in.layout.window_to;
+  for (pr.first = 0; pr.first < pr.slots; pr.first += chunk * kBandRows) {
+    pr.last = std::min(pr.first + chunk * kBandRows, pr.slots);
+    band_masses(pr, stream);
+    band_terms(pr, stream);
+    band_centre(pr, stream);
+    SidesProblem<float> rest = pr;
+    rest.last += pr.last == pr.slots;
+    own_side(rest, stream);
+    if (pr.want_grad) donor_side(rest, stream);
   }
 }
 
@@ -93,7 +109,7 @@ void run_small(const PermutedDivergenceArguments& arguments, PermutedDivergenceI
 Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInputs& in,
             const float* upstream, const int32_t* skip, cudaStream_t stream) {
   const Tensor& x = arguments.contributions;
-  FarProblem<float>& pr = in.pr;
+  BandProblem& pr = in.pr;
   const bool want_grad = pr.want_grad;
   const int64_t S = pr.num_subsets, M = pr.modalities, N = pr.rows, C = pr.classes;
   const int64_t g = want_grad ? 1 : 0;
@@ -109,7 +125,10 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
     return out;
   }
 
+  STD_TORCH_CHECK(in.band(), "permuted_divergence: the CUDA kernels take small batches, and two ",
+                  "modalities with donors that are shifts; backend='triton' takes the others");
   const bool bias_grad = want_grad && reaches_bias(arguments, pr);
+  in.lay_out_band();
   pr.skip = skip;
   float* factors = in.take<float>(S);
   uint32_t* device_subsets = in.take<uint32_t>(S);

@@ -83,38 +83,44 @@ __global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) 
                index_step());
 }
 
-// A row less its largest, and where wanted its powers, by a warp; NaN where a number is not finite.
+// A row less its largest, and where wanted its powers, by a warp; NaN where a number is not finite,
+// which is told to `bad_to` if it is given.
 template <class In>
 __device__ void center_row(const In* row, const LayOut& in, float* to, int64_t size_to,
-                           float* powers_to, float power_past_end) {
+                           float* powers_to, float power_past_end, int32_t* bad_to) {
   const int lane = int(threadIdx.x) % 32;
-  float top = row ? -INFINITY : 0.0f;
+  float top = row ? -INFINITY : 0.0f, poison = 0.0f;
   for (int64_t c = lane; row && c < in.classes; c += 32) top = fmaxf(to_float(row[c]), top);
   for (int d = 16; d > 0; d /= 2) top = fmaxf(__shfl_xor_sync(0xffffffffu, top, d), top);
   for (int64_t c = lane; c < in.row_stride; c += 32) {
     float a = 0.0f, power = power_past_end;
     if (c < in.classes) {
       const float x = row ? to_float(row[c]) : 0.0f;
+      poison += 0.0f * x;
       a = fmaxf(x - top, float(-kFarthest)) * in.scale + 0.0f * x;
-      power = exp2f(a);
-      if (power < float(kLeastPower)) power = float(kLeastPower);
+      power = fmaxf(exp2f(a), kLeastPower);  // of NaN too
     }
     if (c < size_to) to[c] = a;
     if (powers_to) powers_to[c] = power;
   }
+  if (!bad_to) return;
+  const bool bad = __any_sync(0xffffffffu, poison != poison);
+  if (lane == 0) *bad_to = bad;
 }
 
 // Row r of all modalities' by a warp, the one behind the last is the bias.
 template <class In>
 __device__ void lay_out_centered(const LayOut& in, int64_t r) {
   if (r == in.modalities * in.rows) {
-    return center_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f);
+    return center_row(in.bias, in, in.bias_to, in.classes, in.bias_powers_to, 0.0f,
+                      in.bad_to ? in.bad_to + r : nullptr);
   }
   const int64_t m = r / in.rows, a = r % in.rows;
   const In* from = static_cast<const In*>(in.contributions);
   center_row(from + (m * in.rows + row_at(in, a)) * in.classes, in,
              in.contributions_to + r * in.row_stride, in.row_stride,
-             in.powers_to ? in.powers_to + r * in.row_stride : nullptr, 1.0f);
+             in.powers_to ? in.powers_to + r * in.row_stride : nullptr, 1.0f,
+             in.bad_to ? in.bad_to + r : nullptr);
 }
 
 template <class In>
@@ -125,15 +131,31 @@ __global__ void lay_out_centered_kernel(const __grid_constant__ LayOut in) {
   lay_out_rest(in, first_index(), index_step());
 }
 
+// Whether shift k does not follow the ones before it: 1 follows N - 1.
+__device__ bool is_scattered(const LayOut& in, int64_t k) {
+  return (in.shifts[0] - 1 + k) % (in.rows - 1) + 1 != in.shifts[k];
+}
+
+// Of a band whose shifts were checked: they go on from the first where they do, past N too.
+template <int kThreads>
+__device__ void make_window(const LayOut& in, int wrong, int scattered) {
+  for (int64_t k = threadIdx.x; k <= in.num_shifts; k += kThreads) {
+    int64_t shift = wrong || k == in.num_shifts ? 0 : in.shifts[k];
+    if (!wrong && !scattered) shift = (in.shifts[0] + k) % in.rows;
+    in.window_to[k] = shift;
+  }
+  if (threadIdx.x == 0) *in.scattered_to = scattered;
+}
+
 // By a block. Kernels read and write rows by these numbers, and nothing can be raised here: what is
 // no permutation is replaced by 0..N-1, and its poison is NaN.
 template <int kThreads>
 __device__ void check_line(const LayOut& in, int64_t line) {
-  __shared__ int any_wrong;
+  __shared__ int any_wrong, any_scattered;
   const int64_t N = in.rows;
   const int64_t* given = in.given + line * N;
   int32_t* receivers = in.receivers_to + line * N;
-  int wrong = 0;
+  int wrong = 0, scattered = 0;
   for (int64_t a = threadIdx.x; a < N; a += kThreads) {
     const bool inside = given[a] >= 0 && given[a] < N;
     if (inside) receivers[given[a]] = int32_t(a);
@@ -143,6 +165,7 @@ __device__ void check_line(const LayOut& in, int64_t line) {
     const bool inside = in.shifts[k] >= 1 && in.shifts[k] < N;
     in.shifts_to[k] = inside ? in.shifts[k] : 0;
     wrong |= !inside;
+    if (in.window_to && inside) scattered |= is_scattered(in, k);
   }
   __syncthreads();
   // of two rows with one donor, one does not find itself
@@ -150,9 +173,15 @@ __device__ void check_line(const LayOut& in, int64_t line) {
     const bool inside = given[a] >= 0 && given[a] < N;
     if (inside) wrong |= receivers[given[a]] != int32_t(a);
   }
-  wrong = block_reduce<kThreads>(wrong, [](int a, int b) { return a | b; });
-  if (threadIdx.x == 0) any_wrong = wrong;
+  const auto either = [](int a, int b) { return a | b; };
+  wrong = block_reduce<kThreads>(wrong, either);
+  if (in.window_to) scattered = block_reduce<kThreads>(scattered, either);
+  if (threadIdx.x == 0) {
+    any_wrong = wrong;
+    any_scattered = scattered;
+  }
   __syncthreads();
+  if (in.window_to) make_window<kThreads>(in, any_wrong, any_scattered);
   for (int64_t a = threadIdx.x; a < N; a += kThreads) {
     const int64_t donor = any_wrong ? a : given[a];
     if (any_wrong) receivers[a] = int32_t(a);

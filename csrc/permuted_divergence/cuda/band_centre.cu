@@ -1,0 +1,227 @@
+// The last kernel of a band (band.h): what is linear in a class of a pair, and the gradients.
+#include "cuda/blocks.h"
+#include "permuted_divergence/cuda/band.h"
+
+namespace mcr {
+namespace cuda {
+namespace {
+
+// Blocks that 32 rows in a circle are in: the last one may be short.
+constexpr int kGivers = 3;
+
+// In shared memory: e of the rows' donors, g of those that the rows give to, r kappa of either.
+struct Sides {
+  float *e, *g, *to_rows, *to_donors;  // the latter two [shift, row]
+  float* shares;                       // of the rows that g is of
+  int* places;                         // [kGivers, row] block and place in `given`, or -1
+  __device__ explicit Sides(float* pool)
+      : e(pool),
+        g(e + kOfDonors),
+        to_rows(g + kOfDonors),
+        to_donors(to_rows + kBandRows * kBandRows),
+        shares(to_donors + kBandRows * kBandRows),
+        places(reinterpret_cast<int*>(shares + kBandDonors + 1)) {}
+};
+constexpr int kCentreFloats =
+    2 * kOfDonors + kBandDonors + 1 + (2 * kBandRows + kGivers) * kBandRows;
+
+// A block has 32 rows and a chunk of classes, and the subsets and bands one after the other.
+struct Band {
+  int first_row, first_class, first_slot, part, s, m;  // part: [band, subset]
+  int donors, receivers;  // the first of the 63 rows that the block takes from, and gives to
+
+  __device__ Band(const BandProblem& pr, int band, int subset)
+      : first_row(int(blockIdx.x) * kBandRows),
+        first_class(int(blockIdx.y) * kChunk),
+        first_slot(int(pr.first) + band * kBandRows),
+        part(band * pr.num_subsets + subset),
+        s(subset),
+        m(pr.taken(subset)) {
+    const int64_t shift = int64_t(pr.first_shift()) + first_slot;
+    donors = int((first_row + shift) % pr.rows);
+    const int64_t i = (first_row - shift - (kBandRows - 1)) % pr.rows;
+    receivers = int(i < 0 ? i + pr.rows : i);
+  }
+};
+
+// Where the donor in row threadIdx.x of the block is among what other blocks left of theirs.
+__device__ void find_places(const BandProblem& pr, const Band& at, const Sides& x) {
+  const int row = int(threadIdx.x), N = int(pr.rows);
+  if (row >= kBandRows) return;
+  int i = in_circle(at.receivers + row, N);
+  int ahead = kBandRows;  // shifts that are still to come, the last of them first
+  for (int n = 0; n < kGivers; ++n) {
+    const int block = i / kBandRows, end = (block + 1) * kBandRows;
+    const int donor = i % kBandRows + ahead - 1;  // of the block's rows, row i's of that shift
+    x.places[n * kBandRows + row] = ahead > 0 ? block * kBandDonors + donor : -1;
+    ahead -= (end < N ? end : N) - i;
+    i = end < N ? end : 0;
+  }
+}
+
+__device__ void stage_numbers(const BandProblem& pr, const Band& at, const Sides& x) {
+  const int N = int(pr.rows), step = pr.num_subsets * N;
+  if (threadIdx.x < kBandDonors) {
+    x.shares[threadIdx.x] = share_of(pr, in_circle(at.receivers + int(threadIdx.x), N));
+  }
+#pragma unroll
+  for (int n = int(threadIdx.x); n < kBandRows * kBandRows; n += kBandThreads) {
+    const int shift = n / kBandRows, row = at.first_row + n % kBandRows;
+    const bool is_pair = at.first_slot + shift < pr.last && row < N;
+    const int i = in_circle(at.receivers + n % kBandRows + kBandRows - 1 - shift, N);
+    const float* from = pr.pull + ((at.first_slot - int(pr.first) + shift) * step + at.s * N);
+    x.to_rows[n] = is_pair ? from[row] : 0.0f;
+    x.to_donors[n] = is_pair ? from[i] : 0.0f;
+  }
+}
+
+__device__ __forceinline__ void stage_powers(const BandProblem& pr, const Band& at,
+                                             const Sides& x) {
+  const int N = int(pr.rows);
+  for_quads(kBandDonors, [&](int n, int c) {
+    const int from = at.first_class + c;
+    float4 e = all_of(0.0f), g = e;
+    if (from < pr.row_stride) {
+      const int j = in_circle(at.donors + n, N), i = in_circle(at.receivers + n, N);
+      e = quad(pr.powers + (pr.offset(at.m, j) + from));
+      g = quad(pr.powers + (pr.offset(1 - at.m, i) + from)) * quad(pr.bias_powers + from);
+    }
+    put(x.e + row_at(n) + c, e);
+    put(x.g + row_at(n) + c, g * all_of(x.shares[n]));
+  });
+}
+
+// Of a class and eight rows: what is added to each as a row, as a donor, and to its clean row.
+struct Sums {
+  float own[kTile], given[kTile], logs[kTile];
+};
+
+// own += sum r kappa e, given += sum r kappa g over all shifts of the band.
+__device__ __forceinline__ void add_linear(const Sides& x, int tile, int c, Sums& sums) {
+#pragma unroll 1
+  for (int shifts = 0; shifts < kTiles; ++shifts) {
+    const int first = shifts * kTile * kBandRows + tile * kTile;
+    const float* from = x.e + row_at((tile + shifts) * kTile) + c;
+    // row r takes from donor r + n by shift n, and gives to receiver 31 + r - n
+    const float* to = x.g + row_at((tile - shifts + kTiles - 1) * kTile) + c;
+    float e[kTileDonors], g[kTileDonors];
+#pragma unroll
+    for (int d = 0; d < kTileDonors; ++d) {
+      e[d] = from[row_at(d)];
+      g[d] = to[row_at(d)];
+    }
+#pragma unroll
+    for (int n = 0; n < kTile; ++n) {
+      float rows[kTile], donors[kTile];
+#pragma unroll
+      for (int r = 0; r < kTile; r += 4) {
+        put(rows + r, quad(x.to_rows + first + n * kBandRows + r));
+        put(donors + r, quad(x.to_donors + first + n * kBandRows + r));
+      }
+#pragma unroll
+      for (int r = 0; r < kTile; ++r) {
+        sums.own[r] = fmaf(rows[r], e[n + r], sums.own[r]);
+        sums.given[r] = fmaf(donors[r], g[kTile - 1 + r - n], sums.given[r]);
+      }
+    }
+  }
+}
+
+// What the second kernel left, of the rows and, by each block that it gave to, of the donors.
+__device__ __forceinline__ void add_terms(const BandProblem& pr, const Band& at, const Sides& x,
+                                          int tile, int c, Sums& sums) {
+  const uint32_t size = uint32_t(pr.row_stride), blocks = uint32_t(at.part) * gridDim.x;
+#pragma unroll
+  for (int r = 0; r < kTile; ++r) {
+    const int row = at.first_row + tile * kTile + r;
+    if (row >= pr.rows) continue;
+    const int from = at.part * int(pr.rows) + row;
+    const uint32_t to = uint32_t(from) * size + at.first_class + c;
+    const float kl_p = pr.kl_p[from];
+    if (kl_p != INFINITY) sums.logs[r] += pr.logs[to] - kl_p;
+    sums.own[r] -= 2.0f * pr.own[to];
+    float given = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kGivers; ++n) {
+      const int place = x.places[n * kBandRows + tile * kTile + r];
+      if (place < 0) continue;
+      given += pr.given[(blocks * kBandDonors + place) * size + at.first_class + c];
+    }
+    sums.given[r] -= 2.0f * given;
+  }
+}
+
+// The gradients of one subset, routed.
+__device__ void store_sums(const BandProblem& pr, int s, int row, int c, float own, float given,
+                           float logs) {
+  const int m = pr.taken(s);
+  const float factor = pr.factors[s] * float(MCR_ISA::kHalfLn2);
+  const float a = factor * pr.powers[pr.offset(m, row) + c];
+  const float g = pr.powers[pr.offset(1 - m, row) + c] * pr.bias_powers[c] * share_of(pr, row);
+  const float u = factor * g * own, v = g * a * logs;
+  if (pr.grad_bias_rows) {
+    pr.grad_bias_rows[row * pr.classes + c] += float(pr.head(s)) * u + float(pr.clean_head(s)) * v;
+  }
+  pr.grad_row(m, row)[c] += a * given + float(pr.clean_route(s, m)) * v;
+  pr.grad_row(1 - m, row)[c] += float(pr.outsider) * u + float(pr.clean_route(s, 1 - m)) * v;
+}
+
+__global__ void __launch_bounds__(kBandThreads, 2)
+    band_centre_kernel(const __grid_constant__ BandProblem pr, int bands) {
+  if (is_set(pr.skip) || is_set(pr.scattered)) return;
+  extern __shared__ float pool[];
+  const Sides sides(pool);
+  const int lane = int(threadIdx.x) % kTile, tile = int(threadIdx.x) / kTile % kTiles;
+  const int c = int(threadIdx.x) / 32 * kTile + lane;  // of the chunk
+  const int of_row = int(blockIdx.y) * kChunk + c;
+  for (int s = 0; s < pr.num_subsets; ++s) {
+    Sums sums = {};
+    for (int band = 0; band < bands; ++band) {
+      const Band at(pr, band, s);
+      __syncthreads();
+      stage_numbers(pr, at, sides);
+      find_places(pr, at, sides);
+      __syncthreads();
+      stage_powers(pr, at, sides);
+      __syncthreads();
+      if (of_row >= pr.classes) continue;
+      add_linear(sides, tile, c, sums);
+      add_terms(pr, at, sides, tile, c, sums);
+    }
+    if (of_row >= pr.classes) continue;
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) {
+      const int row = int(blockIdx.x) * kBandRows + tile * kTile + r;
+      if (row >= pr.rows) continue;
+      store_sums(pr, s, row, of_row, sums.own[r], sums.given[r], sums.logs[r]);
+    }
+  }
+}
+
+// The values of the rows, none of them below 0 but for its rounding.
+__global__ void __launch_bounds__(kBlockThreads)
+    band_values_kernel(const __grid_constant__ BandProblem pr, int bands) {
+  if (is_set(pr.skip) || is_set(pr.scattered)) return;
+  const int64_t count = pr.num_subsets * pr.rows;
+  for (int64_t n = first_index(); n < count; n += index_step()) {
+    double value = 0;
+    for (int band = 0; band < bands; ++band) value += pr.band_values[band * count + n];
+    if (value < 0) value = 0;
+    pr.row_values[n] += value * double(pr.factors[n / pr.rows]) * MCR_ISA::kHalfLn2;
+  }
+}
+
+}  // namespace
+
+void band_centre(const BandProblem& pr, cudaStream_t stream) {
+  const dim3 grid = band_grid(pr);
+  const int bands = int(grid.y);
+  band_values_kernel<<<blocks_for(pr.num_subsets * pr.rows), kBlockThreads, 0, stream>>>(pr, bands);
+  if (!pr.want_grad) return;
+  const dim3 chunks(grid.x, unsigned((pr.classes + kChunk - 1) / kChunk));
+  constexpr int kBytes = kCentreFloats * int(sizeof(float));
+  band_centre_kernel<<<chunks, kBandThreads, kBytes, stream>>>(pr, bands);
+}
+
+}  // namespace cuda
+}  // namespace mcr
