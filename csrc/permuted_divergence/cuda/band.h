@@ -7,9 +7,9 @@
 //
 //     a = E_m[i],  e = E_m[j],  G = E_o[i] B,  S = sum G a,  Z = sum G e,  r = S / Z
 //     g = omega G / S,   p = G a / S,   q = G e / Z,   mean = (p + q) / 2
-//     L = log2((a / e + r) / 2),   log2(q / mean) = log2 r - L,   log2(p / mean) = A'[i] - A'[j] - L
-//     kappa = sum q L = r sum g e L / omega,    KL(q | mean) / ln2 = log2 r - kappa
-//     u = q (kappa - L)                         the gradient to w, over ln2 / 2
+//     L = log2((a / e + r) / 2),   log2(q / mean) = log2 r - L,   log2(p / mean) = A'[i] - A'[j] -
+//     L kappa = sum q L = r sum g e L / omega,    KL(q | mean) / ln2 = log2 r - kappa u = q (kappa
+//     - L)                         the gradient to w, over ln2 / 2
 //
 // A class of a pair costs one logarithm and no exponential. What is linear in it is left out of the
 // loop over classes, which has to run before kappa is known, and added by the last kernel:
@@ -18,16 +18,17 @@
 //     terms    sum r e L for the rows, sum r g L for the donors, log2(p / mean), kappa
 //     centre   sum r kappa e and sum r kappa g; the gradients
 //
-// L is off by a rounding of a / e, which nearby rows notice in first order. So a tile of shifts that
-// holds a near pair goes through a loop that takes log2(q / mean) from d = log2(q / p), a difference
-// of logits, where d is small; that is right for every pair and costs twice as much. A tile without
-// one, and without a pair that counts nothing, leaves A'[i] - A'[j] to sums that slide over it.
+// L is off by a rounding of a / e, which nearby rows notice in first order. So a tile of shifts
+// that holds a near pair goes through a loop that takes log2(q / mean) from d = log2(q / p), a
+// difference of logits, where d is small; that is right for every pair and costs twice as much. A
+// tile without one, and without a pair that counts nothing, leaves A'[i] - A'[j] to sums that slide
+// over it.
 //
 // Eight lanes with a class each have a tile of 8 rows and 8 shifts, 15 donors: the sums over the
 // classes are registers of 64 pairs, those over the pairs are shared memory. A warp has a tile of
-// shifts and its four groups of lanes the four of rows; the two halves of a block share the classes.
-// Groups next to each other have donors in common and add to two copies; warps take turns. So every
-// sum has one order.
+// shifts and its four groups of lanes the four of rows; the two halves of a block share the
+// classes. Groups next to each other have donors in common and add to two copies; warps take turns.
+// So every sum has one order.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -106,7 +107,7 @@ struct Place {
     return in_circle(first_donor + d, int(pr.rows));
   }
   // The cell of classes of this half's turn, another one for each tile of shifts.
-  __device__ int cell(int turn) const { return kTurns * half + (shifts + turn) % kTurns; }
+  __device__ int cell(int turn) const { return 2 * ((shifts + turn) % kTurns) + half; }
   __device__ int part(const BandProblem& pr) const { return band * pr.num_subsets + s; }
   __device__ int tile_modes(const BandProblem& pr) const {
     return (part(pr) * int(gridDim.x) + int(blockIdx.x)) * kTiles;
@@ -125,10 +126,6 @@ __device__ __forceinline__ void for_quads(int count, const F& f) {
   }
 }
 
-// G, of powers that are finite or will be told not to be.
-__device__ __forceinline__ float4 others(const float4& powers, const float4& bias) {
-  return powers * bias;
-}
 // What multiplies G of a row.
 __device__ __forceinline__ float share_of(const BandProblem& pr, int row) {
   const float share = (pr.row_weight ? pr.row_weight[row] : 1.0f) / pr.clean_mass[row];

@@ -12,18 +12,21 @@ constexpr int kGivers = 3;
 // In shared memory: e of the rows' donors, g of those that the rows give to, r kappa of either.
 struct Sides {
   float *e, *g, *to_rows, *to_donors;  // the latter two [shift, row]
-  float* shares;                       // of the rows that g is of
+  float *shares, *own_shares;          // of the rows that g is of, and of the block's rows
   int* places;                         // [kGivers, row] block and place in `given`, or -1
+  int* rows;                           // where the block's rows are in the gradients
   __device__ explicit Sides(float* pool)
       : e(pool),
         g(e + kOfDonors),
         to_rows(g + kOfDonors),
         to_donors(to_rows + kBandRows * kBandRows),
         shares(to_donors + kBandRows * kBandRows),
-        places(reinterpret_cast<int*>(shares + kBandDonors + 1)) {}
+        own_shares(shares + kBandDonors + 1),
+        places(reinterpret_cast<int*>(own_shares + kBandRows)),
+        rows(places + kGivers * kBandRows) {}
 };
 constexpr int kCentreFloats =
-    2 * kOfDonors + kBandDonors + 1 + (2 * kBandRows + kGivers) * kBandRows;
+    2 * kOfDonors + kBandDonors + 1 + (2 * kBandRows + kGivers + 2) * kBandRows;
 
 // A block has 32 rows and a chunk of classes, and the subsets and bands one after the other.
 struct Band {
@@ -151,19 +154,47 @@ __device__ __forceinline__ void add_terms(const BandProblem& pr, const Band& at,
   }
 }
 
-// The gradients of one subset, routed.
-__device__ void store_sums(const BandProblem& pr, int s, int row, int c, float own, float given,
-                           float logs) {
-  const int m = pr.taken(s);
-  const float factor = pr.factors[s] * float(MCR_ISA::kHalfLn2);
-  const float a = factor * pr.powers[pr.offset(m, row) + c];
-  const float g = pr.powers[pr.offset(1 - m, row) + c] * pr.bias_powers[c] * share_of(pr, row);
-  const float u = factor * g * own, v = g * a * logs;
-  if (pr.grad_bias_rows) {
-    pr.grad_bias_rows[row * pr.classes + c] += float(pr.head(s)) * u + float(pr.clean_head(s)) * v;
+// What a class of eight rows gets altogether.
+struct Gradients {
+  float of[2][kTile], bias[kTile];
+};
+
+// The gradients of one subset, routed. Behind the last row are others, or memory
+// that was taken for this: nothing is stored there.
+__device__ __forceinline__ void route(const BandProblem& pr, const Sides& x, int s, int tile, int c,
+                                      const Sums& sums, Gradients& to) {
+  const int m = pr.taken(s), first = int(blockIdx.x) * kBandRows + tile * kTile;
+  const float* powers = pr.powers + (pr.offset(m, first) + c);
+  const float* others = pr.powers + (pr.offset(1 - m, first) + c);
+  const float factor = pr.factors[s] * float(MCR_ISA::kHalfLn2), bias = pr.bias_powers[c];
+  const float head = float(pr.head(s)), clean_head = float(pr.clean_head(s));
+  const float clean = float(pr.clean_route(s, m)), other_clean = float(pr.clean_route(s, 1 - m));
+#pragma unroll
+  for (int r = 0; r < kTile; ++r) {
+    const float a = factor * powers[r * int(pr.row_stride)];
+    const float g = others[r * int(pr.row_stride)] * bias * x.own_shares[tile * kTile + r];
+    const float u = factor * g * sums.own[r], v = g * a * sums.logs[r];
+    const float taken = fmaf(clean, v, a * sums.given[r]);
+    const float kept = fmaf(other_clean, v, float(pr.outsider) * u);
+    to.of[0][r] += m == 0 ? taken : kept;
+    to.of[1][r] += m == 0 ? kept : taken;
+    to.bias[r] += fmaf(head, u, clean_head * v);
   }
-  pr.grad_row(m, row)[c] += a * given + float(pr.clean_route(s, m)) * v;
-  pr.grad_row(1 - m, row)[c] += float(pr.outsider) * u + float(pr.clean_route(s, 1 - m)) * v;
+}
+
+// Added to what is there.
+__device__ __forceinline__ void store(const BandProblem& pr, const Sides& x, int tile, int c,
+                                      const Gradients& from) {
+  const uint32_t C = uint32_t(pr.classes);
+#pragma unroll
+  for (int r = 0; r < kTile; ++r) {
+    const int n = tile * kTile + r, row = int(blockIdx.x) * kBandRows + n;
+    if (row >= int(pr.rows)) return;
+    const uint32_t to = uint32_t(x.rows[n]) * C + c;
+    pr.grad[to] += from.of[0][r];
+    pr.grad[to + uint32_t(pr.rows) * C] += from.of[1][r];
+    if (pr.grad_bias_rows) pr.grad_bias_rows[uint32_t(row) * C + c] += from.bias[r];
+  }
 }
 
 __global__ void __launch_bounds__(kBandThreads, 2)
@@ -173,7 +204,13 @@ __global__ void __launch_bounds__(kBandThreads, 2)
   const Sides sides(pool);
   const int lane = int(threadIdx.x) % kTile, tile = int(threadIdx.x) / kTile % kTiles;
   const int c = int(threadIdx.x) / 32 * kTile + lane;  // of the chunk
-  const int of_row = int(blockIdx.y) * kChunk + c;
+  const int of_row = int(blockIdx.y) * kChunk + c, first = int(blockIdx.x) * kBandRows;
+  if (threadIdx.x < kBandRows) {
+    const int row = in_circle(first + int(threadIdx.x), int(pr.rows));
+    sides.own_shares[threadIdx.x] = share_of(pr, row);
+    sides.rows[threadIdx.x] = int(pr.order ? pr.order[row] : row);
+  }
+  Gradients all = {};
   for (int s = 0; s < pr.num_subsets; ++s) {
     Sums sums = {};
     for (int band = 0; band < bands; ++band) {
@@ -189,13 +226,9 @@ __global__ void __launch_bounds__(kBandThreads, 2)
       add_terms(pr, at, sides, tile, c, sums);
     }
     if (of_row >= pr.classes) continue;
-#pragma unroll
-    for (int r = 0; r < kTile; ++r) {
-      const int row = int(blockIdx.x) * kBandRows + tile * kTile + r;
-      if (row >= pr.rows) continue;
-      store_sums(pr, s, row, of_row, sums.own[r], sums.given[r], sums.logs[r]);
-    }
+    route(pr, sides, s, tile, of_row, sums, all);
   }
+  if (of_row < pr.classes) store(pr, sides, tile, of_row, all);
 }
 
 // The values of the rows, none of them below 0 but for its rounding.

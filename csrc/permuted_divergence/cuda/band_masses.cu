@@ -50,8 +50,20 @@ __device__ __forceinline__ void add_products(const float* rows, const float* don
   }
 }
 
-// sums = this lane's classes of Z, or with kRoots of sum G sqrt(a e); own = those of S, in the warps
-// of the first shifts.
+// own += G a of this lane's classes of the chunk.
+__device__ __forceinline__ void add_own(const float* rows, float (&own)[kTile]) {
+#pragma unroll
+  for (int c = 0; c < kChunk; c += 2 * kTile) {
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) {
+      const float* g = rows + c + row_at(r);
+      own[r] = fmaf(g[0], g[kOfRows], own[r]);
+    }
+  }
+}
+
+// sums = this lane's classes of Z, or with kRoots of sum G sqrt(a e); own = those of S, in the
+// warps of the first shifts.
 template <bool kRoots>
 __device__ __forceinline__ void add_chunks(const BandProblem& pr, const Place& at, float* pool,
                                            float (&sums)[kPairs], float (&own)[kTile]) {
@@ -61,21 +73,16 @@ __device__ __forceinline__ void add_chunks(const BandProblem& pr, const Place& a
     __syncthreads();
     stage<kRoots>(pr, at, first, pool);
     __syncthreads();
-    const float* rows = pool + row_at(at.rows * kTile) + kTurns * at.half * kTile + at.lane;
-    const float* donors = pool + 2 * kOfRows + row_at((at.rows + at.shifts) * kTile) +
-                          kTurns * at.half * kTile + at.lane;
+    const int there = int(pr.classes) - first - at.half * kTile;  // from this half's first cell on
+    const float* rows = pool + row_at(at.rows * kTile) + at.half * kTile + at.lane;
+    const float* donors =
+        pool + 2 * kOfRows + row_at((at.rows + at.shifts) * kTile) + at.half * kTile + at.lane;
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      add_products(rows + turn * kTile, donors + turn * kTile, sums);
+    for (int c = 0; c < kChunk; c += 2 * kTile) {
+      if (c < there) add_products(rows + c, donors + c, sums);
     }
-    if (kRoots || at.shifts != 0) continue;
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-#pragma unroll
-      for (int r = 0; r < kTile; ++r) {
-        const float* g = rows + turn * kTile + row_at(r);
-        own[r] = fmaf(g[0], g[kOfRows], own[r]);
-      }
+    if constexpr (!kRoots) {
+      if (at.shifts == 0) add_own(rows, own);
     }
   }
 }
@@ -156,7 +163,7 @@ __global__ void __launch_bounds__(kBandThreads, 1)
   const bool scattered = is_set(pr.scattered);
   leave_slots(pr, at, scattered);
   if (scattered) return;
-  float sums[kPairs], own[kTile] = {}, mass[kTile], overlap[kTile];
+  float sums[kPairs] = {}, own[kTile] = {}, mass[kTile], overlap[kTile];
   const auto pair = [&](int n) { return sums[n]; };
   add_chunks<false>(pr, at, pool, sums, own);
   share_rows(at, pool, own);

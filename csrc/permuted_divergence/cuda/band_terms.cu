@@ -13,9 +13,11 @@ constexpr float kCosh1 = 0.08664339756999316f, kCosh2 = -0.0017345033957756745f,
 constexpr float kSeries = 0.5f;
 
 // What is in shared memory: of the rows their shares, a, g, A' and two sums, of the donors e,
-// 1 / (2 e), A' and a sum in two copies.
+// 1 / (2 e), A' and a sum in two copies; where the rows of modality m begin, then the donors, and
+// the rows of the other modality.
 struct Chunk {
   float *shares, *a, *g, *log_a, *own, *logs, *e, *half_inverse, *log_e, *given;
+  uint32_t *offsets, *of_donors, *of_others;
   __device__ explicit Chunk(float* pool)
       : shares(pool),
         a(shares + kBandRows),
@@ -26,40 +28,47 @@ struct Chunk {
         e(logs + kOfRows),
         half_inverse(e + kOfDonors),
         log_e(half_inverse + kOfDonors),
-        given(log_e + kOfDonors) {}
+        given(log_e + kOfDonors),
+        offsets(reinterpret_cast<uint32_t*>(given + 2 * kOfDonors)),
+        of_donors(offsets + kBandRows),
+        of_others(of_donors + kBandDonors + 1) {}
 };
-constexpr int kTermsFloats = kBandRows + 5 * kOfRows + 5 * kOfDonors;
+constexpr int kTermsFloats = 5 * kOfRows + 5 * kOfDonors + 3 * kBandRows + kBandDonors + 1;
 
-__device__ __forceinline__ void stage(const BandProblem& pr, const Place& at, int first,
-                                      const Chunk& x) {
+// What does not change from chunk to chunk.
+__device__ __forceinline__ void stage_rows(const BandProblem& pr, const Place& at, const Chunk& x) {
+  const int n = int(threadIdx.x), N = int(pr.rows);
+  if (n < kBandRows) {
+    const int row = in_circle(at.first_row + n, N);
+    x.shares[n] = share_of(pr, row);
+    x.offsets[n] = pr.offset(at.m, row);
+    x.of_others[n] = pr.offset(1 - at.m, row);
+  }
+  if (n < kBandDonors) x.of_donors[n] = pr.offset(at.m, at.donor(pr, n));
+}
+
+__device__ __forceinline__ void stage(const BandProblem& pr, int first, const Chunk& x) {
   const auto log = [](float a) { return fmaxf(a, kLeastLog); };
+  const int mine = first + int(threadIdx.x) % (kChunk / 4) * 4;
+  const bool there = mine < int(pr.row_stride);
+  const float4 bias = there ? quad(pr.bias_powers + mine) : all_of(0.0f);  // 0: no class
+  const uint32_t c4 = there ? mine : 0;  // what is read there does not count
   for_quads(kBandRows, [&](int n, int c) {
-    const int row = in_circle(at.first_row + n, int(pr.rows)), to = row_at(n) + c;
-    float4 a = all_of(1.0f), g = all_of(0.0f), log_a = g;
-    if (first + c < pr.row_stride) {
-      const uint32_t from = pr.offset(at.m, row) + first + c;
-      a = quad(pr.powers + from);
-      log_a = map(quad(pr.contributions + from), log);
-      g = quad(pr.powers + (pr.offset(1 - at.m, row) + first + c));
-      g = g * quad(pr.bias_powers + (first + c)) * all_of(x.shares[n]);
-    }
-    put(x.a + to, a);
-    put(x.g + to, g);
-    put(x.log_a + to, log_a);
+    const uint32_t from = x.offsets[n] + c4;
+    const int to = row_at(n) + c;
+    put(x.a + to, quad(pr.powers + from));
+    put(x.log_a + to, map(quad(pr.contributions + from), log));
+    put(x.g + to, quad(pr.powers + (x.of_others[n] + c4)) * bias * all_of(x.shares[n]));
     put(x.own + to, all_of(0.0f));
     put(x.logs + to, all_of(0.0f));
   });
   for_quads(kBandDonors, [&](int n, int c) {
+    const uint32_t from = x.of_donors[n] + c4;
     const int to = row_at(n) + c;
-    float4 e = all_of(1.0f), log_e = all_of(0.0f);
-    if (first + c < pr.row_stride) {
-      const uint32_t from = pr.offset(at.m, at.donor(pr, n)) + first + c;
-      e = quad(pr.powers + from);
-      log_e = map(quad(pr.contributions + from), log);
-    }
+    const float4 e = quad(pr.powers + from);
     put(x.e + to, e);
     put(x.half_inverse + to, map(e, [](float y) { return 0.5f * inverse(y); }));
-    put(x.log_e + to, log_e);
+    put(x.log_e + to, map(quad(pr.contributions + from), log));
     put(x.given + to, all_of(0.0f));
     put(x.given + kOfDonors + to, all_of(0.0f));
   });
@@ -188,19 +197,19 @@ __device__ __forceinline__ float store(const BandProblem& pr, const Place& at, i
   for (int c = 0; c < kChunk; c += kTile) {
     kl_p = fmaf(x.g[mine + c] * x.a[mine + c], x.logs[mine + c], kl_p);
   }
-  if (!kGrad) return kl_p;
+  const uint32_t c4 = first + int(threadIdx.x) % (kChunk / 4) * 4;
+  if (!kGrad || c4 >= uint32_t(size)) return kl_p;
+  const uint32_t rows = uint32_t(part * int(pr.rows) + at.first_row) * uint32_t(size) + c4;
   for_quads(kBandRows, [&](int n, int c) {
-    const int row = at.first_row + n;
-    if (first + c >= size || row >= pr.rows) return;
-    const uint32_t to = uint32_t(part * int(pr.rows) + row) * uint32_t(size) + first + c;
-    put(pr.own + to, quad(x.own + row_at(n) + c));
-    put(pr.logs + to, quad(x.logs + row_at(n) + c));
+    if (at.first_row + n >= int(pr.rows)) return;
+    put(pr.own + (rows + n * size), quad(x.own + row_at(n) + c));
+    put(pr.logs + (rows + n * size), quad(x.logs + row_at(n) + c));
   });
-  const uint32_t rows = uint32_t(part * int(gridDim.x) + int(blockIdx.x)) * kBandDonors;
+  const uint32_t block = uint32_t(part * int(gridDim.x) + int(blockIdx.x));
+  const uint32_t donors = block * kBandDonors * uint32_t(size) + c4;
   for_quads(kBandDonors, [&](int n, int c) {
     const float* from = x.given + row_at(n) + c;
-    if (first + c >= size) return;
-    put(pr.given + ((rows + n) * uint32_t(size) + first + c), quad(from) + quad(from + kOfDonors));
+    put(pr.given + (donors + n * size), quad(from) + quad(from + kOfDonors));
   });
   return kl_p;
 }
@@ -282,17 +291,17 @@ __global__ void __launch_bounds__(kBandThreads, 1)
     half_ratio[n] = there ? 0.5f * served(pr.ratios[pr.pair(at.s, k, i)]) : 0.0f;
     kappa[n] = 0.0f;
   }
-  if (threadIdx.x < kBandRows) {
-    chunk.shares[threadIdx.x] = share_of(pr, in_circle(at.first_row + threadIdx.x, int(pr.rows)));
-  }
+  stage_rows(pr, at, chunk);
   for (int first = 0; first < int(pr.classes); first += kChunk) {
     __syncthreads();
-    stage(pr, at, first, chunk);
+    stage(pr, first, chunk);
 #pragma unroll 1
     for (int turn = 0; turn < kTurns; ++turn) {
       __syncthreads();
-      const int c = at.cell(turn) * kTile + at.lane;
-      if (mode == kFarMode) {
+      const int cell = at.cell(turn) * kTile, c = cell + at.lane;
+      if (first + cell >= int(pr.classes)) {
+        continue;
+      } else if (mode == kFarMode) {
         add_cell<kGrad, kFarMode>(at, c, chunk, half_ratio, kappa);
       } else if (mode == kDroppedMode) {
         add_cell<kGrad, kDroppedMode>(at, c, chunk, half_ratio, kappa);

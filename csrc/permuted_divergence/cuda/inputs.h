@@ -57,8 +57,10 @@ class PermutedDivergenceInputs {
   // What a band needs of the inputs beside the others.
   void lay_out_band() {
     LayOut& in = layout;
-    const int64_t size = pr.modalities * pr.rows * pr.row_stride, marks = 2 * pr.num_subsets * pr.rows;
-    pr.powers = in.powers_to = take<float>(size);
+    const int64_t marks = 2 * pr.num_subsets * pr.rows;
+    // as though the last block had all its rows
+    const int64_t rows = pr.modalities * pr.rows + kBandRows;
+    pr.powers = in.powers_to = take<float>(rows * pr.row_stride);
     pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
     pr.bad = in.bad_to = take<int32_t>(pr.modalities * pr.rows + 1);
     pr.left = take<int32_t>(marks);
@@ -88,10 +90,12 @@ class PermutedDivergenceInputs {
   }
 
   bool takes_band(const PermutedDivergenceArguments& arguments) {
-    constexpr int64_t kLeastBandRows = 64;  // donors of a block are different rows
+    constexpr int64_t kLeastBandRows = 64;                   // donors of a block are different rows
+    constexpr int64_t kMostBandElements = int64_t{1} << 27;  // offsets have 32 bits
     pr.subset_of[0] = pr.subset_of[1] = -1;
     if (!traits_of(pr.divergence).softmax || pr.modalities != 2 || pr.num_subsets > 2 ||
         pr.rows < kLeastBandRows || pr.classes > kMaxBandClasses ||
+        pr.rows * pr.classes > kMostBandElements ||
         (arguments.donors && (!arguments.order || arguments.donors->size(0) > 1))) {
       return false;
     }

@@ -1,4 +1,6 @@
-// The kernels over the pairs of permuted_divergence.
+// The exact kernels over the pairs of permuted_divergence: what those of a band leave, which are
+// rows so far apart that their masses leave the range of float32, and shifts that do not go on from
+// each other.
 #include "cuda/teams.h"
 #include "permuted_divergence/cuda/kernels.h"
 #include "permuted_divergence/sides.h"
@@ -7,84 +9,57 @@ namespace mcr {
 namespace cuda {
 namespace {
 
-// Larger teams are whole blocks; longer tiles leave no register for it.
-template <class Team>
-constexpr bool kSplits = Team::kLanes <= 32 && Team::kSteps < 8;
+using MCR_ISA::Jsd;
 
-template <class Team, class D, bool kGrad>
+template <class Team, bool kGrad>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
-    own_side_kernel(const __grid_constant__ SidesProblem<float> problem, int parts) {
+    own_side_kernel(const __grid_constant__ SidesProblem<float> problem) {
   if (problem.skip && *problem.skip) return;
-  const auto has_pairs = [&](int64_t row) { return problem.row_has_pairs(row); };
-  const auto side = [&](int64_t row, const auto& part) {
-    float memory[SideTiles<float>::kCount * Team::kSteps];
-    own_side_of<Team, D, kGrad>(problem, row, steps_of<Team>(problem.steps), memory, part);
-  };
-  with_row_and_part<Team, kSplits<Team>>(problem.rows, parts, has_pairs, side);
+  const int64_t row = team_number<Team>();
+  if (row >= problem.rows || !problem.row_has_pairs(row)) return;
+  float memory[SideTiles<float>::kCount * Team::kSteps];
+  own_side_of<Team, Jsd, kGrad>(problem, row, int64_t(Team::kSteps), memory, Whole());
 }
 
-template <class Team, class D>
+template <class Team>
 __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
-    donor_side_kernel(const __grid_constant__ SidesProblem<float> problem, int parts) {
+    donor_side_kernel(const __grid_constant__ SidesProblem<float> problem) {
   if (problem.skip && *problem.skip) return;
+  const int64_t row = team_number<Team>();
   const int m = int(blockIdx.y);
-  const auto has_pairs = [&](int64_t row) { return problem.donor_has_pairs(m, row); };
-  const auto side = [&](int64_t row, const auto& part) {
-    float memory[4 * Team::kSteps];
-    donor_side<Team, D>(problem, m, row, steps_of<Team>(problem.steps), memory, part);
-  };
-  with_row_and_part<Team, kSplits<Team>>(problem.rows, parts, has_pairs, side);
+  if (row >= problem.rows || !problem.donor_has_pairs(m, row)) return;
+  float memory[4 * Team::kSteps];
+  donor_side<Team, Jsd>(problem, m, row, int64_t(Team::kSteps), memory, Whole());
 }
 
-// Calls f with the divergence, the team, and the problem with its steps. Few rows take teams that
-// can share a row's pairs, up to kMaxSharedClasses.
 template <class F>
-void with_sides_team(SidesProblem<float> problem, const F& f) {
-  const int64_t few = kBusyThreads / 16, classes = problem.classes;
-  with_divergence(problem.divergence, [&](auto divergence) {
-    const auto call = [&](auto team) {
-      problem.steps = steps_for<decltype(team)>(classes);
-      f(divergence, team, problem);
-    };
-    if (problem.rows <= few) {
-      if (classes <= 8) return call(DeviceTeam<4, 2>());
-      if (classes <= 32) return call(DeviceTeam<8, 4>());
-      if (classes <= 64) return call(DeviceTeam<16, 4>());
-      if (classes <= 128) return call(DeviceTeam<32, 4>());
-      if (classes <= kMaxSharedClasses) return call(DeviceTeam<32, 6>());
-    }
-    with_team<decltype(divergence)>(classes, call);
-  });
+void with_sides_team(int64_t classes, const F& f) {
+  if (classes <= 32) return f(DeviceTeam<8, 4>());
+  if (classes <= 256) return f(DeviceTeam<32, 8>());
+  f(DeviceTeam<512, 8>());
 }
 
-// Parts of a row's pairs, where `rows` have work at once.
 template <class Team>
-int parts_for(const SidesProblem<float>& problem, int64_t rows) {
-  if (!kSplits<Team>) return 1;
-  return parts_of(rows, Team::kLanes, problem.last - problem.first, kTeams<Team>);
+unsigned blocks_of_rows(const SidesProblem<float>& problem) {
+  return unsigned((problem.rows + kTeams<Team> - 1) / kTeams<Team>);
 }
 
 }  // namespace
 
-void own_side(const SidesProblem<float>& given, cudaStream_t stream) {
-  with_sides_team(given, [&](auto divergence, auto team, const auto& problem) {
-    using D = decltype(divergence);
+void own_side(const SidesProblem<float>& problem, cudaStream_t stream) {
+  with_sides_team(problem.classes, [&](auto team) {
     using Team = decltype(team);
-    const int parts = parts_for<Team>(problem, problem.rows);
-    const unsigned blocks = blocks_of(problem.rows, parts, kTeams<Team>);
     const auto kernel =
-        problem.want_grad ? own_side_kernel<Team, D, true> : own_side_kernel<Team, D, false>;
-    kernel<<<blocks, kThreads<Team>, 0, stream>>>(problem, parts);
+        problem.want_grad ? own_side_kernel<Team, true> : own_side_kernel<Team, false>;
+    kernel<<<blocks_of_rows<Team>(problem), kThreads<Team>, 0, stream>>>(problem);
   });
 }
 
-void donor_side(const SidesProblem<float>& given, cudaStream_t stream) {
-  with_sides_team(given, [&](auto divergence, auto team, const auto& problem) {
-    using D = decltype(divergence);
+void donor_side(const SidesProblem<float>& problem, cudaStream_t stream) {
+  with_sides_team(problem.classes, [&](auto team) {
     using Team = decltype(team);
-    const int parts = parts_for<Team>(problem, problem.rows * problem.modalities);
-    const dim3 grid(blocks_of(problem.rows, parts, kTeams<Team>), unsigned(problem.modalities));
-    donor_side_kernel<Team, D><<<grid, kThreads<Team>, 0, stream>>>(problem, parts);
+    const dim3 grid(blocks_of_rows<Team>(problem), unsigned(problem.modalities));
+    donor_side_kernel<Team><<<grid, kThreads<Team>, 0, stream>>>(problem);
   });
 }
 

@@ -65,24 +65,6 @@ __device__ void lay_out_rest(const LayOut& in, int64_t first, int64_t step) {
   }
 }
 
-template <class In>
-__global__ void lay_out_contributions_kernel(const __grid_constant__ LayOut in) {
-  if (is_set(in.skip)) return;
-  const In* from = static_cast<const In*>(in.contributions);
-  const int64_t C = in.classes, rows = in.modalities * in.rows;
-  // A quarter of a warp's threads or more beside each other on one row; the rest take other rows.
-  for (int64_t r = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; r < rows;
-       r += int64_t(gridDim.x) * blockDim.y) {
-    const int64_t m = r / in.rows, a = r % in.rows;
-    const In* row = from + (m * in.rows + row_at(in, a)) * C;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
-      in.contributions_to[r * C + c] = in_units(in, to_float(row[c]));
-    }
-  }
-  lay_out_rest(in, int64_t(blockIdx.x) * kBlockThreads + threadIdx.y * blockDim.x + threadIdx.x,
-               index_step());
-}
-
 // A row less its largest, and where wanted its powers, by a warp; NaN where a number is not finite,
 // which is told to `bad_to` if it is given.
 template <class In>
@@ -314,23 +296,13 @@ __global__ void compare_upstream_kernel(const float* upstream, int64_t subsets, 
 }  // namespace
 
 void lay_out(const LayOut& in, cudaStream_t stream) {
-  // Threads over the classes of a row, as many as it needs: the rest of the block takes other rows.
   if (in.given) {
     const unsigned lines = unsigned(in.lines < kMaxGrid ? in.lines : kMaxGrid);
     check_donors_kernel<<<lines, kSumThreads, 0, stream>>>(in);
   }
-  unsigned wide = 8;
-  while (wide < kBlockThreads && int64_t(wide) < in.classes) wide *= 2;
-  const dim3 threads(wide, kBlockThreads / wide);
-  const unsigned blocks = blocks_for(in.modalities * in.rows * wide);
+  const unsigned warps = blocks_for((in.modalities * in.rows + 1) * 32);
   with_storage(in.storage, [&](auto zero) {
-    using In = decltype(zero);
-    if (in.centered) {
-      const unsigned warps = blocks_for((in.modalities * in.rows + 1) * 32);
-      lay_out_centered_kernel<In><<<warps, kBlockThreads, 0, stream>>>(in);
-    } else {
-      lay_out_contributions_kernel<In><<<blocks, threads, 0, stream>>>(in);
-    }
+    lay_out_centered_kernel<decltype(zero)><<<warps, kBlockThreads, 0, stream>>>(in);
   });
 }
 
