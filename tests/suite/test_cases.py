@@ -8,6 +8,7 @@ from bench.gpu.sanitize import MORE
 from mcr_fast.ops.registry import OPS, with_kernels
 from suite import backends, behaviour, cases, checks
 from suite.backends import Backend
+from suite.test_suite import refusal
 
 # of csrc/permuted_divergence/cuda/far.cu: the most classes of each team, some for many rows only
 FAR_TEAMS = (8, 32, 64, 112, 128, 192, 256, 384, 512, 768, 1024)
@@ -60,6 +61,20 @@ def test_far_pairs_are_large_enough_and_of_every_team():
     words = ("float32", "bfloat16", "float16", "scale0.01", "scale0.17", "present")
     assert kinds >= {(scheme, word) for scheme in ("table", "cyclic") for word in words}
     assert ("exhaustive", "far") in kinds
+
+
+def test_cuda_cases_of_a_gpu_are_of_both_regimes():
+    """Small batches, and bands of cyclic and exhaustive donors; the others are skipped there."""
+    on = next(b for b in backends.ON_A_GPU if b.name == "cuda")
+    found = [c for c in cases.every() if c.op == "permuted_divergence" and c.is_for(on)]
+    found = [c for c in found if c.is_quick(on) or c.name.startswith(("far_", "production"))]
+    taken = [c.name for c in found if refusal(c.make(), on) is None]
+    assert len(found) > len(taken) > len(found) // 2
+    for start in ("far_M2_N701_C50_cyclic", "far_M2_N", "production_M2_N4096_C174_cyclic"):
+        assert any(name.startswith(start) for name in taken), start
+    assert any("exhaustive" in name for name in taken if name.startswith("far_"))
+    assert not any("table" in name for name in taken if name.startswith(("far_", "production")))
+    assert any("M8" in name for name in taken)
 
 
 # harm done to what row_divergence_fwd returns: the case, the checks that find it, the statement

@@ -109,10 +109,7 @@ def held_rows(draw, on: Backend) -> dict:
         seed=draw(SEEDS),
     )
     options = {"divergence": draw(st.sampled_from(("jsd", *DIVERGENCES)))}
-    return {
-        "subject": Divergence(x, options, draw(UPSTREAM)),
-        "knobs": draw(knobs(on, kBusyThreads=(1, 256, 2048), kFewRows=(0, 1 << 13))),
-    }
+    return {"subject": Divergence(x, options, draw(UPSTREAM))}
 
 
 def hold(on: Backend, subject: Subject) -> None:
@@ -133,8 +130,7 @@ def masked_pairs(draw, on: Backend) -> dict:
 @st.composite
 def masked_rows(draw, on: Backend) -> dict:
     x = masks.masked_rows(draw(st.sampled_from(masks.ROW_SIDES)), draw(MASKS), 5, torch.float32)
-    taken = knobs(on, kBusyThreads=(1, 256), kFewRows=(0, 1 << 13))
-    return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
+    return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0)}
 
 
 def hold_masked(on: Backend, subject: Divergence) -> None:
@@ -151,22 +147,7 @@ def embeddings(draw, on: Backend, op: str) -> dict:
     x = (x * draw(st.sampled_from((1.0, 1e-3, 1e3)))).to(draw(dtypes(on)))
     rows = x, labels, present if draw(st.booleans()) else None
     temperature = draw(st.sampled_from((2.0, 0.5, 0.07, 0.02, 0.01)))
-    return {
-        "subject": Embeddings(op, *rows, temperature, factor=draw(UPSTREAM)),
-        "knobs": draw(
-            knobs(
-                on,
-                kSmallRows=(0, 100),  # stripes for all, or for some
-                kKeptBytes=(0, 0),  # similarities are made again
-                kStripeBytes=(0, 1 << 15),
-                kMinStripeRows=(32, 64),
-                kPanelBytes=(0,),
-                kMinPanelRows=(32, 64),
-                kWarpRows=(0,),  # a row is a block's
-                kRun=(32, 96),
-            )
-        ),
-    }
+    return {"subject": Embeddings(op, *rows, temperature, factor=draw(UPSTREAM))}
 
 
 @st.composite
@@ -183,10 +164,7 @@ def latents(draw, on: Backend) -> dict:
     g = torch.Generator().manual_seed(draw(SEEDS))
     *made, h = (scale * torch.randn(rows, d + gap, generator=g) for d in (*widths, sum(widths)))
     tensors = [z.to(first)[:, gap:] for z in made], h.to(second)[:, gap:]
-    return {
-        "subject": Reconstruction(*tensors, draw(UPSTREAM)),
-        "knobs": draw(knobs(on, kMaxBlocks=(1, 3))),
-    }
+    return {"subject": Reconstruction(*tensors, draw(UPSTREAM))}
 
 
 # op, check: problems, what they are held to
@@ -238,7 +216,7 @@ def test_fuzz(on, problems, hold, count):
     def test(problem: dict) -> None:
         rest = dict(problem)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in rest.pop("knobs").items():
+            for name, value in rest.pop("knobs", {}).items():
                 patch.setenv(f"MCR_EMULATED_{name}", str(value))
             hold(on, **rest)
 

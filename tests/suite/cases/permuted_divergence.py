@@ -62,7 +62,8 @@ def pairs(
     (m, n, c), (donors, own) = shape, scheme
     features = {"M": m, "N": n, "C": c, "donors": donors, "own": own} | made | options
     name = name or named(what=what, unequal=factor is None, **features)
-    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
+    backends = rest.pop("backends", KERNELS)
+    rest["backends"] = fitting("permuted_divergence", made.get("dtype"), backends)
     permutations = n - 1 if donors == "exhaustive" else made.get("count", 3)
     subsets = m if options.get("subsets") == "single" else 2**m - 2
     return Case(
