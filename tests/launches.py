@@ -166,7 +166,7 @@ def refusal(backend: str, case: Any) -> str | None:
     if backend not in row.backends:
         return f"no {backend} kernel"
     limit = row.refusal(backend, call_of(case))
-    return f"takes {limit}" if limit else None
+    return f"takes {limit[0]}, got {limit[1]}" if limit else None
 
 
 def row(backend: str, op: str, size: str) -> dict:

@@ -160,8 +160,10 @@ REFUSED = {
         "divergence='jsd', got 'mse'; use backend='triton'": BAND._replace(
             pairs=pairs(divergence="mse")
         ),
-        "cyclic or exhaustive donors, got a table": BAND._replace(pairs=pairs(donors="table")),
-        "donors that the modalities share; use backend='triton'": BAND._replace(
+        "cyclic or exhaustive donors that the modalities share, got a table": BAND._replace(
+            pairs=pairs(donors="table")
+        ),
+        "share, got each modality's own; use backend='triton'": BAND._replace(
             pairs=pairs(donors="own")
         ),
         "at least 128 rows, got 127": BAND._replace(pairs=pairs(rows=127)),
@@ -239,6 +241,37 @@ def test_pairs_are_read_off_the_arguments(order, donors, expected):
     assert found(None, None) == limits.Pairs(9, expected[1], (1, 2), "jsd", expected[0], False)
     weigh = (found(None, torch.ones(9)), found(torch.ones(9, 2) > 0, None))
     assert all(pairs.weighs for pairs in (*weigh, found(None, None, exclude="self")))
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+def test_a_compiler_chooses_by_sizes_that_stay_dynamic():
+    """One graph for all sizes that one backend takes, and nothing that breaks it."""
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    @functools.partial(torch.compile, fullgraph=True, dynamic=True, backend=count)
+    def chosen(x, order, donors, z):
+        arguments = (order, donors, None, None, None, (1, 2), "greedy", "shared", "jsd", "none")
+        call = Call(x.shape[2], modalities=2, pairs=limits.pairs_of(x.shape[1], arguments))
+        of_pairs = _backend.resolve("permuted_divergence", None, CUDA, x.dtype, call=call)
+        of_rows = _backend.resolve("nt_xent", None, CUDA, x.dtype, call=Call(*z.shape))
+        return x * (of_pairs == "cuda"), z * (of_rows == "cuda")
+
+    def taken(rows, classes, permutations, embeddings):
+        inputs = torch.ones(2, rows, classes), torch.arange(rows), torch.ones(1, permutations)
+        return [bool(t.any()) for t in chosen(*inputs, torch.ones(embeddings, 7))]
+
+    torch._dynamo.reset()
+    assert taken(200, 300, 50, 400) == [True, True]
+    assert taken(201, 310, 51, 410) == [True, True]
+    assert len(graphs) == 1
+    assert taken(100, 300, 50, 1030) == [False, False]
+    assert taken(101, 310, 51, 1031) == [False, False]
+    assert len(graphs) == 2
 
 
 @pytest.mark.usefixtures("_both_here")

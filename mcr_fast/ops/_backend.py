@@ -78,10 +78,10 @@ def resolve(
             f"backend={backend!r} of {op} computes in float32, got float64 tensors; "
             "use backend='reference' or None"
         )
-    limit = OPS[op].refusal(backend, call)
-    if limit is not None:
+    refusal = OPS[op].refusal(backend, call)
+    if refusal is not None:
         raise ValueError(
-            f"backend={backend!r} of {op} takes {limit}; "
+            f"backend={backend!r} of {op} takes {refusal[0]}, got {refusal[1]}; "
             f"use backend={_other(op, backend, device, call)!r} or None"
         )
     return backend

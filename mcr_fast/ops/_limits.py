@@ -38,8 +38,10 @@ class Call(NamedTuple):
     pairs: Pairs | None = None
 
 
-# In words, what a backend takes of an op where that is not this call; None where it takes it.
-Limit = Callable[[Call], str | None]
+# What a backend takes of an op, and what a call has that it does not take. The latter becomes words
+# where an error is raised alone: to a compiler a number in words is one that never changes.
+Refusal = tuple[str, object]
+Limit = Callable[[Call], Refusal | None]
 
 
 def pairs_of(rows: int, arguments: tuple[Any, ...]) -> Pairs:
@@ -53,37 +55,37 @@ def pairs_of(rows: int, arguments: tuple[Any, ...]) -> Pairs:
     return Pairs(rows, permutations, subsets, divergence, kind, weighs)
 
 
-def modalities(call: Call) -> str | None:
+def modalities(call: Call) -> Refusal | None:
     """Of the pairs' kernels."""
     return _at_most(MAX_MODALITIES, "modalities", call.modalities)
 
 
-def rows_of_triton(call: Call) -> str | None:
+def rows_of_triton(call: Call) -> Refusal | None:
     """Of row_divergence."""
     return _at_most(TRITON_CLASSES, "classes", call.size)
 
 
-def pairs_of_triton(call: Call) -> str | None:
+def pairs_of_triton(call: Call) -> Refusal | None:
     """Of permuted_divergence."""
     return modalities(call) or rows_of_triton(call)
 
 
-def pairs_of_cuda(call: Call) -> str | None:
+def pairs_of_cuda(call: Call) -> Refusal | None:
     """Small batches of any kind; of large ones those whose pairs lie in a band."""
     if call.pairs is None or call.size is None or _is_small(call.pairs, call.size):
         return modalities(call)
     return modalities(call) or _in_a_band(call, call.pairs)
 
 
-def contrastive_of_cuda(call: Call) -> str | None:
+def contrastive_of_cuda(call: Call) -> Refusal | None:
     """Small batches."""
     if call.width == 0:
-        return "at least 1 column, got 0"
+        return "at least 1 column", 0
     return _at_most(SMALL_ROWS, "rows", call.size) or _at_most(SMALL_WIDTH, "columns", call.width)
 
 
-def _at_most(most: int, what: str, count: int | None) -> str | None:
-    return None if count is None or count <= most else f"at most {most} {what}, got {count}"
+def _at_most(most: int, what: str, count: int | None) -> Refusal | None:
+    return None if count is None or count <= most else (f"at most {most} {what}", count)
 
 
 def _is_small(pairs: Pairs, classes: int) -> bool:
@@ -95,17 +97,15 @@ def _is_small(pairs: Pairs, classes: int) -> bool:
     return count * classes < SMALL_ELEMENTS and (not pairs.weighs or count <= SMALL_WEIGHED)
 
 
-def _in_a_band(call: Call, pairs: Pairs) -> str | None:
-    # a number is put into words where it is wrong alone: a compiler would hold it fast
+def _in_a_band(call: Call, pairs: Pairs) -> Refusal | None:
     wanted = _at_most(BAND_CLASSES, "classes", call.size)
     if call.modalities != 2 or not {1, 2}.issuperset(pairs.subsets):
-        wanted = f"two modalities, got {call.modalities}"
+        wanted = "two modalities", call.modalities
     elif pairs.divergence != "jsd":
-        wanted = f"divergence='jsd', got {pairs.divergence!r}"
-    elif pairs.donors == "own":
-        wanted = "donors that the modalities share"
-    elif pairs.donors == "table":
-        wanted = "cyclic or exhaustive donors, got a table"
+        wanted = "divergence='jsd'", repr(pairs.divergence)
+    elif pairs.donors in ("own", "table"):
+        kind = "a table" if pairs.donors == "table" else "each modality's own"
+        wanted = "cyclic or exhaustive donors that the modalities share", kind
     elif pairs.rows < BAND_ROWS:
-        wanted = f"at least {BAND_ROWS} rows, got {pairs.rows}"
-    return f"beyond small batches {wanted}" if wanted else None
+        wanted = f"at least {BAND_ROWS} rows", pairs.rows
+    return wanted and (f"beyond small batches {wanted[0]}", wanted[1])

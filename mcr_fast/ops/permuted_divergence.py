@@ -87,7 +87,9 @@ def permuted_divergence(
         "divergence": divergence,
         "exclude": exclude,
     }
-    of_pairs = pairs_of(num_rows, (*pairs, sample_weight, *options.values()))
+    of_pairs = None
+    if contributions.is_cuda:  # no backend of other tensors asks for them
+        of_pairs = pairs_of(num_rows, (*pairs, sample_weight, *options.values()))
     given = Call(size, modalities=num_modalities, pairs=of_pairs)
     chosen = resolve("permuted_divergence", backend, device, dtype, call=given)
     if chosen == "reference":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mcr_fast.ops import _limits as limits
-from mcr_fast.ops._limits import Call, Limit
+from mcr_fast.ops._limits import Call, Limit, Refusal
 
 # Up to which size (None: any) CUDA tensors take which backends, best first; then any other that is
 # here. The size is the number of classes of the divergences, of rows of the contrastive losses.
@@ -34,7 +34,7 @@ class Op:
     limits: Mapping[str, Limit] = field(default_factory=dict)  # of a backend that has one
     made_of: str | None = None  # the op that serves where only torch's products stand before it
 
-    def refusal(self, backend: str, call: Call) -> str | None:
+    def refusal(self, backend: str, call: Call) -> Refusal | None:
         """What the backend takes of the op, where that is not this call; None where it takes it."""
         limit = self.limits.get(backend)
         return None if limit is None else limit(call)

@@ -9,7 +9,7 @@ process of its own.
 import pytest
 import torch
 
-from mcr_fast.ops._limits import Call, pairs_of
+from mcr_fast.ops._limits import Call, Refusal, pairs_of
 from mcr_fast.ops.registry import OPS
 from suite import backends, behaviour, cases, checks
 from suite.subjects import Subject
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize(("on", "case", "check"), items)
 
 
-def refusal(subject: Subject, on: backends.Backend) -> str | None:
+def refusal(subject: Subject, on: backends.Backend) -> Refusal | None:
     """What a GPU's backend takes of the op, where that is not this input.
 
     The emulator's kernels are called whatever Python would choose.
@@ -50,7 +50,7 @@ def test_suite(on, case, check, monkeypatch):
         monkeypatch.setenv(f"MCR_EMULATED_{name}", str(value))
     subject = case.make().map(lambda t: t.to(on.device))
     if limit := refusal(subject, on):
-        pytest.skip(f"{on.name} takes {limit}")
+        pytest.skip(f"{on.name} takes {limit[0]}, got {limit[1]}")
     with on.active():
         check(subject, on)
     if on.device == "cuda":
