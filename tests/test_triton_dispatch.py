@@ -7,9 +7,10 @@ import pytest
 import torch
 from contrastive import needs_library
 from programs import ROOT, run_python
+from torch._subclasses import FakeTensorMode
 
 from mcr_fast import env
-from mcr_fast.ops import _backend, registry
+from mcr_fast.ops import _backend, linear_permuted_divergence, registry, regularizer
 from mcr_fast.ops import _limits as limits
 from mcr_fast.ops._limits import Call
 from mcr_fast.ops.registry import OPS, schemas, with_kernels
@@ -241,6 +242,37 @@ def test_pairs_are_read_off_the_arguments(order, donors, expected):
     assert found(None, None) == limits.Pairs(9, expected[1], (1, 2), "jsd", expected[0], False)
     weigh = (found(None, torch.ones(9)), found(torch.ones(9, 2) > 0, None))
     assert all(pairs.weighs for pairs in (*weigh, found(None, None, exclude="self")))
+
+
+# N, D, C, donors: the backend that has the whole step in one op, and whether CUDA C++ has the layer's
+# divergences in one
+STEPS = {
+    (32, 512, 6, "cyclic"): ("cuda", True),
+    (512, 512, 174, "cyclic"): ("cuda", True),
+    (4096, 512, 174, "cyclic"): (None, True),  # too many rows for its contrastive loss
+    (4096, 512, 174, "table"): ("triton", False),
+    (100, 64, 1000, "cyclic"): ("triton", False),  # too few rows for a band, too many classes
+}
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize("sizes", STEPS)
+def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
+    for module in (regularizer, linear_permuted_divergence):
+        monkeypatch.setattr(module, "_SERVED_ON_CUDA", True)
+    n, d, c, kind = sizes
+    with FakeTensorMode():
+        latents = [torch.empty(n, d, device=CUDA) for _ in range(2)]
+        weight = torch.empty(c, 2 * d, device=CUDA)
+    table = kind == "table"
+    order, donors = None if table else torch.arange(n), torch.ones(1, 31, *[n] * table)
+    arguments = (order, donors, None, None, None, (1, 2), "greedy", "shared", "jsd", "none")
+    found = (
+        regularizer.serves(latents, weight, arguments, "nt_xent", None),
+        linear_permuted_divergence.takes(latents, weight, arguments, None),
+    )
+    assert found == STEPS[sizes]
 
 
 @needs_triton
