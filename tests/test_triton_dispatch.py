@@ -244,8 +244,8 @@ def test_pairs_are_read_off_the_arguments(order, donors, expected):
     assert all(pairs.weighs for pairs in (*weigh, found(None, None, exclude="self")))
 
 
-# N, D, C, donors: the backend that has the whole step in one op, and whether CUDA C++ has the layer's
-# divergences in one
+# N, D, C, donors: the backend that has the whole step in one op, and whether CUDA C++ has the
+# divergences of the layer in one
 STEPS = {
     (32, 512, 6, "cyclic"): ("cuda", True),
     (512, 512, 174, "cyclic"): ("cuda", True),
