@@ -6,8 +6,7 @@
 #include "dispatch.h"
 #include "permuted_divergence/cpu/linear_loops.h"
 #include "permuted_divergence/push.h"
-#include "reconstruction_loss/rows.h"
-#include "reconstruction_loss/vector_team.h"
+#include "reconstruction_loss/cpu/loops.h"
 #include "row_divergence/grouped.h"
 
 #define MCR_STRING_(x) #x
@@ -15,21 +14,6 @@
 
 namespace mcr {
 namespace MCR_ISA {
-
-template <class T, class In>
-double squared_error_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end) {
-  return squared_error<In, In>(VectorTeam<T>(), part, begin, end, 1);
-}
-
-template <class T, class In>
-void squared_error_grad_of_rows(const ReconstructionPart& part, int64_t begin, int64_t end,
-                                T factor) {
-  squared_error_grad<In, In>(VectorTeam<T>(), part, begin, end, 1, factor);
-}
-
-template <class T, class In>
-constexpr ReconstructionLossLoops<T, In> kReconstructionLossLoops = {
-    squared_error_of_rows<T, In>, squared_error_grad_of_rows<T, In>};
 
 const CpuKernels& table() {
   static constexpr CpuKernels kTable = {

@@ -255,11 +255,12 @@ class MCRLoss(nn.Module):
         return self._step(latents, labels, fusion, *given, generator, form)
 
     def _options(self) -> tuple[Any, ...]:
-        """What the checks of a step look at, beside its tensors."""
+        """What the checks of a step and the choice of backend look at, beside its tensors."""
         terms = (self.mipd_weight != 0, self.contrastive_weight != 0, self.ceb_weight != 0)
         how = (self.divergence, self.strategy, self.clean_path, self.exclude, self.perturbation)
         others = (self.contrastive, type(self.temperature), self.temperature, self.backend)
-        return (*terms, *how, *others, self.num_classes, self._subsets)
+        drawn = (self.num_permutations, self.scheme, self.shared_donor)
+        return (*terms, *how, *others, *drawn, self.num_classes, self._subsets)
 
     def _known_step(
         self,

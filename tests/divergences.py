@@ -92,6 +92,10 @@ def make_batch(
         order = torch.randperm(n, generator=g)
         shifts = torch.rand(sets, max(n - 1, 0), generator=g).argsort(-1) + 1
         donors = shifts[:, :count]
+    elif scheme == "window":  # cyclic, shifts as they are drawn: one after the other
+        order = torch.randperm(n, generator=g)
+        first = torch.randint(n - 1, (sets, 1), generator=g)
+        donors = (first + torch.arange(count)) % (n - 1) + 1
     weight = (torch.rand(n, generator=g) * 3).round() / 2  # a sixth of them 0
     return Batch(
         normal(m, n, c),

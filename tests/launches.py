@@ -155,6 +155,20 @@ def step_of(run: Callable[[], torch.Tensor], leaves: list, backend: str) -> dict
         }
 
 
+def refusal(backend: str, case: Any) -> str | None:
+    """Why a backend would not be given a case on a GPU; None if it would, or is none of ours."""
+    from bench.gpu.rows import LIKE, call_of
+    from mcr_fast.ops.registry import OPS
+
+    row = OPS[LIKE.get(case.op, case.op)]
+    if backend == "eager":
+        return None
+    if backend not in row.backends:
+        return f"no {backend} kernel"
+    limit = row.refusal(backend, call_of(case))
+    return f"takes {limit[0]}, got {limit[1]}" if limit else None
+
+
 def row(backend: str, op: str, size: str) -> dict:
     """The launches of an op of one of its sizes."""
     from bench.case import Case
@@ -164,7 +178,7 @@ def row(backend: str, op: str, size: str) -> dict:
     case = Case(op, **CASES[op][size])
     provider = benchmarks()[op].provider("eager" if backend == "eager" else "ours")
     found = {"op": op, "case": case.name, "backend": backend}
-    if reason := provider.too_large(case, MEMORY_LIMIT):
+    if reason := provider.too_large(case, MEMORY_LIMIT) or refusal(backend, case):
         return found | {"skipped": reason}
     argument = {"triton": "triton", "cuda": "cpu"}.get(backend)  # there the emulator stands in
     inputs = make_inputs(case)
@@ -179,6 +193,7 @@ CASES: dict[str, dict[str, dict]] = {
     "permuted_divergence": {
         "small": {"N": 32, "C": 6, **DIVERGENCE},
         "large": {"N": 4096, "C": 174, **DIVERGENCE},
+        "cyclic": {"N": 4096, "C": 174, **DIVERGENCE, "donors": "cyclic"},
     },
     "row_divergence": {"small": {"N": 32, "C": 6, "K": 8}, "large": {"N": 512, "C": 174, "K": 8}},
     "nt_xent": {

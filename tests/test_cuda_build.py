@@ -23,10 +23,6 @@ REGISTERS = 65536  # of a multiprocessor
 # that they keep on one
 THREADS = 512  # the kernels over the pairs: teams.h
 SMALL_THREADS = 256  # those of a small batch: permuted_divergence/cuda/small.cu
-# The contrastive kernels wait for memory: four reads a thread, 16 KB a multiprocessor under way.
-STREAMING_THREADS = 1024
-# reconstruction_loss.cu
-SQUARES = {"squared_error_kernel": 1024, "squared_error_grad_kernel": 1536}
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,14 +84,8 @@ def kernels(library) -> list[Kernel]:
     ]
 
 
-def over_similarities(kernel: Kernel) -> bool:
-    return re.search(r"similarity_(rows|weights)_kernel", kernel.name) is not None
-
-
 def over_pairs(kernel: Kernel) -> bool:
-    if over_similarities(kernel) or over_few_pairs(kernel):
-        return False
-    return "DeviceTeam" in kernel.name
+    return "DeviceTeam" in kernel.name and not over_few_pairs(kernel)
 
 
 def over_few_pairs(kernel: Kernel) -> bool:
@@ -142,27 +132,10 @@ def test_registers_leave_the_occupancy_of_the_design(kernels):
         assert kernel.registers * threads_by_design(kernel) <= REGISTERS, kernel
 
 
-@pytest.mark.parametrize("name", SQUARES)
-def test_squared_errors_leave_room_for_the_reads_under_way(name, kernels):
-    # two storages of three, in pieces or by the number
-    found = [kernel for kernel in kernels if name in kernel.name]
-    assert len(found) == 18 * len(ARCHITECTURES)
-    for kernel in found:
-        assert kernel.registers * SQUARES[name] <= REGISTERS, kernel
-
-
 def test_kernels_have_the_name_that_the_sanitizer_is_told(kernels):
     from bench.gpu.sanitize import MANGLED
 
     assert all(MANGLED in kernel.name for kernel in kernels)
-
-
-def test_contrastive_kernels_keep_enough_loads_in_flight(kernels):
-    found = list(filter(over_similarities, kernels))
-    assert len(found) == len(ARCHITECTURES) * 2 * (4 + 6)  # losses; teams and dtypes, two maxima
-    for kernel in found:
-        assert kernel.stack == 0, kernel
-        assert kernel.registers * STREAMING_THREADS <= REGISTERS, kernel
 
 
 def test_small_contrastive_kernels_leave_room_for_other_blocks(kernels):

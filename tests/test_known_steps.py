@@ -132,6 +132,7 @@ CHANGES = {
     "a weight in a tensor": lambda step: step.set.update(mipd_weight=torch.tensor(0.5)),
     "the other loss": lambda step: step.set.update(contrastive="sup_con"),
     "more permutations": lambda step: step.set.update(num_permutations="all"),
+    "another scheme": lambda step: step.set.update(scheme="uniform"),
     "another backend": lambda step: step.set.update(backend="reference"),
     "no backend": lambda step: step.set.update(backend="cuda"),
 }

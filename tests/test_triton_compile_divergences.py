@@ -17,7 +17,7 @@ from mcr_fast.kernels.pairs.own_side import _own_side_kernel
 from mcr_fast.kernels.pairs.small_donor_side import _small_donor_side_kernel
 from mcr_fast.kernels.pairs.small_own_side import _small_own_side_kernel
 from mcr_fast.kernels.scale import _scale_or_take_kernel
-from mcr_fast.ops.registry import OPS
+from mcr_fast.ops import _limits as limits
 
 POINTERS = {
     "donors_ptr": "*i64",
@@ -199,6 +199,6 @@ def test_instructions_per_element(grad, goal, capsys):
 
 
 def test_classes_that_fit():
-    assert OPS["row_divergence"].max_classes["triton"] == config.MAX_CLASSES
+    assert limits.TRITON_CLASSES == config.MAX_CLASSES
     for kernel in ("pairs_own_side", "row_divergence"):
         assert TABLE[kernel][-1].up_to == TABLE[kernel][-1].blocks["BLOCK_C"] == config.MAX_CLASSES

@@ -7,9 +7,12 @@ import pytest
 import torch
 from contrastive import needs_library
 from programs import ROOT, run_python
+from torch._subclasses import FakeTensorMode
 
 from mcr_fast import env
-from mcr_fast.ops import _backend, registry
+from mcr_fast.ops import _backend, linear_permuted_divergence, registry, regularizer
+from mcr_fast.ops import _limits as limits
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops.registry import OPS, schemas, with_kernels
 
 SCHEMAS = schemas()
@@ -103,27 +106,216 @@ def test_float64_goes_to_the_reference(op):
 @needs_triton
 @pytest.mark.usefixtures("_on_cuda")
 def test_too_many_classes_go_to_the_reference():
-    limit = OPS["row_divergence"].max_classes["triton"]
+    limit = limits.TRITON_CLASSES
     chosen = functools.partial(_backend.resolve, "row_divergence")
-    assert chosen(None, CUDA, torch.float32, size=limit) == "triton"
-    assert chosen(None, CUDA, torch.float32, size=limit + 1) == "reference"
-    with pytest.raises(ValueError, match=f"at most {limit} classes, got {limit + 1}"):
-        chosen("triton", CUDA, torch.float32, size=limit + 1)
+    assert chosen(None, CUDA, torch.float32, call=Call(limit)) == "triton"
+    assert chosen(None, CUDA, torch.float32, call=Call(limit + 1)) == "reference"
+    message = f"at most {limit} classes, got {limit + 1}; use backend='reference' or None"
+    with pytest.raises(ValueError, match=message):
+        chosen("triton", CUDA, torch.float32, call=Call(limit + 1))
 
 
-@pytest.mark.usefixtures("_on_cuda")
-def test_choice_by_classes(monkeypatch):
-    op = "row_divergence"
+@pytest.fixture
+def _both_here(monkeypatch):
+    """As with Triton and the CUDA library, whose ops are those that the registry says."""
+    found = {}
+    for op, row in OPS.items():
+        kernels = OPS[row.made_of or op].backends
+        found[op] = {} if "cuda" in kernels else {"cuda": _backend._why_unavailable(op)["cuda"]}
+    monkeypatch.setattr(_backend, "_UNAVAILABLE", found)
+
+
+def pairs(rows=4096, permutations=32, divergence="jsd", donors="cyclic", weighs=False, subsets=2):
+    subsets = tuple(range(1, 1 + subsets))
+    return limits.Pairs(rows, permutations, subsets, divergence, donors, weighs)
+
+
+BAND = Call(1000, modalities=2, pairs=pairs())
+SMALL = Call(6, modalities=2, pairs=pairs(rows=32))
+# calls that CUDA C++ takes, and what it says of those that it does not
+TAKEN = {
+    "nt_xent": [Call(1024, 4096), Call(2, 1), Call(0, 8)],
+    "permuted_divergence": [
+        *(SMALL, BAND, BAND._replace(size=4096)),
+        *(BAND._replace(pairs=pairs(rows=128)), BAND._replace(pairs=pairs(donors="exhaustive"))),
+        *(BAND._replace(pairs=pairs(weighs=True)), BAND._replace(pairs=pairs(subsets=1))),
+        # small ones of any kind
+        Call(192, modalities=8, pairs=pairs(2, 5, "mse", "own", True, 254)),
+        Call(6, modalities=2, pairs=pairs(256, 32, "binary_jsd", "table", True)),
+        Call(5000, modalities=3, pairs=pairs(rows=0, divergence="mse")),  # nothing at all
+    ],
+}
+REFUSED = {
+    "nt_xent": {
+        "takes at most 1024 rows, got 5000; use backend='triton' or None": Call(5000, 8),
+        "takes at most 4096 columns, got 4097; use backend='triton'": Call(8, 4097),
+        "takes at least 1 column, got 0; use backend='triton'": Call(8, 0),
+    },
+    "permuted_divergence": {
+        "takes at most 8 modalities, got 9; use backend='reference' or None": BAND._replace(
+            modalities=9
+        ),
+        "beyond small batches two modalities, got 3; use backend='triton' or None": Call(
+            1000, modalities=3, pairs=pairs(subsets=6)
+        ),
+        "divergence='jsd', got 'mse'; use backend='triton'": BAND._replace(
+            pairs=pairs(divergence="mse")
+        ),
+        "cyclic or exhaustive donors that the modalities share, got a table": BAND._replace(
+            pairs=pairs(donors="table")
+        ),
+        "share, got each modality's own; use backend='triton'": BAND._replace(
+            pairs=pairs(donors="own")
+        ),
+        "at least 128 rows, got 127": BAND._replace(pairs=pairs(rows=127)),
+        "at most 4096 classes, got 4097; use backend='reference'": BAND._replace(size=4097),
+        # as many pairs as that weigh something are no small batch
+        "two modalities, got 4; use backend='triton'": Call(
+            5, modalities=4, pairs=pairs(256, 32, weighs=True, subsets=14)
+        ),
+    },
+}
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize("op", TAKEN)
+def test_what_cuda_takes_it_is_given(op):
+    for call in TAKEN[op]:
+        assert _backend.resolve(op, None, CUDA, call=call) == "cuda", call
+        assert _backend.resolve(op, "cuda", CUDA, call=call) == "cuda", call
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize(
+    ("op", "message"), [(op, message) for op, calls in REFUSED.items() for message in calls]
+)
+def test_what_cuda_refuses_names_who_takes_it(op, message):
+    call, other = REFUSED[op][message], "triton"
+    if "'reference'" in message:
+        other = "reference"
+    assert _backend.resolve(op, None, CUDA, call=call) == other
+    assert _backend.resolve(op, other, CUDA, call=call) == other
+    with pytest.raises(ValueError, match=f"^backend='cuda' of {op} .*{message}"):
+        _backend.resolve(op, "cuda", CUDA, call=call)
+
+
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize("op", ["row_divergence", "reconstruction_loss"])
+def test_ops_without_a_cuda_kernel_name_the_backend_that_has_one(op):
+    with pytest.raises(RuntimeError, match="no cuda kernel; use backend='triton' or None"):
+        _backend.resolve(op, "cuda", CUDA)
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+def test_without_the_one_the_other_takes_what_it_can(monkeypatch):
+    op = "permuted_divergence"
+    table, many = BAND._replace(pairs=pairs(donors="table")), Call(5000, modalities=2)
+
+    def chosen(*missing, call):
+        monkeypatch.setitem(_backend._UNAVAILABLE, op, dict.fromkeys(missing, "not here"))
+        return _backend.resolve(op, None, CUDA, call=call)
+
+    assert [chosen("cuda", call=call) for call in (SMALL, BAND, table)] == ["triton"] * 3
+    assert [chosen("triton", call=call) for call in (SMALL, BAND)] == ["cuda"] * 2
+    assert chosen("triton", call=table) == chosen("triton", "cuda", call=SMALL) == "reference"
+    assert chosen(call=many._replace(pairs=pairs())) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("order", "donors", "expected"),
+    [
+        (None, None, ("exhaustive", 8)),
+        (torch.arange(9), torch.ones(1, 5), ("cyclic", 5)),
+        (torch.arange(9), torch.ones(2, 5), ("own", 5)),
+        (None, torch.ones(1, 4, 9), ("table", 4)),
+        (None, torch.ones(2, 4, 9), ("own", 4)),
+    ],
+)
+def test_pairs_are_read_off_the_arguments(order, donors, expected):
+    def found(*tensors, exclude="none"):
+        options = ((1, 2), "greedy", "shared", "jsd", exclude)
+        return limits.pairs_of(9, (order, donors, None, *tensors, *options))
+
+    assert found(None, None) == limits.Pairs(9, expected[1], (1, 2), "jsd", expected[0], False)
+    weigh = (found(None, torch.ones(9)), found(torch.ones(9, 2) > 0, None))
+    assert all(pairs.weighs for pairs in (*weigh, found(None, None, exclude="self")))
+
+
+# N, D, C, donors: the backend that has the whole step in one op, and whether CUDA C++ has the
+# divergences of the layer in one
+STEPS = {
+    (32, 512, 6, "cyclic"): ("cuda", True),
+    (512, 512, 174, "cyclic"): ("cuda", True),
+    (4096, 512, 174, "cyclic"): (None, True),  # too many rows for its contrastive loss
+    (4096, 512, 174, "table"): ("triton", False),
+    (100, 64, 1000, "cyclic"): ("triton", False),  # too few rows for a band, too many classes
+}
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize("sizes", STEPS)
+def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
+    for module in (regularizer, linear_permuted_divergence):
+        monkeypatch.setattr(module, "_SERVED_ON_CUDA", True)
+    n, d, c, kind = sizes
+    with FakeTensorMode():
+        latents = [torch.empty(n, d, device=CUDA) for _ in range(2)]
+        weight = torch.empty(c, 2 * d, device=CUDA)
+    table = kind == "table"
+    order, donors = None if table else torch.arange(n), torch.ones(1, 31, *[n] * table)
+    arguments = (order, donors, None, None, None, (1, 2), "greedy", "shared", "jsd", "none")
+    found = (
+        regularizer.serves(latents, weight, arguments, "nt_xent", None),
+        linear_permuted_divergence.takes(latents, weight, arguments, None),
+    )
+    assert found == STEPS[sizes]
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+def test_a_compiler_chooses_by_sizes_that_stay_dynamic():
+    """One graph for all sizes that one backend takes, and nothing that breaks it."""
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    @functools.partial(torch.compile, fullgraph=True, dynamic=True, backend=count)
+    def chosen(x, order, donors, z):
+        arguments = (order, donors, None, None, None, (1, 2), "greedy", "shared", "jsd", "none")
+        call = Call(x.shape[2], modalities=2, pairs=limits.pairs_of(x.shape[1], arguments))
+        of_pairs = _backend.resolve("permuted_divergence", None, CUDA, x.dtype, call=call)
+        of_rows = _backend.resolve("nt_xent", None, CUDA, x.dtype, call=Call(*z.shape))
+        return x * (of_pairs == "cuda"), z * (of_rows == "cuda")
+
+    def taken(rows, classes, permutations, embeddings):
+        inputs = torch.ones(2, rows, classes), torch.arange(rows), torch.ones(1, permutations)
+        return [bool(t.any()) for t in chosen(*inputs, torch.ones(embeddings, 7))]
+
+    torch._dynamo.reset()
+    assert taken(200, 300, 50, 400) == [True, True]
+    assert taken(201, 310, 51, 410) == [True, True]
+    assert len(graphs) == 1
+    assert taken(100, 300, 50, 1030) == [False, False]
+    assert taken(101, 310, 51, 1031) == [False, False]
+    assert len(graphs) == 2
+
+
+@pytest.mark.usefixtures("_both_here")
+def test_choice_by_size(monkeypatch):
+    op = "permuted_divergence"
     order = ((28, ("cuda", "triton")), (None, ("triton", "cuda")))
     monkeypatch.setitem(registry.CHOICE, op, order)
-    monkeypatch.setitem(_backend._UNAVAILABLE, op, {})
 
     def chosen(classes: int | None, dtype: torch.dtype = torch.float32) -> str:
-        return _backend.resolve(op, None, CUDA, dtype, size=classes)
+        return _backend.resolve(op, None, CUDA, dtype, call=Call(classes))
 
     assert [chosen(c) for c in (6, 28, 29, 4096)] == ["cuda"] * 2 + ["triton"] * 2
-    assert chosen(4097, torch.bfloat16) == "cuda"  # more than Triton's kernels take
-    assert chosen(65537) == "reference"
     assert chosen(6, torch.float64) == "reference"
     assert chosen(6) == chosen(None)
     monkeypatch.setitem(_backend._UNAVAILABLE, op, {"cuda": "not here"})
@@ -131,12 +323,13 @@ def test_choice_by_classes(monkeypatch):
 
 
 def test_choice_names_ops_and_ends():
-    assert {key.removesuffix(" 16-bit") for key in registry.CHOICE} <= set(TRITON_OPS)
-    for rows in (registry.NOT_MEASURED, *registry.CHOICE.values()):
+    for key, rows in registry.CHOICE.items():
+        named = OPS[key.removesuffix(" 16-bit")].backends
+        assert {"triton", "cuda"} <= set(named), "where there is a choice"
         bounds = [most for most, _ in rows]
         assert bounds[-1] is None
         assert bounds[:-1] == sorted(bounds[:-1])
-        assert all(set(order) == {"triton", "cuda"} for _, order in rows)
+        assert all(set(order) <= {"triton", "cuda"} for _, order in rows)
 
 
 @pytest.mark.skipif(bool(torch.version.cuda), reason="this torch has CUDA")

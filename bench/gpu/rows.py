@@ -13,6 +13,8 @@ from bench.goals import Goal, TimedRow
 from bench.inputs import Inputs
 from bench.registry import Provider, benchmarks
 from mcr_fast.ops._backend import backends
+from mcr_fast.ops._limits import Call, Pairs
+from mcr_fast.ops.registry import OPS
 
 ACCELERATED = ("cuda", "triton")  # backends that have kernels of their own for CUDA tensors
 
@@ -89,6 +91,25 @@ def serving(op: str) -> list[str]:
     return sorted(found, key=lambda name: name != status["serves"]["cuda"])
 
 
+def call_of(case: Case) -> Call:
+    """What decides which backends take a case."""
+    if case.op in ("nt_xent", "sup_con"):
+        return Call(case.L, case.D)
+    if case.op in ("row_divergence", "reconstruction_loss"):
+        return Call(case.C)
+    permutations = case.N - 1 if case.donors == "exhaustive" else case.K
+    donors = {"uniform": "table", "drawn": "cyclic"}.get(case.donors, case.donors)
+    subsets = tuple(1 << m for m in range(case.M))
+    pairs = Pairs(case.N, permutations, subsets, "jsd", donors, weighs=False)
+    return Call(case.C, modalities=case.M, pairs=pairs)
+
+
+def taking(case: Case) -> list[str]:
+    """Those of `serving` that take a case."""
+    op = LIKE.get(case.op, case.op)
+    return [name for name in serving(case.op) if OPS[op].refusal(name, call_of(case)) is None]
+
+
 def liger(inputs: Inputs) -> Tensor:
     """Liger's Jensen-Shannon divergence, which wants log-probabilities and all clean rows."""
     from liger_kernel.transformers import LigerJSD
@@ -107,7 +128,7 @@ def providers(row: TimedRow) -> list[Provider]:
     """Everybody who runs a row, torch.compile last: it may have to be stopped."""
     benchmark = benchmarks()[row.case.op]
     ours = benchmark.provider("ours").run
-    backends = serving(row.case.op)
+    backends = taking(row.case)
     named = [Provider(f"ours_{name}", partial(ours, backend=name)) for name in backends]
     if row.step_only:
         found = [*sorted(named, key=lambda p: p.name), benchmark.provider("eager")]

@@ -71,9 +71,10 @@ class Timing:
         unable = []
         for done, left in enumerate(groups):
             label = left[0].label if len(left) == 1 else f"sizes of {left[0].case.op}"
-            wanted = {p.name for p in providers(left[0])} & set(names) if names else {"ours"}
-            problem = ""
-            while left and wanted:
+            wanted = {row.label: _wanted(row, names) for row in left}
+            left, problem = [row for row in left if wanted[row.label]], ""
+            who = sorted({name for found in wanted.values() for name in found})
+            while left:
                 seconds = end - monotonic()
                 if seconds < 10:
                     problem = "not run, out of time"
@@ -81,18 +82,23 @@ class Timing:
                     break
                 limit = min(seconds, max(30.0, 2 * seconds / (len(groups) - done)))
                 problem = self._measure(limit, left, names)
-                missing = [row for row in left if not self._has(row, wanted)]
+                missing = [row for row in left if not self._has(row, wanted[row.label])]
                 stopped = problem.startswith("stopped")
                 if problem:
                     unable += [f"{r.label}: {problem}" for r in missing[: None if stopped else 1]]
                 left = missing[1:] if problem and not stopped else []
-            print(f"{label}, {', '.join(sorted(wanted))}: {problem or 'timed'}", flush=True)
+            print(f"{label}, {', '.join(who)}: {problem or 'timed'}", flush=True)
         return unable
 
     def _has(self, row: TimedRow, names: set[str]) -> bool:
         """Whether these providers have a line in every mode of a row."""
         found = {results.key(line) for line in results.read(self.out / TIMES)}
         return {(row.case.op, row.case.name, m, p) for m in row.modes for p in names} <= found
+
+
+def _wanted(row: TimedRow, names: Sequence[str]) -> set[str]:
+    """Those of the named providers that a row has; ours where none is named."""
+    return {p.name for p in providers(row)} & {*names} if names else {"ours"}
 
 
 def lines_of(out: Path, rows: Iterable[TimedRow]) -> list[dict[str, str]]:

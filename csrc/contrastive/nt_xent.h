@@ -34,17 +34,18 @@ MCR_INLINE PairTerm<T> pair_terms(const RowWeights<T>& rows, T scale, int64_t b,
   return pair_term<T>((load(rows.max + b) - d) * scale + load(rows.log2_sum + b));
 }
 
-// The loss as loops over rows take it.
+// The loss as it is chosen by its type, and whole rows of it where one has all columns of a row.
 struct NtXent {
-  // Row a of whole rows, its positives those that each(f) calls f(column, lanes) for: its loss,
-  // c_a, and what H takes of it.
-  template <class Team, class T, class Row, class Each>
-  MCR_FN static void finish_row(int64_t a, const Row& row,
-                                const ExpSum<typename Team::Scalar>& negatives, T scale,
-                                const Each& each, const RowResults<T>& to) {
+  // A row of whole rows: its loss, and what H takes of it.
+  template <class Team, class T>
+  MCR_FN static void row(const SimilarityRow<T>& row, const LabelledColumns<Team>& columns, int64_t,
+                         T scale, const RowResults<T>& to) {
+    const int64_t a = columns.a;
+    const auto negatives =
+        exp_sum_over<Team>(row, scale, [&](const auto& f) { columns.negatives(f); });
     const auto log2_sum = Team::scalar_log2(negatives.sum);
     Vec<T> losses = {}, sigmas = {};
-    each([&](int64_t j, auto lanes) {
+    columns.positives([&](int64_t j, auto lanes) {
       const auto term = pair_term<T>((negatives.max - row.at(j)) * scale + log2_sum);
       losses += lanes.keep(term.loss);
       sigmas += lanes.keep(term.sigma);
@@ -52,31 +53,9 @@ struct NtXent {
     const auto loss = Team::reduce_sum(losses), c = Team::reduce_sum(sigmas);
     if (!Team::leads()) return;
     to.loss[a] = loss;
-    to.c[a] = c;
     to.weight[a] = c == T(0) ? T(0) : c / negatives.sum;  // a row without negatives has c = 0
     to.max[a] = negatives.max;
     to.log2_sum[a] = log2_sum;
-  }
-
-  template <class Team, bool kRunningMax, class T>
-  MCR_FN static void row(const ScaledStripe<T>& stripe, int64_t r, const RowResults<T>& to) {
-    const int64_t a = stripe.first + r, low = stripe.class_begin[a], high = stripe.class_end[a];
-    const auto negatives = exp_sum_outside<Team, kRunningMax>(stripe, r, low, high);
-    const auto positives = [&](const auto& f) {
-      Team::for_columns(low, a, f);
-      Team::for_columns(a + 1, high, f);
-    };
-    finish_row<Team, T>(a, row_of(stripe, r), negatives, stripe.scale, positives, to);
-  }
-
-  // The same of a batch that is not sorted.
-  template <class Team, class T>
-  MCR_FN static void row(const SimilarityRow<T>& row, const LabelledColumns<Team>& columns, int64_t,
-                         T scale, const RowResults<T>& to) {
-    const auto negatives =
-        exp_sum_over<Team>(row, scale, [&](const auto& f) { columns.negatives(f); });
-    const auto positives = [&](const auto& f) { columns.positives(f); };
-    finish_row<Team, T>(columns.a, row, negatives, scale, positives, to);
   }
 
   // H_ab of one pair that counts.
@@ -85,35 +64,6 @@ struct NtXent {
                                   Vec<T> d, bool positive, int64_t) {
     if (!positive) return weighted_exponentials<true, T>(own, rows, b, d);
     return -(pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, b, d).sigma);
-  }
-
-  // sink(j, finish(j, h)): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
-  template <class Team, bool kRunningMax, class Stripe, class T, class Finish, class Sink>
-  MCR_INLINE static void weights(const Stripe& stripe, int64_t r, int64_t begin, int64_t end,
-                                 const RowWeights<T>& rows, const Finish& finish,
-                                 const Sink& sink) {
-    const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
-    const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
-    const auto row = row_of(stripe, r);
-    const RowWeight<T> own(rows, a, stripe.scale);
-    const auto negatives = [&](int64_t j) {
-      return finish(j, weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j)));
-    };
-    const auto positives = [&](int64_t j) {
-      const Vec<T> d = row.at(j);
-      Vec<T> h = {};
-      if (j < low || j + kWidth<T> > high) {
-        h = weighted_exponentials<kRunningMax, T>(own, rows, first + j, d);
-      }
-      const Vec<T> both =
-          pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, first + j, d).sigma;
-      h = SomeLanes<T>(low - j, high - j).select(-both, h);
-      return finish(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
-    };
-    split_columns<T>(
-        begin, end, low, high,
-        [&](int64_t from, int64_t to) { Team::map_columns(from, to, negatives, sink); },
-        [&](int64_t from, int64_t to) { Team::map_columns(from, to, positives, sink); });
   }
 };
 

@@ -24,34 +24,12 @@ constexpr T kMinNorm = T(1e-12);
 template <class T>
 constexpr T kNoMax = T(-4);
 
-// A row of a stripe: at(j) is d_ab of the columns j .. . What is one number a row is read once, for
-// a store in the loop over the columns might change memory.
+// A row of similarities: at(j) is d_ab of the columns j ..
 template <class T>
 struct SimilarityRow {
   const T* dots;
-  MCR_INLINE explicit SimilarityRow(const T* row) : dots(row) {}
-  MCR_INLINE SimilarityRow(const SimilarityStripe<T>& stripe, int64_t r)
-      : dots(stripe.dots + r * stripe.stride) {}
   MCR_INLINE Vec<T> at(int64_t j) const { return load(dots + j); }
 };
-template <class T>
-struct ScaledRow {
-  const T *dots, *inverses;
-  T inverse;
-  MCR_INLINE ScaledRow(const ScaledStripe<T>& stripe, int64_t r)
-      : dots(stripe.dots + r * stripe.stride),
-        inverses(stripe.inverse + stripe.first_column),
-        inverse(stripe.inverse[stripe.first + r]) {}
-  MCR_INLINE Vec<T> at(int64_t j) const { return load(dots + j) * inverse * load(inverses + j); }
-};
-template <class T>
-MCR_INLINE SimilarityRow<T> row_of(const SimilarityStripe<T>& stripe, int64_t r) {
-  return {stripe, r};
-}
-template <class T>
-MCR_INLINE ScaledRow<T> row_of(const ScaledStripe<T>& stripe, int64_t r) {
-  return {stripe, r};
-}
 
 // What H takes of one row of its own, for the temperature's scale.
 template <class T>
@@ -73,20 +51,6 @@ MCR_INLINE Vec<T> weighted_exponentials(const RowWeight<T>& row, const RowWeight
   if (!kRunningMax) return (row.weight + weight_b) * exp2((d - T(1)) * row.scale);
   return row.weight * exp2((d - row.max) * row.scale) +
          weight_b * exp2((d - load(rows.max + b)) * row.scale);
-}
-
-// Calls outside(from, to) and inside(from, to) for the columns begin .. end - 1, inside for whole
-// vectors that hold some of low .. high - 1. `begin` is a multiple of their width.
-template <class T, class Outside, class Inside>
-MCR_INLINE void split_columns(int64_t begin, int64_t end, int64_t low, int64_t high,
-                              const Outside& outside, const Inside& inside) {
-  constexpr int64_t W = kWidth<T>;
-  const auto within = [&](int64_t j) { return j < begin ? begin : j > end ? end : j; };
-  const int64_t from = within(low < 0 ? 0 : low / W * W);
-  const int64_t to = within(high < 0 ? 0 : (high + W - 1) / W * W);
-  outside(begin, from);
-  inside(from, to);
-  outside(to, end);
 }
 
 // A row's sum of 2^((d - max) * scale); max is 1 where nothing is summed.
@@ -111,34 +75,6 @@ MCR_FN ExpSum<typename Team::Scalar> exp_sum_over(const Row& row, T scale, const
   const auto max = max_over<Team, T>(row, each);
   Vec<T> sum = {};
   each([&](int64_t j, auto lanes) { sum += lanes.keep(exp2((row.at(j) - max) * scale)); });
-  return {max, Team::reduce_sum(sum)};
-}
-
-// Over the columns of a whole row but those of low .. high - 1.
-template <class Team, bool kRunningMax, class T>
-MCR_FN ExpSum<typename Team::Scalar> exp_sum_outside(const ScaledStripe<T>& stripe, int64_t r,
-                                                     int64_t low, int64_t high) {
-  constexpr int64_t kRun = 1 << 13;  // columns whose sum is rounded as one number
-  const auto row = row_of(stripe, r);
-  typename Team::Scalar max = T(1);
-  if (kRunningMax) {
-    max = max_over<Team, T>(row, [&](const auto& f) {
-      Team::for_columns(0, low, f);
-      Team::for_columns(high, stripe.columns, f);
-    });
-  }
-  Vec<T> sum = {};
-  const auto add = [&](int64_t begin, int64_t end) {
-    for (int64_t from = begin; from < end; from += kRun) {
-      Vec<T> run = {};
-      Team::for_columns(from, from + kRun < end ? from + kRun : end, [&](int64_t j, auto lanes) {
-        run += lanes.keep(exp2((row.at(j) - max) * stripe.scale));
-      });
-      sum += run;
-    }
-  };
-  add(0, low);
-  add(high, stripe.columns);
   return {max, Team::reduce_sum(sum)};
 }
 

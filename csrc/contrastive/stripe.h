@@ -20,16 +20,10 @@ struct SimilarityStripe {
   T* dots;         // [rows, stride] z_a . z_b
   int64_t stride;  // a multiple of any vector width, >= columns
   int64_t first, rows, columns;
-  int64_t first_column;        // of the triangle: first
+  int64_t first_column;
   T scale;                     // log2(e) / temperature
   const int64_t* class_begin;  // [P]
   const int64_t* class_end;    // [P]
-};
-
-// Rows against all columns (first_column is 0) whose products are of x' = z / inverse.
-template <class T>
-struct ScaledStripe : SimilarityStripe<T> {
-  const T* inverse;  // [P]
 };
 
 // Sums of 2^((z_a . z_b - max) * scale) for each row a; a max is a similarity, 1 where none is
@@ -56,7 +50,6 @@ template <class T>
 struct RowResults {
   double* loss;                // [P] in units of log2
   T *weight, *max, *log2_sum;  // [P] RowWeights
-  T* c;                        // [P] half a bound of |H|'s entries in the row
 };
 
 // Columns [begin, end) of a stripe's H; begin is a multiple of any vector width.

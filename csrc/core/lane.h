@@ -62,15 +62,6 @@ struct AllLanes {
   MCR_FN static float keep(float x) { return x; }
   MCR_FN static float select(float x, float) { return x; }
 };
-// Whether the one lane is among low <= l < high.
-template <class T>
-struct SomeLanes {
-  bool kept;
-  MCR_FN SomeLanes(int64_t low, int64_t high) : kept(low <= 0 && high > 0) {}
-  MCR_FN float keep(float x) const { return kept ? x : 0.0f; }
-  MCR_FN float select(float x, float otherwise) const { return kept ? x : otherwise; }
-};
-
 // kLanes threads with consecutive classes of one row; up to 32 they are a part of a warp, beyond
 // they are a block. Lane l has class n * kLanes + l in step n of at most kSteps.
 template <int kLanesOfTeam, int kStepsOfTeam>
@@ -101,23 +92,6 @@ struct DeviceTeam {
   MCR_FN static void for_columns(int64_t low, int64_t high, const F& f) {
 #pragma unroll 4
     for (int j = int(low) + lane(); j < int(high); j += kLanes) f(int64_t(j), AllLanes());
-  }
-
-  // sink(column, f(column)) for the same columns, four at a time: f's reads do not wait for the
-  // stores, which might change what they read.
-  template <class F, class Sink>
-  MCR_FN static void map_columns(int64_t low, int64_t high, const F& f, const Sink& sink) {
-    constexpr int kAtOnce = 4;
-    int j = int(low) + lane();
-    for (; j + (kAtOnce - 1) * kLanes < int(high); j += kAtOnce * kLanes) {
-      float values[kAtOnce];
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) values[n] = f(int64_t(j + n * kLanes));
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) sink(int64_t(j + n * kLanes), values[n]);
-    }
-#pragma unroll 1
-    for (; j < int(high); j += kLanes) sink(int64_t(j), f(int64_t(j)));
   }
 
   // The first n of first .. last - 1 that holds(n) is true of, or last. Each warp of a team asks

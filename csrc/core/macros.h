@@ -12,12 +12,10 @@
 #define MCR_FN __device__ __forceinline__
 #define MCR_NOINLINE __device__ __forceinline__
 #define MCR_UNROLL _Pragma("unroll")
-#define MCR_NO_UNROLL _Pragma("unroll 1")
 #else
 // The compiler's own judgement calls them from inside the loops once a loop holds several.
 #define MCR_INLINE __attribute__((always_inline)) inline
 #define MCR_FN
 #define MCR_NOINLINE __attribute__((noinline))
 #define MCR_UNROLL
-#define MCR_NO_UNROLL
 #endif

@@ -69,11 +69,6 @@ struct RowTeam {
       }
     }
   }
-  // sink(column, f(column)) for the same vectors.
-  template <class F, class Sink>
-  MCR_INLINE static void map_columns(int64_t low, int64_t high, const F& f, const Sink& sink) {
-    for (int64_t j = low; j < high; j += kWidth<T>) sink(j, f(j));
-  }
   static Scalar reduce_sum(V v) { return sum(v); }
   static double total(Scalar x) { return x; }
   static Scalar reduce_max(V v) {

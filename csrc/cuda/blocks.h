@@ -59,19 +59,6 @@ void with_storage(Storage storage, const F& f) {
   }
 }
 
-// The first of `sorted` that is not below x (kPast: that is above it).
-template <bool kPast, class T, class X>
-__device__ int64_t find_bound(const T* sorted, int64_t count, X x) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    const bool below = kPast ? !(x < sorted[middle]) : sorted[middle] < x;
-    low = below ? middle + 1 : low;
-    high = below ? high : middle;
-  }
-  return low;
-}
-
 // One number a thread put together by op(a, b), known to thread 0; 0 to the others.
 template <int kThreads = kBlockThreads, class T, class Op>
 __device__ T block_reduce(T x, const Op& op) {
@@ -92,36 +79,24 @@ template <int kThreads = kBlockThreads>
 __device__ double block_sum(double x) {
   return block_reduce<kThreads>(x, [](double a, double b) { return a + b; });
 }
-template <int kThreads = kBlockThreads>
-__device__ float block_max(float x) {
-  return block_reduce<kThreads>(x, [](float a, float b) { return fmaxf(a, b); });
-}
 
 // Where one block has all of a sum, it is as large as there are: the sum waits for memory.
 constexpr int kSumThreads = 1024;
 
-// f(k, n, counts) for this thread's n of 0 .. count - 1, kAtOnce of them side by side, k = 0 ..
-// kAtOnce - 1. Where each k has a sum of its own, and f reads before it asks whether n counts, what
-// they read is under way together; an n that does not count may be read.
+// The sum of f(0) .. f(count - 1) by a block of kSumThreads, known to thread 0. A thread has
+// kAtOnce sums, so that what f reads for them is under way together; f may be asked for one n
+// twice.
 template <int kAtOnce, class F>
-__device__ void for_elements(int64_t count, const F& f) {
+__device__ double sum_over(int64_t count, const F& f) {
+  double sums[kAtOnce] = {};
   for (int64_t n = threadIdx.x; n < count; n += kAtOnce * kSumThreads) {
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const bool counts = n + k * kSumThreads < count;
-      f(k, counts ? n + k * kSumThreads : n, counts);
+      const double x = f(counts ? n + k * kSumThreads : n);
+      sums[k] += counts ? x : 0.0;
     }
   }
-}
-
-// The sum of f(0) .. f(count - 1) by a block of kSumThreads, known to thread 0.
-template <int kAtOnce, class F>
-__device__ double sum_over(int64_t count, const F& f) {
-  double sums[kAtOnce] = {};
-  for_elements<kAtOnce>(count, [&](int k, int64_t n, bool counts) {
-    const double x = f(n);
-    sums[k] += counts ? x : 0.0;
-  });
 #pragma unroll
   for (int k = 1; k < kAtOnce; ++k) sums[0] += sums[k];
   return block_sum<kSumThreads>(sums[0]);

@@ -9,8 +9,6 @@ constexpr int kAtOnce = 8;  // reads of a thread under way
 constexpr int64_t kPiece = kAtOnce * kSumThreads;
 constexpr int64_t kMaxPieces = 4;
 
-__device__ float mean_or_zero(float sum, float weight) { return weight == 0 ? 0 : sum / weight; }
-
 // The sum of a piece takes the place of its first number.
 __global__ void __launch_bounds__(kSumThreads)
     sum_pieces_kernel(double* row_values, int64_t rows, const int32_t* skip) {
@@ -34,34 +32,19 @@ __global__ void __launch_bounds__(kSumThreads)
   *(blockIdx.x == 0 ? first : others + (blockIdx.x - 1)) = poisoned ? NAN : float(sum);
 }
 
-// One block, of `count` numbers, `step` apart, and as many that begin `rows` behind.
-__global__ void __launch_bounds__(kSumThreads)
-    sum_and_weight_kernel(const double* row_values, int64_t rows, int64_t count, int64_t step,
-                          bool mean, float* total, float* weight) {
-  const double *values = row_values, *weights = row_values + rows;
-  const float sum = float(sum_over<kAtOnce>(count, [&](int64_t n) { return values[n * step]; }));
-  const float whole = float(sum_over<kAtOnce>(count, [&](int64_t n) { return weights[n * step]; }));
-  if (threadIdx.x != 0) return;
-  *total = mean ? mean_or_zero(sum, whole) : sum;
-  *weight = whole;
-}
-
-template <class Out>
+// Which storage it is, is asked for each number: reads and writes are what this waits for.
 __device__ void scale(const UnitGrad& grad, float factor, bool recomputed) {
-  Out* to = static_cast<Out*>(grad.to);
   for (int64_t i = first_index(); i < grad.count; i += index_step()) {
-    assign(to + i, recomputed ? grad.again[i] : grad.unit[i] * factor);
+    assign_as(grad.storage, grad.to, i, recomputed ? grad.again[i] : grad.unit[i] * factor);
   }
 }
 
-template <class First, class Second>
 __global__ void scale_grads_kernel(const UnitGrad first, const UnitGrad second,
-                                   const float* upstream, const int32_t* skip,
-                                   const float* weight) {
+                                   const float* upstream, const int32_t* skip) {
   const bool recomputed = skip != nullptr && *skip == 0;
-  const float factor = weight ? mean_or_zero(upstream[0], *weight) : upstream[0];
-  scale<First>(first, factor, recomputed);
-  scale<Second>(second, factor, recomputed);
+  const float factor = upstream[0];
+  scale(first, factor, recomputed);
+  scale(second, factor, recomputed);
 }
 
 // What is left of rows when those of a piece have been added up, if they are so many.
@@ -86,23 +69,12 @@ void sum_values(double* row_values, int64_t subsets, int64_t rows, float* first,
       row_values, rows, pieces.count, pieces.step, first, others, skip, factors);
 }
 
-void sum_and_weight(double* row_values, int64_t rows, bool mean, float* total, float* weight,
-                    cudaStream_t stream) {
-  const Pieces pieces = in_pieces(row_values, 2, rows, nullptr, stream);
-  sum_and_weight_kernel<<<1, kSumThreads, 0, stream>>>(row_values, rows, pieces.count, pieces.step,
-                                                       mean, total, weight);
-}
-
 void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,
-                 const int32_t* skip, cudaStream_t stream, const float* weight) {
+                 const int32_t* skip, cudaStream_t stream) {
   const int64_t count = first.count > second.count ? first.count : second.count;
   if (count == 0) return;
-  with_storage(first.storage, [&](auto a) {
-    with_storage(second.storage, [&](auto b) {
-      scale_grads_kernel<decltype(a), decltype(b)>
-          <<<blocks_for(count), kBlockThreads, 0, stream>>>(first, second, upstream, skip, weight);
-    });
-  });
+  scale_grads_kernel<<<blocks_for(count), kBlockThreads, 0, stream>>>(first, second, upstream,
+                                                                      skip);
 }
 
 }  // namespace cuda

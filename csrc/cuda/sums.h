@@ -17,11 +17,6 @@ enum class Storage { kFloat, kBfloat16, kHalf };
 void sum_values(double* row_values, int64_t subsets, int64_t rows, float* first, float* others,
                 cudaStream_t stream, const int32_t* skip = nullptr, const float* factors = nullptr);
 
-// total[0], weight[0] = the two sums, of one subset's values and of what its rows weigh; with
-// `mean` total[0] is the first over the second, 0 where that is 0.
-void sum_and_weight(double* row_values, int64_t rows, bool mean, float* total, float* weight,
-                    cudaStream_t stream);
-
 // What a forward left for an upstream gradient of 1, and what is to come of it.
 struct UnitGrad {
   const float *unit, *again;  // `again`: computed for the upstream gradients there are
@@ -29,10 +24,9 @@ struct UnitGrad {
   void* to;
   Storage storage;  // of `to`
 };
-// to = upstream[0] * unit, of both; or `again` where skip is given and *skip is 0. With `weight`
-// upstream[0] is a mean's: it is divided by *weight, and is 0 where that is.
+// to = upstream[0] * unit, of both; or `again` where skip is given and *skip is 0.
 void scale_grads(const UnitGrad& first, const UnitGrad& second, const float* upstream,
-                 const int32_t* skip, cudaStream_t stream, const float* weight = nullptr);
+                 const int32_t* skip, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace mcr

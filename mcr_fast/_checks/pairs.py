@@ -12,6 +12,7 @@ from mcr_fast._checks.rows import check_present, check_weight, exclusion_codes
 from mcr_fast._checks.tensors import float_tensor, no_infinite_logits, on_device, shaped
 from mcr_fast._names import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops._modes import recorded
 from mcr_fast.sampling import CyclicPermutations
 
@@ -23,7 +24,7 @@ def kernel_reads(op: str, backend: Backend | None, device: torch.device, modalit
     """
     if device.type != "cpu" or backend not in (None, "cpu") or recorded():
         return False
-    return resolve(op, backend, device, modalities=modalities) == "cpu"
+    return resolve(op, backend, device, call=Call(modalities=modalities)) == "cpu"
 
 
 def divergence_arguments(

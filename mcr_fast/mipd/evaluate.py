@@ -75,7 +75,7 @@ def evaluate_at_once(
     if bias is not None and bias.dtype != weight.dtype:
         bias = bias.to(weight.dtype)
     with without_autocast(weight.device):
-        backend = serves(latents, weight, others[0], request.backend)
+        backend = serves(latents, weight, pairs, others[0], request.backend)
         if backend is None:
             return None
         terms = regularizer(latents, weight, bias, pairs, classes, *others, backend=backend)
@@ -88,12 +88,11 @@ def evaluate_at_once(
 def _from_latents(request: Request, columns: LinearColumns) -> _Result | None:
     """Contributions and divergences of a linear layer in one op; None if it does not serve here."""
     latents, weight = columns.operands(request.latents)
+    arguments = (*request.pair_tensors(), *request.options().values())
     with without_autocast(weight.device):
-        if not can_fuse(latents, weight, request.backend):
+        if not can_fuse(latents, weight, arguments, request.backend):
             return None
-        divergences, contributions = fused_divergence(
-            latents, weight, columns.bias, *request.pair_tensors(), *request.options().values()
-        )
+        divergences, contributions = fused_divergence(latents, weight, columns.bias, *arguments)
     logits = _clean_logits(request, columns, contributions)
     return -divergences.sum(), divergences.detach(), logits
 

@@ -6,6 +6,7 @@ import torch
 
 from mcr_fast import _libraries as libraries
 from mcr_fast._names import BACKENDS
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops.registry import OPS, preferred
 
 
@@ -28,7 +29,9 @@ def _why_unavailable(op: str) -> dict[str, str]:
     missing = {}
     for backend, reason in not_loaded.items():
         if backend not in row.backends:
-            missing[backend] = f"this version has no {backend} kernel for it; use backend=None"
+            of_gpus = (name for name in row.backends if "cpu" not in (name, backend))
+            other = next(of_gpus, "reference")
+            missing[backend] = f"it has no {backend} kernel; use backend={other!r} or None"
         elif reason is not None:
             missing[backend] = reason
         elif backend != "triton" and not libraries.has_kernel(f"{op}_fwd", backend.upper()):
@@ -42,28 +45,27 @@ libraries.load_libraries()
 _UNAVAILABLE = {op: _why_unavailable(op) for op in OPS}
 
 
+_NOT_KNOWN = Call()
+
+
 def resolve(
     op: str,
     backend: str | None,
     device: torch.device,
     *dtypes: torch.dtype,
-    size: int | None = None,
-    modalities: int = 0,
+    call: Call = _NOT_KNOWN,
 ) -> str:
     """The backend to run ``op`` with, for tensors of these dtypes on ``device``.
 
-    ``None`` takes the best one for them. The ``size`` is what `CHOICE` counts.
+    ``None`` takes the best one of those that take the call.
 
     Raises:
-        ValueError: for a name that is not a backend; more classes or modalities than it takes.
+        ValueError: for a name that is not a backend; a call that the backend does not take.
         RuntimeError: for a backend that is missing, or that cannot take these tensors.
     """
     op = OPS[op].made_of or op
-    most = OPS[op].max_modalities
     if backend is None:
-        if most is not None and modalities > most:
-            return "reference"
-        return _best(op, device, dtypes, size)
+        return _best(op, device, dtypes, call)
     if backend not in BACKENDS:
         known = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}, got {backend!r}")
@@ -76,37 +78,41 @@ def resolve(
             f"backend={backend!r} of {op} computes in float32, got float64 tensors; "
             "use backend='reference' or None"
         )
-    if size is not None and not _fits(op, backend, size):
+    refusal = OPS[op].refusal(backend, call)
+    if refusal is not None:
         raise ValueError(
-            f"backend={backend!r} of {op} takes at most {OPS[op].max_classes[backend]} classes, "
-            f"got {size}; use backend=None or 'reference'"
-        )
-    if backend != "reference" and most is not None and modalities > most:
-        raise ValueError(
-            f"backend={backend!r} takes at most {most} modalities, got {modalities}; "
-            "use backend=None or 'reference'"
+            f"backend={backend!r} of {op} takes {refusal[0]}, got {refusal[1]}; "
+            f"use backend={_other(op, backend, device, call)!r} or None"
         )
     return backend
 
 
-def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], size: int | None) -> str:
-    missing = _UNAVAILABLE[op]
+def can_take(op: str, backend: str, call: Call) -> bool:
+    """Whether a backend is here and takes a call, of tensors that its kernels read."""
+    return backend not in _UNAVAILABLE[op] and OPS[op].refusal(backend, call) is None
+
+
+def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], call: Call) -> str:
     if device.type == "cpu":
-        return "reference" if "cpu" in missing else "cpu"
+        return "cpu" if can_take(op, "cpu", call) else "reference"
     # they compute in float32
     if device.type == "cuda" and torch.float64 not in dtypes:
         sixteen_bit = any(dtype.itemsize == 2 for dtype in dtypes)
-        for name in preferred(op, size, sixteen_bit=sixteen_bit):
+        for name in (*preferred(op, call.size, sixteen_bit=sixteen_bit), "triton", "cuda"):
             # interpreted kernels are for tests that ask for them
             interpreted = name == "triton" and libraries.triton_interpreted()
-            if name not in missing and _fits(op, name, size) and not interpreted:
+            if can_take(op, name, call) and not interpreted:
                 return name
     return "reference"
 
 
-def _fits(op: str, backend: str, size: int | None) -> bool:
-    most = OPS[op].max_classes.get(backend)
-    return most is None or size is None or size <= most
+def _other(op: str, backend: str, device: torch.device, call: Call) -> str:
+    """The backend of this device whose kernels take what another one refuses, here or not."""
+    for name in ("triton", "cuda") if device.type == "cuda" else ("cpu",):
+        kernels = name != backend and name in OPS[op].backends
+        if kernels and OPS[op].refusal(name, call) is None:
+            return name
+    return "reference"
 
 
 def _check_device(op: str, backend: str, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, raise_double_backward, register
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.pairing import of_all_rows
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -65,8 +66,9 @@ def contrastive(
     backend: str | None,
 ) -> Tensor:  # []
     """The loss, by whichever backend serves."""
-    rows, _ = embeddings.shape
-    chosen = resolve(op, backend, embeddings.device, embeddings.dtype, size=rows)
+    rows, width = embeddings.shape
+    given = Call(size=rows, width=width)
+    chosen = resolve(op, backend, embeddings.device, embeddings.dtype, call=given)
     if chosen == "reference":  # kernels read what is known of all modalities
         labels, present = of_all_rows(rows, labels, present)
         return reference(embeddings, labels, present, temperature)

@@ -18,6 +18,7 @@ from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._limits import MAX_MODALITIES, Call, pairs_of
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
@@ -25,7 +26,6 @@ from mcr_fast.ops._modes import (
     refuse_batched,
 )
 from mcr_fast.ops.permuted_divergence import permuted_divergence
-from mcr_fast.ops.registry import OPS
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 from mcr_fast.reference.linear_permuted_divergence import (
@@ -37,7 +37,6 @@ _SERVED, _SERVED_ON_CUDA = (
     libraries.has_kernel("linear_permuted_divergence_fwd", key) for key in ("CPU", "CUDA")
 )
 _FORWARD = find("linear_permuted_divergence_fwd", "cpu") if _SERVED else None
-_MAX_MODALITIES = OPS["permuted_divergence"].max_modalities or 0
 
 
 def _forward_fake(
@@ -146,18 +145,26 @@ register(
 def can_fuse(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
+    arguments: tuple[Any, ...],  # of permuted_divergence_fwd, from the order to `exclude`
     backend: str | None,
 ) -> bool:
     """Whether `fused_divergence` serves these tensors here."""
     if not _SERVED or recorded() or forward_ad._current_level >= 0:
         return False
-    return takes(latents, weight, backend) and all(holds_values(x) for x in (weight, *latents))
+    if not takes(latents, weight, arguments, backend):
+        return False
+    return all(holds_values(x) for x in (weight, *latents))
 
 
-def takes(latents: Sequence[Tensor], weight: Tensor, backend: str | None) -> bool:
+def takes(
+    latents: Sequence[Tensor],
+    weight: Tensor,
+    arguments: tuple[Any, ...],
+    backend: str | None,
+) -> bool:
     """Whether the compiled kernels are to serve such tensors."""
     dtype, device, count = weight.dtype, weight.device, len(latents)
-    if not (weight.is_cpu or weight.is_cuda) or count > _MAX_MODALITIES:
+    if not (weight.is_cpu or weight.is_cuda) or count > MAX_MODALITIES:
         return False
     if any(z.device != device or z.dtype != dtype for z in latents):
         return False
@@ -168,16 +175,21 @@ def takes(latents: Sequence[Tensor], weight: Tensor, backend: str | None) -> boo
         return resolve("linear_permuted_divergence", backend, device) == "cpu"
     if not _SERVED_ON_CUDA or dtype != torch.float32:
         return False
-    classes = weight.shape[0]
-    op = "linear_permuted_divergence"
-    return resolve(op, backend, device, size=classes, modalities=count) == "cuda"
+    given = call_of(latents, weight, arguments)
+    return resolve("linear_permuted_divergence", backend, device, call=given) == "cuda"
+
+
+def call_of(latents: Sequence[Tensor], weight: Tensor, arguments: tuple[Any, ...]) -> Call:
+    """What decides who serves the layer's divergences."""
+    pairs = pairs_of(latents[0].shape[0], arguments)
+    return Call(weight.shape[0], modalities=len(latents), pairs=pairs)
 
 
 def fused_divergence(
     latents: Sequence[Tensor],  # M tensors [N, D_m]
     weight: Tensor,  # [C, sum of D_m]
     bias: Tensor | None,  # [C]
-    *arguments: Any,  # of permuted_divergence_fwd, after the bias and but for want_grad
+    *arguments: Any,  # of permuted_divergence_fwd, from the order to `exclude`
 ) -> tuple[Tensor, Tensor]:  # [S], [M, N, C]
     """The divergences and the contributions; only where `can_fuse`."""
     if arguments[4] is not None:
@@ -205,8 +217,9 @@ def linear_permuted_divergence(
             return linear_permuted_divergence(
                 latents, weight, bias, *pairs, backend=backend, **options
             )
-    if can_fuse(latents, weight, backend):
-        return fused_divergence(latents, weight, bias, *pairs, *options.values())[0]
+    arguments = (*pairs, *options.values())
+    if can_fuse(latents, weight, arguments, backend):
+        return fused_divergence(latents, weight, bias, *arguments)[0]
     if resolve("linear_permuted_divergence", backend, weight.device, weight.dtype) == "reference":
         return linear_permuted_divergence_reference(latents, weight, bias, *pairs, **options)
     contributions = linear_contributions(latents, weight)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._limits import Call, pairs_of
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -76,11 +77,8 @@ def permuted_divergence(
     backend: str | None,
 ) -> Tensor:  # [S]
     """D_S of each subset, its gradient routed by `strategy` and `clean_path`."""
-    num_modalities, _, size = contributions.shape
+    num_modalities, num_rows, size = contributions.shape
     device, dtype = contributions.device, contributions.dtype
-    chosen = resolve(
-        "permuted_divergence", backend, device, dtype, size=size, modalities=num_modalities
-    )
     pairs = (order, donors, labels, present)
     options: dict[str, Any] = {
         "subsets": subsets,
@@ -89,6 +87,11 @@ def permuted_divergence(
         "divergence": divergence,
         "exclude": exclude,
     }
+    of_pairs = None
+    if contributions.is_cuda:  # no backend of other tensors asks for them
+        of_pairs = pairs_of(num_rows, (*pairs, sample_weight, *options.values()))
+    given = Call(size, modalities=num_modalities, pairs=of_pairs)
+    chosen = resolve("permuted_divergence", backend, device, dtype, call=given)
     if chosen == "reference":
         return permuted_divergence_reference(contributions, bias, *pairs, sample_weight, **options)
     weight = None if sample_weight is None else weights_in_range(sample_weight)

@@ -55,8 +55,7 @@ def reconstruction_loss(
 ) -> Tensor:  # []
     """Mean over all elements of (reconstruction - [Z_1 .. Z_M])^2."""
     dtypes = (reconstruction.dtype, *(z.dtype for z in latents))
-    elements = reconstruction.numel()
-    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes, size=elements)
+    chosen = resolve("reconstruction_loss", backend, reconstruction.device, *dtypes)
     if chosen == "reference":
         return reconstruction_loss_reference(latents, reconstruction)
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*latents, reconstruction))

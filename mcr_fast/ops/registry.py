@@ -8,15 +8,20 @@ test holds the two against each other.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Up to which size (None: any) CUDA tensors take which backends, best first. The size is the number
-# of classes of the divergences, of rows of the contrastive losses, of elements of the
-# reconstruction.
+from mcr_fast.ops import _limits as limits
+from mcr_fast.ops._limits import Call, Limit, Refusal
+
+# Up to which size (None: any) CUDA tensors take which backends, best first; then any other that is
+# here. The size is the number of classes of the divergences, of rows of the contrastive losses.
 Choice = tuple[tuple[int | None, tuple[str, ...]], ...]
-# The kernels that need no compiler come first where nothing has been measured.
-NOT_MEASURED: Choice = ((None, ("triton", "cuda")),)
-# What `python -m bench gpu` prints goes here. A row "nt_xent 16-bit" beside that of "nt_xent" is
-# for bfloat16 and float16, where they choose otherwise. Nothing has been measured yet.
-CHOICE: dict[str, Choice] = {}
+# By the model in docs/decisions/two-gpu-backends.md: modelled, not measured. What
+# `python -m bench gpu` prints goes here. A row "nt_xent 16-bit" beside that of "nt_xent" is for
+# bfloat16 and float16, where they choose otherwise. Ops with one GPU backend have no row.
+CHOICE: dict[str, Choice] = {
+    "permuted_divergence": ((None, ("cuda", "triton")),),
+    "nt_xent": ((limits.SMALL_ROWS, ("cuda", "triton")), (None, ("triton",))),
+    "sup_con": ((limits.SMALL_ROWS, ("cuda", "triton")), (None, ("triton",))),
+}
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,15 @@ class Op:
     forward: str  # schema of <op>_fwd
     backward: str  # and of <op>_bwd
     backends: tuple[str, ...] = ("cpu", "triton", "cuda")  # that have kernels, kernels/<op>.py too
-    max_classes: Mapping[str, int] = field(default_factory=dict)  # of a backend that has a limit
-    max_modalities: int | None = None  # of every backend but the reference
+    limits: Mapping[str, Limit] = field(default_factory=dict)  # of a backend that has one
     made_of: str | None = None  # the op that serves where only torch's products stand before it
 
+    def refusal(self, backend: str, call: Call) -> Refusal | None:
+        """What the backend takes of the op, where that is not this call; None where it takes it."""
+        limit = self.limits.get(backend)
+        return None if limit is None else limit(call)
 
-# Triton's and CUDA's divergences keep whole rows in registers.
-_CLASSES = {"triton": 4096, "cuda": 65536}
+
 _PAIRS = (  # what follows the contributions
     "Tensor? bias, Tensor? order, Tensor? donors, Tensor? labels, Tensor? present, "
     "Tensor? sample_weight, int[] subsets, str strategy, str clean_path, str divergence, "
@@ -42,6 +49,7 @@ _CONTRASTIVE = Op(
     "(Tensor embeddings, Tensor labels, Tensor? present, float temperature, bool want_grad) "
     "-> (Tensor loss, Tensor unit_grad)",
     "(Tensor grad, Tensor unit_grad, ScalarType dtype) -> Tensor",
+    limits={"cuda": limits.contrastive_of_cuda},
 )
 
 OPS: dict[str, Op] = {
@@ -50,8 +58,11 @@ OPS: dict[str, Op] = {
         "-> (Tensor divergences, Tensor unit_grad, Tensor unit_grad_bias)",
         f"(Tensor grad, Tensor unit_grad, Tensor unit_grad_bias, Tensor contributions, {_PAIRS}) "
         "-> (Tensor grad_contributions, Tensor grad_bias)",
-        max_classes=_CLASSES,
-        max_modalities=8,
+        limits={
+            "cpu": limits.modalities,
+            "triton": limits.pairs_of_triton,
+            "cuda": limits.pairs_of_cuda,
+        },
     ),
     "linear_permuted_divergence": Op(
         f"(Tensor[] latents, Tensor weight, {_PAIRS}, bool want_grad) "
@@ -68,7 +79,8 @@ OPS: dict[str, Op] = {
         "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)",
         "(Tensor grad, Tensor? weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean, "
         "Tensor perturbed, Tensor clean) -> (Tensor grad_perturbed, Tensor grad_clean)",
-        max_classes=_CLASSES,
+        backends=("cpu", "triton"),
+        limits={"triton": limits.rows_of_triton},
     ),
     "nt_xent": _CONTRASTIVE,
     "sup_con": _CONTRASTIVE,
@@ -76,6 +88,7 @@ OPS: dict[str, Op] = {
         "(Tensor[] latents, Tensor reconstruction) -> Tensor",
         "(Tensor grad, Tensor[] latents, Tensor reconstruction) "
         "-> (Tensor[] grad_latents, Tensor grad_reconstruction)",
+        backends=("cpu", "triton"),
     ),
 }
 
@@ -108,11 +121,11 @@ def with_kernels(backend: str) -> tuple[str, ...]:
 
 
 def preferred(op: str, size: int | None = None, *, sixteen_bit: bool = False) -> tuple[str, ...]:
-    """The backends of CUDA tensors, best first, whether they are here or not.
+    """The backends of CUDA tensors that `CHOICE` names, best first, whether they are here or not.
 
     Without a size, those of the smallest.
     """
-    rows = CHOICE.get(op, NOT_MEASURED)
+    rows = CHOICE.get(op, ())
     if sixteen_bit:
         rows = CHOICE.get(f"{op} 16-bit", rows)
     for most, order in rows:

@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import can_take, resolve
 from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
@@ -23,7 +24,7 @@ from mcr_fast.ops._modes import (
     refuse_batched,
     transformed,
 )
-from mcr_fast.ops.linear_permuted_divergence import layer_gradients, takes
+from mcr_fast.ops.linear_permuted_divergence import call_of, layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
@@ -111,6 +112,7 @@ register(
 def serves(
     latents: Sequence[Tensor],
     weight: Tensor,
+    pairs: tuple[Any, ...],  # of permuted_divergence_fwd, from the order to `exclude`
     contrastive: str,
     backend: str | None,
 ) -> str | None:
@@ -118,27 +120,29 @@ def serves(
     in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
         return None
-    if _SERVED and weight.is_cpu and takes(latents, weight, backend):
+    if _SERVED and weight.is_cpu and takes(latents, weight, pairs, backend):
         values = in_graph or all(holds_values(x) for x in (weight, *latents))
         return "cpu" if values else None
-    device, (rows, count) = weight.device, (latents[0].shape[0], len(latents))
+    device, (rows, width) = weight.device, latents[0].shape
     if any(x.dtype != torch.float32 or x.device != device for x in (weight, *latents)):
         return None
     if autocast_enabled(device) or (backend is None and device.type != "cuda"):
         return None
-    chosen = (
-        resolve("permuted_divergence", backend, device, size=weight.shape[0], modalities=count),
-        resolve(contrastive, backend, device, size=count * rows),
-    )
+    given = call_of(latents, weight, pairs)
+    chosen = resolve("permuted_divergence", backend, device, call=given)
     served = {"triton": True, "cuda": _SERVED_ON_CUDA}
-    return chosen[0] if chosen[0] == chosen[1] and served.get(chosen[0]) else None
+    of_rows = Call(len(latents) * rows, width)
+    if backend is not None:  # raises where it does not take them
+        resolve(contrastive, backend, device, call=of_rows)
+    # that of the divergences, which have the most to do
+    return chosen if served.get(chosen) and can_take(contrastive, chosen, of_rows) else None
 
 
 def regularizer(
     latents: list[Tensor],  # M tensors [N, D]
     weight: Tensor,  # [C, M * D]
     bias: Tensor | None,  # [C]
-    pairs: tuple[Any, ...],  # of permuted_divergence_fwd, after the bias and but for want_grad
+    pairs: tuple[Any, ...],  # of permuted_divergence_fwd, from the order to `exclude`
     *others: Any,  # classes, contrastive, temperature, mipd_weight, contrastive_weight
     backend: str,
 ) -> Terms:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._limits import Call
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._divergence import mean_or_zero
@@ -71,7 +72,7 @@ register(
 
 def _resolve(backend: str | None, perturbed: Tensor, clean: Tensor) -> str:
     dtypes = (perturbed.dtype, clean.dtype)
-    return resolve("row_divergence", backend, clean.device, *dtypes, size=clean.shape[1])
+    return resolve("row_divergence", backend, clean.device, *dtypes, call=Call(clean.shape[1]))
 
 
 def row_divergence(

@@ -36,12 +36,6 @@ KNOBS = (
     "kSmallRows",  # up to which permuted_divergence makes a row's gradient in one go
     "kMaxOwnProduct",  # of a linear layer: more multiplications are the library's
     "kMaxPairBytes",  # of a chunk of bands
-    *("kStripeBytes", "kMinStripeRows", "kKeptBytes", "kPanelBytes", "kMinPanelRows"),
-    *("kSmallRows", "kSmallWidth"),  # of a contrastive batch that two kernels take
-    "kWarpRows",  # columns of similarities up to which a row is a warp's
-    "kFewRows",  # perturbed rows of row_divergence up to which none are sorted
-    "kRun",  # columns of similarities whose sum is rounded as one number
-    "kMaxBlocks",  # of reconstruction_loss: more rows come in the same threads' next round
 )
 RENAMED = {
     "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",

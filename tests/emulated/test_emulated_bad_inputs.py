@@ -1,4 +1,4 @@
-"""Arguments that the CUDA launchers refuse or answer with NaN; tests/suite has donors and rows."""
+"""Arguments that the CUDA launchers refuse or answer with NaN; tests/suite has donors."""
 
 import pytest
 import torch

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from contrastive import make_rows
 from divergences import DTYPES, assert_same_bits
 
+from mcr_fast.ops._limits import Call
+from mcr_fast.ops.registry import OPS
 from suite import behaviour, checks
 from suite.backends import Backend
 from suite.cases import CAPABILITIES, CPU, KERNELS, NATIVE, Case, fitting, named
@@ -18,7 +20,6 @@ from suite.subjects import Embeddings, worth_nothing
 
 FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = DTYPES
 TEMPERATURES = (0.5, 0.1, 0.03, 0.01)
-STRIPED = {"kSmallRows": 0}  # on the emulator: no batch is small
 FIRST = {"nt_xent": FLOAT32, "sup_con": BFLOAT16}  # with which the quick tier has most
 
 
@@ -132,7 +133,9 @@ def case(
         made = Embeddings(op, x, labels, present if masked else None, temperature, precision)
         return change(made)
 
-    rest["backends"] = fitting(dtype, rest.pop("backends", KERNELS))
+    backends = fitting(op, dtype, rest.pop("backends", KERNELS))
+    takes = OPS[op].refusal("cuda", Call(rows, width)) is None  # CUDA C++: small batches
+    rest["backends"] = tuple(name for name in backends if name != "cuda" or takes)
     shape = {"L": rows, "D": width, "classes": classes, "masked": masked}
     name = named(what=what, **shape, dtype=dtype, T=float(temperature))
     return Case(op, name, make, work=rows * rows, **rest)
@@ -181,23 +184,15 @@ def shapes(op: str) -> Iterator[Case]:
         yield case(op, "production", 4096, 512, 174, dtype=dtype, backends=KERNELS[1:])
 
 
-def stripes(op: str) -> Iterator[Case]:
-    """More rows than similarities are kept of: the CPU keeps 64 MiB, the CUDA kernels too."""
+def large(op: str) -> Iterator[Case]:
+    """More rows than the CPU keeps similarities of (64 MiB), or Triton has in one panel."""
     yield case(op, "kept", 6400, 8, 40, checks=(promised,), here=CPU)
     for dtype in DTYPES[:3]:
         rest = {"dtype": dtype, "masked": dtype == BFLOAT16, "thorough": dtype == FLOAT32}
-        yield case(op, "stripes", 6000, 64, 11, backends=KERNELS[1:], **rest)
-    # small twins on the emulator: not kept, in stripes of one step and panels, rows of a block each
-    knobs = STRIPED | {"kKeptBytes": 0, "kStripeBytes": 0, "kMinStripeRows": 32}
-    knobs |= {"kPanelBytes": 0, "kMinPanelRows": 64}
-    for dtype, t in product(DTYPES[:3], (0.5, 0.02)):
-        rest = {"dtype": dtype, "temperature": t, "masked": True, "backends": ("cuda",)}
-        rest["quick"] = dtype == FIRST[op] and t == 0.02
-        yield case(op, "stripes_emulated", 170, 20, 60, emulator=knobs, **rest)
-        yield case(op, "blocks_emulated", 130, 9, 30, emulator=STRIPED | {"kWarpRows": 0}, **rest)
+        yield case(op, "panels", 6000, 64, 11, backends=("triton",), **rest)
     # products of float32 rows in tf32: held to what torch's own lose with that setting
-    for what, shape in {"tf32": (1500, 96, 11), "stripes_tf32": (6000, 64, 11)}.items():
-        yield case(op, what, *shape, precision="high", backends=KERNELS[1:])
+    for what, shape in {"tf32": (1500, 96, 11), "panels_tf32": (6000, 64, 11)}.items():
+        yield case(op, what, *shape, precision="high", backends=("triton",))
 
 
 def off_alignment(x: Embeddings) -> Embeddings:
@@ -217,21 +212,9 @@ def small(op: str) -> Iterator[Case]:
     for dtype in DTYPES[:3]:
         rest = {"dtype": dtype, "backends": ("cuda",), "here": ("cuda",)}
         yield case(op, "most_rows", 1024, 12, 37, masked=True, thorough=True, **rest)
-        yield case(op, "a_row_more", 1025, 12, 37, **rest)
         yield case(op, "widest", 20, 4096, 4, **rest)
         yield case(op, "off_alignment", 33, 24, 4, change=off_alignment, **rest)
-    yield case(op, "too_wide", 12, 4097, 3, backends=("cuda",))
     yield case(op, "copies_wide", 50, 300, 4, change=copies, temperature=0.1, backends=("cuda",))
-
-
-def striped(cases: Iterator[Case]) -> Iterator[Case]:
-    """With them, what the CUDA kernels for large batches make of those that are small."""
-    for each in cases:
-        yield each
-        if "cuda" in each.backends and each.work <= 1 << 20:
-            quick = each.quick is True or (each.quick and "cuda" in each.quick)
-            rest = {"backends": ("cuda",), "emulator": STRIPED, "thorough": False}
-            yield replace(each, name=f"{each.name}_striped", quick=bool(quick), **rest)
 
 
 def nothing(op: str) -> Iterator[Case]:
@@ -318,8 +301,6 @@ def behaves(op: str) -> Iterator[Case]:
         }
         yield case(op, "bits", 50, 19, 6, **rest)
         yield case(op, "bits", 51, 19, 6, **rest | {"backends": ("triton",)})
-        rest |= {"backends": ("cuda",), "emulator": STRIPED}
-        yield case(op, "bits_striped", 50, 19, 6, **rest)
 
     def columns(x: Embeddings) -> Embeddings:
         return replace(x, x=x.x[:, 3:])
@@ -343,7 +324,5 @@ def separated(x: Embeddings) -> Embeddings:
 
 def of_op(op: str) -> Iterator[Case]:
     """All that are alike for both ops."""
-    for group in (shapes, nothing, not_finite, extremes):
-        yield from striped(group(op))
-    for group in (stripes, small, behaves):
+    for group in (shapes, nothing, not_finite, extremes, large, small, behaves):
         yield from group(op)

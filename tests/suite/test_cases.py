@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from divergences import options_of
 
 from bench.gpu.sanitize import MORE
 from mcr_fast.ops.registry import OPS, with_kernels
 from suite import backends, behaviour, cases, checks
 from suite.backends import Backend
-
-# of csrc/permuted_divergence/cuda/far.cu: the most classes of each team, some for many rows only
-FAR_TEAMS = (8, 32, 64, 112, 128, 192, 256, 384, 512, 768, 1024)
-FEWEST_ROWS = {112: 8192, 192: 4096, 384: 2048}
+from suite.test_suite import refusal
 
 
 # an op that is made of another one has a test of its own
@@ -34,32 +30,18 @@ def test_compute_sanitizer_watches_more_than_the_quick_cases(op):
     assert any(case.op == op and case.thorough for case in found)
 
 
-def test_far_pairs_are_large_enough_and_of_every_team():
-    teams, kinds = set(), set()
-    for case in cases.every():
-        if case.op != "permuted_divergence" or not case.name.startswith("far_"):
-            continue
-        if case.emulator or case.here:  # small twins on the emulator
-            continue
-        subject = case.make()
-        x = subject.inputs
-        _, rows, classes = x.contributions.shape
-        permutations = rows - 1 if x.donors is None else x.donors.shape[1]
-        elements = 2 * rows * permutations * classes
-        assert len(options_of(x, **subject.options)["subsets"]) == 2
-        assert x.donors is None or len(x.donors) == 1
-        assert case.backends == ("cuda",)
-        assert elements >= 2**20
-        assert elements < 1.1 * 2**20 or rows > 3000 or x.donors is None
-        fit = [t for t in FAR_TEAMS if classes <= t and rows >= FEWEST_ROWS.get(t, 0)]
-        scheme = next(s for s in ("table", "cyclic", "exhaustive") if s in case.name)
-        kinds |= {(scheme, word) for word in case.name.split("_")}
-        if "scale" not in case.name and x.present is None:
-            teams.add(fit[0])
-    assert teams == set(FAR_TEAMS)
-    words = ("float32", "bfloat16", "float16", "scale0.01", "scale0.17", "present")
-    assert kinds >= {(scheme, word) for scheme in ("table", "cyclic") for word in words}
-    assert ("exhaustive", "far") in kinds
+def test_cuda_cases_of_a_gpu_are_of_both_regimes():
+    """Small batches, and bands of cyclic and exhaustive donors; the others are skipped there."""
+    on = next(b for b in backends.ON_A_GPU if b.name == "cuda")
+    found = [c for c in cases.every() if c.op == "permuted_divergence" and c.is_for(on)]
+    found = [c for c in found if c.is_quick(on) or c.name.startswith(("band_", "production"))]
+    names = [c.name for c in found]
+    assert not [c.name for c in found if refusal(c.make(), on) is not None]
+    for start in ("band_M2_N701_C50_window", "band_M2_N600", "production_M2_N4096_C174_cyclic"):
+        assert any(name.startswith(start) for name in names), start
+    assert any("exhaustive" in name for name in names if name.startswith("band_"))
+    assert not any("table" in name for name in names if name.startswith(("band_", "production")))
+    assert any("M8" in name for name in names)
 
 
 # harm done to what row_divergence_fwd returns: the case, the checks that find it, the statement

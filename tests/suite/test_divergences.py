@@ -60,5 +60,6 @@ def test_reference_of_rows_is_the_definition(divergence, weighted):
 def test_more_than_eight_modalities():
     x = make_batch(9, 6, 4, count=2)
     assert_same_bits([call(x, None, subsets="single")], [call(x, "reference", subsets="single")])
-    with pytest.raises(ValueError, match="backend='cpu' takes at most 8 modalities, got 9"):
+    message = "backend='cpu' of permuted_divergence takes at most 8 modalities, got 9"
+    with pytest.raises(ValueError, match=message):
         call(x, "cpu", subsets="single")

@@ -14,6 +14,7 @@ from divergences import DTYPES, make_batch
 from divergences import make_rows as make_held_rows
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
+from mcr_fast.ops._limits import SMALL_PAIR_CLASSES
 from mcr_fast.ops.registry import OPS
 from suite import backends, checks
 from suite.backends import Backend
@@ -30,7 +31,7 @@ MASKS, MASKABLE = st.sampled_from(masks.MASKS), st.sampled_from(OF_LOGITS)
 SEEDS = st.integers(0, 2**16)
 # both sides of every limit, and the teams of csrc with one step and several, whole and ragged
 FEW_CLASSES = st.integers(1, 70) | st.sampled_from((1, 31, 32, 33, 48, 49, 64, 65))
-MANY_CLASSES = st.sampled_from((96, 101, 128, 174, 192, 193, 250, 400, 520, 700, 1025))
+MANY_CLASSES = (96, 101, 128, 174, 192, 193, 250, 400, 520, 700, 1025)
 
 
 def dtypes(on: Backend, wide: bool = False) -> st.SearchStrategy:
@@ -39,8 +40,11 @@ def dtypes(on: Backend, wide: bool = False) -> st.SearchStrategy:
     return st.sampled_from(DTYPES[: 4 if wide and on.name == "cpu" else 3])
 
 
-def classes(on: Backend) -> st.SearchStrategy:
-    return FEW_CLASSES if on.name == "triton" else FEW_CLASSES | MANY_CLASSES
+def classes(on: Backend, small: bool = False) -> st.SearchStrategy:
+    if on.name == "triton":
+        return FEW_CLASSES
+    most = SMALL_PAIR_CLASSES if small and on.name == "cuda" else None
+    return FEW_CLASSES | st.sampled_from([c for c in MANY_CLASSES if most is None or c <= most])
 
 
 def knobs(on: Backend, **values: tuple[int, ...]) -> st.SearchStrategy:
@@ -61,7 +65,7 @@ def pairs(draw, on: Backend) -> dict:
         "divergence": draw(st.sampled_from(("jsd", *DIVERGENCES))),
         "exclude": draw(st.sampled_from(("none", "self", "same_label"))),
     }
-    width = draw(classes(on))
+    width = draw(classes(on, small=True))
     most = 5 if slow else 9 if width > 100 or modalities > 2 else 40
     rows = draw(st.integers(1, most))
     # squares of 1e4 have no float16 gradient
@@ -88,14 +92,39 @@ def pairs(draw, on: Backend) -> dict:
         "knobs": draw(
             knobs(
                 on,
-                kSmallRows=(0,),  # no batch is small
-                kLeastElements=(0, 0, 1 << 40),  # far pairs first, or never
                 kBusyThreads=(1, 256, 2048),  # one to many parts
-                kMaxPairBytes=(1, 1 << 14),  # chunks of one permutation, or of some
-                kFarRun=(1, 3),
             )
         ),
     }
+
+
+@st.composite
+def banded_pairs(draw, on: Backend) -> dict:
+    """Two modalities whose donors are shifts, for the kernels of a band."""
+    options = {
+        "subsets": "single",
+        "strategy": draw(st.sampled_from(("greedy", "independent", "collaborative"))),
+        "clean_path": draw(st.sampled_from(("shared", "routed", "detached"))),
+        "exclude": draw(st.sampled_from(("none", "self", "same_label"))),
+    }
+    rows = draw(st.integers(64, 130))
+    x = make_batch(
+        *(2, rows, draw(st.integers(1, 140)), draw(st.sampled_from(("window", "exhaustive")))),
+        count=draw(st.sampled_from((1, 7, 32, 33, 63))),
+        scale=draw(st.sampled_from((0.01, 0.15, 1.5, 8.0, 30.0))),
+        bias=draw(st.booleans()),
+        present=draw(st.booleans()),
+        weighted=draw(st.booleans()),
+        dtype=draw(dtypes(on)),
+        seed=draw(SEEDS),
+    )
+    peaked = draw(st.sampled_from((0.0, 4.0, 40.0)))  # rows that are sure of a class each
+    x.contributions[0, torch.arange(rows), torch.arange(rows) % x.contributions.shape[2]] += peaked
+    if draw(st.booleans()):  # rows that are alike in all but a rounding, among others
+        x.contributions[:, 1::3] = x.contributions[:, :1] * (1 + 1e-4)
+    chunks = draw(knobs(on, kMaxPairBytes=(1, 1 << 20)))
+    subject = Divergence(x, options, draw(UPSTREAM | st.none()))
+    return {"subject": subject, "knobs": chunks | {"kSmallRows": 0}}
 
 
 @st.composite
@@ -109,10 +138,7 @@ def held_rows(draw, on: Backend) -> dict:
         seed=draw(SEEDS),
     )
     options = {"divergence": draw(st.sampled_from(("jsd", *DIVERGENCES)))}
-    return {
-        "subject": Divergence(x, options, draw(UPSTREAM)),
-        "knobs": draw(knobs(on, kBusyThreads=(1, 256, 2048), kFewRows=(0, 1 << 13))),
-    }
+    return {"subject": Divergence(x, options, draw(UPSTREAM))}
 
 
 def hold(on: Backend, subject: Subject) -> None:
@@ -125,16 +151,14 @@ def masked_pairs(draw, on: Backend) -> dict:
     scheme, own = draw(st.sampled_from((("cyclic", False), ("table", False), ("table", True))))
     x = make_batch(2, 9, draw(st.sampled_from((5, 13, 51))), scheme, own=own, seed=5)
     x = masks.masked_batch(draw(st.sampled_from(masks.CARRIERS)), draw(MASKS), x)
-    sizes = {"kSmallRows": (0,), "kLeastElements": (0,), "kMaxPairBytes": (1,)}
-    taken = knobs(on, kBusyThreads=(1, 256), **sizes)
+    taken = knobs(on, kBusyThreads=(1, 256))
     return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
 
 
 @st.composite
 def masked_rows(draw, on: Backend) -> dict:
     x = masks.masked_rows(draw(st.sampled_from(masks.ROW_SIDES)), draw(MASKS), 5, torch.float32)
-    taken = knobs(on, kBusyThreads=(1, 256), kFewRows=(0, 1 << 13))
-    return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0), "knobs": draw(taken)}
+    return {"subject": Divergence(x, {"divergence": draw(MASKABLE)}, 1.0)}
 
 
 def hold_masked(on: Backend, subject: Divergence) -> None:
@@ -151,22 +175,7 @@ def embeddings(draw, on: Backend, op: str) -> dict:
     x = (x * draw(st.sampled_from((1.0, 1e-3, 1e3)))).to(draw(dtypes(on)))
     rows = x, labels, present if draw(st.booleans()) else None
     temperature = draw(st.sampled_from((2.0, 0.5, 0.07, 0.02, 0.01)))
-    return {
-        "subject": Embeddings(op, *rows, temperature, factor=draw(UPSTREAM)),
-        "knobs": draw(
-            knobs(
-                on,
-                kSmallRows=(0, 100),  # stripes for all, or for some
-                kKeptBytes=(0, 0),  # similarities are made again
-                kStripeBytes=(0, 1 << 15),
-                kMinStripeRows=(32, 64),
-                kPanelBytes=(0,),
-                kMinPanelRows=(32, 64),
-                kWarpRows=(0,),  # a row is a block's
-                kRun=(32, 96),
-            )
-        ),
-    }
+    return {"subject": Embeddings(op, *rows, temperature, factor=draw(UPSTREAM))}
 
 
 @st.composite
@@ -183,16 +192,14 @@ def latents(draw, on: Backend) -> dict:
     g = torch.Generator().manual_seed(draw(SEEDS))
     *made, h = (scale * torch.randn(rows, d + gap, generator=g) for d in (*widths, sum(widths)))
     tensors = [z.to(first)[:, gap:] for z in made], h.to(second)[:, gap:]
-    return {
-        "subject": Reconstruction(*tensors, draw(UPSTREAM)),
-        "knobs": draw(knobs(on, kMaxBlocks=(1, 3))),
-    }
+    return {"subject": Reconstruction(*tensors, draw(UPSTREAM))}
 
 
 # op, check: problems, what they are held to
 PROBLEMS = {
     ("permuted_divergence", "bound"): (pairs, hold),
     ("permuted_divergence", "masked"): (masked_pairs, hold_masked),
+    ("permuted_divergence", "band"): (banded_pairs, hold),
     ("row_divergence", "bound"): (held_rows, hold),
     ("row_divergence", "masked"): (masked_rows, hold_masked),
     ("nt_xent", "bound"): (partial(embeddings, op="nt_xent"), hold),
@@ -214,7 +221,7 @@ def pytest_generate_tests(metafunc):
         for counts, slow in ((QUICK, ()), (SLOW, (pytest.mark.slow,))):
             marks = [*slow, *([pytest.mark.process(on.process)] if on.process else [])]
             for op, check in PROBLEMS if on.name in counts else ():
-                if on.name not in OPS[op].backends:
+                if on.name not in OPS[op].backends or (check == "band" and on.name != "cuda"):
                     continue
                 name = f"{on.name}-{op}-fuzz_{counts[on.name]}-{check}"
                 given = on, *PROBLEMS[op, check], counts[on.name]
@@ -238,7 +245,7 @@ def test_fuzz(on, problems, hold, count):
     def test(problem: dict) -> None:
         rest = dict(problem)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in rest.pop("knobs").items():
+            for name, value in rest.pop("knobs", {}).items():
                 patch.setenv(f"MCR_EMULATED_{name}", str(value))
             hold(on, **rest)
 

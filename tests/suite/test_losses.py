@@ -96,12 +96,11 @@ def case_of(op, start):
 
 @pytest.mark.parametrize("op", REFERENCES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "tf32"])
-def test_stripes_of_rows(op, dtype):
-    # csrc/contrastive/cuda/launcher.cpp: float32 similarities of 64 MiB are kept
-    found = [c for c in cases.every() if c.op == op and not c.emulator]
-    found = [c for c in found if {"stripes", dtype} <= {*c.name.split("_")}]
+def test_panels_of_rows(op, dtype):
+    # kernels/contrastive/panels.py: of 4096 rows at most
+    found = [c for c in cases.every() if c.op == op and {"panels", dtype} <= {*c.name.split("_")}]
     assert found
-    assert all(4 * c.work > 2**26 for c in found)  # of so many pairs of rows
+    assert all(c.work > 4096**2 for c in found)  # of so many pairs of rows
 
 
 @pytest.mark.parametrize("op", REFERENCES)

@@ -11,6 +11,11 @@
 namespace mcr {
 namespace MCR_ISA {
 
+template <class T>
+MCR_INLINE SimilarityRow<T> row_of(const SimilarityStripe<T>& stripe, int64_t r) {
+  return {stripe.dots + r * stripe.stride};
+}
+
 // Raises the maxima of a tile's rows and columns to what it holds, and rescales the columns' sums.
 template <class T>
 inline void raise_maxima(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
@@ -150,15 +155,71 @@ double sup_con_positives(const SimilarityStripe<T>& stripe, int64_t begin, int64
   return total;
 }
 
+// Calls outside(j) and inside(j) for the vectors of the columns begin .. end - 1, inside for those
+// that hold some of low .. high - 1. `begin` is a multiple of their width.
+template <class T, class Outside, class Inside>
+MCR_INLINE void split_columns(int64_t begin, int64_t end, int64_t low, int64_t high,
+                              const Outside& outside, const Inside& inside) {
+  constexpr int64_t W = kWidth<T>;
+  const auto within = [&](int64_t j) { return j < begin ? begin : j > end ? end : j; };
+  const int64_t from = within(low < 0 ? 0 : low / W * W);
+  const int64_t to = within(high < 0 ? 0 : (high + W - 1) / W * W);
+  for (int64_t j = begin; j < from; j += W) outside(j);
+  for (int64_t j = from; j < to; j += W) inside(j);
+  for (int64_t j = to; j < end; j += W) outside(j);
+}
+
+// sink(j, h): H of row r and the stripe's columns begin .. end - 1, in whole vectors.
+template <bool kRunningMax, class T, class Sink>
+MCR_INLINE void weights(NtXent, const SimilarityStripe<T>& stripe, int64_t r, int64_t begin,
+                        int64_t end, const RowWeights<T>& rows, const Sink& sink) {
+  const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
+  const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
+  const auto row = row_of(stripe, r);
+  const RowWeight<T> own(rows, a, stripe.scale);
+  const auto negatives = [&](int64_t j) {
+    sink(j, weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j)));
+  };
+  const auto positives = [&](int64_t j) {
+    const Vec<T> d = row.at(j);
+    Vec<T> h = {};
+    if (j < low || j + kWidth<T> > high) {
+      h = weighted_exponentials<kRunningMax, T>(own, rows, first + j, d);
+    }
+    const Vec<T> both =
+        pair_term<T>(own, d).sigma + pair_terms<T>(rows, own.scale, first + j, d).sigma;
+    h = SomeLanes<T>(low - j, high - j).select(-both, h);
+    sink(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
+  };
+  split_columns<T>(begin, end, low, high, negatives, positives);
+}
+template <bool kRunningMax, class T, class Sink>
+MCR_INLINE void weights(SupCon, const SimilarityStripe<T>& stripe, int64_t r, int64_t begin,
+                        int64_t end, const RowWeights<T>& rows, const Sink& sink) {
+  const int64_t a = stripe.first + r, first = stripe.first_column, diagonal = a - first;
+  const int64_t low = stripe.class_begin[a] - first, high = stripe.class_end[a] - first;
+  const T both = high - low > 1 ? T(2) / T(high - low - 1) : T(0);
+  const auto row = row_of(stripe, r);
+  const RowWeight<T> own(rows, a, stripe.scale);
+  const auto negatives = [&](int64_t j) {
+    sink(j, weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j)));
+  };
+  const auto positives = [&](int64_t j) {
+    Vec<T> h = weighted_exponentials<kRunningMax, T>(own, rows, first + j, row.at(j));
+    h = SomeLanes<T>(low - j, high - j).select(h - both, h);
+    sink(j, SomeLanes<T>(diagonal - j, diagonal - j + 1).select(Vec<T>{}, h));
+  };
+  split_columns<T>(begin, end, low, high, negatives, positives);
+}
+
 // H of rows [begin, end) of the stripe and the panel's columns, written to the panel's own memory.
 template <class Loss, bool kRunningMax, class T, class Out>
 void weights_panel(const SimilarityStripe<T>& stripe, int64_t begin, int64_t end,
                    const RowWeights<T>& rows, const WeightsPanel<Out>& panel) {
   for (int64_t r = begin; r < end; ++r) {
     Out* out = panel.weights + r * panel.stride - panel.begin;
-    Loss::template weights<RowTeam<T>, kRunningMax>(
-        stripe, r, panel.begin, panel.end, rows, [](int64_t, Vec<T> h) { return h; },
-        [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
+    weights<kRunningMax>(Loss(), stripe, r, panel.begin, panel.end, rows,
+                         [&](int64_t j, Vec<T> h) { store_as(out + j, h); });
   }
 }
 

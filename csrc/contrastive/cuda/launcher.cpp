@@ -1,30 +1,16 @@
-// The contrastive losses: a small batch in two kernels, any other in stripes.
+// The contrastive losses of a small batch, in two kernels; mcr_fast/ops/_limits.py says who takes
+// the others.
 #include "contrastive/cuda/launcher.h"
 
 #include "contrastive/arguments.h"
 #include "contrastive/cuda/small.h"
-#include "contrastive/cuda/stripes.h"
+#include "cuda/products.h"
 
 namespace mcr {
 namespace cuda {
 namespace {
 
-// Up to so many rows and columns no library product is worth its launches.
-constexpr int64_t kSmallRows = 1024, kSmallWidth = 4096;
-
-// The rows of all modalities, one after another.
-Tensor joined(const std::vector<Tensor>& parts) {  // M of [N, D]
-  if (parts.size() == 1) return parts[0];
-  const int64_t M = int64_t(parts.size()), N = parts[0].size(0);
-  Tensor all = empty_beside(parts[0], {M * N, parts[0].size(1)}, parts[0].scalar_type());
-  for (int64_t m = 0; m < M; ++m) {
-    Tensor to = torch::stable::narrow(all, 0, m * N, N);
-    torch::stable::copy_(to, parts[m]);
-  }
-  return all;
-}
-
-// Theirs of labels [N] and of presence [N, M].
+// Of the rows of all modalities, one after another, those of labels [N] and of presence [N, M].
 Tensor repeated(const Tensor& labels, int64_t M) {
   if (M == 1) return labels;
   const Tensor codes = contiguous_as(labels, ScalarType::Long);
@@ -35,11 +21,6 @@ OptionalTensor by_modality(const OptionalTensor& present) {
   if (!present || present->dim() == 1) return present;
   return torch::stable::flatten(
       torch::stable::contiguous(torch::stable::transpose(*present, 0, 1)));
-}
-
-bool fits_small(int64_t M, int64_t L, int64_t D) {
-  return M <= kMaxSmallParts && L <= std::min<int64_t>(kSmallRows, kMaxSmallRows) && D > 0 &&
-         D <= kSmallWidth;
 }
 
 // Embeddings as small_rows takes them, which stay in `held`.
@@ -76,14 +57,14 @@ std::tuple<Tensor, Tensor> small_forward(bool over_pairs, const std::vector<Tens
   batch.temperature = temperature;
   const int64_t L = batch.rows, D = batch.width;
   // the losses are doubles: two floats of a row's
-  const Tensor work = empty_beside(codes, {(9 + L) * L}, ScalarType::Float);
+  const Tensor work = empty_beside(codes, {(8 + L) * L}, ScalarType::Float);
   float* to = data<float>(work);
   const auto per_row = [&](int64_t n) { return to + n * L; };
-  batch.results = {reinterpret_cast<double*>(to), per_row(2), per_row(3), per_row(4), per_row(5)};
-  batch.factor = per_row(6);
-  batch.inverse = per_row(7);
-  batch.positives = reinterpret_cast<int32_t*>(per_row(8));
-  batch.similarities = per_row(9);
+  batch.results = {reinterpret_cast<double*>(to), per_row(2), per_row(3), per_row(4)};
+  batch.factor = per_row(5);
+  batch.inverse = per_row(6);
+  batch.positives = reinterpret_cast<int32_t*>(per_row(7));
+  batch.similarities = per_row(8);
   const Tensor loss = empty_beside(codes, {}, ScalarType::Float);
   small_rows(batch, stream);
   if (!want_grad) {
@@ -93,18 +74,6 @@ std::tuple<Tensor, Tensor> small_forward(bool over_pairs, const std::vector<Tens
   const Tensor grad = empty_beside(codes, {L, D}, ScalarType::Float);
   small_gradient(batch, data<float>(loss), data<float>(grad), stream);
   return {loss, grad};
-}
-
-std::tuple<Tensor, Tensor> striped_forward(bool over_pairs, const std::vector<Tensor>& embeddings,
-                                           const Tensor& labels, const OptionalTensor& present,
-                                           double temperature, bool want_grad,
-                                           cudaStream_t stream) {
-  const int64_t M = int64_t(embeddings.size());
-  const ContrastiveKernels& kernels = over_pairs ? kNtXentKernels : kSupConKernels;
-  Batch batch(joined(embeddings), repeated(labels, M), by_modality(present), temperature, stream);
-  const Tensor loss = batch.forward(kernels);
-  return {loss,
-          want_grad ? batch.gradient(kernels) : empty_beside(labels, {0, 0}, ScalarType::Float)};
 }
 
 // (loss [], unit gradient [L, D] float32, or [0, 0] where none is wanted)
@@ -117,7 +86,7 @@ std::tuple<Tensor, Tensor> contrastive_fwd(
   check_rows(embeddings, labels, present, temperature);
   const OnDeviceOf device(embeddings);
   const int64_t N = labels.size(0), M = N == 0 ? 1 : embeddings.size(0) / N;
-  if (M == 1 || !fits_small(M, M * N, embeddings.size(1))) {
+  if (M == 1 || M > kMaxSmallParts) {
     return contrastive_forward(kOverPairs, {embeddings}, repeated(labels, M), by_modality(present),
                                temperature, want_grad);
   }
@@ -151,17 +120,18 @@ std::tuple<Tensor, Tensor> contrastive_forward(bool over_pairs,
   const OnDeviceOf device(first);
   const cudaStream_t stream = device.stream();
   const int64_t M = int64_t(embeddings.size()), L = M * first.size(0), D = first.size(1);
-  STD_TORCH_CHECK(L <= (int64_t{1} << 30),
-                  "the CUDA kernels of the contrastive losses take 2^30 rows at most, got ", L);
   storage_of(first);  // refuses float64
   if (L == 0) {
     const Tensor value = empty_beside(first, {}, ScalarType::Float);
     clear(value, stream);
     return {value, empty_beside(first, {0, want_grad ? D : 0}, ScalarType::Float)};
   }
-  const auto forward = fits_small(M, L, D) ? small_forward : striped_forward;
+  STD_TORCH_CHECK(M <= kMaxSmallParts && L <= kMaxSmallRows && D > 0 && D <= kMaxSmallWidth,
+                  "the CUDA kernels of the contrastive losses take ", kMaxSmallParts,
+                  " modalities, ", kMaxSmallRows, " rows and 1 to ", kMaxSmallWidth,
+                  " columns at most, got ", M, ", ", L, " and ", D);
   const auto results =
-      forward(over_pairs, embeddings, labels, present, temperature, want_grad, stream);
+      small_forward(over_pairs, embeddings, labels, present, temperature, want_grad, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return results;
 }

@@ -8,10 +8,8 @@ namespace cuda {
 
 // nt_xent (`over_pairs`) or sup_con over the rows of all modalities, where they lie: row i of
 // modality m is row m * N + i of a batch of L = M * N rows. One modality is a batch as it is.
-// Two kernels and no copy for a small batch of contiguous embeddings of one dtype
-// (contrastive/cuda/small.h) with int64 labels and bool marks; any other batch is joined and sorted
-// first.
-// The arguments have been checked.
+// Two kernels, and no copy of contiguous embeddings of one dtype with int64 labels and bool marks.
+// The arguments have been checked, but for the sizes: small.h says what is taken.
 // -> loss [] float32, unit gradient [L, D] float32, or [0, 0] where none is wanted
 std::tuple<Tensor, Tensor> contrastive_forward(
     bool over_pairs,

@@ -1,4 +1,5 @@
-// A small contrastive batch in two kernels, without a sort and without library products.
+// A small contrastive batch in two kernels, without a sort and without library products: up to so
+// many rows and columns neither is worth its launches.
 #pragma once
 
 #include "contrastive/stripe.h"
@@ -7,8 +8,9 @@
 namespace mcr {
 namespace cuda {
 
-constexpr int kMaxSmallRows = 1024;  // L, of which a block holds the labels
-constexpr int kMaxSmallParts = 8;    // M
+constexpr int kMaxSmallRows = 1024;   // L, of which a block holds the labels
+constexpr int kMaxSmallWidth = 4096;  // D
+constexpr int kMaxSmallParts = 8;     // M
 
 struct SmallBatch {
   const void* x[kMaxSmallParts];  // of each modality [N, width]: row m * N + i of the batch

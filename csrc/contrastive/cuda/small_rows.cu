@@ -147,13 +147,13 @@ __device__ __forceinline__ void finish_row(const Tile<X>& tile, const SmallBatch
   if (tile.rows[warp()] == nullptr) {
     if (!WarpRow::leads()) return;
     to.loss[a] = 0;
-    to.weight[a] = to.max[a] = to.log2_sum[a] = to.c[a] = 0;
+    to.weight[a] = to.max[a] = to.log2_sum[a] = 0;
     batch.positives[a] = 0;
     return;
   }
   const int rows = batch.rows;
   const LabelledColumns<WarpRow> columns = {tile.batch.codes, tile.batch.there, a, rows};
-  const SimilarityRow<float> row(batch.similarities + a * rows);
+  const SimilarityRow<float> row{batch.similarities + a * rows};
   const float scale = float(kLog2e / batch.temperature);
   const int64_t count = columns.count_positives();
   if (batch.over_pairs) {

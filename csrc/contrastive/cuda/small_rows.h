@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
+#include "contrastive/cuda/row_scale.h"
 #include "contrastive/cuda/small.h"
-#include "contrastive/embedding_rows.h"
 #include "contrastive/nt_xent.h"
 #include "contrastive/sup_con.h"
 #include "cuda/blocks.h"

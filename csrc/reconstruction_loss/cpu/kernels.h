@@ -4,7 +4,7 @@
 
 namespace mcr {
 
-// csrc/reconstruction_loss/rows.h over rows [begin, end), arithmetic in T on numbers stored as In
+// The loops over rows [begin, end), arithmetic in T on numbers stored as In.
 template <class T, class In>
 struct ReconstructionLossLoops {
   double (*squared_error)(const ReconstructionPart& part, int64_t begin, int64_t end);

@@ -9,6 +9,7 @@ from itertools import combinations, product
 
 import torch
 
+from mcr_fast.ops.registry import OPS
 from suite import checks
 from suite.backends import Backend
 from suite.checks import Check
@@ -83,10 +84,12 @@ def take(given: dict, names: Iterable[str]) -> dict:
     return {name: given.pop(name) for name in names if name in given}
 
 
-def fitting(dtype: torch.dtype | None, backends: tuple[str, ...] = KERNELS) -> tuple[str, ...]:
-    """Those that have kernels of the dtype."""
-    wide = dtype == torch.float64
-    return tuple(name for name in backends if not (wide and name in ("triton", "cuda")))
+def fitting(
+    op: str, dtype: torch.dtype | None, backends: tuple[str, ...] = KERNELS
+) -> tuple[str, ...]:
+    """Those that have kernels of the op for the dtype."""
+    of_gpus = () if dtype == torch.float64 else OPS[op].backends
+    return tuple(name for name in backends if name not in ("triton", "cuda") or name in of_gpus)
 
 
 @cache

@@ -14,7 +14,9 @@ import masks
 import torch
 from divergences import DTYPES, Batch, make_batch, paired_off
 
+from mcr_fast._checks import subset_bits
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
+from mcr_fast.ops._limits import Call, Pairs, in_a_band, pairs_of_cuda
 from suite import behaviour, checks
 from suite.cases import (
     CAPABILITIES,
@@ -38,11 +40,9 @@ TABLE, OWN_TABLE, CYCLIC, OWN_CYCLIC, EXHAUSTIVE = SCHEMES = (
     *(("table", False), ("table", True), ("cyclic", False), ("cyclic", True)),
     ("exhaustive", False),
 )
-LARGE_PATH = {"kSmallRows": 0}  # no batch is a small one
-BUSY = LARGE_PATH | {"kBusyThreads": 1}  # as though the rows filled a GPU
-FAR = LARGE_PATH | {"kLeastElements": 0}  # small problems too take the path of far pairs
-PATHS = {None: {}, "large": LARGE_PATH, "far": FAR, "far_busy": FAR | BUSY}
+BAND = {"kSmallRows": 0}  # on the emulator: no batch is a small one
 
+MASKS = ("present", "weighted")
 MADE = ("count", "scale", "bias", "present", "weighted", "dtype", "seed")
 OPTIONS = ("strategy", "clean_path", "divergence", "exclude", "subsets")
 
@@ -62,14 +62,21 @@ def pairs(
     (m, n, c), (donors, own) = shape, scheme
     features = {"M": m, "N": n, "C": c, "donors": donors, "own": own} | made | options
     name = name or named(what=what, unequal=factor is None, **features)
-    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
+    backends = rest.pop("backends", KERNELS)
+    backends = fitting("permuted_divergence", made.get("dtype"), backends)
     permutations = n - 1 if donors == "exhaustive" else made.get("count", 3)
-    subsets = m if options.get("subsets") == "single" else 2**m - 2
+    subsets = subset_bits(options.get("subsets", "all"), m)
+    weighs = options.get("exclude", "none") != "none" or not made.keys().isdisjoint(MASKS)
+    kind = "own" if own else {"window": "cyclic"}.get(donors, donors)
+    of_pairs = Pairs(n, permutations, subsets, options.get("divergence", "jsd"), kind, weighs)
+    small = not rest.get("emulator", {}).get("kSmallRows", 1)
+    refused = (in_a_band if small else pairs_of_cuda)(Call(c, modalities=m, pairs=of_pairs))
+    rest["backends"] = tuple(name for name in backends if name != "cuda" or not refused)
     return Case(
         "permuted_divergence",
         name,
         lambda: Divergence(change(make_batch(*shape, donors, own=own, **made)), options, factor),
-        work=subsets * n * permutations * c,
+        work=len(subsets) * n * permutations * c,
         **rest,
     )
 
@@ -127,7 +134,6 @@ def shapes() -> Iterator[Case]:
         yield pairs("quick", shape, TABLE, count=2, quick=quick, thorough=c in (7, 174))
     for shape, scheme in zip(LARGE, cycle((TABLE, CYCLIC)), strict=False):
         yield pairs("shape", shape, scheme, thorough=shape[2] == 1025)
-    yield pairs("shape", (2, 2, 4100), count=1, backends=("cuda",))
     yield pairs("parts", (2, 40, 6), count=33, quick=CPU)
     yield pairs("production", (2, 256, 101), TABLE, count=32, dtype=BFLOAT16)
     yield pairs("production", (2, 256, 101), CYCLIC, count=32)
@@ -227,13 +233,10 @@ def masked() -> Iterator[Case]:
         OF_LOGITS, masks.CARRIERS, masks.MASKS, masks.LAYOUTS
     ):
         what = named(what="mask", mask=mask, carrier=carrier)
-        change, paths = partial(masks.masked_batch, carrier, mask), PATHS if few else (None,)
+        change = partial(masks.masked_batch, carrier, mask)
         chosen = {"divergence": d, "quick": few and CPU, "interpreted": few, "change": change}
         chosen["backends"] = EVERYWHERE if few else (*KERNELS, "reference")
-        for path in paths:
-            at = what if path is None else f"{what}_{path}"
-            shape = (2, 9 if c < 10 else 19, c)
-            yield from twins(at, shape, (donors, False), emulator=PATHS[path], **chosen, **rest)
+        yield from twins(what, (2, 9 if c < 10 else 19, c), (donors, False), **chosen, **rest)
         if few:
             routes = {"clean_path": "routed", "strategy": "collaborative", "divergence": d}
             routes |= rest | {"factor": None, "change": change, "interpreted": mask == -1e9}
@@ -335,20 +338,18 @@ WRONG_IN_SHORT = ("table_far", "order_twice", "shift_0", "one_modality")
 
 def wrong_donors() -> Iterator[Case]:
     check = partial(checks.nan_or_raises, match="permutation|shift")
-    for (name, (order, rows)), exclude, path in product(
-        WRONG.items(), ("none", "self"), (None, "large", "far")
-    ):
-        if (path or exclude == "none") and name not in WRONG_IN_SHORT:
+    for (name, (order, rows)), exclude in product(WRONG.items(), ("none", "self")):
+        if exclude == "none" and name not in WRONG_IN_SHORT:
             continue  # kinds that differ, not every number
 
         def change(x: Batch, order=order, rows=rows) -> Batch:
             order = None if order is None else torch.tensor(order)
             return replace(x, order=order, donors=torch.tensor(rows))
 
-        rest = {"change": change, "checks": (check,), "emulator": PATHS[path], "factor": None}
+        rest = {"change": change, "checks": (check,), "factor": None}
         rest["quick"] = exclude == "self" and (name in WRONG_IN_SHORT[::3] or NATIVE)
         rest["interpreted"] = name in WRONG_IN_SHORT
-        rest["name"] = named(what="wrong", how=name, exclude=exclude, path=path)
+        rest["name"] = named(what="wrong", how=name, exclude=exclude)
         options = {"strategy": "independent", "subsets": "single", "exclude": exclude}
         yield pairs("", (2, 5, 3), **options, **rest)
 
@@ -371,12 +372,11 @@ def behaves() -> Iterator[Case]:
         made = {"present": True, "weighted": True, "dtype": FLOAT64, "strategy": "collaborative"}
         rest = {"divergence": d, "checks": (behaviour.gradcheck,), "quick": scheme == TABLE}
         yield pairs("gradcheck", (3, 5, 3), scheme, **made, **rest)
-    for few, (scheme, present, path) in pairwise(SCHEMES, (False, True), PATHS):
+    for few, (scheme, present) in pairwise(SCHEMES, (False, True)):
         rest = {"checks": (bound, checks.looks_unequal, checks.adds_up), "count": 2}
-        rest |= {"emulator": PATHS[path], "quick": few and NATIVE, "factor": None}
-        rest["interpreted"] = not scheme[1]
-        what = named(what="looks_unequal", path=path)
-        yield pairs(what, (3 if scheme[1] else 2, 6, 9), scheme, present=present, **rest)
+        rest |= {"quick": few and NATIVE, "factor": None, "interpreted": not scheme[1]}
+        shape = (3 if scheme[1] else 2, 6, 9)
+        yield pairs("looks_unequal", shape, scheme, present=present, **rest)
 
 
 def instruction_sets() -> Iterator[Case]:

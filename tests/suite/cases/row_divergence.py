@@ -16,7 +16,6 @@ from suite.cases import (
     CPU,
     EVERYWHERE,
     KERNELS,
-    NATIVE,
     Case,
     fitting,
     named,
@@ -43,7 +42,8 @@ def rows(
     """A case named by what it is made of."""
     made = take(rest, MADE)
     r, n, c = shape
-    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
+    backends = rest.pop("backends", KERNELS)
+    rest["backends"] = fitting("row_divergence", made.get("dtype"), backends)
     return Case(
         "row_divergence",
         name or named(what=what, R=r, N=n, C=c, divergence=divergence, **made),
@@ -66,7 +66,7 @@ def shapes() -> Iterator[Case]:
         yield rows("quick", shape, weighted=True, quick=True, thorough=True)
     yield rows("shape", (9, 4, 1025), dtype=FLOAT32, divergence="jsd", thorough=True)
     for few, (shape, weighted, d, dtype) in pairwise(SHAPES, (False, True), DIVERGENCES, DTYPES):
-        rest = {"quick": few and NATIVE if shape[2] < 200 else few and CPU, "interpreted": few}
+        rest = {"quick": few and CPU if shape[2] < 200 else few and CPU, "interpreted": few}
         yield rows("shape", shape, weighted=weighted, divergence=d, dtype=dtype, **rest)
     yield rows("production", (8192, 256, 101), dtype=FLOAT32)
     yield rows("production", (16384, 512, 1000), dtype=FLOAT32)
@@ -139,7 +139,7 @@ def saturated() -> Iterator[Case]:
         yield rows(named(what="underflow", same=same), (8, 8, 21), **rest)
     for d, c in product(DIVERGENCES, (3, 7, 40)):
         check = partial(checks.next_to_zero, value=1e-14, grad=1e-8)
-        rest = {"change": equal, "checks": (check,), "quick": c == 7 and (d == "jsd" or NATIVE)}
+        rest = {"change": equal, "checks": (check,), "quick": c == 7 and (d == "jsd" or CPU)}
         yield rows("equal", (30, 7, c), divergence=d, **rest)
     for few, (seed, c, scale) in pairwise(range(10), (1, 2, 20), (0.01, 1.0)):
         rest = {"change": shifted, "checks": (checks.next_to_zero,), "backends": CPU}
@@ -212,7 +212,7 @@ def weights() -> Iterator[Case]:
 
     # the weights of one clean row's perturbed ones, which add up to more than each has digits for
     alike = partial(with_weight, weight=torch.full((800,), 0.1))
-    yield rows("one_clean", (800, 1, 3), change=alike, checks=(bound,), quick=NATIVE)
+    yield rows("one_clean", (800, 1, 3), change=alike, checks=(bound,), quick=CPU)
 
     def thirds(x: Rows) -> Rows:
         return replace(x, rows=torch.randint(10, (12,)) * 3)
@@ -241,7 +241,7 @@ def not_finite() -> Iterator[Case]:
             return x
 
         check = partial(checks.nan_or_raises, match=rf"rows\[2\] is {row}, but clean has 4 rows")
-        rest = {"change": wrong, "checks": (check,), "quick": count == 5 or NATIVE}
+        rest = {"change": wrong, "checks": (check,), "quick": count == 5 or CPU}
         rest["interpreted"] = count == 5
         yield rows(f"wrong_row_{row}", (count, 4, 3), **rest)
 
@@ -266,35 +266,7 @@ def behaves() -> Iterator[Case]:
         yield rows("isa", (30, 7, c), divergence=d, dtype=dtype, scale=scale, **rest)
 
 
-def emulated() -> Iterator[Case]:
-    """Small twins of what takes the CUDA library's other paths on a GPU."""
-    case = partial(rows, backends=("cuda",), here=("cuda",))
-    divergences = cycle(DIVERGENCES)
-    for c in (7, 1, 29, 50, 101, 174, 250, 400, 600, 1025):
-        rest = {"emulator": {"kBusyThreads": 1, "kFewRows": 0}, "quick": c in (7, 174)}
-        yield case("busy", (5, 3, c), divergence=next(divergences), **rest)
-
-    def one_without(x: Rows) -> Rows:
-        x.rows[x.rows == 1] = 2
-        return x
-
-    # teams of which several share a clean row's perturbed ones
-    for few, (c, d, dtype) in pairwise((50, 6, 20, 101, 174, 250), DIVERGENCES, DTYPES[:3]):
-        made = {"weighted": True, "divergence": d, "dtype": dtype, "quick": few and c < 100}
-        both = (bound, behaviour.dirty_memory)
-        yield case("parts", (140, 3, c), change=one_without, checks=both, seed=c, **made)
-        if few:
-            weight = torch.arange(140).ge(70).to(FLOAT32)
-            check = partial(checks.anything_in, rows={"perturbed": list(range(70))})
-            rest = {"change": partial(with_weight, weight=weight), "checks": (check,), "seed": c}
-            yield case("parts_anything", (140, 3, c), divergence=d, **rest)
-    yield case("sums_in_two_stages", (34000, 33000, 1), divergence="mse")
-    for n in (1, 2, 70, 300):
-        yield case("many", (2 * n, n, 3))
-        yield case("sorted", (2 * n, n, 3), emulator={"kFewRows": 0})
-
-
 def cases() -> Iterator[Case]:
     groups = (shapes, dtypes, magnitudes, saturated, masked, weights, not_finite, behaves)
-    for group in (*groups, emulated):
+    for group in groups:
         yield from group()

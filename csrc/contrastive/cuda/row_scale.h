@@ -1,6 +1,5 @@
-// The rows of a contrastive batch on a GPU on their way in and out. A row x is stored as x' = 2^k
-// x: exact in the input's own 16 bits, so products of rows run on tensor cores and lose nothing
-// before float32. z = x / max(|x|, 1e-12) exists nowhere; its factor is applied to products.
+// The rows of a contrastive batch on a GPU. They are multiplied as x' = 2^k x, which rounds
+// nothing; z = x / max(|x|, 1e-12) exists nowhere: its factor is applied to products.
 #pragma once
 
 #include "contrastive/similarity.h"
@@ -51,36 +50,6 @@ MCR_INLINE RowScale row_scale(float square, float factor) {
     return {kMaxInverseNorm / factor, kMaxInverseNorm};
   }
   return {inverse, inverse * factor};
-}
-
-// Stores x' with its largest element in 2^top [1, 2). from(d) and to(d, x') take an element or a
-// vector of them.
-template <class Team, class From, class To>
-MCR_FN RowScale scale_row(int64_t width, int top, const From& from, const To& to) {
-  Vec<float> squares = {};
-  const float factor = power_of_two(top - row_exponent<Team>(width, from));
-  Team::for_columns(0, width, [&](int64_t d, auto lanes) {
-    const Vec<float> scaled = lanes.keep(from(d) * factor);
-    squares += scaled * scaled;
-    to(d, scaled);
-  });
-  return row_scale(Team::reduce_sum(squares), factor);
-}
-
-// to(d, dx): factor / |x| * (g - z (z . g)), the normalisation's Jacobian, without the projection
-// where the norm was clamped.
-template <class Team, class Gradient, class Scaled, class To>
-MCR_FN void project_row(int64_t width, const RowScale& scale, float factor,
-                        const Gradient& gradient, const Scaled& scaled, const To& to) {
-  Vec<float> products = {};
-  Team::for_columns(0, width, [&](int64_t d, auto lanes) {
-    products += lanes.keep(gradient(d) * (scaled(d) * scale.inverse));
-  });
-  const float along = scale.inverse_norm == kMaxInverseNorm ? 0.0f : Team::reduce_sum(products);
-  const float outer = factor * scale.inverse_norm;
-  Team::for_columns(0, width, [&](int64_t d, auto) {
-    to(d, outer * (gradient(d) - along * (scaled(d) * scale.inverse)));
-  });
 }
 
 }  // namespace MCR_ISA
