@@ -137,7 +137,7 @@ TAKEN = {
     "nt_xent": [Call(1024, 4096), Call(2, 1), Call(0, 8)],
     "permuted_divergence": [
         *(SMALL, BAND, BAND._replace(size=4096)),
-        *(BAND._replace(pairs=pairs(rows=128)), BAND._replace(pairs=pairs(donors="exhaustive"))),
+        *(BAND._replace(pairs=pairs(rows=64)), BAND._replace(pairs=pairs(donors="exhaustive"))),
         *(BAND._replace(pairs=pairs(weighs=True)), BAND._replace(pairs=pairs(subsets=1))),
         # small ones of any kind
         Call(192, modalities=8, pairs=pairs(2, 5, "mse", "own", True, 254)),
@@ -167,7 +167,7 @@ REFUSED = {
         "share, got each modality's own; use backend='triton'": BAND._replace(
             pairs=pairs(donors="own")
         ),
-        "at least 128 rows, got 127": BAND._replace(pairs=pairs(rows=127)),
+        "at least 64 rows, got 63": BAND._replace(pairs=pairs(rows=63)),
         "at most 4096 classes, got 4097; use backend='reference'": BAND._replace(size=4097),
         # as many pairs as that weigh something are no small batch
         "two modalities, got 4; use backend='triton'": Call(

@@ -119,8 +119,8 @@ def check_gradient(
     assert error <= bound, f"{case}: error {error:.3g} > {bound:.3g} at {worst}, {truth[worst]}"
     if actual.dtype == truth.dtype == torch.float64:
         return  # the truth's own errors are as large
-    # errors that point one way do not average out over a training run; those of a row's classes come
-    # from the same sums, so that what is independent is a row
+    # errors that point one way do not average out over a training run; those of a row's classes
+    # come from the same sums, so that what is independent is a row
     of_rows = difference.flatten(0, -2).sum(-1) if difference.ndim > 1 else difference
     spread = torch.maximum(difference.norm(), of_rows.norm()) / difference.numel()
     bias = difference.mean().abs()

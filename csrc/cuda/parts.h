@@ -34,17 +34,6 @@ struct PartsInTurn {
   MCR_FN static int apart() { return kLanes; }
 };
 
-// Blocks of kThreads at most, [columns, rows, parts].
-template <class Team>
-struct PartsInLayers {
-  static constexpr int kThreads = Team::kThreads, kSteps = Team::kSteps;
-  MCR_FN static int apart() { return int(blockDim.x * blockDim.y); }
-  MCR_FN static int thread() {
-    return int(threadIdx.x + threadIdx.y * blockDim.x) + int(threadIdx.z) * apart();
-  }
-  MCR_FN static int part(int) { return int(threadIdx.z); }
-};
-
 // This thread's part of its row's pairs. Nothing is kept that can be asked again: the registers are
 // the row's.
 template <class Place>

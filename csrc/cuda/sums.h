@@ -7,9 +7,6 @@
 namespace mcr {
 namespace cuda {
 
-// A row of more classes would not fit the threads of a block (teams.h).
-constexpr int64_t kMaxClasses = 65536;
-
 enum class Storage { kFloat, kBfloat16, kHalf };
 
 // first[0], others[0], others[1] .. = the sums over the rows of row_values [S, rows], which are

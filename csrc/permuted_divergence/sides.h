@@ -7,9 +7,8 @@
 //     donations row j with all rows that it gives to: from those numbers, du / dA_m[j] class by
 //               class, without a reduction
 //
-// Everything adds to what is there, so that the permutations can come in chunks. Where there are
-// too few rows for a GPU, several teams share a row's pairs (`parts`) and the first one takes the
-// sums.
+// Everything adds to what is there, so that the permutations can come in chunks. In a small batch
+// (small.h) several teams share a row's pairs (`parts`) and the first one takes the sums.
 #pragma once
 
 #include "divergence/divergence.h"
@@ -244,13 +243,12 @@ MCR_FN bool add_pairs(const SidesProblem<T>& pr, int s, int64_t i, int64_t steps
 }
 
 // Row i with its donors under the chunk's permutations; `memory` holds SideTiles<T>::kCount tiles.
-template <class Team, class D, bool kGrad, class T, class Parts>
-MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* memory,
-                        const Parts& parts) {
+template <class Team, class D, bool kGrad, class T>
+MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* memory) {
   constexpr int W = kWidth<T>;
   const SideTiles<T> tile(memory, steps * W);
   const auto normaliser = prepare_row<Team, D>(pr, i, steps, tile);
-  if (kGrad && parts.leads()) {
+  if (kGrad) {
     if (Team::leads()) pr.clean_lse[i] = normaliser;
     const T* kept = D::clean_part(tile.clean);
     MCR_UNROLL
@@ -262,8 +260,8 @@ MCR_FN void own_side_of(const SidesProblem<T>& pr, int64_t i, int64_t steps, T* 
     take_apart<Team, D>(pr, pr.subsets[s], i, steps, normaliser, tile);
     double value;
     const bool any =
-        add_pairs<Team, D, kGrad, kGrad>(pr, s, i, steps, pr.factors[s], tile, parts, value);
-    if (!any || !parts.leads()) continue;  // nothing is added, whatever the row holds
+        add_pairs<Team, D, kGrad, kGrad>(pr, s, i, steps, pr.factors[s], tile, Whole(), value);
+    if (!any) continue;  // nothing is added, whatever the row holds
     if (Team::leads()) pr.row_values[s * pr.rows + i] += value;
     if (!kGrad) continue;
     finish_clean<Team, D>(steps, tile);
@@ -293,11 +291,9 @@ MCR_NOINLINE Vec<T> direct_logit(const SidesProblem<T>& pr, uint32_t subset, int
 constexpr double kTellsDifference = 128;
 
 // What row j gets for modality m from the rows that it gives to; `memory` holds 4 tiles.
-template <class Team, class D, class T, class Parts>
-MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory,
-                       const Parts& parts) {
+template <class Team, class D, class T>
+MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t steps, T* memory) {
   constexpr int W = kWidth<T>;
-  const PartRange<Parts> range(pr, parts);
   T *mine = memory, *sum = memory + steps * W, *delta = memory + 2 * steps * W;
   T* own = memory + 3 * steps * W;
   clear(mine, steps);
@@ -306,9 +302,8 @@ MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t step
   for (int s = 0; s < pr.num_subsets; ++s) {
     const uint32_t subset = pr.subsets[s];
     if (!(subset >> m & 1)) continue;
-    const int64_t last = parts.live ? range.end(pr) : range.first;
     const auto receiver = [&](int64_t k) { return pr.receiver(m, k, j); };
-    for (int64_t k = range.first; (k = next_pair<Team>(pr, s, k, last, receiver)) < last; ++k) {
+    for (int64_t k = pr.first; (k = next_pair<Team>(pr, s, k, pr.last, receiver)) < pr.last; ++k) {
       const int64_t i = receiver(k);
       const T weight = pr.pair_weight(subset, k, i, pr.factors[s]);
       if (weight == T(0)) continue;
@@ -341,8 +336,7 @@ MCR_FN void donor_side(const SidesProblem<T>& pr, int m, int64_t j, int64_t step
       }
     }
   }
-  parts.add_tile(sum, steps);
-  if (parts.leads()) add_to_row<Team>(pr.grad_row(m, j), pr.classes, sum, steps, T(1));
+  add_to_row<Team>(pr.grad_row(m, j), pr.classes, sum, steps, T(1));
 }
 
 }  // namespace MCR_ISA

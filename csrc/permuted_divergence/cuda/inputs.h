@@ -22,8 +22,6 @@ class PermutedDivergenceInputs {
     pr.classes = x.size(2);
     pr.want_grad = want_grad;
     STD_TORCH_CHECK(pr.rows < (int64_t{1} << 31), "permuted_divergence: more than 2^31 rows");
-    STD_TORCH_CHECK(pr.classes <= kMaxClasses, "the CUDA kernel of permuted_divergence takes ",
-                    kMaxClasses, " classes at most, got ", pr.classes);
     pr.permutations =
         arguments.donors ? arguments.donors->size(1) : std::max<int64_t>(pr.rows - 1, 0);
     band_ = takes_band(arguments);

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
   const int64_t row = team_number<Team>();
   if (row >= problem.rows || !problem.row_has_pairs(row)) return;
   float memory[SideTiles<float>::kCount * Team::kSteps];
-  own_side_of<Team, Jsd, kGrad>(problem, row, int64_t(Team::kSteps), memory, Whole());
+  own_side_of<Team, Jsd, kGrad>(problem, row, int64_t(Team::kSteps), memory);
 }
 
 template <class Team>
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads<Team>, kBlocks<Team>)
   const int m = int(blockIdx.y);
   if (row >= problem.rows || !problem.donor_has_pairs(m, row)) return;
   float memory[4 * Team::kSteps];
-  donor_side<Team, Jsd>(problem, m, row, int64_t(Team::kSteps), memory, Whole());
+  donor_side<Team, Jsd>(problem, m, row, int64_t(Team::kSteps), memory);
 }
 
 template <class F>

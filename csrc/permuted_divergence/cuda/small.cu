@@ -129,7 +129,7 @@ void with_small_team(int64_t classes, const F& f) {
 }  // namespace
 
 void small_sides(const SmallPairs& batch, cudaStream_t stream) {
-  with_divergence(batch.divergence, [&](auto divergence) {
+  MCR_ISA::with_divergence(batch.divergence, [&](auto divergence) {
     with_small_team(batch.classes, [&](auto team) {
       using D = decltype(divergence);
       using Team = decltype(team);
