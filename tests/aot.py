@@ -80,13 +80,13 @@ class Compiled:
             ways[at].append(to)
         return min(_way_around(ways, at) for at, row in enumerate(rows) if "MUFU.LG2" in row)
 
-    def check(self, library: tuple[str, ...] = ()) -> None:
+    def check(self, library: tuple[str, ...] = (), spills: int = 0) -> None:
         """What holds for every kernel: no spill, shared memory that fits, no library function.
 
-        But for the ones in `library`, inlined or called.
+        But for so many bytes, and for the functions in `library`, inlined or called.
         """
         where = f"{self.name} for sm_{self.target}"
-        assert self.spills == 0, f"{where}: {self.spills} bytes spilled"
+        assert self.spills <= spills, f"{where}: {self.spills} bytes spilled"
         called = set(re.findall(r"__nv_[a-z0-9]+", self.ptx)) - set(library)
         assert not called, f"{where} calls libdevice: {called}"
         assert self.shared <= SHARED_LIMIT[self.target], f"{where}: {self.shared} bytes shared"

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CACHE = Path(__file__).resolve().parents[2] / "build" / "launched"
 TARGETS = (90, 80, 100)  # the first is the one that launches are noted for
 
+# constants that are no choices
+NUMBERS = ("SUBSETS", "NUM_SUBSETS", "ALIGN", "ROWS")
+
 Feature = tuple[str, str]  # of an argument or option: its name, and what was asked of it
 
 
@@ -130,20 +133,30 @@ def noted(notes: Notes, source: str) -> Iterator[None]:
         yield
 
 
-def _steering(features: Iterable[Feature]) -> list[Feature]:
+def _steering(features: Iterable[Feature], sizes: bool) -> set[Feature]:
     """What decides which code a kernel has: its constants, and which pointers are given."""
-    found = [(name, what) for name, what in features if name.isupper()]
-    pointers = [(name, what) for name, what in features if name.endswith("_ptr")]
-    return found + [(name, "None" if "None" in what else "given") for name, what in pointers]
+    found = set()
+    for name, what in features:
+        if name.endswith("_ptr"):
+            found.add((name, "None" if "None" in what else "given"))
+        elif name.isupper() and name not in NUMBERS and (sizes or not name.startswith("BLOCK_")):
+            found.add((name, what))
+    return found
 
 
-def covering(asked: Sequence[Asked], pairs: bool) -> list[Asked]:
-    """Enough of them to have every feature that any has; and any two that steer, if they meet."""
-    has: dict[tuple[Feature, ...], set] = {}
-    for each in asked:
-        has[each.features] = set(each.features)
-        if pairs:
-            has[each.features] |= set(combinations(_steering(each.features), 2))
+def thorough(features: Sequence[Feature]) -> set:
+    """Every feature, and any two that decide between ways through a kernel."""
+    return {*features, *combinations(sorted(_steering(features, sizes=False)), 2)}
+
+
+def brief(features: Sequence[Feature]) -> set:
+    """What decides between ways through a kernel, and its tiles."""
+    return set(_steering(features, sizes=True))
+
+
+def covering(asked: Sequence[Asked], wanted: Callable[[Sequence[Feature]], set]) -> list[Asked]:
+    """Enough of them to have all that is wanted of any."""
+    has = {each.features: wanted(each.features) for each in asked}
     left = set().union(*has.values())
     by_features, chosen = {each.features: each for each in asked}, []
     while left:
