@@ -195,7 +195,7 @@ def test_masked_without_weights(small, monkeypatch):
     ],
 )
 def test_without_its_barriers_it_would_read_too_early(kernel, memory):
-    for asked in covering(launches(True).of(kernel), brief):
+    for asked in covering(launches(True).of(kernel), thorough):
         code = compiled(asked, TARGETS[0]).asm["ttgir"]
         if unordered(re.sub(r"(gpu|ttg)\.barrier", "nothing", code)) == {memory}:
             return
