@@ -145,7 +145,7 @@ def test_row_divergence(weight, few, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "rows", "dtype", "temperature"),
-    [(nt_xent, 1500, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
+    [(nt_xent, 4200, torch.bfloat16, 0.5), (sup_con, 70, torch.float32, 0.01)],
 )
 def test_contrastive(module, rows, dtype, temperature, compiled, monkeypatch):
     monkeypatch.setattr(config, "SMALL_CONTRASTIVE", (0, 0))
