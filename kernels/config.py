@@ -139,15 +139,19 @@ def _small_gradient(up_to: int, rows: int, num_warps: int) -> Config:
     return Config(up_to, blocks, num_warps, num_stages=2, max_registers=255)
 
 
-# Tiles of similarities, by rows of the batch and the bits of its numbers. A tile of 128 x 128 at 8
-# warps leaves half the registers, so a second block computes exponentials while the first
-# multiplies. A small batch has few tiles: smaller ones give more of them, and less is computed
-# beyond its edge. Rows of float32 are split into parts of tf32 in registers, which leaves room for
-# half a tile; so do the logarithms of the tiles near the diagonal that hold positives.
+# Tiles of similarities, by rows of the batch and the bits of its numbers. One of 128 x 256 makes 85
+# multiplications and additions of each byte that it reads from the L2 cache, one of 128 x 128 makes
+# 64, and both wait for that cache; the larger one takes all registers of a multiprocessor. The
+# smaller, at 8 warps, leaves half of them, so a second block computes exponentials while the first
+# multiplies; up to 4096 rows there are too few tiles for less. Still fewer rows take smaller ones,
+# and less is computed beyond the batch's edge. Rows of float32 are split into parts of tf32 in
+# registers, which leaves room for half a tile; so do the logarithms of the tiles near the diagonal
+# that hold positives.
 _SIMILARITY = {
     "similarity_16": (
         Config(1024, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=3),
-        Config(1 << 62, {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        Config(4096, {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        Config(1 << 62, {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64}, num_warps=8, num_stages=3),
     ),
     "similarity_32": (
         Config(1024, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=3),
@@ -209,6 +213,11 @@ def is_small(num_subsets: int, num_rows: int, num_permutations: int, num_classes
 def is_small_contrastive(num_rows: int, width: int) -> bool:
     """Whether a contrastive batch is what `SMALL_CONTRASTIVE` says."""
     return num_rows <= SMALL_CONTRASTIVE[0] and width <= SMALL_CONTRASTIVE[1]
+
+
+def similarity(bits: int, num_rows: int, running_max: bool) -> Config:
+    """Of a batch's tiles; rows' own maxima take registers that the largest ones do not have."""
+    return choose(f"similarity_{bits}", min(num_rows, 4096) if running_max else num_rows)
 
 
 def own_side(num_classes: int, want_grad: bool, divergence: str) -> Config:

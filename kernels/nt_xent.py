@@ -25,10 +25,11 @@ from mcr_fast.kernels.contrastive.batch import (
     make_batch,
     nothing,
     same_label,
+    within,
 )
 from mcr_fast.kernels.contrastive.exp_sums import exp_sums
 from mcr_fast.kernels.contrastive.finish import finish
-from mcr_fast.kernels.contrastive.panels import gradient, scaled, store_panel
+from mcr_fast.kernels.contrastive.panels import gradient, panel_entries, scaled
 from mcr_fast.kernels.contrastive.small import small_forward
 from mcr_fast.kernels.math import exp2, log2_1p, reciprocal
 from mcr_fast.pairing import of_all_rows
@@ -83,9 +84,10 @@ def _nt_xent_positives_kernel(
     log2_sum_ptr,  # [padded L]
     num_present_ptr,  # [1]
     h_scale_ptr,  # [1]
-    h_ptr,  # [panel, padded L], rows first_row .. of H
+    h_ptr,  # [panel rows, panel_cols], a panel of H from first_row and first_col on
     first_row,
-    padded_rows,
+    first_col,
+    panel_cols,
     width,
     scale,
     PRECISE: tl.constexpr,
@@ -99,17 +101,19 @@ def _nt_xent_positives_kernel(
     of_class = class_columns(begin_ptr, end_ptr, num_present_ptr, first, BLOCK_M, BLOCK_N)
     rows = of_class.rows
     row_log2_sum = tl.load(log2_sum_ptr + rows)[:, None]
-    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
-    for first_col in range(of_class.low, of_class.high, BLOCK_N):
-        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-        cols = first_col + tl.arange(0, BLOCK_N)
+    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * panel_cols
+    columns = within(of_class, first_col, panel_cols)
+    for tile_col in range(columns.low, columns.high, BLOCK_N):
+        s = logit_tile(vectors, first, tile_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        cols = tile_col + tl.arange(0, BLOCK_N)
         # sigma = 1 / (1 + 2^-x), 0 where that power is infinite
         row_odds = exp2(s - row_log2_sum, PRECISE)
         col_odds = exp2(s - tl.load(log2_sum_ptr + cols)[None, :], PRECISE)
         h = -reciprocal(1.0 + row_odds, PRECISE) - reciprocal(1.0 + col_odds, PRECISE)
         h = tl.where(cols[None, :] == rows[:, None], 0.0, h)
-        mask = same_label(of_class, cols)
-        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, mask)
+        h = panel_entries(h, inverse_ptr, rows, cols, h_scale_ptr)
+        h_ptrs = row_ptrs + (cols - first_col)[None, :]
+        tl.store(h_ptrs, h.to(h_ptr.dtype.element_ty), mask=same_label(of_class, cols))
 
 
 def nt_xent_fwd(

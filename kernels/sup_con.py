@@ -25,13 +25,14 @@ from mcr_fast.kernels.contrastive.batch import (
     make_batch,
     nothing,
     same_label,
+    within,
 )
 from mcr_fast.kernels.contrastive.exp_sums import exp_sums
 from mcr_fast.kernels.contrastive.finish import finish
 from mcr_fast.kernels.contrastive.panels import (
     gradient,
+    panel_entries,
     scaled,
-    store_panel,
     weighted_exponentials,
 )
 from mcr_fast.kernels.contrastive.small import small_forward
@@ -78,9 +79,10 @@ def _sup_con_positives_kernel(
     max_ptr,  # [padded L]
     num_present_ptr,  # [1]
     h_scale_ptr,  # [1]
-    h_ptr,  # [panel, padded L], rows first_row .. of H
+    h_ptr,  # [panel rows, panel_cols], a panel of H from first_row and first_col on
     first_row,
-    padded_rows,
+    first_col,
+    panel_cols,
     width,
     scale,
     RUNNING_MAX: tl.constexpr,
@@ -98,14 +100,16 @@ def _sup_con_positives_kernel(
     both = 2.0 * reciprocal(
         tl.maximum(of_class.end - of_class.begin - 1, 1).to(tl.float32), PRECISE
     )
-    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
-    for first_col in range(of_class.low, of_class.high, BLOCK_N):
-        s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-        cols = first_col + tl.arange(0, BLOCK_N)
+    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * panel_cols
+    columns = within(of_class, first_col, panel_cols)
+    for tile_col in range(columns.low, columns.high, BLOCK_N):
+        s = logit_tile(vectors, first, tile_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        cols = tile_col + tl.arange(0, BLOCK_N)
         h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
         h = tl.where(cols[None, :] == rows[:, None], 0.0, h - both)
-        mask = same_label(of_class, cols)
-        store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, mask)
+        h = panel_entries(h, inverse_ptr, rows, cols, h_scale_ptr)
+        h_ptrs = row_ptrs + (cols - first_col)[None, :]
+        tl.store(h_ptrs, h.to(h_ptr.dtype.element_ty), mask=same_label(of_class, cols))
 
 
 def sup_con_fwd(

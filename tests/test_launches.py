@@ -23,7 +23,7 @@ TRITON = {
     "permuted_divergence": {"small": (4, 4, 2), "large": (8, 10, 2), "cyclic": (8, 10, 2)},
     "row_divergence": {"small": (2, 1, 1), "large": (2, 3, 1)},
     # of a small step one joins the modalities
-    "nt_xent": {"small": (3, 3, 1), "large": (8, 12, 1), "panels": (14, 142, 1)},
+    "nt_xent": {"small": (3, 3, 1), "large": (8, 12, 1), "panels": (14, 93, 1)},
     "sup_con": {"small": (3, 3, 1), "large": (8, 12, 1)},
     "reconstruction_loss": {"small": (2, 2, 1), "large": (2, 2, 1)},
 }

@@ -1,6 +1,7 @@
 """The kernels of nt_xent, sup_con and reconstruction_loss, compiled for GPUs that are not here."""
 
 import contextlib
+from itertools import product
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tiers import sample
 
 from mcr_fast.kernels import nt_xent, sup_con
 from mcr_fast.kernels import reconstruction_loss as reconstruction
-from mcr_fast.kernels.config import TABLE, Config
+from mcr_fast.kernels.config import TABLE, Config, similarity
 from mcr_fast.kernels.contrastive import (
     exp_sums,
     finish,
@@ -54,7 +55,7 @@ INPUTS = (
     *(f"{name}{m}_ptr" for name in ("z", "grad_z") for m in range(4)),
 )
 # what is a multiple of 16 in every launch; the frame of whole tiles sees to it
-ALIGNED = ("first_row", "band_rows", "padded_rows", "padded_width")
+ALIGNED = ("first_row", "first_col", "panel_cols", "band_rows", "padded_rows", "padded_width")
 
 OVER_ALL_TILES = (exp_sums._exp_sums_kernel, panels._panel_kernel)
 OVER_POSITIVES = (
@@ -97,12 +98,14 @@ def check_tiles(kernel, bits, config, target, running_max):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kernel", OVER_ALL_TILES, ids=lambda k: k.__name__)
 def test_over_all_tiles(kernel, bits, target):
-    for config in TABLE[f"similarity_{bits}"]:
-        for running_max in (False, True):
-            compiled = check_tiles(kernel, bits, config, target, running_max)
-    if bits == 16 and target == 90:
-        compiled = check_tiles(kernel, bits, config, target, running_max=False)
-        assert compiled.registers <= 128, "one block of the largest tiles alone has the registers"
+    for up_to, running_max in product([row.up_to for row in TABLE[f"similarity_{bits}"]], (0, 1)):
+        config = similarity(bits, up_to, bool(running_max))
+        compiled = check_tiles(kernel, bits, config, target, bool(running_max))
+        if target == 90 and up_to == 4096 and not running_max:
+            assert compiled.registers <= 128, "one block of these tiles alone has the registers"
+        if target == 90 and bits == 16:
+            columns = config.blocks["BLOCK_N"]
+            assert f"m64n{columns}k16" in compiled.ptx, "a product is cut into narrower ones"
 
 
 @pytest.mark.parametrize("target", sample(TARGETS, 2))
@@ -139,18 +142,17 @@ def test_rows_and_sums(target):
             options["TOP_EXPONENT"] = top_exponent
             build(rows._scale_rows_kernel, dtype, config, target, **options)
             build(rows._project_rows_kernel, dtype, config, target)
-    tile = TABLE["similarity_16"][-1].blocks
-    for config in TABLE["partial_sums"]:
-        for running_max in (False, True):
-            build(
-                exp_sums._add_partials_kernel,
-                "fp32",
-                config,
-                target,
-                RUNNING_MAX=running_max,
-                BLOCK_M=tile["BLOCK_M"],
-                BLOCK_N=tile["BLOCK_N"],
-            )
+    for config, running_max in product(TABLE["partial_sums"], (False, True)):
+        tile = similarity(16, 1 << 20, running_max).blocks
+        build(
+            exp_sums._add_partials_kernel,
+            "fp32",
+            config,
+            target,
+            RUNNING_MAX=running_max,
+            BLOCK_M=tile["BLOCK_M"],
+            BLOCK_N=tile["BLOCK_N"],
+        )
 
 
 @pytest.mark.parametrize("target", sample(TARGETS, 1))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcr_fast.kernels.config import PRECISE, Config, choose
+from mcr_fast.kernels.config import PRECISE, Config, choose, similarity
 from mcr_fast.kernels.contrastive.rows import Rows, scale_rows
 from mcr_fast.kernels.math import INTERPRETED
 
@@ -93,6 +93,14 @@ def class_columns(
 
 
 @triton.jit
+def within(of_class, first, count):
+    """The same rows, with those of their columns that are among `count` from `first` on."""
+    low = tl.maximum(of_class.low, first)
+    high = tl.minimum(of_class.high, first + count)
+    return ClassColumns(of_class.rows, of_class.begin, of_class.end, low, high)
+
+
+@triton.jit
 def same_label(of_class, cols):
     """Which columns have the label of which rows, [BLOCK_M, BLOCK_N]."""
     return (cols[None, :] >= of_class.begin) & (cols[None, :] < of_class.end)
@@ -150,8 +158,11 @@ def make_batch(
     past_class: bool,
 ) -> Batch:
     """Sort and lay out a batch; with `past_class` positives are no column of a row's sum."""
+    scale = math.log2(math.e) / temperature
+    # 2^(-2 scale), the least exponential there is, and L times its inverse must be normal numbers
+    running_max = not 2 * scale + math.log2(len(labels) + 1) < 120
     bits = 8 * embeddings.element_size()
-    triangle = choose(f"similarity_{bits}", len(labels))
+    triangle = similarity(bits, len(labels), running_max)
     diagonal = choose(f"positives_{bits}", len(labels))
     rows = scale_rows(
         embeddings,
@@ -161,7 +172,4 @@ def make_batch(
         row_multiple=max(triangle.blocks["BLOCK_M"], triangle.blocks["BLOCK_N"]),
         width_multiple=triangle.blocks["BLOCK_K"],
     )
-    scale = math.log2(math.e) / temperature
-    # 2^(-2 scale), the least exponential there is, and L times its inverse must be normal numbers
-    running_max = not 2 * scale + math.log2(len(labels) + 1) < 120
     return Batch(rows, temperature, scale, running_max, triangle, diagonal)

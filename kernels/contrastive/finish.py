@@ -43,6 +43,7 @@ def _finish_rows_kernel(
     max_ptr,  # [padded L]
     begin_ptr,  # [padded L]
     end_ptr,  # [padded L]
+    inverse_ptr,  # [padded L]
     value_ptr,  # []
     weight_ptr,  # [padded L]; None without gradient
     h_scale_ptr,  # [1]: what H is multiplied by before it is rounded
@@ -57,6 +58,7 @@ def _finish_rows_kernel(
     value = tl.zeros([BLOCK], tl.float64)
     terms = tl.zeros([BLOCK], tl.int64)
     largest = tl.zeros([BLOCK], tl.float64)
+    longest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, padded_rows, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         inside = rows < padded_rows
@@ -67,6 +69,9 @@ def _finish_rows_kernel(
         terms += tl.where(inside, count, 0)
         if weight_ptr is not None:
             largest = tl.maximum(largest, tl.where(inside, c, 0.0))
+            if HALF:
+                inverse = tl.load(inverse_ptr + rows, mask=inside, other=0.0)
+                longest = tl.maximum(longest, inverse)
             tl.store(weight_ptr + rows, weight.to(tl.float32), mask=inside)
     count = tl.sum(terms, 0).to(tl.float64)
     at_least_one = tl.maximum(count, 1.0)
@@ -75,12 +80,14 @@ def _finish_rows_kernel(
     if weight_ptr is not None:
         h_scale = tl.full((), 1.0, tl.float32)
         if HALF:
-            # float16 has few exponents, so H, entries of 2 `largest` at most, is brought to the
-            # upper end of them; the other 2^14 is that of the scaled rows. A power of two rounds
-            # nothing: the largest one that `largest` times it is no more than 2^28.
-            bits = tl.maximum(tl.max(largest, 0), 2.0**-60).to(tl.int64, bitcast=True)
+            # float16 has few exponents, so inverse_a H_ab inverse_b, 2 `bound` at most, is brought
+            # to the upper end of them. A power of two rounds nothing: the largest one that `bound`
+            # times it is no more than 2^14, and that leaves the gradient's factor a normal number.
+            inverse = tl.max(longest, 0).to(tl.float64)
+            bound = tl.max(largest, 0) * inverse * inverse
+            bits = tl.maximum(bound, 2.0**-74).to(tl.int64, bitcast=True)
             below = ((bits & 0xFFFFFFFFFFFFF) != 0).to(tl.int64)
-            exponent = 28 - ((bits >> 52) - 1023) - below
+            exponent = 14 - ((bits >> 52) - 1023) - below
             h_scale = ((exponent + 127) << 23).to(tl.int32).to(tl.float32, bitcast=True)
         tl.store(h_scale_ptr, h_scale)
         factor = 1.0 / (at_least_one * temperature * h_scale.to(tl.float64))
@@ -111,6 +118,7 @@ def finish(
         max_ptr=top,
         begin_ptr=rows.begin,
         end_ptr=rows.end,
+        inverse_ptr=rows.inverse,
         value_ptr=value,
         weight_ptr=weight,
         h_scale_ptr=numbers[:1],

@@ -1,12 +1,16 @@
 """The gradient of a contrastive loss: H Z with H symmetric, then through the normalisation.
 
-H is made in panels of rows that a library product takes. Its entries are weighted exponentials, but
-for the positives, few tiles near the diagonal that each loss puts in afterwards; without them the
-kernel over all tiles keeps to the registers it has.
+H is made above its diagonal only, in panels that library products take: a panel of rows I and
+columns J, J beyond I, times the rows of J adds to the gradient of I, and transposed, times those of
+I, to that of J. For both to take the same numbers H is stored with 1 / |x'| of its rows and of its
+columns. Its entries are weighted exponentials, but for the positives, few tiles near the diagonal
+that each loss puts in afterwards; without them the kernel over all tiles keeps to the registers it
+has.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,10 +22,9 @@ from mcr_fast.kernels.contrastive.batch import Batch, Vectors, logit_tile
 from mcr_fast.kernels.contrastive.rows import project_rows
 from mcr_fast.kernels.math import exp2
 
-# Bytes of a panel of H, within these numbers of rows: enough for a product that fills the machine,
-# and a bound on memory.
+# Bytes of a panel of H, a square: 8192 rows of 16 bits, whose product with 512 columns fills a
+# machine of 132 multiprocessors with tiles of 128 x 256. A bound on memory, too.
 _PANEL_BYTES = 1 << 27
-_PANEL_ROWS = (1024, 4096)
 
 
 @triton.jit
@@ -51,16 +54,17 @@ def weighted_exponentials(
 
 
 @triton.jit
-def store_panel(
-    h_ptrs,  # [BLOCK_M, BLOCK_N]
-    h,  # same
-    inverse_ptrs,  # [BLOCK_N]
+def panel_entries(
+    h,  # [BLOCK_M, BLOCK_N]
+    inverse_ptr,  # [padded L]
+    rows,  # [BLOCK_M]
+    cols,  # [BLOCK_N]
     h_scale_ptr,  # [1]
-    mask,  # [BLOCK_M, BLOCK_N] or None
 ):
-    """Store entries of H as the product takes them."""
-    column_factor = (tl.load(inverse_ptrs) * tl.load(h_scale_ptr))[None, :]
-    tl.store(h_ptrs, (h * column_factor).to(h_ptrs.dtype.element_ty), mask=mask)
+    """Entries of H as the products take them: h_scale inverse_a H_ab inverse_b."""
+    h *= (tl.load(inverse_ptr + cols) * tl.load(h_scale_ptr))[None, :]
+    tl.debug_barrier()  # as above
+    return h * tl.load(inverse_ptr + rows)[:, None]
 
 
 @triton.jit
@@ -71,9 +75,10 @@ def _panel_kernel(
     max_ptr,  # [padded L]
     num_present_ptr,  # [1]
     h_scale_ptr,  # [1]
-    h_ptr,  # [panel, padded L]: h_scale H_ab inverse_b of rows first_row ..
+    h_ptr,  # [panel rows, panel_cols], a panel of H from first_row and first_col on
     first_row,
-    padded_rows,
+    first_col,
+    panel_cols,
     width,
     scale,
     RUNNING_MAX: tl.constexpr,
@@ -83,22 +88,31 @@ def _panel_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    num_present = tl.load(num_present_ptr)
-    first = first_row + tl.program_id(0) * BLOCK_M
-    first_col = tl.program_id(1) * BLOCK_N
-    if first >= num_present:
+    top = first_row + tl.program_id(0) * BLOCK_M
+    left = first_col + tl.program_id(1) * BLOCK_N
+    if left + BLOCK_N <= top:  # below the diagonal: stored by the tile above it
         return
-    rows = first + tl.arange(0, BLOCK_M)
-    cols = first_col + tl.arange(0, BLOCK_N)
-    # Columns from num_present on become 0: x', inverse and weight are. The product reads them, and
-    # 0 times what memory holds may be NaN.
-    width = tl.where(first_col < num_present, width, 0)
+    rows = top + tl.arange(0, BLOCK_M)
+    cols = left + tl.arange(0, BLOCK_N)
+    # Rows and columns from num_present on become 0: x', inverse and weight are. The products read
+    # them, and 0 times what memory holds may be NaN.
+    width = tl.where(tl.maximum(top, left) < tl.load(num_present_ptr), width, 0)
     vectors = Vectors(scaled_ptr, inverse_ptr, width, scale)
-    s = logit_tile(vectors, first, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+    s = logit_tile(vectors, top, left, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     h = weighted_exponentials(s, weight_ptr, max_ptr, rows, cols, scale, RUNNING_MAX, PRECISE)
     tl.debug_barrier()
-    row_ptrs = h_ptr + (rows - first_row).to(tl.int64)[:, None] * padded_rows
-    store_panel(row_ptrs + cols[None, :], h, inverse_ptr + cols, h_scale_ptr, None)
+    h = panel_entries(h, inverse_ptr, rows, cols, h_scale_ptr).to(h_ptr.dtype.element_ty)
+    rows, cols = (rows - first_row).to(tl.int64), (cols - first_col).to(tl.int64)
+    tl.store(h_ptr + rows[:, None] * panel_cols + cols[None, :], h)
+    if (first_row == first_col) & (left >= top + BLOCK_M):
+        tl.store(h_ptr + cols[:, None] * panel_cols + rows[None, :], tl.trans(h))
+
+
+def _panel_side(padded_rows: int, step: int, itemsize: int) -> int:
+    """Rows and columns of a panel: as large as it may be, and all of them about alike."""
+    most = max(1, math.isqrt(_PANEL_BYTES // itemsize) // step)
+    steps = padded_rows // step
+    return step * triton.cdiv(steps, triton.cdiv(steps, most))
 
 
 def gradient(
@@ -115,32 +129,36 @@ def gradient(
     launched with `places`, puts into the tiles that hold positives.
     """
     rows, blocks = batch.rows, batch.triangle.blocks
-    padded = rows.padded_rows
-    h_scale, factor = numbers[:1], numbers[1:]
-    grad_x = rows.embeddings.new_empty(rows.embeddings.shape, dtype=torch.float32)
-    step = max(blocks["BLOCK_M"], blocks["BLOCK_N"])
-    fitting = _PANEL_BYTES // (padded * rows.scaled.element_size())
-    panel_rows = min(max(fitting, _PANEL_ROWS[0]), _PANEL_ROWS[1]) // step * step
-    memory = rows.scaled.new_empty((min(panel_rows, padded), padded))
-    for first_row in range(0, padded, panel_rows):
-        panel = memory[: padded - first_row]
-        given = {
-            "h_scale_ptr": h_scale,
-            "h_ptr": panel,
-            "first_row": first_row,
-            "padded_rows": padded,
-        }
-        grid = (panel.shape[0] // blocks["BLOCK_M"], padded // blocks["BLOCK_N"])
-        _panel_kernel[grid](
-            weight_ptr=weight,
-            max_ptr=top,
-            RUNNING_MAX=batch.running_max,
-            **given,
-            **batch.tiles(batch.triangle),
-        )
-        positives_kernel[(panel.shape[0] // places["BLOCK_M"],)](**given, **places)
-        project_rows(rows, _product(panel, rows.scaled), first_row, factor, grad_x)
-    return grad_x
+    x, padded = rows.scaled, rows.padded_rows
+    side = _panel_side(padded, max(blocks["BLOCK_M"], blocks["BLOCK_N"]), x.element_size())
+    g = x.new_empty(x.shape, dtype=torch.float32)
+    memory = x.new_empty(side * side)
+    for first_row in range(0, padded, side):
+        for first_col in range(first_row, padded, side):
+            num_rows, num_cols = (min(side, padded - at) for at in (first_row, first_col))
+            panel = memory[: num_rows * num_cols].view(num_rows, num_cols)
+            given = {
+                "h_scale_ptr": numbers[:1],
+                "h_ptr": panel,
+                "first_row": first_row,
+                "first_col": first_col,
+                "panel_cols": num_cols,
+            }
+            grid = (num_rows // blocks["BLOCK_M"], num_cols // blocks["BLOCK_N"])
+            _panel_kernel[grid](
+                weight_ptr=weight,
+                max_ptr=top,
+                RUNNING_MAX=batch.running_max,
+                **given,
+                **batch.tiles(batch.triangle),
+            )
+            positives_kernel[(num_rows // places["BLOCK_M"],)](**given, **places)
+            of_rows = slice(first_row, first_row + num_rows)
+            of_cols = slice(first_col, first_col + num_cols)
+            _add_product(g[of_rows], panel, x[of_cols], first=first_col == 0)
+            if first_col > first_row:
+                _add_product(g[of_cols], panel.mT, x[of_rows], first=first_row == 0)
+    return project_rows(rows, g, numbers[1:])
 
 
 def scaled(
@@ -152,10 +170,19 @@ def scaled(
     return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))
 
 
-def _product(h: Tensor, x: Tensor) -> Tensor:  # [panel, L], [L, D] -> [panel, D] float32
+def _add_product(
+    g: Tensor,  # [rows, D] float32
+    h: Tensor,  # [rows, columns]
+    x: Tensor,  # [columns, D]
+    *,
+    first: bool,
+) -> None:
+    """Add h x to g; or make it g, where nothing was added before."""
+    beta = 0 if first else 1
     with torch.autocast(h.device.type, enabled=False):
         if h.dtype == torch.float32:
-            return torch.mm(h, x)
-        if h.is_cuda:
-            return torch.mm(h, x, out_dtype=torch.float32)
-        return torch.mm(h.float(), x.float())
+            torch.addmm(g, h, x, beta=beta, out=g)
+        elif h.is_cuda:
+            torch.addmm(g, h, x, out_dtype=torch.float32, beta=beta, out=g)
+        else:
+            torch.addmm(g, h.float(), x.float(), beta=beta, out=g)

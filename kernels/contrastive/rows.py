@@ -141,14 +141,17 @@ def _scale_rows_kernel(
     inverse_norm = inverse * factor
     clamped = (inverse_norm >= MAX_INVERSE_NORM) | (square == 0.0)
     at_clamp = MAX_INVERSE_NORM * power_of_two(exponent - TOP_EXPONENT)
-    tl.store(inverse_ptr + rows, tl.where(present, tl.where(clamped, at_clamp, inverse), 0.0))
+    # a row of zeros may have any; one like the others' keeps what is multiplied by it in range
+    inverse = tl.where(clamped, at_clamp, inverse)
+    inverse = tl.where(square == 0.0, 2.0**-TOP_EXPONENT, inverse)
+    tl.store(inverse_ptr + rows, tl.where(present, inverse, 0.0))
     inverse_norm = tl.where(clamped, MAX_INVERSE_NORM, inverse_norm)
     tl.store(inverse_norm_ptr + rows, tl.where(present, inverse_norm, 0.0))
 
 
 @triton.jit
 def _project_rows_kernel(
-    g_ptr,  # [chunk, padded D] float32, of rows first_row ..
+    g_ptr,  # [padded L, padded D] float32: inverse times the gradient of z
     scaled_ptr,  # [padded L, padded D]
     inverse_ptr,  # [padded L]
     inverse_norm_ptr,  # [padded L]
@@ -156,42 +159,43 @@ def _project_rows_kernel(
     num_present_ptr,  # [1]
     factor_ptr,  # [1] float32
     grad_x_ptr,  # [L, D]
-    first_row,
     num_rows,
     width,
     padded_width,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # grad_x = factor / |x| (g - z (z . g)), without the projection where the norm was clamped
-    chunk_rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    rows = first_row + chunk_rows
+    # grad_x = factor / |x| (g_z - z (z . g_z)) with z = inverse x' and g_z = g / inverse, without
+    # the projection where the norm was clamped: (g - inverse^2 x' (x' . g)) times a power of two,
+    # inverse_norm / inverse
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     present = rows < tl.load(num_present_ptr)
     to_row = tl.load(order_ptr + rows, mask=rows < num_rows, other=0)
-    inverse = tl.load(inverse_ptr + rows)[:, None]
+    inverse = tl.load(inverse_ptr + rows)
     inverse_norm = tl.load(inverse_norm_ptr + rows)
     columns = tl.arange(0, BLOCK_D)
-    g_ptrs = g_ptr + chunk_rows.to(tl.int64)[:, None] * padded_width
-    z_ptrs = scaled_ptr + rows.to(tl.int64)[:, None] * padded_width
+    g_ptrs = g_ptr + rows.to(tl.int64)[:, None] * padded_width
+    x_ptrs = scaled_ptr + rows.to(tl.int64)[:, None] * padded_width
 
     products = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for first in range(0, width, BLOCK_D):
         d = first + columns.to(tl.int64)[None, :]
         kept = present[:, None] & (d < padded_width)
         g = tl.load(g_ptrs + d, mask=kept, other=0.0)
-        z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
-        products += g * z
-    along = tl.where(inverse_norm == MAX_INVERSE_NORM, 0.0, tl.sum(products, 1))[:, None]
+        x = tl.load(x_ptrs + d, mask=kept, other=0.0).to(tl.float32)
+        products += g * x
+    along = inverse * inverse * tl.sum(products, 1)
+    along = tl.where(inverse_norm == MAX_INVERSE_NORM, 0.0, along)[:, None]
     # without terms the gradient is 0, whatever the rows hold
     factor = tl.load(factor_ptr)
     counts = (present & (tl.zeros_like(inverse_norm) + factor != 0.0))[:, None]
-    factor = (factor * inverse_norm)[:, None]
+    factor = (factor * (inverse_norm / inverse))[:, None]
     for first in range(0, width, BLOCK_D):
         d = first + columns.to(tl.int64)[None, :]
         kept = present[:, None] & (d < padded_width)
         g = tl.load(g_ptrs + d, mask=kept, other=0.0)
-        z = tl.load(z_ptrs + d, mask=kept, other=0.0).to(tl.float32) * inverse
-        grad = tl.where(counts, factor * (g - along * z), 0.0)
+        x = tl.load(x_ptrs + d, mask=kept, other=0.0).to(tl.float32)
+        grad = tl.where(counts, factor * (g - along * x), 0.0)
         inside = (rows < num_rows)[:, None] & (d < width)
         tl.store(grad_x_ptr + to_row[:, None] * width + d, grad, mask=inside)
 
@@ -255,12 +259,11 @@ def scale_rows(
 
 def project_rows(
     rows: Rows,
-    g: Tensor,  # [chunk, padded D] float32
-    first_row: int,
+    g: Tensor,  # [padded L, padded D] float32
     factor: Tensor,  # [1] float32
-    grad_x: Tensor,  # [L, D] float32
-) -> None:
-    """Write the gradient of rows first_row .. from the gradient of their z, times a factor."""
+) -> Tensor:  # [L, D] float32
+    """The rows' gradient in their given order, times a factor; g is `inverse` times that of z."""
+    grad_x = g.new_empty(rows.embeddings.shape)
     config = choose("rows", grad_x.shape[1])
     _project_rows_kernel[(triton.cdiv(g.shape[0], config.blocks["BLOCK_R"]),)](
         g_ptr=g,
@@ -271,9 +274,9 @@ def project_rows(
         num_present_ptr=rows.num_present,
         factor_ptr=factor,
         grad_x_ptr=grad_x,
-        first_row=first_row,
         num_rows=grad_x.shape[0],
         width=grad_x.shape[1],
         padded_width=rows.padded_width,
         **config.launch(),
     )
+    return grad_x

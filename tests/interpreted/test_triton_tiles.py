@@ -1,5 +1,8 @@
 """The losses over latents in other tiles than tests/suite has in the interpreter."""
 
+import math
+import random
+
 import pytest
 import torch
 from contrastive import make_rows
@@ -7,8 +10,10 @@ from divergences import assert_same_bits
 from suite import checks, tiles
 from suite.backends import Backend
 from suite.subjects import Embeddings, Reconstruction
+from tiers import sample
 
 from mcr_fast.kernels import config
+from mcr_fast.kernels.contrastive import panels
 
 pytestmark = pytest.mark.process("interpreted")
 
@@ -23,6 +28,37 @@ OPS = pytest.mark.parametrize("op", ["nt_xent", "sup_con"])
 def test_shapes_of_tiles(op, blocks, temperature, width):
     with tiles.small(*blocks):
         checks.bound(Embeddings(op, *make_rows(70, width, 5), temperature), TRITON)
+
+
+@OPS
+@pytest.mark.parametrize("seed", sample(range(16), 8))
+def test_panels_of_any_batch(op, seed):
+    """Several panels of H or one, the last of them smaller; above the diagonal and on it."""
+    draw = random.Random(f"{op} {seed}")
+    rows, width = draw.randint(1, 230), draw.randint(1, 40)
+    dtype = draw.choice([torch.float32, torch.bfloat16, torch.float16])
+    x, labels, present = make_rows(rows, width, draw.choice([0, 1, 3, 1 + rows // 2]), dtype, seed)
+    present = draw.choice([None, present, torch.arange(rows) < rows // 3])
+    subject = Embeddings(op, x, labels, present, draw.choice([0.5, 0.01]))
+    with (
+        tiles.small(*draw.choice([(32, 32), (16, 64), (64, 16)])),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(config, "is_small_contrastive", lambda *_: False)
+        checks.bound(subject, TRITON)
+
+
+@pytest.mark.parametrize("step", [64, 256])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_sides_of_panels(step, itemsize):
+    largest = math.isqrt(panels._PANEL_BYTES // itemsize) // step * step
+    for rows in range(step, 40000, step):
+        side = panels._panel_side(rows, step, itemsize)
+        count = -(-rows // side)
+        assert side % step == 0
+        assert side <= largest
+        assert side * (count - 1) < rows, "an empty panel"
+        assert count <= -(-rows // largest), "more panels than there must be"
 
 
 @OPS

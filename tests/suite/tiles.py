@@ -34,6 +34,5 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
         patch.setattr(config, "is_few", every_other_size)
         patch.setattr(config, "is_small_contrastive", every_other_size)
         patch.setattr(exp_sums, "_BAND_TILES", 1)
-        patch.setattr(panels, "_PANEL_BYTES", 0)
-        patch.setattr(panels, "_PANEL_ROWS", (64, 64))
+        patch.setattr(panels, "_PANEL_BYTES", 1 << 13)  # 64 rows of 16 bits
         yield

@@ -10,7 +10,7 @@ import torch
 from divergences import DTYPES, Rows, make_rows
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
-from mcr_fast.ops.registry import OPS
+from mcr_fast.ops._limits import TRITON_CLASSES
 from suite import behaviour, checks
 from suite.cases import (
     CAPABILITIES,
@@ -28,7 +28,6 @@ from suite.subjects import LN2, Divergence
 
 FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = DTYPES
 MADE = ("scale", "weighted", "dtype", "seed")
-MAX_CLASSES = OPS["row_divergence"].max_classes["triton"]
 
 
 def rows(
@@ -45,7 +44,7 @@ def rows(
     made = take(rest, MADE)
     r, n, c = shape
     backends = fitting("row_divergence", made.get("dtype"), rest.pop("backends", KERNELS))
-    rest["backends"] = tuple(b for b in backends if b != "triton" or c <= MAX_CLASSES)
+    rest["backends"] = tuple(b for b in backends if b != "triton" or c <= TRITON_CLASSES)
     return Case(
         "row_divergence",
         name or named(what=what, R=r, N=n, C=c, divergence=divergence, **made),
