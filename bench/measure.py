@@ -1,6 +1,6 @@
 """Measures one case: all its providers in turns on the CPU, one after the other on a GPU."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -67,7 +67,7 @@ def measure(
 
 def measure_on_gpu(
     case: Case,
-    modes: tuple[str, ...],
+    modes: Callable[[str], tuple[str, ...]],  # of a provider, by its name
     providers: Iterable[Provider],
     rates: Rates | None,
     seconds: float,
@@ -78,8 +78,7 @@ def measure_on_gpu(
     for provider in providers:
         inputs.module = None
         reason = provider.skip(case) or provider.too_large(case, limit)
-        # compiling takes longer than all else, and only a whole step has a goal against it
-        for mode in modes[:1] if provider.compiled else modes:
+        for mode in modes(provider.name):
             row = identity(case, mode, provider)
             if reason is None:
                 try:
