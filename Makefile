@@ -4,6 +4,7 @@
 #   make demo TORCH=torch==2.13.0    which torch is installed, if none can be imported
 #   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
 #   make test PYTEST_ARGS="-k nt_xent -x"
+#   make triton-check TRITON=3.6.0    which Triton compiles the kernels
 #   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+TRITON ?= 3.6.0
 WHEEL_TORCH ?= "torch==2.10.*" torch
 
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test test-all test-gpu lint bench docs wheel wheel-test format clean
+.PHONY: demo test test-all test-gpu triton-check lint bench docs wheel wheel-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -35,6 +37,18 @@ test-all: $(VENV)/.installed-test
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/suite --device cuda $(PYTEST_ARGS)
+
+# Another Triton, in a folder of its own, in front of the one that came with torch.
+triton-check: $(VENV)/.installed-test build/triton-$(TRITON)/.installed
+	PYTHONPATH="$(abspath build/triton-$(TRITON))" $(BIN)/python -m pytest --slow $(PYTEST_ARGS) \
+		tests/launched tests/test_triton_compile_*.py
+
+build/triton-$(TRITON)/.installed:
+	rm -rf $(@D)
+	$(PIP) install --no-deps --target $(@D) triton==$(TRITON)
+	PYTHONPATH="$(abspath $(@D))" $(BIN)/python -c \
+		"import triton; assert triton.__version__ == '$(TRITON)', triton.__file__"
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,10 @@ if processes.current() == "emulated":
     from emulated import library
 
     library.load()
+elif processes.current() == "launched":
+    from launched import driver
+
+    driver.load()
 
 collect_ignore = ["interpreted", "launched"] if processes.missing("interpreted") else []
 

@@ -26,8 +26,9 @@ KINDS = {
     "emulated": {"MCR_FAST_EMULATED": "1"},
     "launched": {"MCR_FAST_LAUNCHED": "1", "TRITON_INTERPRET": "0"},
 }
-SIGNS = {"interpreted": "TRITON_INTERPRET", "emulated": "MCR_FAST_EMULATED"}
-SIGNS["launched"] = "MCR_FAST_LAUNCHED"
+# the first that is set counts: launchers are told that kernels are interpreted
+SIGNS = {"launched": "MCR_FAST_LAUNCHED", "interpreted": "TRITON_INTERPRET"}
+SIGNS["emulated"] = "MCR_FAST_EMULATED"
 LAST_WORDS = 4000  # characters of a dead process's output
 
 

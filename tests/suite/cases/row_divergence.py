@@ -10,6 +10,7 @@ import torch
 from divergences import DTYPES, Rows, make_rows
 
 from mcr_fast._names import DIVERGENCES, OF_LOGITS
+from mcr_fast.ops.registry import OPS
 from suite import behaviour, checks
 from suite.cases import (
     CAPABILITIES,
@@ -28,6 +29,7 @@ from suite.subjects import LN2, Divergence
 
 FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = DTYPES
 MADE = ("scale", "weighted", "dtype", "seed")
+MAX_CLASSES = OPS["row_divergence"].max_classes["triton"]
 
 
 def rows(
@@ -43,7 +45,8 @@ def rows(
     """A case named by what it is made of."""
     made = take(rest, MADE)
     r, n, c = shape
-    rest["backends"] = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
+    backends = fitting(made.get("dtype"), rest.pop("backends", KERNELS))
+    rest["backends"] = tuple(b for b in backends if b != "triton" or c <= MAX_CLASSES)
     return Case(
         "row_divergence",
         name or named(what=what, R=r, N=n, C=c, divergence=divergence, **made),
