@@ -8,14 +8,15 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import torch
 
-from bench import machine
+from bench import machine, results
 from bench.goals import TimedRow
-from bench.gpu.record import Record
+from bench.gpu.record import FIGURE_NAMES, FIGURES, TARGETS, Record
 from bench.gpu.rows import TIMED_ROWS, serving
 from bench.gpu.sanitize import NOT_INSTALLED, planned, sanitize, watched
 from bench.gpu.sizes import SIZE_ROWS
@@ -57,12 +58,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         action="append",
-        choices=OF_PART,
-        help=f"can be repeated; if left out {', '.join(DEFAULT)}",
+        choices=("build", *OF_PART),
+        help=f"build alone; others can be repeated; if left out {', '.join(DEFAULT)}",
     )
     parser.add_argument("--op", action="append", help="can be repeated; all if left out")
     parser.add_argument("--commit", default="", help="of a copy of the tree without its history")
     parser.set_defaults(command=run)
+
+
+def build(options: argparse.Namespace) -> int:
+    """Compile what there is to compile; 1 if some of it does not."""
+    from bench.gpu.build import build_library, warm_up
+
+    end, problems = monotonic() + options.budget, []
+    for part in (partial(build_library, say=print), warm_up):
+        figure, problem = part(end)
+        problems += [problem] if problem else []
+        options.out.mkdir(parents=True, exist_ok=True)
+        results.merge(options.out / TARGETS, [figure], FIGURES, FIGURE_NAMES)
+        print(f"{figure['what']}: {figure['measured']} s, {figure['detail']}", flush=True)
+    return int(bool(problems))
 
 
 def why_not() -> str | None:
@@ -81,11 +96,16 @@ def why_not() -> str | None:
 
 def run(options: argparse.Namespace) -> int:
     """0: every check ran and passed; 1: something is wrong or did not run; 2: no GPU here."""
+    if options.only == ["build"] and torch.cuda.is_available():
+        return build(options)
     reason = why_not()
     if reason:
         print(f"python -m bench gpu: {reason}", file=sys.stderr)
         return 2
     parts = options.only or DEFAULT
+    if "build" in parts:
+        print("python -m bench gpu: --only build is a run of its own", file=sys.stderr)
+        return 2
     stamp = machine.gpu_environment(options.commit)
     timed = rows_of(TIMED_ROWS, options) if "time" in parts else []
     sizes = rows_of(SIZE_ROWS, options) if "sizes" in parts else []
@@ -151,12 +171,18 @@ class Session:
             "torch.compile": lambda: self.timing.rows(self.compiled(), "compile", end) and [],
             "sanitize": lambda: self.sanitize(end),
         }
+        self.clocks(f"before {name}")
         try:
             self.record.unable += actions[name]()
         except Exception as error:
             self.record.unable.append(f"{name}: {type(error).__name__}: {error}")
+        self.clocks(f"after {name}")
         self.record.write()
         self.say(f"{name}: done")
+
+    def clocks(self, when: str) -> None:
+        """What the card says of itself, beside the times."""
+        self.record.figures([{"what": f"clocks {when}", **machine.clocks()}])
 
     @property
     def timing(self) -> Timing:

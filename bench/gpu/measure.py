@@ -9,15 +9,22 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from bench import results
 from bench.floors import Rates
+from bench.goals import TimedRow
+from bench.gpu import profile
 from bench.gpu.record import FIGURE_NAMES, FIGURES, TARGETS, TIMES
-from bench.gpu.rows import TIMED_ROWS, WHO, chosen
+from bench.gpu.rows import TIMED_ROWS, WHO, backend_of, chosen
 from bench.gpu.sizes import SIZE_ROWS
 from bench.machine import gpu_environment
 from bench.measure import measure_on_gpu
+from bench.model.figures import predicted
+from bench.registry import Provider
+from bench.timer import Step
 
 ALL_ROWS = (*TIMED_ROWS, *SIZE_ROWS)
 PR_SET_PDEATHSIG = 1
@@ -33,12 +40,36 @@ def end_with_parent() -> None:
 
 
 def measure_card(folder: Path, seconds: float, stamp: dict[str, str]) -> None:
-    """Floors, one by one."""
+    """Floors and the approximations' errors, one by one."""
+    from bench.gpu.probe import probe
     from bench.gpu_rates import measure_rates
 
-    for figure in measure_rates(seconds):
+    for figure in chain(measure_rates(seconds), probe()):
         results.merge(folder / TARGETS, [{**stamp, **figure}], FIGURES, FIGURE_NAMES)
         print(f"{figure['what']}: {figure['measured']} {figure['unit']}", flush=True)
+
+
+def look_into(row: TimedRow, folder: Path, stamp: dict[str, str]) -> Callable[..., None]:
+    """Profiles one call of each of ours into a file."""
+
+    def look(provider: Provider, step: Step) -> None:
+        backend = backend_of(row, provider.name)
+        if backend is None:
+            return
+        named = {"op": row.case.op, "case": row.case.name, "provider": provider.name}
+        try:
+            found = profile.kernels(step)
+        except Exception as error:  # of the profiler: the times count
+            print(f"no profile of {row.label}: {error}", flush=True)
+            return
+        expected = predicted().get((row.label, backend), [])
+        profile.write(folder / profile.PROFILE, profile.lines(named, found, expected), stamp)
+
+    return look
+
+
+def nobody_looks(provider: Provider, step: Step) -> None:
+    """Profiles nothing."""
 
 
 def main() -> int:
@@ -56,7 +87,9 @@ def main() -> int:
     rates = Rates.read(options.folder / TARGETS)
     for row in map(ALL_ROWS.__getitem__, options.rows):
         providers = chosen(row, options.who)
-        for line in measure_on_gpu(row.case, row.modes_of, providers, rates, options.seconds):
+        look = look_into(row, options.folder, stamp) if options.who == "ours" else nobody_looks
+        measured = measure_on_gpu(row.case, row.modes_of, providers, rates, options.seconds, look)
+        for line in measured:
             results.merge(options.folder / TIMES, [{**stamp, **line}])
             found = line["skipped"] or f"{line['p50_ms']} ms"
             print(f"{row.label}  {line['mode']}  {line['provider']}: {found}", flush=True)

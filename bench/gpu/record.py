@@ -15,7 +15,9 @@ from bench import results
 from bench.floors import Rates
 from bench.goals import TimedRow, verdicts
 from bench.gpu import report
+from bench.gpu.rows import backend_of
 from bench.gpu.sanitize import is_sanitized
+from bench.model.figures import predicted_ms
 from bench.results import ENVIRONMENT, Row, number, significant
 
 CHECKS, TARGETS, TIMES = "correctness.csv", "targets.csv", "times.csv"
@@ -27,6 +29,13 @@ CHECK_COLUMNS = (
 CHECK_NAMES = CHECK_COLUMNS[:4]
 FIGURES = ("what", "goal", "measured", "predicted", "unit", "passed", "detail", *ENVIRONMENT)
 FIGURE_NAMES = ("what", "goal")  # a figure without a goal has nothing to reach
+
+
+def expected(row: TimedRow, provider: str, mode: str) -> str:
+    """Milliseconds by the model; empty where it has none."""
+    backend = backend_of(row, provider)
+    time = predicted_ms(row.label, backend, mode) if backend else None
+    return results.significant(time, 3)
 
 
 @dataclass
@@ -98,8 +107,8 @@ class Record:
     def write(self) -> str:
         """Everything that follows from the other files; the text of the summary."""
         lines = self.lines()
-        targets = verdicts([*self.timed, *self.sizes], lines, Rates.read(self.out / TARGETS))
-        self.figures(targets)
+        targets = self.targets(lines)
+        self.figures([*targets, *self.beside_the_model(lines)])
         compared = report.write_sizes(self.out / SIZES, self.sizes, lines, self.stamp)
         figures = [row for row in self._rows(TARGETS) if not row["goal"]]
         text = report.summary(
@@ -107,6 +116,32 @@ class Record:
         )
         results.write_text(self.out / SUMMARY, text)
         return text
+
+    def targets(self, lines: Sequence[Row]) -> list[dict[str, str]]:
+        """Every goal judged, with what the model has for those in milliseconds."""
+        rows = [*self.timed, *self.sizes]
+        judged = verdicts(rows, lines, Rates.read(self.out / TARGETS))
+        goals = [(row, goal) for row in rows for goal in row.goals]
+        return [
+            {
+                **found,
+                "predicted": expected(row, goal.of, goal.mode) if goal.against == "ms" else "",
+            }
+            for (row, goal), found in zip(goals, judged, strict=True)
+        ]
+
+    def beside_the_model(self, lines: Sequence[Row]) -> list[dict[str, str]]:
+        """Each time of ours beside the one that the model has, where it has one."""
+        rows = {(row.case.op, row.case.name): row for row in (*self.sizes, *self.timed)}
+        found = []
+        for line in lines:
+            row = rows[line["op"], line["case"]]
+            figure = expected(row, line["provider"], line["mode"])
+            if figure and line["p50_ms"]:
+                what = f"{row.label}, {line['provider']} {line['mode']}"
+                measured = {"what": what, "measured": line["p50_ms"], "unit": "ms"}
+                found.append({**measured, "predicted": figure})
+        return found
 
     def failures(self, lines: Iterable[Row]) -> list[str]:
         """Where ours did not finish, or could not run at all."""

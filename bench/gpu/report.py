@@ -43,6 +43,10 @@ def _watched(rows: Sequence[Row]) -> str:
     return f"; compute-sanitizer: {said}" if said else ""
 
 
+def _by_the_model(row: Row) -> str:
+    return f", predicted {row['predicted']}" if row.get("predicted") else ""
+
+
 def summary(
     checked: Sequence[Row],
     targets: Sequence[Row],
@@ -71,13 +75,15 @@ def summary(
             parts.append("\n".join([f"{title}: {len(rows)}", *lines]))
     if figures:
         lines = [
-            f"{r['what']}: {r['measured'] or '-'} {r['unit']}  {r['detail']}".rstrip()
+            f"{r['what']}: {r['measured'] or '-'} {r['unit']}{_by_the_model(r)}"
+            + (f"  ({r['detail']})" if r["detail"] else "")
             for r in figures
         ]
         parts.append("\n".join(lines))
     if targets:
         lines = [
             f"{r['passed']:<12}  {r['what']}: {r['measured'] or '-'} {r['unit']}, goal {r['goal']}"
+            f"{_by_the_model(r)}"
             for r in targets
         ]
         parts.append("\n".join(lines))

@@ -136,3 +136,11 @@ WHO: dict[str, Callable[[Provider], bool]] = {
 def chosen(row: TimedRow, who: str) -> list[Provider]:
     """The providers of a row that a phase times."""
     return [provider for provider in providers(row) if WHO[who](provider)]
+
+
+def backend_of(row: TimedRow, provider: str) -> str | None:
+    """Whose kernels one of ours runs; None for the others."""
+    if provider.startswith("ours_"):
+        return provider.removeprefix("ours_")
+    found = serving(row.case.op)
+    return found[0] if provider == "ours" and found else None

@@ -38,10 +38,11 @@ class Timing:
     def rows(self, rows: Iterable[TimedRow], who: str, end: float) -> list[str]:
         """One process for all, and another one after a row that ends it or hangs.
 
-        Returns what was not timed, and why.
+        What another phase has timed is not timed again: rows can share a case. Returns what was
+        not timed, and why.
         """
         unable = []
-        left = [row for row in rows if chosen(row, who)]
+        left = self._missing(list(rows), who)
         seconds = 0.05 if self.quick else SECONDS[who]
         while left:
             remaining = end - monotonic()
