@@ -77,20 +77,24 @@ def works_of(line: dict, case: Case) -> list[figures.Work]:
             calls[name] = calls.get(name, 0) + count
     found = []
     for name, count in calls.items():
-        kernel, tile, code = line_of(name, case), line["kernels"].get(name, {}), None
+        kernel, tile, code = (
+            line_of(name, case, line["backend"]),
+            line["kernels"].get(name, {}),
+            None,
+        )
         if kernel.loop and kernel.source:
             chosen = instance(kernel, case, compiled(kernel.source))
             tile, code = chosen or ({}, None)
         elif kernel.loop and "file" in tile:
             (code,) = disassemble(Path(tile["file"]), nvdisasm()).values()
-        found.append(work_of(name, count, case, tile, code))
+        found.append(work_of(name, count, case, kernel, tile, code))
     return found
 
 
 def modelled(backends: Iterable[str], labels: Iterable[str]) -> list[dict[str, str]]:
     """The rows of the file."""
     cases = {row.label: row.case for row in ROWS}
-    versions = {"triton": _version("triton"), "nvcc": _version("nvcc")}
+    versions = {"triton": version("triton"), "nvcc": version("nvcc")}
     found = []
     with tempfile.TemporaryDirectory() as name:
         for backend in backends:
@@ -104,7 +108,8 @@ def modelled(backends: Iterable[str], labels: Iterable[str]) -> list[dict[str, s
     return found
 
 
-def _version(tool: str) -> str:
+def version(tool: str) -> str:
+    """Which Triton or nvcc compiles here."""
     if tool == "triton":
         import triton
 
@@ -152,12 +157,13 @@ def steps(path: Path) -> str:
 
 
 def loops(path: Path) -> str:
-    """A line for each kernel whose instructions are counted, or whose bytes take a while."""
+    """A line for each kernel that takes a twentieth of its step or more."""
     head = ("row", "kernel", "slots", "special", "issue, us", "special unit, us", "memory, us")
     lines = [_row(*head, "L2, us", "tensor cores, us"), "|---" * 9 + "|"]
     for (label, _), works in figures.predicted(path).items():
         for work in works:
-            if max(work.pipes.values()) < 1e-6:
+            longest = max(work.pipes.values())
+            if longest == 0 or work.us < sum(each.us for each in works) / 20:
                 continue
             counted = [results.significant(n, 3) if n else "-" for n in (work.slots, work.special)]
             pipes = [results.significant(1e6 * s, 3) if s else "-" for s in work.pipes.values()]

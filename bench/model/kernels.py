@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bench.case import Case
+from bench.gpu.sizes import CONTRASTIVE
 from bench.model.figures import Work
 from bench.model.sass import Code
 
@@ -87,6 +88,16 @@ def tiles_read(case: Case, tile: Tile) -> float:
     return case.L**2 * case.D * case.torch_dtype.itemsize * sides
 
 
+def stripes(case: Case, tile: Tile) -> float:
+    """Operations of CUDA C++: up to 4096 rows the similarities are kept."""
+    return (2 if case.L <= 4096 else 3) * logits(case, tile)
+
+
+def kept_similarities(case: Case, tile: Tile) -> float:
+    """Bytes of [L, L] in float32, written and read."""
+    return 8.0 * case.L**2
+
+
 def matrix(case: Case, tile: Tile) -> float:
     """Bytes of [L, L] in the dtype of the rows."""
     return float(case.L**2 * case.torch_dtype.itemsize)
@@ -160,28 +171,33 @@ KERNELS: dict[str, Kernel] = {
     "_exp_sums_kernel": Kernel(flops=times(0.5, logits), l2=times(0.5, tiles_read)),
     "_panel_kernel": Kernel(flops=logits, l2=tiles_read, hbm=matrix),
     "_project_rows_kernel": Kernel(hbm=times(2, gradient)),
+    # nt_xent and sup_con, CUDA C++: a stripe is in the L2 cache when it is read
+    "similarity_rows_kernel": Kernel(l2=kept_similarities),
+    "similarity_weights_kernel": Kernel(l2=kept_similarities, hbm=matrix),
+    "scale_rows_kernel": Kernel(hbm=times(2, embeddings)),
+    "project_rows_kernel": Kernel(hbm=times(2, gradient)),
     # row_divergence
     "_row_divergence_fwd_kernel": Kernel(
         Loop({"MUFU.LG2": 1}, tile_turn, pair_classes), hbm=rows_with_gradient
     ),
     "hold_rows_kernel": Kernel(hbm=rows_with_gradient),
     # reconstruction_loss
-    "_squared_error_kernel": Kernel(hbm=reconstructed(2)),
-    "_squared_error_grad_kernel": Kernel(hbm=reconstructed(4)),
+    "_reconstruction_loss_fwd_kernel": Kernel(hbm=reconstructed(2)),
+    "_reconstruction_loss_bwd_kernel": Kernel(hbm=reconstructed(4)),
     "squared_error_kernel": Kernel(hbm=reconstructed(2)),
     "squared_error_grad_kernel": Kernel(hbm=reconstructed(4)),
 }
-# products of torch that are large: with what they read
+# products of torch in a step of a large contrastive batch, all of them, with what they move
 PRODUCTS = {
-    "nt_xent": Kernel(flops=logits, hbm=matrix),
-    "sup_con": Kernel(flops=logits, hbm=matrix),
+    "triton": Kernel(flops=logits, hbm=matrix),  # H Z
+    "cuda": Kernel(flops=stripes, hbm=matrix),  # similarities, again where they are not kept, H Z
 }
 
 
-def line_of(name: str, case: Case) -> Kernel:
+def line_of(name: str, case: Case, backend: str) -> Kernel:
     """A kernel's line, an empty one if it has none."""
-    if name.startswith("aten::") and name.endswith("mm"):
-        return PRODUCTS.get(case.op, Kernel())
+    if case.op in CONTRASTIVE and name.startswith("aten::") and name.endswith("mm"):
+        return PRODUCTS[backend]
     return KERNELS.get(name, Kernel())
 
 
@@ -197,9 +213,10 @@ def instance(kernel: Kernel, case: Case, codes: Mapping[str, Code]) -> tuple[Til
     return min(fitting, key=lambda each: each[0])[1:] if fitting else None
 
 
-def work_of(name: str, calls: int, case: Case, tile: Tile, code: Code | None) -> Work:
+def work_of(
+    name: str, calls: int, case: Case, kernel: Kernel, tile: Tile, code: Code | None
+) -> Work:
     """What all launches of a kernel in a step ask for."""
-    kernel = line_of(name, case)
     amounts = {key: getattr(kernel, key)(case, tile) for key in ("hbm", "l2", "flops")}
     if kernel.loop is None or code is None:
         return Work(name, calls, **amounts)
