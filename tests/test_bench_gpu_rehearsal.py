@@ -110,7 +110,7 @@ def check_everything_said_is_there(run):
     assert [name for (name,) in done] == PHASES[: len(done)]
     if done:
         assert (run.out / SUMMARY).read_text().endswith("\n")
-        assert any(row["goal"] for row in tables[TARGETS]) or not timed
+        assert tables[TARGETS]
     if PLOT in out:
         import matplotlib.image
 
