@@ -197,3 +197,18 @@ def test_the_file_is_what_the_command_gives():
         pytest.skip(f"the file is of other compilers than {versions}")
     found = command.modelled(command.BACKENDS, [])
     assert found == kept
+
+
+@pytest.mark.process("launched")
+def test_the_probe_takes_the_instructions_that_it_names():
+    import torch
+    from launched import driver
+
+    from bench.gpu import probe
+
+    for name, (which, _) in probe.FUNCTIONS.items():
+        notes = driver.Notes()
+        with driver.noted(notes, name):
+            probe.approximate(which, torch.ones(4096))
+        (asked,) = notes.of("_approximate_kernel")
+        assert f"{name}.f32" in asked.compile(90).ptx
