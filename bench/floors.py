@@ -1,7 +1,6 @@
 """How fast a case can be at best, where that is known: on this CPU, or on a GPU by its rates."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -9,6 +8,7 @@ from time import perf_counter
 import torch
 
 from bench.case import Case
+from bench.results import number, read, significant
 
 # ns per (pair, class) element and core: the best fused row seen, forward (exp2, log2, their sums).
 ROW_NS = 0.25
@@ -28,21 +28,44 @@ def gemm_rate(dtype: torch.dtype, num_threads: int) -> float:
     return 2 * size * size * width / best
 
 
+NARROW, WIDE = 704, 4096  # bytes of the rows that are gathered, as of 174 classes and of 1000
+
+
 @dataclass(frozen=True)
 class Rates:
     """What a GPU does at best in a second, as `bench.gpu_rates` measures it."""
 
     copy: float  # bytes, read and written
-    gather: float  # bytes of rows gathered from the L2 cache
+    gather: float  # bytes of rows of 4 KB gathered from the L2 cache
+    gather_narrow: float  # of rows of 704 bytes
     bfloat16: float  # operations of a product
 
     @classmethod
     def read(cls, path: Path) -> "Rates | None":
-        """As `write` wrote them; None if they were not measured."""
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+        """From a file of figures; None if one of them was not measured."""
+        found = {row["what"]: number(row, "measured") for row in read(path)}
+        rates = {name: found.get(what) for name, (what, _) in RATES.items()}
+        known = {name: rate * 1e12 for name, rate in rates.items() if rate}
+        return cls(**known) if len(known) == len(rates) else None
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+    def gathered(self, row_bytes: int) -> float:
+        """Bytes a second of rows of that size."""
+        return self.gather_narrow if row_bytes <= NARROW else self.gather
+
+
+# fields of `Rates` -> what they are called among the figures, and in which unit
+RATES = {
+    "copy": ("copy bandwidth, read and written", "TB/s"),
+    "gather": (f"gather of rows of {WIDE} bytes from the L2 cache", "TB/s"),
+    "gather_narrow": (f"gather of rows of {NARROW} bytes from the L2 cache", "TB/s"),
+    "bfloat16": ("bfloat16 product", "TFLOP/s"),
+}
+
+
+def rate_figure(name: str, rate: float) -> dict[str, str]:
+    """A rate as it stands among the figures, with nothing to reach."""
+    what, unit = RATES[name]
+    return {"what": what, "measured": significant(rate / 1e12), "unit": unit}
 
 
 def floor_seconds(case: Case, mode: str) -> float | None:
@@ -76,8 +99,9 @@ def gpu_floor_seconds(case: Case, mode: str, rates: Rates | None) -> float | Non
     if rates is None:
         return None
     if case.op == "permuted_divergence" and case.donors == "uniform":
-        gathered = case.num_pairs * case.C * case.torch_dtype.itemsize
-        return (1 if mode == "fwd" else 2) * gathered / rates.gather
+        row_bytes = case.C * case.torch_dtype.itemsize
+        gathered = case.num_pairs * row_bytes
+        return (1 if mode == "fwd" else 2) * gathered / rates.gathered(row_bytes)
     if case.op == "row_divergence":
         return bytes_moved(case, mode) / rates.copy
     if case.op == "nt_xent":

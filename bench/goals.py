@@ -35,7 +35,8 @@ class Goal:
 class TimedRow:
     """One size with its goals.
 
-    `graph` replays every provider from a CUDA graph too; `step_only` leaves the forward alone out.
+    `graph` replays ours from a CUDA graph too, and whoever a goal holds it against there;
+    `step_only` leaves the forward alone out.
     """
 
     label: str
@@ -46,12 +47,19 @@ class TimedRow:
     quick: bool = False
     step_only: bool = False
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """What is timed on a GPU."""
-        if self.step_only:
+    def modes_of(self, provider: str) -> tuple[str, ...]:
+        """What is timed of a provider on a GPU."""
+        # compiling takes longer than all else, and only a whole step has a goal against it
+        if self.step_only or provider == "compile":
             return ("full",)
-        return ("full", "fwd", "full_graph") if self.graph else ("full", "fwd")
+        judged = any((g.mode, g.provider) == ("full_graph", provider) for g in self.goals)
+        replayed = judged or (self.graph and provider.startswith("ours"))
+        return ("full", "fwd", "full_graph") if replayed else ("full", "fwd")
+
+    @property
+    def judged(self) -> str:
+        """The mode of its first goal."""
+        return self.goals[0].mode if self.goals else "full"
 
 
 def outcome(

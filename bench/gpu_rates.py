@@ -1,15 +1,17 @@
 """What this card can do at best, measured on it."""
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.floors import Rates
+from bench.floors import NARROW, WIDE, rate_figure
 from bench.gpu_timer import time_step
 from bench.timer import Step
 
-GATHER_ROWS, GATHER_WIDTH, GATHER_BAG = 4096, 1024, 32  # 16 MB of float32: stays in the L2 cache
+GATHERED, GATHER_BAG = 2**24, 32  # bytes of a table that stays in the L2 cache; rows of a sum
 PRODUCT = 8192
 
 
@@ -55,11 +57,12 @@ def _copy_rate(seconds: float) -> float:
     return 2 * source.nbytes / time_step(Step(lambda _: target.copy_(source)), seconds).p50
 
 
-def _gather_rate(seconds: float) -> float:
-    table = torch.randn(GATHER_ROWS, GATHER_WIDTH, device="cuda")
-    index = torch.randint(GATHER_ROWS, (GATHER_ROWS, GATHER_BAG), device="cuda")
+def _gather_rate(row_bytes: int, seconds: float) -> float:
+    rows, width = GATHERED // row_bytes, row_bytes // 4
+    table = torch.randn(rows, width, device="cuda")
+    index = torch.randint(rows, (rows, GATHER_BAG), device="cuda")
     times = time_step(Step(lambda _: gather_sum(table, index)), seconds)
-    return index.numel() * table.shape[1] * table.itemsize / times.p50
+    return index.numel() * row_bytes / times.p50
 
 
 def _product_rate(seconds: float) -> float:
@@ -67,6 +70,9 @@ def _product_rate(seconds: float) -> float:
     return 2 * PRODUCT**3 / time_step(Step(lambda _: torch.mm(x, y)), seconds).p50
 
 
-def measure_rates(seconds: float) -> Rates:
-    """The three rates, on random data."""
-    return Rates(_copy_rate(seconds), _gather_rate(seconds), _product_rate(seconds))
+def measure_rates(seconds: float) -> Iterator[dict[str, str]]:
+    """Each rate as a figure, on random data."""
+    yield rate_figure("copy", _copy_rate(seconds))
+    yield rate_figure("gather", _gather_rate(WIDE, seconds))
+    yield rate_figure("gather_narrow", _gather_rate(NARROW, seconds))
+    yield rate_figure("bfloat16", _product_rate(seconds))

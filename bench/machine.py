@@ -93,6 +93,32 @@ def gpu_environment(commit: str = "") -> dict[str, str]:
     return {**found, "device": torch.cuda.get_device_name(), "capability": capability}
 
 
+CLOCKS = (
+    "clocks.sm",
+    "clocks.mem",
+    "temperature.gpu",
+    "power.draw",
+    "clocks_throttle_reasons.active",
+)
+
+
+def clocks() -> dict[str, str]:
+    """The clock of the multiprocessors as a figure, and what else nvidia-smi reads; no setting."""
+    query = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(CLOCKS)}",
+        "--format=csv,noheader,nounits",
+        "-i=0",
+    ]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"unit": "MHz", "detail": f"not read: {type(error).__name__}"}
+    values = [value.strip() for value in done.stdout.split(",")]
+    detail = ", ".join(f"{name} {value}" for name, value in zip(CLOCKS, values, strict=False))
+    return {"measured": values[0], "unit": "MHz", "detail": detail}
+
+
 def load() -> float:
     """Processes that ran on average over the last minute: others' in a run that starts now."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

@@ -1,6 +1,6 @@
 """Measures one case: all its providers in turns on the CPU, one after the other on a GPU."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -67,41 +67,50 @@ def measure(
 
 def measure_on_gpu(
     case: Case,
-    modes: tuple[str, ...],
+    modes: Callable[[str], tuple[str, ...]],  # of a provider, by its name
     providers: Iterable[Provider],
     rates: Rates | None,
     seconds: float,
+    look: Callable[[Provider, Step], None] = lambda provider, step: None,
 ) -> Iterator[dict[str, str]]:
-    """One row for each provider and mode, when it is there; the environment is the caller's."""
+    """One row for each provider and mode, when it is there; the environment is the caller's.
+
+    `look` gets each whole step after it was timed.
+    """
     inputs = make_inputs(case, device="cuda")
     limit = MEMORY_SHARE * torch.cuda.mem_get_info()[0]
     for provider in providers:
         inputs.module = None
         reason = provider.skip(case) or provider.too_large(case, limit)
-        # compiling takes longer than all else, and only a whole step has a goal against it
-        for mode in modes[:1] if provider.compiled else modes:
+        for mode in modes(provider.name):
             row = identity(case, mode, provider)
             if reason is None:
                 try:
-                    row |= _gpu_figures(provider, inputs, mode, rates, seconds)
+                    made = _gpu_step(provider, inputs, mode, row)
+                    row |= _gpu_figures(inputs, made, mode, rates, seconds)
+                    if mode == "full":
+                        look(provider, made)
                 except Exception as error:  # out of memory, no compiler, what a graph cannot hold
                     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             yield {**row, "skipped": reason or ""}
         torch.cuda.empty_cache()
 
 
+def _gpu_step(provider: Provider, inputs: Inputs, mode: str, row: dict[str, str]) -> Step:
+    """The call to time; what compiling took is noted in the row."""
+    made = step(provider.forward(inputs), inputs.leaves(), mode.removesuffix("_graph"))
+    if provider.compiled:
+        row["compile_s"] = _first_call(made)
+    return gpu_timer.replayed(made) if mode.endswith("_graph") else made
+
+
 def _gpu_figures(
-    provider: Provider, inputs: Inputs, mode: str, rates: Rates | None, seconds: float
+    inputs: Inputs, made: Step, mode: str, rates: Rates | None, seconds: float
 ) -> dict[str, str]:
-    case, leaves = inputs.case, inputs.leaves()
-    made = step(provider.forward(inputs), leaves, mode.removesuffix("_graph"))
-    found = {"compile_s": _first_call(made)} if provider.compiled else {}
-    if mode.endswith("_graph"):
-        made = gpu_timer.replayed(made)
-    times = gpu_timer.time_step(made, seconds)
+    found, times = {}, gpu_timer.time_step(made, seconds)
     if mode == "full":
-        found["peak_mb"] = significant(gpu_timer.peak_bytes(made, leaves) / 1e6)
-    return found | _columns(times, gpu_floor_seconds(case, mode, rates))
+        found["peak_mb"] = significant(gpu_timer.peak_bytes(made, inputs.leaves()) / 1e6)
+    return found | _columns(times, gpu_floor_seconds(inputs.case, mode, rates))
 
 
 def _first_call(made: Step) -> str:

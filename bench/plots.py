@@ -131,11 +131,10 @@ def plot_goals(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row]) -> No
 
 
 def _bars(row: TimedRow, lines: Sequence[Row]) -> list[tuple[str, float]]:
-    """(provider, milliseconds) of a row, from a graph where it is replayed from one."""
-    mode = row.modes[-1] if row.graph else row.modes[0]
+    """(provider, milliseconds) of a row, from a graph where that is judged."""
     found = [
         (line["provider"], number(line, "p50_ms"))
         for line in lines
-        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, mode)
+        if (line["op"], line["case"], line["mode"]) == (row.case.op, row.case.name, row.judged)
     ]
     return [(name, ms) for name, ms in found if ms]

@@ -65,16 +65,28 @@ def write(path: Path, rows: Iterable[Row], columns: tuple[str, ...] = COLUMNS) -
     written.replace(path)
 
 
-def merge(path: Path, rows: Iterable[Row]) -> None:
+def write_text(path: Path, text: str) -> None:
+    """The same with a text."""
+    written = path.with_suffix(".tmp")
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)
+
+
+def merge(
+    path: Path,
+    rows: Iterable[Row],
+    columns: tuple[str, ...] = COLUMNS,
+    names: tuple[str, ...] = KEY,  # the columns that tell rows apart
+) -> None:
     """Rows of the same op, case, mode and provider replace those in the file; others stay."""
-    kept = {key(row): row for row in read(path)}
-    kept.update({key(row): row for row in rows})
-    write(path, kept.values())
+    kept = {key(row, names): row for row in read(path)}
+    kept.update({key(row, names): row for row in rows})
+    write(path, kept.values(), columns)
 
 
-def key(row: Row) -> tuple[str, ...]:
+def key(row: Row, names: tuple[str, ...] = KEY) -> tuple[str, ...]:
     """What names a measurement."""
-    return tuple(row[column] for column in KEY)
+    return tuple(row.get(column, "") for column in names)
 
 
 def number(row: Row, column: str) -> float | None:

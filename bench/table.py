@@ -1,7 +1,7 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `two_speed_all`.
+`targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`.
 """
 
 import re
@@ -13,6 +13,8 @@ from tabulate import tabulate
 
 from bench import two_speed
 from bench.case import Case
+from bench.model import command as model
+from bench.model.figures import PREDICTED
 from bench.registry import benchmarks
 from bench.results import NAMES, Row, number, read, significant
 
@@ -168,4 +170,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cases": _cases,
     "two_speed": _two_speed,
     "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
+    "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
+    "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
 }

@@ -12,6 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.model.sass import Code, parse
 from mcr_fast.kernels.config import Config
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -49,36 +50,18 @@ class Compiled:
         return self.usage["STACK"] + self.usage["LOCAL"]
 
     @cached_property
-    def code(self) -> tuple[list[str], list[tuple[int, int]]]:
-        """The machine's instructions, and the branches among them as (from, to)."""
-        rows: list[str] = []
-        labels: dict[str, int] = {}
-        for line in self._tool("nvdisasm", "--print-code").splitlines():
-            if label := re.match(r"(\.L_\S+):", line.strip()):
-                labels[label[1]] = len(rows)
-            elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-                rows.append(instruction[1].strip())
-        branches = []
-        for at, text in enumerate(rows):
-            target = re.search(r"BRA.*?`\((\.L_\S+?)\)", text)
-            if target:
-                branches.append((at, labels[target[1]]))
-        return rows, branches
+    def code(self) -> Code:
+        """The machine's instructions."""
+        (code,) = parse(self._tool("nvdisasm", "--print-code")).values()
+        return code
 
     def loops(self) -> list[list[str]]:
-        """The instructions from a backward branch's target to the branch; `BRA .` is no loop."""
-        rows, branches = self.code
-        return [rows[to : at + 1] for at, to in branches if to < at]
+        """The instructions of every loop."""
+        return self.code.loops()
 
     def hot_path(self) -> int:
         """Instructions of the shortest way around a loop with a logarithm: no special case."""
-        rows, branches = self.code
-        ways: list[list[int]] = [
-            [] if re.match(r"(BRA|EXIT|RET)", row) else [at + 1] for at, row in enumerate(rows)
-        ]
-        for at, to in branches:
-            ways[at].append(to)
-        return min(_way_around(ways, at) for at, row in enumerate(rows) if "MUFU.LG2" in row)
+        return len(self.code.way_around({"MUFU.LG2": 1}))
 
     def check(self, library: tuple[str, ...] = (), spills: int = 0) -> None:
         """What holds for every kernel: no spill, shared memory that fits, no library function.
@@ -97,19 +80,6 @@ class Compiled:
             file.flush()
             command = [str(TOOLS / tool), *options, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _way_around(ways: list[list[int]], start: int) -> int:
-    """Steps of the shortest way from an instruction back to itself; a huge number if none."""
-    reached, steps, seen = [start], 0, {start}
-    while reached:
-        steps += 1
-        following = {to for at in reached for to in ways[at] if to < len(ways)}
-        if start in following:
-            return steps
-        reached = list(following - seen)
-        seen |= following
-    return 1 << 30
 
 
 def compile_kernel(

@@ -1,7 +1,7 @@
 """Floors and goals of the benchmarks, the rows timed on a GPU, and its measure; needs no GPU."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,24 +9,32 @@ import torch
 pytest.importorskip("tabulate")
 pytest.importorskip("triton")
 
-from bench import gpu_timer, measure, targets
+from bench import gpu_timer, measure, results, targets
 from bench.case import Case
-from bench.floors import Rates, bytes_moved, gpu_floor_seconds
+from bench.floors import Rates, bytes_moved, gpu_floor_seconds, rate_figure
 from bench.goals import outcome, verdicts
 from bench.gpu.measure import ALL_ROWS
-from bench.gpu.rows import LIKE, TIMED_ROWS, providers, serving
+from bench.gpu.record import FIGURE_NAMES, FIGURES
+from bench.gpu.rows import LIKE, TIMED_ROWS, chosen, providers, serving
 from bench.gpu.sizes import SIZE_ROWS
 from bench.inputs import make_inputs
 from bench.registry import benchmarks
 from mcr_fast.ops.registry import OPS
 
-RATES = Rates(copy=4e12, gather=1e13, bfloat16=8e14)
+RATES = Rates(copy=4e12, gather=1e13, gather_narrow=8e12, bfloat16=8e14)
+
+
+def figures_of(rates):
+    return [rate_figure(name, rate) for name, rate in asdict(rates).items()]
 
 
 def test_rates_are_kept(tmp_path):
-    assert Rates.read(tmp_path / "rates.json") is None
-    RATES.write(tmp_path / "rates.json")
-    assert Rates.read(tmp_path / "rates.json") == RATES
+    path, figures = tmp_path / "targets.csv", figures_of(RATES)
+    assert Rates.read(path) is None
+    results.write(path, figures[:2], FIGURES)
+    assert Rates.read(path) is None
+    results.merge(path, figures, FIGURES, FIGURE_NAMES)
+    assert Rates.read(path) == RATES
 
 
 def test_floors_are_those_of_the_arithmetic():
@@ -42,6 +50,8 @@ def test_floors_are_those_of_the_arithmetic():
     assert gpu_floor_seconds(divergence, "full", RATES) == 2 * bytes_moved(divergence, "fwd") / 4e12
     uniform = rows["MIPD N=4096 C=1000 K=32 uniform"]
     assert gpu_floor_seconds(uniform, "fwd", RATES) == 2 * 32 * 4096 * 4000 / 1e13
+    narrow = rows["MIPD N=32768 C=174 K=32 uniform"]
+    assert gpu_floor_seconds(narrow, "fwd", RATES) == 2 * 32 * 32768 * 4 * 174 / 8e12
     assert gpu_floor_seconds(replace(uniform, donors="cyclic"), "fwd", RATES) is None
 
 
@@ -116,6 +126,25 @@ def test_both_backends_of_an_op_are_timed_by_their_names(monkeypatch):
         )
         asked_for = ["ours_triton", "ours_cuda"] if both else []
         assert [name for name in names if name.startswith("ours")] == ["ours", *asked_for]
+
+
+def test_modes():
+    rows = {row.label: row for row in TIMED_ROWS}
+    large = rows["MIPD N=4096 C=1000 K=32 uniform"]
+    assert large.modes_of("ours_cuda") == ("full", "fwd", "full_graph")
+    assert large.modes_of("eager") == ("full", "fwd")
+    assert large.modes_of("compile") == ("full",)
+    small = next(row for label, row in rows.items() if "from latents" in label)
+    assert "full_graph" in small.modes_of("released")
+    assert all(row.graph for label, row in rows.items() if label.startswith("MIPD"))
+    assert SIZE_ROWS[0].modes_of("eager") == ("full",)
+
+
+def test_each_phase_times_its_own():
+    for row in ALL_ROWS:
+        names = [provider.name for provider in providers(row)]
+        phases = [[p.name for p in chosen(row, who)] for who in ("ours", "peers", "compile")]
+        assert sorted(sum(phases, [])) == sorted(names)
 
 
 def test_inputs_on_a_device():
@@ -204,7 +233,11 @@ def test_measure_on_a_gpu(events, monkeypatch):
         replace(eager, name="failing", run=fails),
         replace(eager, name="large", bytes_needed=lambda case: 9e8),
     ]
-    rows = list(measure.measure_on_gpu(case, ("full", "fwd", "bwd"), chosen, RATES, 0.02))
+
+    def modes(name):
+        return ("full", "fwd", "bwd")
+
+    rows = list(measure.measure_on_gpu(case, modes, chosen, RATES, 0.02))
     assert [(row["provider"], row["mode"]) for row in rows[:4]] == [
         *(("ours", "full"), ("ours", "fwd"), ("ours", "bwd"), ("eager", "full"))
     ]

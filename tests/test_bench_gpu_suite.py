@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from bench.gpu import processes, suite
 from bench.gpu.processes import run_items
-from bench.gpu.suite import Item, all_of, check, collect
+from bench.gpu.suite import Item, all_of, check, collect, in_turns, without_items
 
 CONFTEST = """
 import json, pytest
@@ -90,6 +90,16 @@ def test_items_are_collected_by_case(items_of):
     assert {item.backend for item in collect(slow=True)} == {"cuda", "triton"}
 
 
+def test_every_op_and_backend_gets_as_far():
+    names = [("cuda", "a", case) for case in "1234"] + [("triton", "b", case) for case in "12"]
+    items = [Item("-".join((*n, c)), *n, c) for n in names for c in ("bound", "repeat")]
+    order = in_turns(items)
+    assert [case[0][:-6] for case in order] == [
+        *("cuda-a-1", "triton-b-1", "cuda-a-2", "cuda-a-3", "triton-b-2", "cuda-a-4")
+    ]
+    assert all(len(case) == 2 for case in order)
+
+
 def test_a_suite_that_cannot_be_collected_says_why(items_of, tmp_path):
     items_of("cuda-op-a-bound")
     (tmp_path / "suite" / "conftest.py").write_text("import nothing_of_this_name")
@@ -110,7 +120,9 @@ def test_a_crash_costs_one_item(items_of, tmp_path, monkeypatch):
     names = ("a", "b", "crash", "d_wrong", "e", "f_crash", "g", "skipped")
     items = items_of(*(f"cuda-op-{name}-bound" for name in names))
     expected = [("op", "cuda"), ("op", "triton")]
-    rows = check(items, expected, tmp_path, 2, monotonic() + 120)
+    rows = []
+    check(items, tmp_path / "work", 2, monotonic() + 120, rows.extend)
+    rows += without_items(rows, expected)
     found = {f"{row['backend']} {row['case']}": row for row in rows}
     assert {name: row["passed"] for name, row in found.items()} == {
         **{"cuda a": "yes", "cuda b": "yes", "cuda crash": "no", "cuda d_wrong": "no"},
@@ -127,7 +139,8 @@ def test_a_crash_costs_one_item(items_of, tmp_path, monkeypatch):
 def test_a_hang_ends_at_the_deadline(items_of, tmp_path):
     nodeids = [item.nodeid for item in items_of(*(f"cuda-op-{n}-x" for n in ("a", "hang", "i")))]
     start = monotonic()
-    lines = run_items([nodeids], suite.command, tmp_path, 1, start + 8)
+    lines = {}
+    run_items([nodeids], suite.command, tmp_path, 1, start + 8, lines.update)
     found = [lines[nodeid]["outcome"] for nodeid in nodeids]
     assert found == ["passed", "not run", "not run"]
     assert "not finished in time" in lines[nodeids[1]]["message"]
@@ -136,6 +149,26 @@ def test_a_hang_ends_at_the_deadline(items_of, tmp_path):
 
 def test_a_process_that_cannot_start_is_wrong(tmp_path):
     start = [sys.executable, "-c", "import nothing_of_this_name"]
-    lines = run_items([["a"], ["b"]], lambda *_: start, tmp_path, 1, monotonic() + 60)
+    lines = {}
+    run_items([["a"], ["b"]], lambda *_: start, tmp_path, 1, monotonic() + 60, lines.update)
     assert [line["outcome"] for line in lines.values()] == ["failed", "failed"]
     assert "nothing_of_this_name" in lines["a"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "silence", "why"),
+    [
+        ("print('a'); print('b')", 20, 20, ""),
+        ("print('a'); print('b'); sys.exit('off by 1')", 20, 20, "ended with 1: off by 1"),
+        ("print('a', flush=True); print('b', flush=True); time.sleep(60)", 20, 2, "said nothing"),
+        ("print('a', flush=True); print('b', flush=True); time.sleep(60)", 2, 20, "stopped after"),
+    ],
+)
+def test_lines_are_passed_on(program, seconds, silence, why):
+    lines, start = [], monotonic()
+    command = [sys.executable, "-c", f"import sys, time; {program}"]
+    problem = processes.run_lines(command, seconds, silence, lines.append)
+    assert problem.startswith(why)
+    assert bool(problem) == bool(why)
+    assert lines == ["a", "b"]
+    assert monotonic() - start < 20

@@ -1,4 +1,4 @@
-"""The command: checks, then measures floors and rows, then writes it all down."""
+"""The command: phases with a clock, after each of which everything is in its place."""
 
 from __future__ import annotations
 
@@ -6,42 +6,78 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import torch
 
 from bench import machine, results
-from bench.floors import Rates
-from bench.goals import TimedRow, verdicts
-from bench.gpu import report
+from bench.goals import TimedRow
+from bench.gpu.record import FIGURE_NAMES, FIGURES, TARGETS, Record
 from bench.gpu.rows import TIMED_ROWS, serving
 from bench.gpu.sanitize import NOT_INSTALLED, planned, sanitize, watched
 from bench.gpu.sizes import SIZE_ROWS
-from bench.gpu.suite import Item, all_of, check, collect
-from bench.gpu.timing import Timing, lines_of
+from bench.gpu.suite import Item, all_of, check, collect, without_items
+from bench.gpu.timing import Timing
 from bench.results import Row
 from mcr_fast.ops.registry import with_kernels
 
-PARTS = ("check", "sanitize", "floors", "sizes", "time")
-# of the budget, at most, where something else comes too
-CHECK_SHARE, SANITIZE_SHARE = 0.38, 0.14
-REPORT_SECONDS = 15.0
+# Phases in their order, and seconds of each where all of them run. What one does not use the next
+# ones have; torch.compile comes last, so that it takes nobody's.
+PHASES = {
+    "floors": 25,
+    "quick check": 60,
+    "ours": 90,
+    "full check": 120,
+    "peers": 60,
+    "sizes": 60,
+    "torch.compile": 45,
+    "sanitize": 300,
+}
+OF_PART = {
+    "floors": ("floors",),
+    "check": ("quick check", "full check"),
+    "time": ("floors", "ours", "peers", "torch.compile"),
+    "sizes": ("floors", "sizes", "torch.compile"),
+    "sanitize": ("sanitize",),
+}
+DEFAULT = ("floors", "check", "time", "sizes")  # compute-sanitizer takes a call of its own
+BUDGET = sum(seconds for name, seconds in PHASES.items() if name != "sanitize")
 MAX_WORKERS = 12  # processes that check at the same time: mostly they compile
+TOLD_EVERY = 5.0  # seconds between two words about checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="few cases, small rows, short times")
-    parser.add_argument("--budget", type=float, default=540, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
     parser.add_argument(
-        "--only", action="append", choices=PARTS, help="can be repeated; all if left out"
+        "--only",
+        action="append",
+        choices=("build", *OF_PART),
+        help=f"build alone; others can be repeated; if left out {', '.join(DEFAULT)}",
     )
     parser.add_argument("--op", action="append", help="can be repeated; all if left out")
     parser.add_argument("--commit", default="", help="of a copy of the tree without its history")
     parser.set_defaults(command=run)
+
+
+def build(options: argparse.Namespace) -> int:
+    """Compile what there is to compile; 1 if some of it does not."""
+    from bench.gpu.build import build_library, warm_up
+
+    end, problems = monotonic() + options.budget, []
+    for part in (partial(build_library, say=print), warm_up):
+        figure, problem = part(end)
+        problems += [problem] if problem else []
+        options.out.mkdir(parents=True, exist_ok=True)
+        results.merge(options.out / TARGETS, [figure], FIGURES, FIGURE_NAMES)
+        print(f"{figure['what']}: {figure['measured']} s, {figure['detail']}", flush=True)
+    return int(bool(problems))
 
 
 def why_not() -> str | None:
@@ -60,44 +96,46 @@ def why_not() -> str | None:
 
 def run(options: argparse.Namespace) -> int:
     """0: every check ran and passed; 1: something is wrong or did not run; 2: no GPU here."""
+    if options.only == ["build"] and torch.cuda.is_available():
+        return build(options)
     reason = why_not()
     if reason:
         print(f"python -m bench gpu: {reason}", file=sys.stderr)
         return 2
-    end = monotonic() + options.budget - REPORT_SECONDS
-    parts = options.only or PARTS
-    options.out.mkdir(parents=True, exist_ok=True)
+    parts = options.only or DEFAULT
+    if "build" in parts:
+        print("python -m bench gpu: --only build is a run of its own", file=sys.stderr)
+        return 2
     stamp = machine.gpu_environment(options.commit)
-    print(f"{stamp['device']}, {stamp['capability']}, torch {stamp['torch']}", flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        checked = _check(options, work, end) if {"check", "sanitize"} & {*parts} else []
-        timed = _rows(TIMED_ROWS, options) if "time" in parts else []
-        sizes = _rows(SIZE_ROWS, options) if "sizes" in parts else []
-        timing = Timing(options.out, work / "rates.json", end, options.quick, options.commit)
-        if "floors" in parts or timed or sizes:
-            timing.take(timed, sizes, options.budget)
-        rates = Rates.read(timing.rates)
-    lines = lines_of(options.out, [*timed, *sizes])
-    targets = verdicts([*timed, *sizes], lines, rates)
-    if checked:
-        report.write_checks(options.out / "correctness.csv", checked, stamp)
-    if rates or targets:
-        figures = [{**stamp, **row} for row in (*report.floor_rows(rates), *targets)]
-        results.write(options.out / "targets.csv", figures, results.TARGET_COLUMNS)
-    from bench.plots import plot_goals  # needs matplotlib
-
-    plot_goals(options.out / "gpu.png", timed, lines)
-    unable = [*timing.unable, *_failed_rows(lines)]
-    compared = report.write_sizes(options.out / "sizes.csv", sizes, lines, stamp)
-    text = report.summary(checked, targets, unable, rates, stamp, compared)
-    (options.out / "summary.txt").write_text(text, encoding="utf-8")
-    print(f"\n{text}\nwritten to {options.out}")
-    bad = [r for r in checked if r["passed"] != "yes" and r["detail"] != NOT_INSTALLED]
-    return int(bool(unable or bad))
+    timed = rows_of(TIMED_ROWS, options) if "time" in parts else []
+    sizes = rows_of(SIZE_ROWS, options) if "sizes" in parts else []
+    record = Record(options.out, stamp, timed, sizes)
+    record.start(parts)
+    with tempfile.TemporaryDirectory() as work:
+        session = Session(options, record, Path(work))
+        session.say(f"{stamp['device']}, {stamp['capability']}, torch {stamp['torch']}")
+        for name, end in ends(parts, session.start, options.budget):
+            session.take(name, end)
+    problem = record.draw()
+    text = record.write()
+    session.say("\n".join([problem, text]).strip())
+    session.say(f"written to {options.out}")
+    rows = record.checked.values()
+    bad = [r for r in rows if r["passed"] != "yes" and r["detail"] != NOT_INSTALLED]
+    return int(bool(bad or record.failures(record.lines())))
 
 
-def _rows(rows: Iterable[TimedRow], options: argparse.Namespace) -> list[TimedRow]:
+def ends(parts: Iterable[str], start: float, budget: float) -> Iterator[tuple[str, float]]:
+    """The phases of some parts and when each has to be done: together they take the budget."""
+    wanted = {phase for part in parts for phase in OF_PART[part]}
+    chosen = {name: seconds for name, seconds in PHASES.items() if name in wanted}
+    spent = 0
+    for name, seconds in chosen.items():
+        spent += seconds
+        yield name, start + budget * spent / sum(chosen.values())
+
+
+def rows_of(rows: Iterable[TimedRow], options: argparse.Namespace) -> list[TimedRow]:
     """Those that are asked for."""
     return [
         row
@@ -106,47 +144,108 @@ def _rows(rows: Iterable[TimedRow], options: argparse.Namespace) -> list[TimedRo
     ]
 
 
-def _check(options: argparse.Namespace, work: Path, end: float) -> list[dict[str, str]]:
-    """Both parts that run items of the suite: the checks, then some under compute-sanitizer."""
-    parts = options.only or PARTS
-    pairs = [
-        (op, backend)
-        for op in (*with_kernels("triton"), "gather_add")
-        for backend in serving(op)
-        if not options.op or op in options.op
-    ]
+@dataclass
+class Session:
+    """A run of some phases."""
 
-    def items(*, slow: bool) -> list[Item]:
-        return [item for item in collect(slow=slow) if (item.op, item.backend) in pairs]
+    options: argparse.Namespace
+    record: Record
+    work: Path
+    start: float = field(default_factory=monotonic)
+    told: float = 0.0
 
-    try:
-        everything = items(slow=not options.quick)
-        small = items(slow=False) if "sanitize" in parts else []
-    except RuntimeError as error:
-        return [all_of(*pair).row("not run", str(error)) for pair in pairs]
-    workers = max(1, min(MAX_WORKERS, machine.cores() - 1))
-    found = []
-    if "check" in parts:
-        found += check(everything, pairs, work, workers, _until(options, CHECK_SHARE, end))
-    if "sanitize" in parts:
-        runs = planned(watched(small, everything))
-        rows = sanitize(runs, workers, _until(options, SANITIZE_SHARE, end))
-        clean = sum(row["passed"] == "yes" for row in rows)
-        print(f"compute-sanitizer: {clean} of {len(rows)} runs clean", flush=True)
-        found += rows
-    return found
+    def say(self, text: str) -> None:
+        """A line with the clock."""
+        print(f"{monotonic() - self.start:4.0f} s  {text}", flush=True)
 
+    def take(self, name: str, end: float) -> None:
+        """One phase; one that breaks costs itself."""
+        self.say(f"{name}: until {end - self.start:.0f} s")
+        actions = {
+            "floors": lambda: self.timing.floors(end),
+            "quick check": lambda: self.check(end, slow=False),
+            "full check": lambda: self.check(end, slow=not self.options.quick, last=True),
+            "ours": lambda: self.timing.rows(self.record.timed, "ours", end),
+            "peers": lambda: self.timing.rows(self.record.timed, "peers", end) and [],
+            "sizes": lambda: self.timing.rows(self.record.sizes, "ours and eager", end),
+            "torch.compile": lambda: self.timing.rows(self.compiled(), "compile", end) and [],
+            "sanitize": lambda: self.sanitize(end),
+        }
+        self.clocks(f"before {name}")
+        try:
+            self.record.unable += actions[name]()
+        except Exception as error:
+            self.record.unable.append(f"{name}: {type(error).__name__}: {error}")
+        self.clocks(f"after {name}")
+        self.record.write()
+        self.say(f"{name}: done")
 
-def _until(options: argparse.Namespace, share: float, end: float) -> float:
-    """When a part has to be done: it has a share of the budget, or all of it if it is alone."""
-    alone = options.only and len(options.only) == 1
-    return end if alone else monotonic() + share * options.budget
+    def clocks(self, when: str) -> None:
+        """What the card says of itself, beside the times."""
+        self.record.figures([{"what": f"clocks {when}", **machine.clocks()}])
 
+    @property
+    def timing(self) -> Timing:
+        options = self.options
+        return Timing(options.out, self.say, options.quick, options.commit)
 
-def _failed_rows(lines: Iterable[Row]) -> list[str]:
-    """Where ours could not run at all."""
-    return [
-        f"{line['op']} {line['case']} {line['mode']} {line['provider']}: {line['skipped']}"
-        for line in lines
-        if line["provider"].startswith("ours") and line["skipped"]
-    ]
+    def compiled(self) -> list[TimedRow]:
+        """Rows for torch.compile, first those with a goal against it."""
+        rows = [*self.record.timed, *self.record.sizes]
+        return sorted(rows, key=lambda row: all(g.provider != "compile" for g in row.goals))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The (op, backend) that are asked for."""
+        return [
+            (op, backend)
+            for op in (*with_kernels("triton"), "gather_add")
+            for backend in serving(op)
+            if not self.options.op or op in self.options.op
+        ]
+
+    def items(self, *, slow: bool) -> list[Item]:
+        """The suite's items of these."""
+        return [item for item in collect(slow=slow) if (item.op, item.backend) in self.pairs]
+
+    @property
+    def workers(self) -> int:
+        return max(1, min(MAX_WORKERS, machine.cores() - 1))
+
+    def check(self, end: float, *, slow: bool, last: bool = False) -> list[str]:
+        """Items that have no verdict yet."""
+        try:
+            items = self.items(slow=slow)
+        except RuntimeError as error:
+            self.note(all_of(*pair).row("not run", str(error)) for pair in self.pairs)
+            return []
+        done = self.record.checked
+        open_ = [i for i in items if done.get(i.key, {}).get("passed", "not run") == "not run"]
+        if open_:
+            check(open_, self.work / f"check {slow} {last}", self.workers, end, self.note)
+        if last:
+            self.note(without_items(done.values(), self.pairs))
+        self.count()
+        return []
+
+    def note(self, rows: Iterable[Row]) -> None:
+        """Rows of the checks; now and then a word about how many there are."""
+        self.record.check(rows)
+        if monotonic() - self.told > TOLD_EVERY:
+            self.count()
+
+    def count(self) -> None:
+        self.told = monotonic()
+        rows = self.record.checked.values()
+        right = sum(row["passed"] == "yes" for row in rows)
+        self.say(f"{len(rows)} checks: {right} right, {len(rows) - right} wrong or not run")
+
+    def sanitize(self, end: float) -> list[str]:
+        """Some items under compute-sanitizer."""
+        try:
+            small, everything = self.items(slow=False), self.items(slow=True)
+        except RuntimeError as error:
+            return [f"sanitize: {error}"]
+        sanitize(planned(watched(small, everything)), self.workers, end, self.note)
+        self.count()
+        return []

@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import results
-from bench.floors import Rates
 from bench.goals import TimedRow
 from bench.gpu.sanitize import is_sanitized
 from bench.gpu.sizes import HEADER, choice, disagreements, markdown, table
 from bench.results import ENVIRONMENT, Row
-
-CHECK_COLUMNS = (
-    *("op", "backend", "case", "checks", "passed", "detail", "seconds"),
-    *ENVIRONMENT,
-)
 
 
 def verification(checked: Sequence[Row], environment: Row) -> list[str]:
@@ -49,15 +43,22 @@ def _watched(rows: Sequence[Row]) -> str:
     return f"; compute-sanitizer: {said}" if said else ""
 
 
+def _by_the_model(row: Row) -> str:
+    return f", predicted {row['predicted']}" if row.get("predicted") else ""
+
+
 def summary(
     checked: Sequence[Row],
     targets: Sequence[Row],
     unable: Sequence[str],
-    rates: Rates | None,
+    figures: Sequence[Row],
     environment: Row,
     sizes: str = "",
 ) -> str:
-    """The text of summary.txt; `sizes`: the table of sizes and what it would choose."""
+    """The text of summary.txt.
+
+    `figures`: what has nothing to reach; `sizes`: the table of sizes and what it would choose.
+    """
     parts = [
         f"{environment['device']}, {environment['capability']}, torch {environment['torch']}, "
         f"python {environment['python']}, {environment['date']} UTC"
@@ -72,14 +73,17 @@ def summary(
                 f"{r['op']}/{r['case']} {r['checks']} ({r['backend']}): {r['detail']}" for r in rows
             ]
             parts.append("\n".join([f"{title}: {len(rows)}", *lines]))
-    if rates:
-        parts.append(
-            f"copy {rates.copy / 1e12:.2f} TB/s (read and written), gather from the L2 cache "
-            f"{rates.gather / 1e12:.2f} TB/s, bfloat16 product {rates.bfloat16 / 1e12:.0f} TFLOP/s"
-        )
+    if figures:
+        lines = [
+            f"{r['what']}: {r['measured'] or '-'} {r['unit']}{_by_the_model(r)}"
+            + (f"  ({r['detail']})" if r["detail"] else "")
+            for r in figures
+        ]
+        parts.append("\n".join(lines))
     if targets:
         lines = [
             f"{r['passed']:<12}  {r['what']}: {r['measured'] or '-'} {r['unit']}, goal {r['goal']}"
+            f"{_by_the_model(r)}"
             for r in targets
         ]
         parts.append("\n".join(lines))
@@ -88,11 +92,6 @@ def summary(
     if unable:
         parts.append("\n".join(["ours did not run, or did not finish:", *unable]))
     return "\n\n".join(parts) + "\n"
-
-
-def write_checks(path: Path, checked: Sequence[Row], environment: Row) -> None:
-    """correctness.csv."""
-    results.write(path, [{**environment, **row} for row in checked], CHECK_COLUMNS)
 
 
 def write_sizes(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row], stamp: Row) -> str:
@@ -108,18 +107,3 @@ def write_sizes(path: Path, rows: Sequence[TimedRow], lines: Sequence[Row], stam
         doubt and f"sizes of one class that do not agree, the faster one by how much:\n{doubt}",
     ]
     return "\n\n".join(filter(None, parts))
-
-
-def floor_rows(rates: Rates | None) -> list[dict[str, str]]:
-    """The floors among the targets, with nothing to reach."""
-    if rates is None:
-        return []
-    named = {
-        "copy bandwidth": (rates.copy, "TB/s"),
-        "gather from the L2 cache": (rates.gather, "TB/s"),
-        "bfloat16 product": (rates.bfloat16, "TFLOP/s"),
-    }
-    return [
-        {"what": what, "measured": results.significant(rate / 1e12), "unit": unit}
-        for what, (rate, unit) in named.items()
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +27,8 @@ ROWS_CASE = Case("row_divergence", N=4096, C=1000, K=32, M=0, dtype="bfloat16")
 
 def _mipd(label: str, case: Case, *milliseconds: float) -> TimedRow:
     faster = (Goal("eager", 10), Goal("compile", 4))
-    return TimedRow(f"MIPD {label}", case, (*(Goal("ms", ms) for ms in milliseconds), *faster))
+    goals = (*(Goal("ms", ms) for ms in milliseconds), *faster)
+    return TimedRow(f"MIPD {label}", case, goals, graph=True)
 
 
 WIDE = replace(MIPD, N=32768, C=174)
@@ -41,6 +43,7 @@ TIMED_ROWS = (
         "MIPD N=4096 C=100 exhaustive",
         replace(MIPD, C=100, K=0, donors="exhaustive"),
         (Goal("ms", 3), Goal("ms", 2)),
+        graph=True,
     ),
     TimedRow(
         "MIPD published default N=32 C=6 K=32, from latents",
@@ -140,3 +143,25 @@ def providers(row: TimedRow) -> list[Provider]:
         if row.case.op == "row_divergence":
             found.append(Provider("liger", liger, lambda case: case.pair_bytes(4), no_liger))
     return [*found, benchmark.provider("compile")]
+
+
+# which providers a phase times: they run one phase after the other, ours first
+WHO: dict[str, Callable[[Provider], bool]] = {
+    "ours": lambda p: p.name.startswith("ours"),
+    "peers": lambda p: not p.name.startswith("ours") and not p.compiled,
+    "compile": lambda p: p.compiled,
+    "ours and eager": lambda p: p.name.startswith("ours") or p.name == "eager",
+}
+
+
+def chosen(row: TimedRow, who: str) -> list[Provider]:
+    """The providers of a row that a phase times."""
+    return [provider for provider in providers(row) if WHO[who](provider)]
+
+
+def backend_of(row: TimedRow, provider: str) -> str | None:
+    """Whose kernels one of ours runs; None for the others."""
+    if provider.startswith("ours_"):
+        return provider.removeprefix("ours_")
+    found = taking(row.case)
+    return found[0] if provider == "ours" and found else None

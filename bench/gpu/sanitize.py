@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -156,11 +156,17 @@ def planned(items: Sequence[Item]) -> list[Run]:
     return [Run(*run, at, tuple(nodeids[run[:2]])) for at, run in enumerate(wanted)]
 
 
-def sanitize(runs: Sequence[Run], workers: int, deadline: float) -> list[dict[str, str]]:
-    """A row for every run; without the tool they all say so."""
+def sanitize(
+    runs: Sequence[Run],
+    workers: int,
+    deadline: float,
+    note: Callable[[list[dict[str, str]]], None],
+) -> None:
+    """Notes a row for every run when it ends; without the tool they all say so."""
     tool = find()
     if tool is None:
-        return [run.row("not run", NOT_INSTALLED) for run in runs]
+        note([run.row("not run", NOT_INSTALLED) for run in runs])
+        return
     usage, _ = run_group([str(tool), "--help"], 60)
 
     def one(run: Run) -> dict[str, str]:
@@ -173,4 +179,5 @@ def sanitize(runs: Sequence[Run], workers: int, deadline: float) -> list[dict[st
         return run.row(*verdict(run.tool, output, code))
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        return list(pool.map(one, runs))
+        for done in as_completed(pool.submit(one, run) for run in runs):
+            note([done.result()])

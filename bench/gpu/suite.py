@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from time import monotonic
 from typing import NamedTuple
 
 from bench.gpu.processes import last_words, python, run_group, run_items
+from bench.results import Row
 
 SUITE = "tests/suite"
 BACKENDS = ("triton", "cuda")
@@ -31,6 +31,11 @@ class Item(NamedTuple):
         """The item of that name; what is not named so has no backend."""
         found = re.search(r"\[(\w+)-(\w+)-(.+)-(\w+)\]$", nodeid)
         return Item(nodeid, *(found.groups() if found else [""] * 4))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What names its row."""
+        return (self.op, self.backend, self.case, self.check)
 
     def row(self, outcome: str, message: str = "", seconds: float | None = None) -> dict[str, str]:
         """As it stands in correctness.csv."""
@@ -62,34 +67,44 @@ def collect(*, slow: bool) -> list[Item]:
 
 def check(
     items: Sequence[Item],
-    expected: Iterable[tuple[str, str]],  # (op, backend)
     folder: Path,
     workers: int,
     deadline: float,
-) -> list[dict[str, str]]:
-    """A row for every item, one backend after the other, and for what has no item."""
-    rows: list[dict[str, str]] = []
-    backends = [name for name in BACKENDS if any(item.backend == name for item in items)]
-    for at, backend in enumerate(backends):
-        there = folder / backend
-        there.mkdir()
-        # whoever compiles a case's kernels runs all of its checks
-        cases = groupby((i for i in items if i.backend == backend), key=lambda i: i[1:4])
-        groups = [[item.nodeid for item in group] for _, group in cases]
-        end = monotonic() + (deadline - monotonic()) / (len(backends) - at)
-        found = [
-            Item.named(nodeid).row(line["outcome"], line.get("message") or "", line.get("seconds"))
-            for nodeid, line in run_items(groups, command, there, workers, end).items()
-            if line["outcome"] != "skipped"
-        ]
-        good = sum(row["passed"] == "yes" for row in found)
-        print(f"{backend}: {good} checks right, {len(found) - good} wrong or not run", flush=True)
-        rows += found
+    note: Callable[[list[dict[str, str]]], None],
+) -> None:
+    """Runs items of all backends beside each other, and notes a row for each when it ends."""
+    named = {item.nodeid: item for item in items}
+
+    def tell(results: dict[str, dict]) -> None:
+        note(
+            [
+                named[nodeid].row(line["outcome"], line.get("message") or "", line.get("seconds"))
+                for nodeid, line in results.items()
+                if line["outcome"] != "skipped"
+            ]
+        )
+
+    folder.mkdir()
+    run_items(in_turns(items), command, folder, workers, deadline, tell)
+
+
+def in_turns(items: Iterable[Item]) -> list[list[str]]:
+    """The items of each case, for whoever compiles its kernels runs all of its checks.
+
+    Each op and backend gets as far as the others: where the time ends, none is left out.
+    """
+    order: list[tuple[float, list[str]]] = []
+    for _, group in groupby(items, key=lambda item: item[1:3]):
+        cases = [[item.nodeid for item in case] for _, case in groupby(group, lambda i: i[1:4])]
+        order += [((at + 0.5) / len(cases), case) for at, case in enumerate(cases)]
+    return [case for _, case in sorted(order, key=lambda placed: placed[0])]
+
+
+def without_items(rows: Iterable[Row], expected: Iterable[tuple[str, str]]) -> list[Row]:
+    """A row for each (op, backend) of which nothing ran."""
     done = {(row["op"], row["backend"]) for row in rows}
-    for op, backend in expected:
-        if (op, backend) not in done:
-            rows.append(all_of(op, backend).row("not run", f"no item of {SUITE} ran"))
-    return rows
+    why = f"no item of {SUITE} ran"
+    return [all_of(*pair).row("not run", why) for pair in expected if pair not in done]
 
 
 def command(results: Path, nodeids: Collection[str]) -> list[str]:
