@@ -73,9 +73,9 @@ def bands(case: Case) -> int:
     return case.M * padded(case.N, 32) * padded(shifts, 32) // 32**2
 
 
-def band_classes(case: Case, tile: Tile) -> float:
-    """(pair, class, subset) of whole blocks, in cells of 8 classes."""
-    return 32.0**2 * bands(case) * padded(case.C, 8)
+def band_classes(whole: int) -> Count:
+    """(pair, class, subset) of whole blocks, in so many classes at once."""
+    return lambda case, tile: 32.0**2 * bands(case) * padded(case.C, whole)
 
 
 def band_reads(arrays: int) -> Count:
@@ -166,7 +166,7 @@ KERNELS: dict[str, Kernel] = {
     # permuted_divergence, CUDA C++: a band
     "lay_out_centered_kernel": Kernel(hbm=times(3, inputs)),
     "band_masses_kernel": Kernel(
-        Loop({"FFMA": 1}, lambda tile: 256, band_classes),
+        Loop({"FFMA": 1}, lambda tile: 256, band_classes(64)),
         l2=band_reads(1),
         source="permuted_divergence/cuda/band_masses.cu",
         instances=lambda case: "band_masses_kernel",
@@ -175,8 +175,8 @@ KERNELS: dict[str, Kernel] = {
         Loop(
             {"MUFU.LG2": 1, "FFMA": 4, "FMUL": 2},
             lambda tile: 64,
-            band_classes,
-            {"MUFU.LG2": 1, "MUFU.RCP": 1 / 4, "FFMA": 4},
+            band_classes(8),
+            {"MUFU.LG2": 1, "MUFU.RCP": 1 / 16},
             turns=4,
         ),
         l2=band_reads(2),
@@ -186,7 +186,11 @@ KERNELS: dict[str, Kernel] = {
     ),
     "band_centre_kernel": Kernel(
         Loop(
-            {"FFMA": 2}, lambda tile: 64, band_classes, {"FFMA": 2.4, "LDS": 1.2, "LDG": 1}, turns=4
+            {"FFMA": 2},
+            lambda tile: 64,
+            band_classes(8),
+            {"FFMA": 2.2, "LDG": 1 / 2},
+            turns=4,
         ),
         l2=band_reads(1),
         hbm=lambda case, tile: band_sums(case, tile) + 3 * inputs(case, tile),

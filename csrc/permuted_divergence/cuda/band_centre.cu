@@ -99,58 +99,59 @@ struct Sums {
   float own[kTile], given[kTile], logs[kTile];
 };
 
+// sums[r] += numbers[n, r] x[kBack ? r - n : r + n] over a tile's shifts n; x is at the first of
+// the 15 rows that the tile meets.
+template <bool kBack>
+__device__ __forceinline__ void add_tile(const float* numbers, const float* x,
+                                         float (&sums)[kTile]) {
+  float met[kTileDonors];
+#pragma unroll
+  for (int d = 0; d < kTileDonors; ++d) met[d] = x[row_at(d)];
+#pragma unroll
+  for (int n = 0; n < kTile; ++n) {
+    float factors[kTile];
+#pragma unroll
+    for (int r = 0; r < kTile; r += 4) put(factors + r, quad(numbers + n * kBandRows + r));
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) {
+      sums[r] = fmaf(factors[r], met[kBack ? kTile - 1 + r - n : r + n], sums[r]);
+    }
+  }
+}
+
 // own += sum r kappa e, given += sum r kappa g over all shifts of the band.
 __device__ __forceinline__ void add_linear(const Sides& x, int tile, int c, Sums& sums) {
 #pragma unroll 1
   for (int shifts = 0; shifts < kTiles; ++shifts) {
     const int first = shifts * kTile * kBandRows + tile * kTile;
-    const float* from = x.e + row_at((tile + shifts) * kTile) + c;
     // row r takes from donor r + n by shift n, and gives to receiver 31 + r - n
-    const float* to = x.g + row_at((tile - shifts + kTiles - 1) * kTile) + c;
-    float e[kTileDonors], g[kTileDonors];
-#pragma unroll
-    for (int d = 0; d < kTileDonors; ++d) {
-      e[d] = from[row_at(d)];
-      g[d] = to[row_at(d)];
-    }
-#pragma unroll
-    for (int n = 0; n < kTile; ++n) {
-      float rows[kTile], donors[kTile];
-#pragma unroll
-      for (int r = 0; r < kTile; r += 4) {
-        put(rows + r, quad(x.to_rows + first + n * kBandRows + r));
-        put(donors + r, quad(x.to_donors + first + n * kBandRows + r));
-      }
-#pragma unroll
-      for (int r = 0; r < kTile; ++r) {
-        sums.own[r] = fmaf(rows[r], e[n + r], sums.own[r]);
-        sums.given[r] = fmaf(donors[r], g[kTile - 1 + r - n], sums.given[r]);
-      }
-    }
+    add_tile<false>(x.to_rows + first, x.e + row_at((tile + shifts) * kTile) + c, sums.own);
+    add_tile<true>(x.to_donors + first, x.g + row_at((tile - shifts + kTiles - 1) * kTile) + c,
+                   sums.given);
   }
 }
 
 // What the second kernel left, of the rows and, by each block that it gave to, of the donors.
+// Behind the last row the last one is read again: nothing is stored there.
 __device__ __forceinline__ void add_terms(const BandProblem& pr, const Band& at, const Sides& x,
                                           int tile, int c, Sums& sums) {
-  const uint32_t size = uint32_t(pr.row_stride), blocks = uint32_t(at.part) * gridDim.x;
+  const uint32_t size = uint32_t(pr.row_stride), first = at.first_class + c;
+  const float* given = pr.given + (uint32_t(at.part) * gridDim.x * kBandDonors * size + first);
 #pragma unroll
   for (int r = 0; r < kTile; ++r) {
-    const int row = at.first_row + tile * kTile + r;
-    if (row >= pr.rows) continue;
-    const int from = at.part * int(pr.rows) + row;
-    const uint32_t to = uint32_t(from) * size + at.first_class + c;
-    const float kl_p = pr.kl_p[from];
-    if (kl_p != INFINITY) sums.logs[r] += pr.logs[to] - kl_p;
-    sums.own[r] -= 2.0f * pr.own[to];
-    float given = 0.0f;
+    const int n = tile * kTile + r, row = at.first_row + n, N = int(pr.rows);
+    const int from = at.part * N + (row < N ? row : N - 1);
+    const float kl_p = pr.kl_p[from], log = pr.logs[uint32_t(from) * size + first];
+    sums.logs[r] += kl_p == INFINITY ? 0.0f : log - kl_p;
+    sums.own[r] = fmaf(-2.0f, pr.own[uint32_t(from) * size + first], sums.own[r]);
+  }
+#pragma unroll 1
+  for (int g = 0; g < kGivers; ++g) {
 #pragma unroll
-    for (int n = 0; n < kGivers; ++n) {
-      const int place = x.places[n * kBandRows + tile * kTile + r];
-      if (place < 0) continue;
-      given += pr.given[(blocks * kBandDonors + place) * size + at.first_class + c];
+    for (int r = 0; r < kTile; ++r) {
+      const int place = x.places[g * kBandRows + tile * kTile + r];
+      if (place >= 0) sums.given[r] = fmaf(-2.0f, given[uint32_t(place) * size], sums.given[r]);
     }
-    sums.given[r] -= 2.0f * given;
   }
 }
 

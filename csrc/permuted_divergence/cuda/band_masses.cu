@@ -73,13 +73,12 @@ __device__ __forceinline__ void add_chunks(const BandProblem& pr, const Place& a
     __syncthreads();
     stage<kRoots>(pr, at, first, pool);
     __syncthreads();
-    const int there = int(pr.classes) - first - at.half * kTile;  // from this half's first cell on
     const float* rows = pool + row_at(at.rows * kTile) + at.half * kTile + at.lane;
     const float* donors =
         pool + 2 * kOfRows + row_at((at.rows + at.shifts) * kTile) + at.half * kTile + at.lane;
 #pragma unroll
     for (int c = 0; c < kChunk; c += 2 * kTile) {
-      if (c < there) add_products(rows + c, donors + c, sums);
+      add_products(rows + c, donors + c, sums);
     }
     if constexpr (!kRoots) {
       if (at.shifts == 0) add_own(rows, own);
