@@ -41,6 +41,14 @@ def test_what_is_not_small_is_refused(op, shape):
         forward(torch.ones(shape), torch.zeros(shape[0], dtype=torch.int64), None, 0.5, True)
 
 
+def test_a_gpu_without_the_memory_of_a_band_is_refused(monkeypatch):
+    """Before any work: its kernels could not be launched."""
+    monkeypatch.setenv("MCR_EMULATED_SHARED_BYTES", str(99 << 10))
+    x = make_batch(2, 300, 5, "exhaustive")
+    with pytest.raises(RuntimeError, match="a GPU whose blocks may have 125440 bytes of shared"):
+        check(x)
+
+
 def value_and_gradient(loss, embeddings, labels, present):
     """Of M tensors the gradient that one would have."""
     leaves = [embeddings] if isinstance(embeddings, torch.Tensor) else embeddings

@@ -95,6 +95,7 @@ void donor_side(const SidesProblem<float>& problem, cudaStream_t stream);
 
 // Donors that are shifts of the rows (band.h); the two above then do what that leaves.
 constexpr int64_t kMaxBandClasses = 4096;
+constexpr int kBandSharedBytes = 125440;  // the most that a block of them has
 void band_masses(const BandProblem& problem, cudaStream_t stream);
 void band_terms(const BandProblem& problem, cudaStream_t stream);
 void band_centre(const BandProblem& problem, cudaStream_t stream);

@@ -126,7 +126,8 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
   }
 
   STD_TORCH_CHECK(in.band(), "permuted_divergence: the CUDA kernels take small batches, and two ",
-                  "modalities with donors that are shifts; backend='triton' takes the others");
+                  "modalities with donors that are shifts, on a GPU whose blocks may have ",
+                  kBandSharedBytes, " bytes of shared memory; backend='triton' takes the others");
   const bool bias_grad = want_grad && reaches_bias(arguments, pr);
   in.lay_out_band();
   pr.skip = skip;
