@@ -20,7 +20,7 @@ constexpr int kBandDonors = 2 * kBandRows - 1;  // that they meet
 struct BandProblem : SidesProblem<float> {
   const float* powers;       // [2, N, row_stride] 2^row, kLeastPower at least, 1 past the end
   const float* bias_powers;  // [row_stride] 2^(bias - its largest), 0 past the end
-  const int32_t* bad;        // [2 N + 1] whether a row, or the bias, holds no finite numbers
+  const int32_t* bad;        // [2 N + 1] whether a row, or the bias, holds a number not finite
   const int32_t* scattered;  // [1] whether the shifts are not what is said above; or null
   int64_t slots;             // donors of a row
   float* ratios_to;          // `ratios`

@@ -44,17 +44,16 @@ struct SidesProblem : PermutedDivergenceProblem<T> {
   MCR_ALWAYS_INLINE PairNumbers<T>& numbers(int s, int64_t k, int64_t i) const {
     return pairs[pair(s, k, i)];
   }
-  // Whether a row, or a donor of modality m, has pairs to go through. The marks are read at once.
+  // Whether the kernels of a band left pairs of a row, or of a donor of modality m. The marks are
+  // read at once.
   MCR_ALWAYS_INLINE bool row_has_pairs(int64_t i) const {
-    uint32_t any = !ratios;
-    for (int s = 0; ratios && s < this->num_subsets; ++s) {
-      any |= uint32_t(left[s * this->rows + i]);
-    }
+    uint32_t any = 0;
+    for (int s = 0; s < this->num_subsets; ++s) any |= uint32_t(left[s * this->rows + i]);
     return any != 0;
   }
   MCR_ALWAYS_INLINE bool donor_has_pairs(int m, int64_t j) const {
-    uint32_t any = !ratios;
-    for (int s = 0; ratios && s < this->num_subsets; ++s) {
+    uint32_t any = 0;
+    for (int s = 0; s < this->num_subsets; ++s) {
       const uint32_t mark = uint32_t(left[(this->num_subsets + s) * this->rows + j]);
       any |= mark & this->subsets[s] >> m;
     }

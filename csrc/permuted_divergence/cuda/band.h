@@ -7,9 +7,13 @@
 //
 //     a = E_m[i],  e = E_m[j],  G = E_o[i] B,  S = sum G a,  Z = sum G e,  r = S / Z
 //     g = omega G / S,   p = G a / S,   q = G e / Z,   mean = (p + q) / 2
-//     L = log2((a / e + r) / 2),   log2(q / mean) = log2 r - L,   log2(p / mean) = A'[i] - A'[j] -
-//     L kappa = sum q L = r sum g e L / omega,    KL(q | mean) / ln2 = log2 r - kappa u = q (kappa
-//     - L)                         the gradient to w, over ln2 / 2
+//     L = log2((a / e + r) / 2)
+//
+//     log2(q / mean) = log2 r - L,            log2(p / mean) = A'[i] - A'[j] - L
+//
+//     kappa = sum q L = r sum g e L / omega,  KL(q | mean) / ln2 = log2 r - kappa
+//
+//     u = q (kappa - L), the gradient to the perturbed logits over ln2 / 2
 //
 // A class of a pair costs one logarithm and no exponential. What is linear in it is left out of the
 // loop over classes, which has to run before kappa is known, and added by the last kernel:

@@ -87,9 +87,7 @@ void weigh_subsets(const SidesProblem<float>& problem, const Subsets& subsets, c
                    double* row_sums,  // [S, N], used where pairs may be dropped
                    float* factors, uint32_t* subsets_to, cudaStream_t stream);
 
-// Few rows of as many classes share their pairs among teams; more classes do not, and then so many
-// rows are under way at once.
-constexpr int64_t kMaxSharedClasses = 192, kRowsAtOnce = 256;
+constexpr int64_t kMaxSharedClasses = 192;  // of a small batch, whose teams share a row's pairs
 void own_side(const SidesProblem<float>& problem, cudaStream_t stream);
 void donor_side(const SidesProblem<float>& problem, cudaStream_t stream);
 
