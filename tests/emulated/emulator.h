@@ -124,6 +124,23 @@ inline int __all_sync(uint32_t mask, int predicate) {
 }
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 
+// Instructions of the special-function unit: as far off as their manual allows, and 0 of what is
+// below the least normal number.
+inline float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.0f, x) : x; }
+inline double some_error(float x) {  // in -1 .. 1, by the bits of x
+  uint64_t bits = emulator::bits_of(x) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ bits >> 29) * 0xbf58476d1ce4e5b9u;
+  return double(int64_t(bits)) * 0x1p-63;
+}
+inline float approximate(double y, float x, double relative, double absolute = 0) {
+  return flushed(float(y + (relative * fabs(y) + absolute) * some_error(x)));
+}
+inline float approximate_log2(float x) {
+  const double y = ::log2(double(flushed(x)));
+  if (x == 1.0f || !(fabs(y) < 1e30)) return float(y);
+  return fabs(y) < 1 ? approximate(y, x, 0, 0x1.52p-23) : approximate(y, x, 0x1p-22);
+}
+
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __int_as_float(int x) { return emulator::value_of<float>(uint32_t(x)); }
 inline int __float_as_int(float x) { return int(uint32_t(emulator::bits_of(x))); }

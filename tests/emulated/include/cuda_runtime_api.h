@@ -3,6 +3,8 @@
 
 #include <stddef.h>
 
+#include "hooks.h"
+
 typedef int cudaError_t;
 typedef struct CUstream_st* cudaStream_t;
 
