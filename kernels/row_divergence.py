@@ -424,7 +424,7 @@ def _common(
         "KIND": kind,
         "PRECISE": config.PRECISE,
         "ALIGN": config.alignment(num_classes),
-        **config.choose("row_divergence", num_classes).launch(),
+        **config.held_rows(num_classes, divergence).launch(),
     }
 
 
@@ -474,7 +474,7 @@ def row_divergence_fwd(
         GRAD=want_grad,
         ALONE=programs == 1,
         MEAN=mean,
-        BLOCK_S=config.rows_at_once(config.choose("row_divergence", num_classes)),
+        BLOCK_S=config.rows_at_once(config.held_rows(num_classes, divergence)),
         **common,
     )
     if values is not None:

@@ -32,8 +32,7 @@ inline void check_held_gradients(const Tensor& grad, const OptionalTensor& weigh
   arguments.check("clean", clean, Holds::kFloats, {kAnySize, kAnySize});
   const int64_t C = clean.size(1);
   arguments.check("perturbed", perturbed, Holds::kFloats, {kAnySize, C});
-  arguments.check_unit("unit_grad_perturbed", unit_grad_perturbed, is_double,
-                       {perturbed.size(0), C});
+  arguments.check_unit("of_perturbed", unit_grad_perturbed, is_double, {perturbed.size(0), C});
   arguments.check_unit("unit_grad_clean", unit_grad_clean, is_double, {clean.size(0), C});
 }
 
