@@ -136,7 +136,7 @@ def perturbed_rows(case: Case, tile: Tile) -> float:
 
 
 def rows_and_notes(case: Case, tile: Tile) -> float:
-    """Inputs in their dtype; 16 bytes of each perturbed row, the clean ones' gradient in float32."""
+    """Inputs in their dtype, 16 bytes of each perturbed row, clean rows' gradient in float32."""
     kept = 16.0 * case.num_pairs + 4.0 * case.N * case.C
     return perturbed_rows(case, tile) * case.torch_dtype.itemsize + kept
 
