@@ -136,7 +136,8 @@ SMALL = Call(6, modalities=2, pairs=pairs(rows=32))
 TAKEN = {
     "nt_xent": [Call(1024, 4096), Call(2, 1), Call(0, 8)],
     "permuted_divergence": [
-        *(SMALL, BAND, BAND._replace(size=4096)),
+        *(SMALL, BAND, BAND._replace(size=4096), BAND._replace(shared=125440)),
+        SMALL._replace(shared=48 << 10),
         *(BAND._replace(pairs=pairs(rows=64)), BAND._replace(pairs=pairs(donors="exhaustive"))),
         *(BAND._replace(pairs=pairs(weighs=True)), BAND._replace(pairs=pairs(subsets=1))),
         # small ones of any kind
@@ -168,6 +169,10 @@ REFUSED = {
             pairs=pairs(donors="own")
         ),
         "at least 64 rows, got 63": BAND._replace(pairs=pairs(rows=63)),
+        # Turing, and what is no data centre's of later ones
+        "may have 125440 bytes of shared memory, got 101376; use backend='triton'": BAND._replace(
+            shared=101376
+        ),
         "at most 4096 classes, got 4097; use backend='reference'": BAND._replace(size=4097),
         # as many pairs as that weigh something are no small batch
         "two modalities, got 4; use backend='triton'": Call(
@@ -251,7 +256,7 @@ STEPS = {
     (512, 512, 174, "cyclic"): ("cuda", True),
     (4096, 512, 174, "cyclic"): (None, True),  # too many rows for its contrastive loss
     (4096, 512, 174, "table"): ("triton", False),
-    (100, 64, 1000, "cyclic"): ("triton", False),  # too few rows for a band, too many classes
+    (60, 64, 1000, "cyclic"): ("triton", False),  # too few rows for a band, too many classes
 }
 
 
@@ -273,6 +278,31 @@ def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
         linear_permuted_divergence.takes(latents, weight, arguments, None),
     )
     assert found == STEPS[sizes]
+
+
+@needs_triton
+@pytest.mark.usefixtures("_both_here")
+@pytest.mark.parametrize(
+    ("bytes_of_a_block", "expected"), [(99 << 10, "triton"), (163 << 10, "cuda")]
+)
+def test_the_gpu_is_asked_for_its_shared_memory(bytes_of_a_block, expected, monkeypatch):
+    """Compiled too, without a break of the graph."""
+    card = object.__new__(torch.cuda._CudaDeviceProperties)  # what a compiler takes for a constant
+    card.shared_memory_per_block_optin, card.major, card.minor = bytes_of_a_block, 9, 0
+    here = {"is_available": True, "device_count": 1, "current_device": 0, "_lazy_init": None}
+    of_a_compiler = {"get_rng_state": None, "set_rng_state": None}
+    for name, value in {**here, **of_a_compiler, "_get_device_properties": card}.items():
+        answer = functools.partial(lambda value, *_: value, value)
+        monkeypatch.setattr(torch.cuda, name, answer, raising=False)
+    assert _backend.shared_memory(CPU) is None
+
+    def chosen(x):
+        call = BAND._replace(shared=_backend.shared_memory(CUDA))
+        return x * (_backend.resolve("permuted_divergence", None, CUDA, call=call) == "cuda")
+
+    torch._dynamo.reset()
+    for run in (chosen, torch.compile(chosen, fullgraph=True, backend="eager")):
+        assert run(torch.ones(())) == (expected == "cuda")
 
 
 @needs_triton
@@ -301,8 +331,8 @@ def test_a_compiler_chooses_by_sizes_that_stay_dynamic():
     assert taken(200, 300, 50, 400) == [True, True]
     assert taken(201, 310, 51, 410) == [True, True]
     assert len(graphs) == 1
-    assert taken(100, 300, 50, 1030) == [False, False]
-    assert taken(101, 310, 51, 1031) == [False, False]
+    assert taken(60, 300, 50, 1030) == [False, False]
+    assert taken(61, 310, 51, 1031) == [False, False]
     assert len(graphs) == 2
 
 

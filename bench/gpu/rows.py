@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from bench.case import Case
 from bench.goals import Goal, TimedRow
 from bench.inputs import Inputs
 from bench.registry import Provider, benchmarks
-from mcr_fast.ops._backend import backends
+from mcr_fast.ops._backend import backends, shared_memory
 from mcr_fast.ops._limits import Call, Pairs
 from mcr_fast.ops.registry import OPS
 
@@ -104,7 +105,8 @@ def call_of(case: Case) -> Call:
     donors = {"uniform": "table", "drawn": "cyclic"}.get(case.donors, case.donors)
     subsets = tuple(1 << m for m in range(case.M))
     pairs = Pairs(case.N, permutations, subsets, "jsd", donors, weighs=False)
-    return Call(case.C, modalities=case.M, pairs=pairs)
+    shared = shared_memory(torch.device("cuda"))
+    return Call(case.C, modalities=case.M, pairs=pairs, shared=shared)
 
 
 def taking(case: Case) -> list[str]:

@@ -30,11 +30,10 @@ NOT_INSTALLED = f"{NAME} is not installed"
 # the checks that run: ours several times, and on inputs that are not contiguous
 WATCHED = ("repeat", "strided")
 QUICK_CASES = 10  # of an op on a backend, at most
-# beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, pairs
-# that are far
+# beside the quick cases: rows that a block holds (shared memory), reads of 16 bytes at once, bands
 MORE = re.compile(
     r"permuted_divergence/shape_M\d+_N12_C1025_\w+|row_divergence/shape_R9_N4_C1025_jsd_float32"
-    r"|permuted_divergence/far_M2_N701_C50_cyclic_count\d+_[a-z]*float\d+"
+    r"|permuted_divergence/band_M2_N701_C50_window_count\d+_scale0\.17_[a-z]*float\d+_\w+"
     r"|reconstruction_loss/shape_N(8_D16_16|70_D37_41)_\w+"
     r"|(nt_xent|sup_con)/tiled_L128_D64_classes6_float32_T0\.5"
 )

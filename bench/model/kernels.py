@@ -202,7 +202,7 @@ KERNELS: dict[str, Kernel] = {
             turns=4,
         ),
         l2=band_reads(1),
-        hbm=lambda case, tile: band_sums(case, tile) + 3 * inputs(case, tile),
+        hbm=lambda case, tile: band_sums(case, tile) + 2 * inputs(case, tile),
         source="permuted_divergence/cuda/band_centre.cu",
         instances=lambda case: "band_centre_kernel",
     ),

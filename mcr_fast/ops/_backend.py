@@ -1,6 +1,6 @@
 """Which backend serves which op."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -85,6 +85,16 @@ def resolve(
             f"use backend={_other(op, backend, device, call)!r} or None"
         )
     return backend
+
+
+def shared_memory(device: torch.device) -> int | None:
+    """Bytes that a block of a GPU may have of it; None where no kernel of ours asks for much."""
+    missing = "cuda" in _UNAVAILABLE["permuted_divergence"]
+    if device.type != "cuda" or missing or not torch.cuda.is_available():
+        return None
+    of_device: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack this one
+    most: int = of_device.shared_memory_per_block_optin
+    return most
 
 
 def can_take(op: str, backend: str, call: Call) -> bool:

@@ -1,6 +1,6 @@
 """What a backend takes of an op that it has kernels for: the one place that says so.
 
-A limit reads a `Call`, in which nothing stands that a device would have to be asked for.
+A limit reads a `Call`, in which nothing stands that a device would have to be waited for.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,9 @@ SMALL_ROWS, SMALL_WIDTH = 1024, 4096
 # than so many elements, and pairs at most where every block adds up what they weigh,
 SMALL_PAIR_ROWS, SMALL_PAIR_CLASSES = 256, 192
 SMALL_ELEMENTS, SMALL_WEIGHED = 1 << 20, 1 << 15
-# and of a large one the least rows, the most classes, and the most rows times classes.
-BAND_ROWS, BAND_CLASSES, BAND_ELEMENTS = 64, 4096, 1 << 27
+# and of a large one the least rows, the most classes, the most rows times classes, and the bytes of
+# shared memory that a block has to be given (csrc/permuted_divergence/cuda/kernels.h).
+BAND_ROWS, BAND_CLASSES, BAND_ELEMENTS, BAND_SHARED = 64, 4096, 1 << 27, 125440
 
 
 class Pairs(NamedTuple):
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     width: int | None = None  # D of the contrastive losses
     modalities: int | None = None
     pairs: Pairs | None = None
+    shared: int | None = None  # bytes of shared memory that a block of the GPU may have
 
 
 # What a backend takes of an op, and what a call has that it does not take. The latter becomes words
@@ -114,4 +116,6 @@ def in_a_band(call: Call) -> Refusal | None:
         wanted = f"at least {BAND_ROWS} rows", pairs.rows
     elif call.size is not None and pairs.rows * call.size > BAND_ELEMENTS:
         wanted = "at most 2^27 rows times classes", pairs.rows
+    elif call.shared is not None and call.shared < BAND_SHARED:
+        wanted = f"a GPU whose blocks may have {BAND_SHARED} bytes of shared memory", call.shared
     return wanted and (f"beyond small batches {wanted[0]}", wanted[1])

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from mcr_fast import _libraries as libraries
 from mcr_fast.ops._autograd import FIRST
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve, shared_memory
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._limits import MAX_MODALITIES, Call, pairs_of
 from mcr_fast.ops._modes import (
@@ -182,7 +182,8 @@ def takes(
 def call_of(latents: Sequence[Tensor], weight: Tensor, arguments: tuple[Any, ...]) -> Call:
     """What decides who serves the layer's divergences."""
     pairs = pairs_of(latents[0].shape[0], arguments)
-    return Call(weight.shape[0], modalities=len(latents), pairs=pairs)
+    shared = shared_memory(weight.device)
+    return Call(weight.shape[0], modalities=len(latents), pairs=pairs, shared=shared)
 
 
 def fused_divergence(

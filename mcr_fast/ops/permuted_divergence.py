@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcr_fast.ops._backend import resolve
+from mcr_fast.ops._backend import resolve, shared_memory
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._limits import Call, pairs_of
 from mcr_fast.ops._modes import wants_gradient
@@ -87,10 +87,10 @@ def permuted_divergence(
         "divergence": divergence,
         "exclude": exclude,
     }
-    of_pairs = None
-    if contributions.is_cuda:  # no backend of other tensors asks for them
+    given = Call(size, modalities=num_modalities)
+    if contributions.is_cuda:  # no backend of other tensors asks for the rest
         of_pairs = pairs_of(num_rows, (*pairs, sample_weight, *options.values()))
-    given = Call(size, modalities=num_modalities, pairs=of_pairs)
+        given = given._replace(pairs=of_pairs, shared=shared_memory(device))
     chosen = resolve("permuted_divergence", backend, device, dtype, call=given)
     if chosen == "reference":
         return permuted_divergence_reference(contributions, bias, *pairs, sample_weight, **options)

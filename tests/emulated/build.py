@@ -22,7 +22,7 @@ REPLACED = {
     'asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::log2f(x);",
     'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = 1.0f / x;",
     'asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = ::sqrtf(x);",
-    "extern __shared__ float pool[];": "alignas(16) static float pool[227 * 256];",
+    "extern __shared__ __align__(16) float pool[];": "alignas(16) static float pool[227 * 256];",
     "    band_masses(pr, stream);": (
         "    band_masses(pr, stream);\n"
         "    emulator::left.assign(pr.left, pr.left + 2 * pr.num_subsets * pr.rows);"

@@ -164,10 +164,13 @@ void launch(const char* name, dim3 blocks, dim3 threads, const std::function<voi
   }
   if (knob("MCR_EMULATED_NOTHING", 0)) return;  // launches are counted, nothing is run
   running = &kernel;
-  for (unsigned z = 0; z < blocks.z; ++z) {
-    for (unsigned y = 0; y < blocks.y; ++y) {
-      for (unsigned x = 0; x < blocks.x; ++x) run_block({{}, {x, y, z}, threads, blocks});
-    }
+  const int64_t all = int64_t(blocks.x) * blocks.y * blocks.z;
+  const bool last_first = knob("MCR_EMULATED_LAST_FIRST", 0);
+  for (int64_t n = 0; n < all; ++n) {
+    const int64_t at = last_first ? all - 1 - n : n;
+    const dim3 block(unsigned(at % blocks.x), unsigned(at / blocks.x % blocks.y),
+                     unsigned(at / blocks.x / blocks.y));
+    run_block({{}, block, threads, blocks});
   }
 }
 

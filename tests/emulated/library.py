@@ -44,7 +44,7 @@ def launches() -> list[str]:
 
 
 def left() -> torch.Tensor:
-    """Marks of pairs that the last far pass left to the exact kernels: [rows and donors, S * N]."""
+    """Marks of pairs that the last band left to the exact kernels: [rows and donors, S * N]."""
     ask = _registered[0].emulated_left
     marks = torch.empty(ask(None), dtype=torch.int32)
     ask(ctypes.c_void_p(marks.data_ptr()))

@@ -1,8 +1,11 @@
 """Paths of the CUDA library that are not reached, or not seen, by what comes out in tests/suite."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from divergences import assert_same_bits, check, make_batch, paired_off
+from divergences import Batch, assert_same_bits, check, make_batch, paired_off
+from emulated import library
 
 from mcr_fast.functional import nt_xent, sup_con
 
@@ -17,6 +20,41 @@ def test_rows_far_apart(parts, monkeypatch):
     x.contributions[:, 1] += torch.linspace(-300, 300, 19)
     x.contributions[:, 4] -= torch.linspace(-300, 300, 19)
     check(x)
+
+
+def window(first: int) -> Batch:
+    """66 rows with 5 donors each, shifts from `first` on."""
+    x = make_batch(2, 66, 9, "window", count=5, scale=2.0)
+    x.donors = (first - 1 + torch.arange(5))[None] % 65 + 1
+    return x
+
+
+def around(x: Batch) -> Batch:
+    """The rows 3 and 40 are far from every other, in opposite directions."""
+    x.contributions[0, [3, 40]] += torch.linspace(-200, 200, 9)
+    x.contributions[1, [3, 40]] -= torch.linspace(-200, 200, 9)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "rows", "donors"),
+    [
+        (window(7), 0, 0),
+        (window(63), 66, 66),  # 63, 64, 65 and, past the row itself, 1, which a band leaves over
+        (replace(window(7), contributions=window(7).contributions * 1e-4), 0, 0),
+        (make_batch(2, 66, 9, "exhaustive"), 0, 0),
+        (make_batch(2, 66, 9, "cyclic", count=4), 66, 66),  # scattered
+        (around(window(7)), 12, 12),  # they, whose donors they are, and to whom they give
+    ],
+    ids=["window", "past_the_end", "near", "exhaustive", "scattered", "out_of_range"],
+)
+def test_what_a_band_leaves_to_the_exact_kernels(x, rows, donors, monkeypatch):
+    monkeypatch.setenv("MCR_EMULATED_kSmallRows", "0")
+    check(x, subsets="single")
+    left = [marks.view(2, 66).amax(0).sum() for marks in library.left()]
+    assert left[0] <= rows
+    assert left[1] <= donors
+    assert (left[0] > 0) == (rows > 0)
 
 
 @pytest.mark.parametrize("loss", [nt_xent, sup_con])
@@ -39,6 +77,14 @@ def test_what_is_not_small_is_refused(op, shape):
     forward = getattr(torch.ops.mcr_fast, f"{op}_fwd").default
     with pytest.raises(RuntimeError, match="take 8 modalities, 1024 rows and 1 to 4096 columns"):
         forward(torch.ones(shape), torch.zeros(shape[0], dtype=torch.int64), None, 0.5, True)
+
+
+def test_a_gpu_without_the_memory_of_a_band_is_refused(monkeypatch):
+    """Before any work: its kernels could not be launched."""
+    monkeypatch.setenv("MCR_EMULATED_SHARED_BYTES", str(99 << 10))
+    x = make_batch(2, 300, 5, "exhaustive")
+    with pytest.raises(RuntimeError, match="a GPU whose blocks may have 125440 bytes of shared"):
+        check(x)
 
 
 def value_and_gradient(loss, embeddings, labels, present):

@@ -46,6 +46,14 @@ def dirty_memory(subject: Subject, on: Backend) -> None:
         assert_same_bits(dirty, expected)
 
 
+def last_first(subject: Subject, on: Backend) -> None:
+    """No block reads or overwrites what another one of its launch leaves."""
+    expected = subject.run(on.argument, subject.upstream())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCR_EMULATED_LAST_FIRST", "1")
+        assert_same_bits(subject.run(on.argument, subject.upstream()), expected)
+
+
 def strided(subject: Subject, on: Backend) -> None:
     """Inputs that are not contiguous, and transposed ones."""
     for layout in (stacked, transposed):

@@ -63,7 +63,7 @@ __device__ void find_places(const BandProblem& pr, const Band& at, const Sides& 
 }
 
 __device__ void stage_numbers(const BandProblem& pr, const Band& at, const Sides& x) {
-  const int N = int(pr.rows), step = pr.num_subsets * N;
+  const int N = int(pr.rows);
   if (threadIdx.x < kBandDonors) {
     x.shares[threadIdx.x] = share_of(pr, in_circle(at.receivers + int(threadIdx.x), N));
   }
@@ -72,7 +72,8 @@ __device__ void stage_numbers(const BandProblem& pr, const Band& at, const Sides
     const int shift = n / kBandRows, row = at.first_row + n % kBandRows;
     const bool is_pair = at.first_slot + shift < pr.last && row < N;
     const int i = in_circle(at.receivers + n % kBandRows + kBandRows - 1 - shift, N);
-    const float* from = pr.pull + ((at.first_slot - int(pr.first) + shift) * step + at.s * N);
+    const int64_t slot = at.first_slot - pr.first + shift;
+    const float* from = pr.pull + (slot * pr.num_subsets + at.s) * pr.rows;
     x.to_rows[n] = is_pair ? from[row] : 0.0f;
     x.to_donors[n] = is_pair ? from[i] : 0.0f;
   }
@@ -109,7 +110,7 @@ __device__ __forceinline__ void add_tile(const float* numbers, const float* x,
   for (int d = 0; d < kTileDonors; ++d) met[d] = x[row_at(d)];
 #pragma unroll
   for (int n = 0; n < kTile; ++n) {
-    float factors[kTile];
+    alignas(16) float factors[kTile];
 #pragma unroll
     for (int r = 0; r < kTile; r += 4) put(factors + r, quad(numbers + n * kBandRows + r));
 #pragma unroll
@@ -160,8 +161,8 @@ struct Gradients {
   float of[2][kTile], bias[kTile];
 };
 
-// The gradients of one subset, routed. Behind the last row are others, or memory
-// that was taken for this: nothing is stored there.
+// The gradients of one subset, routed. Behind the last row are others, or memory that was taken for
+// this: nothing is stored there.
 __device__ __forceinline__ void route(const BandProblem& pr, const Sides& x, int s, int tile, int c,
                                       const Sums& sums, Gradients& to) {
   const int m = pr.taken(s), first = int(blockIdx.x) * kBandRows + tile * kTile;
@@ -183,25 +184,29 @@ __device__ __forceinline__ void route(const BandProblem& pr, const Sides& x, int
   }
 }
 
-// Added to what is there.
+// Added to what is there, or where the first bands come first with what poisons it.
 __device__ __forceinline__ void store(const BandProblem& pr, const Sides& x, int tile, int c,
                                       const Gradients& from) {
-  const uint32_t C = uint32_t(pr.classes);
+  const uint32_t C = uint32_t(pr.classes), other = uint32_t(pr.rows) * C;
+  const bool first = pr.first == 0;
+  const float poison = first && pr.poison ? *pr.poison : 0.0f;
+  const auto add = [&](float* to, float x) { *to = x + (first ? poison : *to); };
 #pragma unroll
   for (int r = 0; r < kTile; ++r) {
     const int n = tile * kTile + r, row = int(blockIdx.x) * kBandRows + n;
     if (row >= int(pr.rows)) return;
     const uint32_t to = uint32_t(x.rows[n]) * C + c;
-    pr.grad[to] += from.of[0][r];
-    pr.grad[to + uint32_t(pr.rows) * C] += from.of[1][r];
-    if (pr.grad_bias_rows) pr.grad_bias_rows[uint32_t(row) * C + c] += from.bias[r];
+    add(pr.grad + to, from.of[0][r]);
+    add(pr.grad + to + other, from.of[1][r]);
+    if (pr.grad_bias_rows) add(pr.grad_bias_rows + uint32_t(row) * C + c, from.bias[r]);
   }
 }
 
 __global__ void __launch_bounds__(kBandThreads, 2)
     band_centre_kernel(const __grid_constant__ BandProblem pr, int bands) {
-  if (is_set(pr.skip) || is_set(pr.scattered)) return;
-  extern __shared__ float pool[];
+  const bool scattered = is_set(pr.scattered);
+  if (is_set(pr.skip) || (scattered && pr.first != 0)) return;
+  extern __shared__ __align__(16) float pool[];
   const Sides sides(pool);
   const int lane = int(threadIdx.x) % kTile, tile = int(threadIdx.x) / kTile % kTiles;
   const int c = int(threadIdx.x) / 32 * kTile + lane;  // of the chunk
@@ -212,7 +217,7 @@ __global__ void __launch_bounds__(kBandThreads, 2)
     sides.rows[threadIdx.x] = int(pr.order ? pr.order[row] : row);
   }
   Gradients all = {};
-  for (int s = 0; s < pr.num_subsets; ++s) {
+  for (int s = 0; s < pr.num_subsets && !scattered; ++s) {
     Sums sums = {};
     for (int band = 0; band < bands; ++band) {
       const Band at(pr, band, s);
@@ -229,6 +234,7 @@ __global__ void __launch_bounds__(kBandThreads, 2)
     if (of_row >= pr.classes) continue;
     route(pr, sides, s, tile, of_row, sums, all);
   }
+  __syncthreads();  // where there is no subset to go through
   if (of_row < pr.classes) store(pr, sides, tile, of_row, all);
 }
 

@@ -157,7 +157,7 @@ __device__ void leave_slots(const BandProblem& pr, const Place& at, bool all) {
 __global__ void __launch_bounds__(kBandThreads, 1)
     band_masses_kernel(const __grid_constant__ BandProblem pr) {
   if (is_set(pr.skip)) return;
-  extern __shared__ float pool[];
+  extern __shared__ __align__(16) float pool[];
   const Place at(pr);
   const bool scattered = is_set(pr.scattered);
   leave_slots(pr, at, scattered);
@@ -168,14 +168,18 @@ __global__ void __launch_bounds__(kBandThreads, 1)
   share_rows(at, pool, own);
   // Merged classes are no further apart than all of them: where the sums of a few of these are far
   // apart, so are the rows.
-  reduce_to([&](int n) { return quick_sqrt(own[n % kTile] * sums[n]); }, at, pool, overlap);
+  const auto merged = [&](int n) { return quick_sqrt(own[n % kTile]) * quick_sqrt(sums[n]); };
+  reduce_to(merged, at, pool, overlap);
   reduce_to(pair, at, pool, mass);
 #pragma unroll
   for (int r = 0; r < kTile; ++r) own[r] = reduce_lanes(own[r]);
   add_halves(at, pool, own);
   const auto is_near = [&](int r, float ratio) {
-    return ratio > 0.0f && !(overlap[r] < (1.0f - kNear) * quick_sqrt(own[r] * mass[r]));
+    const float most = quick_sqrt(own[r]) * quick_sqrt(mass[r]);
+    return ratio > 0.0f && !(overlap[r] < (1.0f - kNear) * most);
   };
+  // the other subset has another rounding of it
+  const bool writes = at.s == 0 && at.band == 0;
   float ratio[kTile] = {};
   bool near = false, any = false, all = true;
 #pragma unroll
@@ -187,7 +191,7 @@ __global__ void __launch_bounds__(kBandThreads, 1)
       ratio[r] = ratio_of(pr, at, i, j, own[r], mass[r]);
       pr.ratios_to[pr.pair(at.s, k, i)] = ratio[r];
       if (ratio[r] == kLeft) leave(pr, at.s, i, j);
-      if (at.shifts == 0 && at.lane == 0) pr.clean_mass[i] = own[r];
+      if (writes && at.shifts == 0 && at.lane == 0) pr.clean_mass[i] = own[r];
     }
     near |= is_near(r, ratio[r]);
     any |= served(ratio[r]) != 0.0f;

@@ -222,7 +222,7 @@ __device__ float finish_pair(const BandProblem& pr, const Place& at, int i, int 
   const float weight = pr.row_weight ? pr.row_weight[i] : 1.0f, kappa = ratio * sum;
   const bool counts = ratio != 0.0f;
   if (kGrad) {
-    float* to = pr.pull + (((k - int(pr.first)) * pr.num_subsets + at.s) * int(pr.rows) + i);
+    float* to = pr.pull + (((k - pr.first) * pr.num_subsets + at.s) * pr.rows + i);
     *to = counts ? ratio * kappa / weight : 0.0f;
   }
   if (!counts) return 0.0f;
@@ -276,7 +276,7 @@ template <bool kGrad>
 __global__ void __launch_bounds__(kBandThreads, 1)
     band_terms_kernel(const __grid_constant__ BandProblem pr) {
   if (is_set(pr.skip) || is_set(pr.scattered)) return;
-  extern __shared__ float pool[];
+  extern __shared__ __align__(16) float pool[];
   const Place at(pr);
   const Chunk chunk(pool);
   int modes[kTiles];
@@ -321,6 +321,7 @@ __global__ void __launch_bounds__(kBandThreads, 1)
 
 void band_terms(const BandProblem& pr, cudaStream_t stream) {
   constexpr int kBytes = kTermsFloats * int(sizeof(float));
+  static_assert(kBytes == kBandSharedBytes, "what the launcher asks the device for");
   const auto kernel = pr.want_grad ? band_terms_kernel<true> : band_terms_kernel<false>;
   allow_shared(kernel, kBytes);
   kernel<<<band_grid(pr), kBandThreads, kBytes, stream>>>(pr);

@@ -62,10 +62,11 @@ class PermutedDivergenceInputs {
     pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
     pr.bad = in.bad_to = take<int32_t>(pr.modalities * pr.rows + 1);
     pr.left = take<int32_t>(marks);
-    in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
+    in.cleared[2] = {reinterpret_cast<float*>(pr.left), marks};
     pr.slots = pr.permutations;
     pr.clean_mass = take<float>(pr.rows);
     if (!in.shifts) return;
+    pr.poison = in.poison;
     in.window_to = take<int64_t>(pr.slots + 1);
     pr.scattered = in.scattered_to = take<int32_t>(1);
   }
@@ -90,19 +91,27 @@ class PermutedDivergenceInputs {
   bool takes_band(const PermutedDivergenceArguments& arguments) {
     constexpr int64_t kLeastBandRows = 64;                   // donors of a block are different rows
     constexpr int64_t kMostBandElements = int64_t{1} << 27;  // offsets have 32 bits
-    pr.subset_of[0] = pr.subset_of[1] = -1;
     if (!traits_of(pr.divergence).softmax || pr.modalities != 2 || pr.num_subsets > 2 ||
         pr.rows < kLeastBandRows || pr.classes > kMaxBandClasses ||
         pr.rows * pr.classes > kMostBandElements ||
         (arguments.donors && (!arguments.order || arguments.donors->size(0) > 1))) {
       return false;
     }
+    int seen = 0;
     for (int s = 0; s < pr.num_subsets; ++s) {
       const int subset = subsets_.bits[s];
-      if ((subset != 1 && subset != 2) || pr.subset_of[subset >> 1] >= 0) return false;
-      pr.subset_of[subset >> 1] = s;
+      if ((subset != 1 && subset != 2) || seen & subset) return false;
+      seen |= subset;
     }
-    return true;
+    return shared_memory() >= kBandSharedBytes;
+  }
+
+  // Bytes that a block may have of it on the current device.
+  static int shared_memory() {
+    int device = 0, bytes = 0;
+    STD_CUDA_CHECK(cudaGetDevice(&device));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return bytes;
   }
 
   void read_rows(const PermutedDivergenceArguments& arguments, LayOut& in) {

@@ -126,7 +126,8 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
   }
 
   STD_TORCH_CHECK(in.band(), "permuted_divergence: the CUDA kernels take small batches, and two ",
-                  "modalities with donors that are shifts; backend='triton' takes the others");
+                  "modalities with donors that are shifts, on a GPU whose blocks may have ",
+                  kBandSharedBytes, " bytes of shared memory; backend='triton' takes the others");
   const bool bias_grad = want_grad && reaches_bias(arguments, pr);
   in.lay_out_band();
   pr.skip = skip;
@@ -137,10 +138,8 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
   if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C);
   LayOut& layout = in.layout;
   layout.skip = skip;
-  layout.cleared[0] = {data<float>(out.grad), out.grad.numel()};
-  layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
-  layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
-  layout.cleared[3] = {data<float>(out.grad_bias), bias_grad ? 0 : g * C};
+  layout.cleared[0] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
+  layout.cleared[1] = {data<float>(out.grad_bias), bias_grad ? 0 : g * C};
   layout.subsets = in.subsets();
   layout.num_subsets = int(S);
   layout.pairs = double(N) * double(pr.permutations);

@@ -13,7 +13,7 @@ inline int64_t knob(const char* name, int64_t usual) {
   return text ? std::atoll(text) : usual;
 }
 
-// The rows, and the donors, of pairs that the last far pass left to the exact kernels: [2, S, N].
+// The rows, and the donors, of pairs that the last band left to the exact kernels: [2, S, N].
 inline std::vector<int32_t> left;
 
 }  // namespace emulator

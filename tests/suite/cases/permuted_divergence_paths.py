@@ -72,6 +72,8 @@ def bands() -> Iterator[Case]:
         rest = {"count": 33, "dtype": dtype, "checks": (checks.bound, behaviour.dirty_memory)}
         yield case("band_chunks", (2, 66, 30), WINDOW, **rest | {"emulator": BAND | CHUNKS})
         yield case("band_bits", (2, 66, 30), WINDOW, **rest, present=True, quick=dtype == DTYPES[1])
+    rest = {"count": 40, "checks": (behaviour.last_first,), "change": alike}
+    yield case("band_last_first", (2, 66, 30), WINDOW, quick=True, **rest, **MASKED)
     for how in ("present", "weight", "labels"):
         dropped = {"change": partial(every_pair_dropped, how=how), "checks": (checks.zero,)}
         dropped |= {"exclude": "same_label" if how == "labels" else "none", "bias": False}
