@@ -81,12 +81,12 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
 
   m.def(
       "row_divergence_fwd(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
-      "str divergence, bool want_grad, bool mean) "
-      "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)");
+      "str divergence, bool want_grad, bool notes, bool mean) "
+      "-> (Tensor total, Tensor weight, Tensor of_perturbed, Tensor unit_grad_clean)");
   m.def(
-      "row_divergence_bwd(Tensor grad, Tensor? weight, Tensor unit_grad_perturbed, "
-      "Tensor unit_grad_clean, Tensor perturbed, Tensor clean) "
-      "-> (Tensor grad_perturbed, Tensor grad_clean)");
+      "row_divergence_bwd(Tensor grad, Tensor? weight, Tensor of_perturbed, "
+      "Tensor unit_grad_clean, Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
+      "str divergence, bool notes) -> (Tensor grad_perturbed, Tensor grad_clean)");
 
   m.def(
       "nt_xent_fwd(Tensor embeddings, Tensor labels, Tensor? present, float temperature, "

@@ -70,7 +70,9 @@ class Pair(NamedTuple):
     value: Any  # [BLOCK_R]
     to_perturbed: Any  # [BLOCK_R, BLOCK_C] u
     to_clean: Any  # [BLOCK_R, BLOCK_C] what `finish_rows` makes v of, summed over a row's pairs
-    due: Any  # [BLOCK_R] 1 where the value lacks sum p to_clean, which `finish_rows` tells; else 0
+    # [BLOCK_R] of a JSD, 1 in its plain form, else 0: there the value, unless WHOLE, lacks
+    # sum p to_clean, which `finish_rows` tells
+    due: Any
     shift: Any  # [BLOCK_R] of a JSD, log2 of the sum of p 2^step
     kl: Any  # [BLOCK_R] of a JSD, KL(q|m) / ln 2
 
@@ -191,11 +193,11 @@ def jsd_of_pair(
             careful_step, clean.p, w, in_range & exact, PRECISE
         )
         value = kl
+        due = tl.zeros(kl.shape, tl.float32)
         if not WHOLE:
             mean = tl.sum(clean.p * g, 1)
             g -= mean[:, None]
             value = not_below_0(kl - mean)
-            due = tl.zeros(kl.shape, tl.float32)
     if WHOLE:
         value = not_below_0(kl - tl.sum(clean.p * g, 1))
     u = mass * tl.fma(log, scale[:, None], offset[:, None])
@@ -301,6 +303,14 @@ def finish_rows(total, clean, KIND: tl.constexpr, PRECISE: tl.constexpr):
 
 
 @triton.jit
+def plain_gradient(d, p, kl, PRECISE: tl.constexpr):
+    """u of a JSD from d = log2(q/p), where no row is near the other or underflow."""
+    ratio = exp2(d, PRECISE)
+    g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
+    return p * ratio * (d - kl[:, None] - g)
+
+
+@triton.jit
 def gradient_of_pair(
     step,  # [BLOCK_R, BLOCK_C] w - z in log2 units
     clean,  # without lse
@@ -315,9 +325,7 @@ def gradient_of_pair(
     """u of each row's pair, on any part of the classes; READ as above."""
     if KIND == JSD:
         d = step - shift[:, None]
-        ratio = exp2(d, PRECISE)
-        g = log2(tl.fma(ratio, 0.5, 0.5), PRECISE)
-        u = clean.p * ratio * (d - kl[:, None] - g)
+        u = plain_gradient(d, clean.p, kl, PRECISE)
         plain = clean.normal & (kl > NEAR)
         if tl.min((plain | ~inside).to(tl.int32), 0) == 0:
             _, w, _ = READ(source, True)

@@ -7,6 +7,10 @@ With gradient a program has a tile of clean rows and runs through the perturbed 
 each: what a clean row needs is made once and its gradient is summed in one place, in the order of
 r. The rows are sorted for that on the device; where they are few, each program finds those of its
 clean rows itself. Without gradient a program has a tile of perturbed rows, and nothing is sorted.
+
+Of a perturbed row the forward leaves its gradient, or, for its own backward, four numbers: with
+them each class has its part of the gradient without a sum over classes, and a gradient in float32
+is neither written nor read.
 """
 
 from __future__ import annotations
@@ -22,23 +26,29 @@ from mcr_fast._names import OF_SOFTMAX
 from mcr_fast.kernels import config
 from mcr_fast.kernels.arguments import CODES, FLOATS, check, choice
 from mcr_fast.kernels.divergence import (
+    FARTHEST,
     JSD,
     KINDS,
     NATS,
+    NEAR,
+    STORED,
     clean_rows,
     divergence_of_pair,
     finish_rows,
     in_log2,
     of_logits,
+    plain_gradient,
     saturated,
 )
-from mcr_fast.kernels.math import LOG2E
-from mcr_fast.kernels.scale import scale_or_take
+from mcr_fast.kernels.math import LOG2E, exp2
+from mcr_fast.kernels.scale import scale_block, scale_or_take, upstream_factor
 from mcr_fast.kernels.search import first_of
 from mcr_fast.kernels.sums import add_up, store_sums
 
 # Nearer rows lose no more digits than their logits have.
 APART = tl.constexpr(32.0)
+# Numbers of a perturbed row.
+NOTES = tl.constexpr(4)
 
 
 class Given(NamedTuple):
@@ -72,11 +82,49 @@ def read_given(pair, CAREFUL: tl.constexpr):
 
 
 @triton.jit
-def load_tile(x_ptr, rows, classes, mask, num_classes, KIND: tl.constexpr):
-    """Rows as float32, within what the divergence takes; 0 outside the mask."""
+def load_tile(x_ptr, rows, classes, mask, num_classes):
+    """Rows as float32; 0 outside the mask."""
     at = rows[:, None] * num_classes + classes[None, :]
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def bounded(x, KIND: tl.constexpr):
+    """Within what the divergence takes."""
     return saturated(x) if of_logits(KIND) else x
+
+
+@triton.jit
+def weight_of(
+    weight_ptr,  # [R] or None
+    r,  # [BLOCK_R]
+    given,  # [BLOCK_R]
+):
+    """What perturbed rows weigh, NaN where that is negative: it cannot be refused here."""
+    if weight_ptr is None:
+        return given.to(tl.float32)
+    else:
+        weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
+        return tl.where(weight < 0.0, float("nan"), weight)
+
+
+@triton.jit
+def clean_of(own, inside, real, KIND: tl.constexpr, PRECISE: tl.constexpr):
+    """`clean_rows` of a tile of them, for a JSD less their largest; and that."""
+    top = tl.zeros(inside.shape, tl.float32)
+    if KIND == JSD:
+        top = tl.max(tl.where(real[None, :], own, -float("inf")), 1)
+    return clean_rows(own - top[:, None], real, inside, KIND, PRECISE), top
+
+
+@triton.jit
+def pair_of(w, own, clean, top, kept, real, KIND: tl.constexpr, PRECISE: tl.constexpr):
+    """`divergence_of_pair` of tiles of perturbed and clean rows."""
+    step = tl.where(real[None, :], in_log2(w - own, KIND), 0.0)
+    return divergence_of_pair(
+        step, clean, kept, real, read_given,
+        Given(w, own, top, clean.lse, clean.normal, real), KIND, True, PRECISE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -133,6 +181,55 @@ def _collect(
 
 
 @triton.jit
+def store_notes(
+    notes_ptr,  # [R, NOTES]
+    r,  # [BLOCK_R]
+    mask,  # [BLOCK_R]
+    top,  # [BLOCK_R], with `lse` of the clean rows
+    lse,
+    pair,
+):
+    """What `plain_u` takes; a KL of 0 where it cannot.
+
+    That is where the pair was not in its plain form, or where the clean row was cut to its bounds.
+    """
+    at = notes_ptr + NOTES * r
+    tl.store(at, top, mask=mask)
+    tl.store(at + 1, lse, mask=mask)
+    tl.store(at + 2, pair.shift, mask=mask)
+    plain = (pair.due != 0.0) & (tl.abs(top) < FARTHEST)
+    tl.store(at + 3, tl.where(plain, pair.kl, 0.0), mask=mask)
+
+
+@triton.jit
+def plain_u(
+    w,  # [BLOCK_R, BLOCK_C]
+    own,  # the same
+    notes_ptr,  # [R, NOTES]
+    r,  # [BLOCK_R]
+    kept,  # [BLOCK_R]
+    PRECISE: tl.constexpr,
+):
+    """u of a JSD from what the forward left of it; and whether that told enough of all rows."""
+    at = notes_ptr + NOTES * r
+    top, lse = tl.load(at, mask=kept, other=0.0), tl.load(at + 1, mask=kept, other=0.0)
+    shift, kl = tl.load(at + 2, mask=kept, other=0.0), tl.load(at + 3, mask=kept, other=0.0)
+    p = exp2(in_log2(own - top[:, None], JSD) - lse[:, None], PRECISE)
+    d = in_log2(tl.maximum(w, -FARTHEST) - own, JSD) - shift[:, None]
+    enough = tl.min(((kl > NEAR) | ~kept).to(tl.int32), 0) != 0
+    return plain_gradient(d, p, kl, PRECISE), enough
+
+
+@triton.jit
+def u_of_pair(w, own, known, kept, real, KIND: tl.constexpr, PRECISE: tl.constexpr):
+    """u without notes; NaN where a row that is kept has no clean one."""
+    w = tl.where((known | ~kept)[:, None], bounded(w, KIND), float("nan"))
+    own = bounded(own, KIND)
+    clean, top = clean_of(own, kept, real, KIND, PRECISE)
+    return pair_of(w, own, clean, top, kept, real, KIND, PRECISE).to_perturbed
+
+
+@triton.jit
 def _row_divergence_fwd_kernel(
     perturbed_ptr,  # [R, C]
     clean_ptr,  # [N, C]
@@ -143,7 +240,8 @@ def _row_divergence_fwd_kernel(
     values_ptr,  # [2, programs] sums of values and weights; [1] each if there is one program
     total_ptr,  # []
     total_weight_ptr,  # []
-    grad_perturbed_ptr,  # [R, C]
+    grad_perturbed_ptr,  # [R, C]; None without gradient, or with notes
+    notes_ptr,  # [R, NOTES]; None without gradient, or with one
     grad_clean_ptr,  # [N, C]
     num_perturbed,
     num_clean,
@@ -176,11 +274,9 @@ def _row_divergence_fwd_kernel(
         else:
             start, count = _collect(rows_ptr, order_ptr, block, num_perturbed, num_clean, BLOCK_S)
     known = inside & (i >= 0) & (i < num_clean)
-    own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes, KIND)
-    top = tl.zeros([BLOCK_R], tl.float32)
-    if KIND == JSD:
-        top = tl.max(tl.where(real[None, :], own, -float("inf")), 1)
-    clean = clean_rows(own - top[:, None], real, inside, KIND, PRECISE)
+    own = load_tile(clean_ptr, i, classes, known[:, None] & real[None, :], num_classes)
+    own = bounded(own, KIND)
+    clean, top = clean_of(own, inside, real, KIND, PRECISE)
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     value = tl.zeros([BLOCK_R], tl.float32)
     weights = tl.zeros([BLOCK_R], tl.float64)  # one clean row may have all the perturbed ones
@@ -191,24 +287,21 @@ def _row_divergence_fwd_kernel(
         if GRAD:
             r = tl.load(order_ptr + r, mask=given, other=0).to(tl.int64)
         matched = known & (tl.load(rows_ptr + r, mask=given, other=-1) == i)
-        weight = given.to(tl.float32)
+        weight = weight_of(weight_ptr, r, given)
         if weight_ptr is not None:
-            weight = tl.load(weight_ptr + r, mask=given, other=0.0).to(tl.float32)
-            weight = tl.where(weight < 0.0, float("nan"), weight)  # cannot be refused here
             weights += weight.to(tl.float64)
         kept = weight != 0.0
         mask = given[:, None] & real[None, :]
-        w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes, KIND)
-        w = tl.where(matched[:, None], w, float("nan"))
-        step = tl.where(real[None, :], in_log2(w - own, KIND), 0.0)
-        pair = divergence_of_pair(
-            step, clean, kept, real, read_given,
-            Given(w, own, top, clean.lse, clean.normal, real), KIND, True, PRECISE,
-        )  # fmt: skip
+        w = load_tile(perturbed_ptr, r, classes, mask & kept[:, None], num_classes)
+        w = tl.where(matched[:, None], bounded(w, KIND), float("nan"))
+        pair = pair_of(w, own, clean, top, kept, real, KIND, PRECISE)
         value += tl.where(kept, weight * pair.value, 0.0)
         if GRAD:
             seen = seen | kept
             acc += tl.where(kept[:, None], weight[:, None] * pair.to_clean, 0.0)
+        if notes_ptr is not None:
+            store_notes(notes_ptr, r, given, top, clean.lse, pair)
+        if grad_perturbed_ptr is not None:
             u = tl.where(kept[:, None], (share * weight)[:, None] * pair.to_perturbed, 0.0)
             at = r[:, None] * num_classes + classes[None, :]
             tl.store(grad_perturbed_ptr + at, u, mask=mask)
@@ -228,6 +321,61 @@ def _row_divergence_fwd_kernel(
         tl.store(grad_clean_ptr + at, v, mask=inside[:, None] & real[None, :])
 
 
+@triton.jit
+def _row_divergence_bwd_kernel(
+    perturbed_ptr,  # [R, C]
+    clean_ptr,  # [N, C]
+    rows_ptr,  # [R]
+    weight_ptr,  # [R] or None
+    notes_ptr,  # [R, NOTES]; None of a divergence that needs none
+    unit_grad_clean_ptr,  # [N, C]
+    upstream_ptr,  # []
+    mean_weight_ptr,  # [], of a mean; or None
+    grad_perturbed_ptr,  # [R, C]
+    grad_clean_ptr,  # [N, C]
+    num_perturbed,
+    num_clean,
+    num_classes,
+    clean_size,  # N C
+    share,
+    KIND: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ALIGN: tl.constexpr,  # a divisor of the number of classes
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    num_classes = num_classes // ALIGN * ALIGN  # tells the compiler how far loads can be joined
+    tiles = tl.cdiv(num_perturbed, BLOCK_R)
+    block = tl.program_id(0)
+    if block < tiles:
+        r = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        classes = tl.arange(0, BLOCK_C)
+        real, inside = classes < num_classes, r < num_perturbed
+        i = tl.load(rows_ptr + r, mask=inside, other=0)
+        known = inside & (i >= 0) & (i < num_clean)
+        weight = weight_of(weight_ptr, r, inside)
+        kept = inside & (weight != 0.0)
+        mask = (known & kept)[:, None] & real[None, :]
+        own = load_tile(clean_ptr, i, classes, mask, num_classes)
+        w = load_tile(perturbed_ptr, r, classes, mask, num_classes)
+        if notes_ptr is None:
+            u = u_of_pair(w, own, known, kept, real, KIND, PRECISE)
+        else:
+            u, enough = plain_u(w, own, notes_ptr, r, kept, PRECISE)
+            if not enough:
+                u = u_of_pair(w, own, known, kept, real, KIND, PRECISE)
+        # u of a row that is dropped is finite
+        factor = share * weight * upstream_factor(upstream_ptr, mean_weight_ptr)
+        u = (factor[:, None] * u).to(grad_perturbed_ptr.dtype.element_ty)
+        at = r[:, None] * num_classes + classes[None, :]
+        tl.store(grad_perturbed_ptr + at, u, mask=inside[:, None] & real[None, :])
+    else:
+        scale_block(
+            unit_grad_clean_ptr, None, upstream_ptr, mean_weight_ptr, grad_clean_ptr,
+            block - tiles, clean_size, 1, BLOCK_R * BLOCK_C,
+        )  # fmt: skip
+
+
 def _grouped(
     rows: Tensor,  # [R]
     num_clean: int,
@@ -238,6 +386,48 @@ def _grouped(
     return torch.sort(rows, stable=True)
 
 
+def _checked(
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R]
+    row_weight: Tensor | None,  # [R]
+) -> None:
+    """That they fit together."""
+    check("clean", clean, clean, FLOATS, None, None)
+    num_perturbed = len(perturbed)
+    check("perturbed", perturbed, clean, FLOATS, num_perturbed, clean.shape[1])
+    check("rows", rows, clean, CODES, num_perturbed)
+    check("row_weight", row_weight, clean, (*FLOATS, torch.float64), num_perturbed)
+    if len(clean) == 0 and num_perturbed > 0:
+        raise ValueError("rows must be in 0..N-1, but clean has no rows")
+
+
+def _common(
+    perturbed: Tensor,  # [R, C]
+    clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R]
+    row_weight: Tensor | None,  # [R]
+    divergence: str,
+) -> dict[str, Any]:
+    """What both kernels are launched with."""
+    num_clean, num_classes = clean.shape
+    kind = choice("divergence", divergence, KINDS)
+    return {
+        "perturbed_ptr": perturbed.contiguous(),
+        "clean_ptr": clean.contiguous(),
+        "rows_ptr": rows.contiguous(),
+        "weight_ptr": None if row_weight is None else row_weight.contiguous(),
+        "num_perturbed": len(perturbed),
+        "num_clean": num_clean,
+        "num_classes": num_classes,
+        "share": NATS[divergence] / (1 if divergence in OF_SOFTMAX else num_classes),
+        "KIND": kind,
+        "PRECISE": config.PRECISE,
+        "ALIGN": config.alignment(num_classes),
+        **config.held_rows(num_classes, divergence).launch(),
+    }
+
+
 def row_divergence_fwd(
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]
@@ -245,78 +435,89 @@ def row_divergence_fwd(
     row_weight: Tensor | None,  # [R]
     divergence: str,
     want_grad: bool,
+    notes: bool,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C], [N, C]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [], [R, C] or [R, NOTES], [N, C]
     """Weighted sum or mean, sum of the weights, and the gradients of the weighted sum.
 
-    A row that names no clean row gives NaN: to raise, the host would have to wait for the device.
+    With `notes` in place of the first gradient what the backward makes it of. A row that names no
+    clean row gives NaN: to raise, the host would have to wait for the device.
     """
-    kind = choice("divergence", divergence, KINDS)
-    check("clean", clean, clean, FLOATS, None, None)
+    _checked(perturbed, clean, rows, row_weight)
+    common = _common(perturbed, clean, rows, row_weight, divergence)
     (num_clean, num_classes), num_perturbed = clean.shape, len(perturbed)
-    check("perturbed", perturbed, clean, FLOATS, num_perturbed, num_classes)
-    check("rows", rows, clean, CODES, num_perturbed)
-    check("row_weight", row_weight, clean, (*FLOATS, torch.float64), num_perturbed)
-    if num_clean == 0 and num_perturbed > 0:
-        raise ValueError("rows must be in 0..N-1, but clean has no rows")
     float32: dict[str, Any] = {"dtype": torch.float32, "device": perturbed.device}
-    to_perturbed, to_clean = (
-        torch.empty(x.shape if want_grad else (0, 0), **float32) for x in (perturbed, clean)
+    width = NOTES.value if notes else num_classes
+    of_perturbed, to_clean = (
+        torch.empty(shape if want_grad else (0, 0), **float32)
+        for shape in ((num_perturbed, width), clean.shape)
     )
     if num_perturbed == 0 or num_clean == 0 or num_classes == 0:
         count = torch.full((), num_perturbed, **float32)
         weight = count if row_weight is None else row_weight.sum(dtype=torch.float32)
-        return torch.zeros((), **float32), weight, to_perturbed.zero_(), to_clean.zero_()
+        return torch.zeros((), **float32), weight, of_perturbed.zero_(), to_clean.zero_()
     total, weight = torch.empty((), **float32), torch.empty((), **float32)
-    rows = rows.contiguous()
-    ordered, order = _grouped(rows, num_clean) if want_grad else (None, None)
-    chosen = config.choose("row_divergence", num_classes)
+    ordered, order = _grouped(common["rows_ptr"], num_clean) if want_grad else (None, None)
     tiled = num_clean if want_grad else num_perturbed
-    programs = triton.cdiv(tiled, chosen.blocks["BLOCK_R"])
+    programs = triton.cdiv(tiled, common["BLOCK_R"])
     values = torch.empty((2, programs), **float32) if programs > 1 else None
     _row_divergence_fwd_kernel[(programs,)](
-        perturbed_ptr=perturbed.contiguous(),
-        clean_ptr=clean.contiguous(),
-        rows_ptr=rows,
-        weight_ptr=None if row_weight is None else row_weight.contiguous(),
         sorted_ptr=ordered,
         order_ptr=order,
         values_ptr=values,
         total_ptr=total,
         total_weight_ptr=weight,
-        grad_perturbed_ptr=to_perturbed if want_grad else None,
+        grad_perturbed_ptr=of_perturbed if want_grad and not notes else None,
+        notes_ptr=of_perturbed if want_grad and notes and divergence in STORED else None,
         grad_clean_ptr=to_clean if want_grad else None,
-        num_perturbed=num_perturbed,
-        num_clean=num_clean,
-        num_classes=num_classes,
         steps=num_perturbed.bit_length(),
-        share=NATS[divergence] / (1 if divergence in OF_SOFTMAX else num_classes),
-        KIND=kind,
         GRAD=want_grad,
         ALONE=programs == 1,
         MEAN=mean,
-        PRECISE=config.PRECISE,
-        ALIGN=config.alignment(num_classes),
-        BLOCK_S=config.rows_at_once(chosen),
-        **chosen.launch(),
+        BLOCK_S=config.rows_at_once(config.held_rows(num_classes, divergence)),
+        **common,
     )
     if values is not None:
         weights = None if row_weight is None else values[1]
         add_up(values[0], weights, num_perturbed, total, weight, mean)
-    return total, weight, to_perturbed, to_clean
+    return total, weight, of_perturbed, to_clean
 
 
 def row_divergence_bwd(
     grad: Tensor,  # []
     weight: Tensor | None,  # [], where `grad` is that of a mean
-    unit_grad_perturbed: Tensor,  # [R, C]
+    of_perturbed: Tensor,  # [R, C], or with notes [R, NOTES]
     unit_grad_clean: Tensor,  # [N, C]
     perturbed: Tensor,  # [R, C]
     clean: Tensor,  # [N, C]
+    rows: Tensor,  # [R]
+    row_weight: Tensor | None,  # [R]
+    divergence: str,
+    notes: bool,
 ) -> tuple[Tensor, Tensor]:  # [R, C], [N, C]
-    """The unit gradients scaled and cast."""
+    """The unit gradients, that to the perturbed rows made of notes or given, scaled and cast."""
+    _checked(perturbed, clean, rows, row_weight)
+    num_perturbed, num_classes = perturbed.shape
     check("weight", weight, perturbed, FLOATS[:1])
-    check("unit_grad_perturbed", unit_grad_perturbed, perturbed, FLOATS[:1], *perturbed.shape)
+    width = NOTES.value if notes else num_classes
+    check("of_perturbed", of_perturbed, perturbed, FLOATS[:1], num_perturbed, width)
     check("unit_grad_clean", unit_grad_clean, perturbed, FLOATS[:1], *clean.shape)
-    units = unit_grad_perturbed, unit_grad_clean
-    return scale_or_take(units, None, grad.reshape(1), (perturbed.dtype, clean.dtype), weight)
+    if not notes:
+        units, dtypes = (of_perturbed, unit_grad_clean), (perturbed.dtype, clean.dtype)
+        return scale_or_take(units, None, grad.reshape(1), dtypes, weight)
+    common = _common(perturbed, clean, rows, row_weight, divergence)
+    grads = perturbed.new_empty(perturbed.shape), clean.new_empty(clean.shape)
+    tile = common["BLOCK_R"] * common["BLOCK_C"]
+    blocks = triton.cdiv(num_perturbed, common["BLOCK_R"]) + triton.cdiv(clean.numel(), tile)
+    if num_classes and blocks:
+        _row_divergence_bwd_kernel[(blocks,)](
+            notes_ptr=of_perturbed.contiguous() if divergence in STORED else None,
+            unit_grad_clean_ptr=unit_grad_clean.contiguous(),
+            upstream_ptr=grad,
+            mean_weight_ptr=weight,
+            grad_perturbed_ptr=grads[0],
+            grad_clean_ptr=grads[1],
+            clean_size=clean.numel(),
+            **common,
+        )
+    return grads

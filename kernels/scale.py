@@ -19,17 +19,27 @@ def all_equal(upstream_ptr, count):
 
 
 @triton.jit
-def _scale_block(
-    unit_ptr, again_ptr, upstream_ptr, weight_ptr, out_ptr, block, size, count, BLOCK: tl.constexpr
+def upstream_factor(
+    upstream_ptr,  # []
+    weight_ptr,  # [], of a mean; or None
 ):
-    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
-    unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
+    """The upstream gradient; that of a mean is divided by its weight, and is 0 where that is."""
     factor = tl.load(upstream_ptr).to(tl.float32)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr)
         factor = tl.where(weight == 0.0, 0.0, tl.div_rn(factor, weight))
-    result = unit * factor
+    return factor
+
+
+@triton.jit
+def scale_block(
+    unit_ptr, again_ptr, upstream_ptr, weight_ptr, out_ptr, block, size, count, BLOCK: tl.constexpr
+):
+    """One block of a unit gradient scaled; or of `again`, where the upstream ones differ."""
+    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
+    result = unit * upstream_factor(upstream_ptr, weight_ptr)
     if again_ptr is not None:  # noqa: SIM102 (a kernel evaluates both sides of `and`)
         if not all_equal(upstream_ptr, count):
             result = tl.load(again_ptr + at, mask=mask, other=0.0)
@@ -54,12 +64,12 @@ def _scale_or_take_kernel(
     first_blocks = tl.cdiv(first_size, BLOCK)
     block = tl.program_id(0)
     if block < first_blocks:
-        _scale_block(
+        scale_block(
             first_ptr, first_again_ptr, upstream_ptr, weight_ptr, first_out_ptr,
             block, first_size, count, BLOCK,
         )  # fmt: skip
     else:
-        _scale_block(
+        scale_block(
             second_ptr, second_again_ptr, upstream_ptr, weight_ptr, second_out_ptr,
             block - first_blocks, second_size, count, BLOCK,
         )  # fmt: skip

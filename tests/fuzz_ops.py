@@ -38,6 +38,7 @@ def calls(rng):
     latents, weight = [torch.randn(N, 4), torch.randn(N, 2)], torch.randn(C, 6)
     even = [torch.randn(N, 4) for _ in range(M)]
     rows = torch.randn(7, C), torch.randn(N, C)
+    held = torch.randint(0, N, (7,)), torch.rand(7), "jsd"
     unit = [torch.rand(M), torch.randn(M, N, C), torch.randn(C), x]
     embeddings = [torch.randn(N, 4), torch.randint(0, 2, (N,)), torch.rand(N) < 0.7]
     return {
@@ -54,9 +55,10 @@ def calls(rng):
             *(torch.rand(()) for _ in range(3)), torch.randn(N, C), *unit[1:3],
             torch.randn(M * N, 4), 0.1, 1.0, [1, 1, 1], even, torch.randn(C, 8),
         ],
-        "row_divergence_fwd": [*rows, torch.randint(0, N, (7,)), torch.rand(7), "jsd", *[True] * 2],
+        "row_divergence_fwd": [*rows, *held, True, False, True],
         "row_divergence_bwd": [
             *(torch.rand(()) for _ in range(2)), *(torch.randn_like(r) for r in rows), *rows,
+            *held, False,
         ],
         "nt_xent_fwd": [*embeddings, 0.5, True],
         "nt_xent_bwd": [torch.rand(()), torch.randn(N, 4), torch.float32],

@@ -163,14 +163,19 @@ def test_every_feature(divergence, target):
 def test_row_divergence(chosen, target):
     options = {"KIND": 0, "ALIGN": 8, "weight_ptr": None, "GRAD": True}
     options |= {"ALONE": False, "MEAN": True, "BLOCK_S": config.rows_at_once(chosen)}
-    kernel = rows._row_divergence_fwd_kernel
-    assert_fast_logarithms(build(kernel, chosen, target, "bf16", **options))
+    kernel, backward = rows._row_divergence_fwd_kernel, rows._row_divergence_bwd_kernel
+    noted = {"grad_perturbed_ptr": None}
+    assert_fast_logarithms(build(kernel, chosen, target, "bf16", **options | noted))
+    build(backward, chosen, target, "bf16", **options)
     if target == 90:
+        outcomes = config.held_rows(chosen.up_to, "binary_jsd")
+        build(backward, outcomes, target, **options | {"KIND": 2, "notes_ptr": None})
+        options["notes_ptr"] = None
         few = {"sorted_ptr": None, "weight_ptr": "given", "ALONE": True, "values_ptr": None}
         build(kernel, chosen, target, **options | few)
         options |= dict.fromkeys(["sorted_ptr", "order_ptr", "grad_perturbed_ptr"])
         options |= {"grad_clean_ptr": None, "GRAD": False, "KIND": 2}
-        build(kernel, chosen, target, **options)
+        build(kernel, outcomes, target, **options)
 
 
 @by_target

@@ -135,16 +135,25 @@ def perturbed_rows(case: Case, tile: Tile) -> float:
     return float((case.num_pairs + case.N) * case.C)
 
 
-def rows_with_gradient(case: Case, tile: Tile) -> float:
-    """Inputs in their dtype, gradients in float32."""
-    return perturbed_rows(case, tile) * (case.torch_dtype.itemsize + 4)
+def rows_and_notes(case: Case, tile: Tile) -> float:
+    """Inputs in their dtype, 16 bytes of each perturbed row, clean rows' gradient in float32."""
+    kept = 16.0 * case.num_pairs + 4.0 * case.N * case.C
+    return perturbed_rows(case, tile) * case.torch_dtype.itemsize + kept
+
+
+def clean_reads(case: Case, tile: Tile) -> float:
+    """The clean row of each perturbed one."""
+    return float(case.num_pairs * case.C * case.torch_dtype.itemsize)
+
+
+def rows_of_notes(case: Case, tile: Tile) -> float:
+    """The same read, less the clean rows; gradients in the dtype of the inputs written."""
+    return rows_and_notes(case, tile) + perturbed_rows(case, tile) * case.torch_dtype.itemsize
 
 
 def scaled(case: Case, tile: Tile) -> float:
     """A unit gradient in float32 read, a gradient in the dtype of the inputs written."""
     e = case.torch_dtype.itemsize
-    if case.op == "row_divergence":
-        return perturbed_rows(case, tile) * (4 + e)
     if case.op in ("nt_xent", "sup_con"):
         return float(case.L * case.D * (4 + e))
     return inputs(case, tile) * (4 + e) / 4
@@ -193,7 +202,7 @@ KERNELS: dict[str, Kernel] = {
             turns=4,
         ),
         l2=band_reads(1),
-        hbm=lambda case, tile: band_sums(case, tile) + 3 * inputs(case, tile),
+        hbm=lambda case, tile: band_sums(case, tile) + 2 * inputs(case, tile),
         source="permuted_divergence/cuda/band_centre.cu",
         instances=lambda case: "band_centre_kernel",
     ),
@@ -207,8 +216,9 @@ KERNELS: dict[str, Kernel] = {
     "_project_rows_kernel": Kernel(hbm=times(2, gradient)),
     # row_divergence
     "_row_divergence_fwd_kernel": Kernel(
-        Loop({"MUFU.LG2": 1}, tile_turn, pair_classes), hbm=rows_with_gradient
+        Loop({"MUFU.LG2": 1}, tile_turn, pair_classes), hbm=rows_and_notes
     ),
+    "_row_divergence_bwd_kernel": Kernel(hbm=rows_of_notes, l2=clean_reads),
     # reconstruction_loss
     "_reconstruction_loss_fwd_kernel": Kernel(hbm=reconstructed(2)),
     "_reconstruction_loss_bwd_kernel": Kernel(hbm=reconstructed(4)),

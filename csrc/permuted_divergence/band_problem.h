@@ -22,6 +22,7 @@ struct BandProblem : SidesProblem<float> {
   const float* bias_powers;  // [row_stride] 2^(bias - its largest), 0 past the end
   const int32_t* bad;        // [2 N + 1] whether a row, or the bias, holds a number not finite
   const int32_t* scattered;  // [1] whether the shifts are not what is said above; or null
+  const float* poison;       // [1] NaN where the order is none or a shift is wrong; or null
   int64_t slots;             // donors of a row
   float* ratios_to;          // `ratios`
   float* clean_mass;         // [N] S of a row

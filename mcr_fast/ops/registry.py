@@ -75,10 +75,11 @@ OPS: dict[str, Op] = {
     ),
     "row_divergence": Op(
         "(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, str divergence, "
-        "bool want_grad, bool mean) "
-        "-> (Tensor total, Tensor weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean)",
-        "(Tensor grad, Tensor? weight, Tensor unit_grad_perturbed, Tensor unit_grad_clean, "
-        "Tensor perturbed, Tensor clean) -> (Tensor grad_perturbed, Tensor grad_clean)",
+        "bool want_grad, bool notes, bool mean) "
+        "-> (Tensor total, Tensor weight, Tensor of_perturbed, Tensor unit_grad_clean)",
+        "(Tensor grad, Tensor? weight, Tensor of_perturbed, Tensor unit_grad_clean, "
+        "Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, str divergence, "
+        "bool notes) -> (Tensor grad_perturbed, Tensor grad_clean)",
         backends=("cpu", "triton"),
         limits={"triton": limits.rows_of_triton},
     ),

@@ -15,6 +15,8 @@ from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.reference.row_divergence import row_divergence_reference
 
+NOTES = 4  # numbers that a perturbed row leaves in place of its gradient, where asked for
+
 
 def _forward_fake(
     perturbed: Tensor,
@@ -23,13 +25,15 @@ def _forward_fake(
     row_weight: Tensor | None,
     divergence: str,
     want_grad: bool,
+    notes: bool,
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(perturbed.dtype, clean.dtype)
+    kept = (perturbed.shape[0], NOTES) if notes else perturbed.shape
     return (
         clean.new_empty((), dtype=dtype),
         clean.new_empty((), dtype=dtype),
-        clean.new_empty(perturbed.shape if want_grad else (0, 0), dtype=dtype),
+        clean.new_empty(kept if want_grad else (0, 0), dtype=dtype),
         clean.new_empty(clean.shape if want_grad else (0, 0), dtype=dtype),
     )
 
@@ -37,26 +41,24 @@ def _forward_fake(
 def _backward_fake(
     grad: Tensor,
     weight: Tensor | None,
-    unit_grad_perturbed: Tensor,
+    of_perturbed: Tensor,
     unit_grad_clean: Tensor,
     perturbed: Tensor,
     clean: Tensor,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(unit_grad_perturbed, dtype=perturbed.dtype),
-        torch.empty_like(unit_grad_clean, dtype=clean.dtype),
-    )
+    return perturbed.new_empty(perturbed.shape), clean.new_empty(clean.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    weight = output[1] if inputs[-1] else None
-    ctx.save_for_backward(weight, *output[2:], *inputs[:2])
+    *tensors, ctx.divergence, _, ctx.notes, mean = inputs
+    ctx.save_for_backward(output[1] if mean else None, *output[2:], *tensors)
 
 
 def _backward(
     ctx: Any, run: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *_: None
 ) -> tuple[Tensor, Tensor]:
-    return run(grad, *ctx.saved_tensors)
+    return run(grad, *ctx.saved_tensors, ctx.divergence, ctx.notes)
 
 
 register(
@@ -91,7 +93,10 @@ def row_divergence(
         parts = row_divergence_reference(perturbed, clean, rows, row_weight, divergence=divergence)
         return mean_or_zero(*parts)
     want = wants_gradient(perturbed, clean)
-    inputs = (perturbed, clean, rows, row_weight, divergence, want, True)
+    # Triton's backward waits for memory: it makes one gradient anew rather than read and write it
+    # in float32.
+    notes = chosen == "triton"
+    inputs = (perturbed, clean, rows, row_weight, divergence, want, notes, True)
     mean: Tensor = call(find("row_divergence_fwd", chosen), *inputs, graph=want)[0]
     return mean
 
@@ -111,7 +116,7 @@ def row_divergence_parts(
     if chosen == "reference":
         return _parts_reference(perturbed, clean, rows, row_weight, divergence, want_grad)
     with torch.no_grad():
-        inputs = (perturbed, clean, rows, row_weight, divergence, want_grad, False)
+        inputs = (perturbed, clean, rows, row_weight, divergence, want_grad, False, False)
         parts: tuple[Tensor, Tensor, Tensor, Tensor] = call(
             find("row_divergence_fwd", chosen), *inputs, graph=False
         )

@@ -17,11 +17,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # inline PTX, whose implementation it is, and what hooks.h keeps
 REPLACED = {
-    'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = approximate(::exp2(double(x)), x, 0x1p-22);",
+    'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': (
+        "y = approximate(::exp2(double(x)), x, 0x1p-22);"
+    ),
     'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = approximate_log2(x);",
     'asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = approximate_log2(x);",
-    'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = approximate(1 / double(flushed(x)), x, 0x1p-23);",
-    'asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = approximate(::sqrt(double(flushed(x))), x, 0x1p-23);",
+    'asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': (
+        "y = approximate(1 / double(flushed(x)), x, 0x1p-23);"
+    ),
+    'asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));': (
+        "y = approximate(::sqrt(double(flushed(x))), x, 0x1p-23);"
+    ),
     "extern __shared__ __align__(16) float pool[];": "alignas(16) static float pool[227 * 256];",
     "    band_masses(pr, stream);": (
         "    band_masses(pr, stream);\n"

@@ -14,7 +14,8 @@ from mcr_fast._names import DIVERGENCES, OF_LOGITS
 from mcr_fast.kernels import config
 from mcr_fast.kernels import permuted_divergence as kernels
 from mcr_fast.kernels.pairs.permutations import checked_permutations
-from mcr_fast.kernels.row_divergence import row_divergence_fwd
+from mcr_fast.kernels.row_divergence import NOTES, row_divergence_bwd, row_divergence_fwd
+from mcr_fast.ops import row_divergence as op
 
 pytestmark = pytest.mark.process("interpreted")
 run = functools.partial(divergences.run, backend="triton")
@@ -142,7 +143,33 @@ def test_unknown_names_are_refused(name):
         kernels.permuted_divergence_bwd(torch.ones(2), x, bias, *given)
     if name == "divergence":
         with pytest.raises(ValueError, match=message):
-            row_divergence_fwd(x[0], x[1], torch.arange(4), None, "kl", False, True)
+            row_divergence_fwd(x[0], x[1], torch.arange(4), None, "kl", False, False, True)
+
+
+ROWS = {
+    "plain": lambda w, z: (w, z),
+    "near": lambda w, z: (z[0] + 1e-3 * w, z),
+    "apart": lambda w, z: (w + 40.0, z),
+    "masks": lambda w, z: (w.masked_fill(w > 2, -3e38), z.masked_fill(z > 3, -3e38)),
+    "beyond": lambda w, z: (w, z.index_fill(0, torch.tensor([1]), 3e38)),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_gradient_made_of_notes_is_the_one_kept(divergence, kind):
+    x = divergences.make_rows(40, 7, 24, weighted=True)
+    w, z = ROWS[kind](x.perturbed, x.clean)
+    rest = x.rows, x.row_weight, divergence
+    grad = torch.tensor(-2.5)
+    grads = []
+    for notes in (False, True):
+        total, weight, *kept = row_divergence_fwd(w, z, *rest, True, notes, True)
+        assert kept[0].shape == ((40, op.NOTES) if notes else w.shape)
+        grads.append(row_divergence_bwd(grad, weight, *kept, w, z, *rest, notes))
+    torch.testing.assert_close(grads[1], grads[0], rtol=3e-6, atol=1e-8)
+    assert grads[0][0].any()
+    assert NOTES.value == op.NOTES
 
 
 @pytest.mark.parametrize("rows", [1, 5, 4096, 4100])

@@ -18,7 +18,7 @@ from itertools import product
 import pytest
 import torch
 from aot import Compiled
-from divergences import make_batch
+from divergences import make_batch, options_of
 from launched.driver import TARGETS, Asked, Notes, brief, covering, noted, thorough
 from launched.ordering import unordered
 from regularizer import LINEAR_CASES, LINEAR_LOSSES, LinearStep
@@ -30,6 +30,7 @@ import mcr_fast.kernels
 from mcr_fast.kernels import config, regularizer
 from mcr_fast.kernels.divergence import BINARY_JSD
 from mcr_fast.kernels.gather_add import GELU
+from mcr_fast.ops.row_divergence import row_divergence_parts
 
 pytestmark = pytest.mark.process("launched")
 
@@ -67,6 +68,11 @@ def run_case(case: cases.Case) -> None:
         subject.run(ON.argument, upstream)
         if upstream.ndim:
             subject.run(ON.argument, torch.ones(upstream.shape))
+        if subject.op == "row_divergence":  # as the engine of a fusion that is run calls it
+            options = options_of(subject.inputs, **subject.options)
+            row_divergence_parts(
+                *subject.inputs.tensors(), **options, want_grad=True, backend=ON.argument
+            )
 
 
 def run_regularizer(rows: int, modalities: int, options: dict, masked: bool) -> None:

@@ -66,6 +66,7 @@ class Divergence:
     inputs: Batch | Rows
     options: dict = field(default_factory=dict)
     factor: float | None = None  # of every subset's value; None: upstream gradients that differ
+    notes: bool = False  # of perturbed rows, in the arguments
 
     @property
     def op(self) -> str:
@@ -106,13 +107,13 @@ class Divergence:
 
     def op_arguments(self, want_grad: bool) -> tuple:
         options = divergences.options_of(self.inputs, **self.options)
-        mean = [True] if isinstance(self.inputs, Rows) else []
-        return *self.inputs.tensors(), *options.values(), want_grad, *mean
+        rest = [self.notes, True] if isinstance(self.inputs, Rows) else []
+        return *self.inputs.tensors(), *options.values(), want_grad, *rest
 
     def grad_arguments(self, results: Results) -> tuple:
         arguments = self.op_arguments(True)
         if isinstance(self.inputs, Rows):
-            return *results, *arguments[:2]
+            return *results, *arguments[:5], self.notes
         return results[0], *results[-2:], *arguments[:-1]
 
     def edges(self, bad: float) -> "list[tuple[Divergence, list[tuple[int, tuple]]]]":

@@ -184,24 +184,28 @@ __device__ __forceinline__ void route(const BandProblem& pr, const Sides& x, int
   }
 }
 
-// Added to what is there.
+// Added to what is there, or where the first bands come first with what poisons it.
 __device__ __forceinline__ void store(const BandProblem& pr, const Sides& x, int tile, int c,
                                       const Gradients& from) {
-  const uint32_t C = uint32_t(pr.classes);
+  const uint32_t C = uint32_t(pr.classes), other = uint32_t(pr.rows) * C;
+  const bool first = pr.first == 0;
+  const float poison = first && pr.poison ? *pr.poison : 0.0f;
+  const auto add = [&](float* to, float x) { *to = x + (first ? poison : *to); };
 #pragma unroll
   for (int r = 0; r < kTile; ++r) {
     const int n = tile * kTile + r, row = int(blockIdx.x) * kBandRows + n;
     if (row >= int(pr.rows)) return;
     const uint32_t to = uint32_t(x.rows[n]) * C + c;
-    pr.grad[to] += from.of[0][r];
-    pr.grad[to + uint32_t(pr.rows) * C] += from.of[1][r];
-    if (pr.grad_bias_rows) pr.grad_bias_rows[uint32_t(row) * C + c] += from.bias[r];
+    add(pr.grad + to, from.of[0][r]);
+    add(pr.grad + to + other, from.of[1][r]);
+    if (pr.grad_bias_rows) add(pr.grad_bias_rows + uint32_t(row) * C + c, from.bias[r]);
   }
 }
 
 __global__ void __launch_bounds__(kBandThreads, 2)
     band_centre_kernel(const __grid_constant__ BandProblem pr, int bands) {
-  if (is_set(pr.skip) || is_set(pr.scattered)) return;
+  const bool scattered = is_set(pr.scattered);
+  if (is_set(pr.skip) || (scattered && pr.first != 0)) return;
   extern __shared__ __align__(16) float pool[];
   const Sides sides(pool);
   const int lane = int(threadIdx.x) % kTile, tile = int(threadIdx.x) / kTile % kTiles;
@@ -213,7 +217,7 @@ __global__ void __launch_bounds__(kBandThreads, 2)
     sides.rows[threadIdx.x] = int(pr.order ? pr.order[row] : row);
   }
   Gradients all = {};
-  for (int s = 0; s < pr.num_subsets; ++s) {
+  for (int s = 0; s < pr.num_subsets && !scattered; ++s) {
     Sums sums = {};
     for (int band = 0; band < bands; ++band) {
       const Band at(pr, band, s);
@@ -230,6 +234,7 @@ __global__ void __launch_bounds__(kBandThreads, 2)
     if (of_row >= pr.classes) continue;
     route(pr, sides, s, tile, of_row, sums, all);
   }
+  __syncthreads();  // where there is no subset to go through
   if (of_row < pr.classes) store(pr, sides, tile, of_row, all);
 }
 

@@ -62,10 +62,11 @@ class PermutedDivergenceInputs {
     pr.bias_powers = in.bias_powers_to = take<float>(pr.row_stride);
     pr.bad = in.bad_to = take<int32_t>(pr.modalities * pr.rows + 1);
     pr.left = take<int32_t>(marks);
-    in.cleared[4] = {reinterpret_cast<float*>(pr.left), marks};
+    in.cleared[2] = {reinterpret_cast<float*>(pr.left), marks};
     pr.slots = pr.permutations;
     pr.clean_mass = take<float>(pr.rows);
     if (!in.shifts) return;
+    pr.poison = in.poison;
     in.window_to = take<int64_t>(pr.slots + 1);
     pr.scattered = in.scattered_to = take<int32_t>(1);
   }

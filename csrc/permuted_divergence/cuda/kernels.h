@@ -15,7 +15,7 @@ struct Subsets {
   uint8_t bits[kMaxSubsets];
 };
 
-constexpr int kCleared = 5, kPoisoned = 4;
+constexpr int kCleared = 3, kPoisoned = 2;
 
 // The inputs as torch holds them, and where they go: in the order of positions, float, in units of
 // log2 (no logits: as they are).
@@ -48,7 +48,7 @@ struct LayOut {
   int32_t *table_to, *receivers_to;  // [lines, N]; the table null for an order
   int64_t *order_to, *shifts_to;     // [N], [num_shifts]; null for a table
   float* poison;                     // [lines]: NaN where a line or a shift is wrong, else 0
-  // Set to 0 on the way, the first four to the poison; null where there is nothing.
+  // Set to 0 on the way, the first two to the poison; null where there is nothing.
   struct Cleared {
     float* to;
     int64_t count;

@@ -138,10 +138,8 @@ Results run(const PermutedDivergenceArguments& arguments, PermutedDivergenceInpu
   if (bias_grad) pr.grad_bias_rows = in.take<float>(N * C);
   LayOut& layout = in.layout;
   layout.skip = skip;
-  layout.cleared[0] = {data<float>(out.grad), out.grad.numel()};
-  layout.cleared[1] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
-  layout.cleared[2] = {pr.grad_bias_rows, bias_grad ? N * C : 0};
-  layout.cleared[3] = {data<float>(out.grad_bias), bias_grad ? 0 : g * C};
+  layout.cleared[0] = {reinterpret_cast<float*>(pr.row_values), 2 * S * N};
+  layout.cleared[1] = {data<float>(out.grad_bias), bias_grad ? 0 : g * C};
   layout.subsets = in.subsets();
   layout.num_subsets = int(S);
   layout.pairs = double(N) * double(pr.permutations);

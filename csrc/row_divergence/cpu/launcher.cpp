@@ -109,19 +109,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_divergence_fwd_cpu(
     const Tensor& clean,               // [N, C]
     const Tensor& rows,                // [R] int64
     const OptionalTensor& row_weight,  // [R]
-    const std::string& divergence, bool want_grad, bool mean) {
+    const std::string& divergence, bool want_grad,
+    bool notes,  // a GPU's
+    bool mean) {
   check_held_rows(perturbed, clean, rows, row_weight);
+  check_no_notes(notes);
   return with_arithmetic(is_double(perturbed) || is_double(clean), [&](auto zero) {
     return forward<decltype(zero)>(perturbed, clean, rows, row_weight, divergence, want_grad, mean);
   });
 }
 
-std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(const Tensor& grad,            // [], of total
-                                                  const OptionalTensor& weight,  // [], of a mean
-                                                  const Tensor& unit_grad_perturbed,  // [R, C]
-                                                  const Tensor& unit_grad_clean,      // [N, C]
-                                                  const Tensor& perturbed,  // their dtypes
-                                                  const Tensor& clean) {
+std::tuple<Tensor, Tensor> row_divergence_bwd_cpu(
+    const Tensor& grad,                 // [], of total
+    const OptionalTensor& weight,       // [], of a mean
+    const Tensor& unit_grad_perturbed,  // [R, C]
+    const Tensor& unit_grad_clean,      // [N, C]
+    const Tensor& perturbed,            // their dtypes
+    const Tensor& clean,
+    const Tensor&,          // rows, with the next two: what a gradient that is made anew takes
+    const OptionalTensor&,  // row_weight
+    const std::string&,     // divergence
+    bool notes) {
+  check_no_notes(notes);
   const bool in_double = is_double(perturbed) || is_double(clean);
   check_held_gradients(grad, weight, unit_grad_perturbed, unit_grad_clean, perturbed, clean,
                        in_double);
