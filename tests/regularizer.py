@@ -43,7 +43,15 @@ class LinearStep:
 
     width, classes = 5, 3
 
-    def __init__(self, backend: str, rows: int, modalities: int, options: dict, masked: bool):
+    def __init__(
+        self,
+        backend: str,
+        rows: int,
+        modalities: int,
+        options: dict,
+        masked: bool,
+        scheme: str = "uniform",
+    ):
         torch.manual_seed(rows)
         latents = (torch.randn(rows, self.width) for _ in range(modalities))
         self.latents = [z.requires_grad_() for z in latents]
@@ -52,7 +60,7 @@ class LinearStep:
         widths, options = [self.width] * modalities, {"num_permutations": 2} | options
         self.mcr = MCRLoss(widths, self.classes, backend=backend, **options)
         present = torch.rand(rows, modalities) < 0.8 if masked else None
-        donors = sample_permutations(2, rows, scheme="uniform") if rows > 1 else None
+        donors = sample_permutations(2, rows, scheme=scheme) if rows > 1 else None
         self.given = {"present": present, "permutations": donors}
 
     def leaves(self) -> list[torch.Tensor]:

@@ -17,10 +17,20 @@ BACKENDS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# L_CEB has no CUDA C++ kernel
+OF_CUDA = [case for case in LINEAR_CASES if "ceb_weight" not in case[2]]
+
+
+@pytest.mark.process("interpreted")
 @pytest.mark.parametrize(("rows", "modalities", "options", "masked"), sample(LINEAR_CASES, 5))
-def test_is_the_terms_one_by_one(backend, rows, modalities, options, masked):
-    hold(backend, rows, modalities, options, masked)
+def test_triton_is_the_terms_one_by_one(rows, modalities, options, masked):
+    hold("triton", rows, modalities, options, masked)
+
+
+@pytest.mark.process("emulated")
+@pytest.mark.parametrize(("rows", "modalities", "options", "masked"), sample(OF_CUDA, 5))
+def test_cuda_is_the_terms_one_by_one(rows, modalities, options, masked):
+    hold("cpu", rows, modalities, options, masked)
 
 
 @pytest.mark.process("interpreted")
@@ -31,7 +41,7 @@ def test_a_large_contrastive_batch(rows, modalities, options, masked, monkeypatc
 
 
 @pytest.mark.process("emulated")
-@pytest.mark.parametrize(("rows", "modalities", "options", "masked"), LINEAR_CASES)
+@pytest.mark.parametrize(("rows", "modalities", "options", "masked"), OF_CUDA)
 def test_a_librarys_products(rows, modalities, options, masked, monkeypatch):
     monkeypatch.setenv("MCR_EMULATED_kMaxOwnProduct", "-1")
     hold("cpu", rows, modalities, options, masked)
@@ -41,11 +51,11 @@ def test_a_librarys_products(rows, modalities, options, masked, monkeypatch):
 @pytest.mark.parametrize("most", ["-1", str(1 << 23)], ids=["library", "own"])
 def test_more_rows_than_the_threads_that_add_up_the_bias(most, monkeypatch):
     monkeypatch.setenv("MCR_EMULATED_kMaxOwnProduct", most)
-    hold("cpu", 270, 2, {}, False)
+    hold("cpu", 270, 2, {}, False, scheme="cyclic")  # a table of so many is Triton's
 
 
-def hold(backend, rows, modalities, options, masked):
-    step = LinearStep(backend, rows, modalities, options, masked)
+def hold(backend, rows, modalities, options, masked, scheme="uniform"):
+    step = LinearStep(backend, rows, modalities, options, masked, scheme)
     with mock.patch("mcr_fast.mipd.evaluate.regularizer", side_effect=regularizer) as op:
         out = step.run()
     assert op.called
@@ -54,7 +64,9 @@ def hold(backend, rows, modalities, options, masked):
     exact.mcr.backend, exact.fusion = "reference", exact.fusion.double()
     exact.mcr.double()
     truth = exact.run()
-    for ours, expected in zip(out, truth, strict=True):
+    for name, ours, expected in zip(out._fields, out, truth, strict=True):
+        if name == "importance" and truth.divergences.sum() < 1e-10:
+            continue  # shares of nothing but roundings
         torch.testing.assert_close(ours, expected.to(ours), rtol=1e-4, atol=1e-6)
 
     for loss in LINEAR_LOSSES:

@@ -71,7 +71,7 @@ def case(
 
     features = {"M": m, "N": n, "H": h, "K": k, "activation": activation, "donors": scheme}
     name = named(what=what, **features, own=own, present=present, **options)
-    return Case("gather_add", name, make, work=m * n * k * h, backends=("triton", "cuda"), **rest)
+    return Case("gather_add", name, make, work=m * n * k * h, backends=("triton",), **rest)
 
 
 SMALL = (2, 7, 4, 6, 3, 2)
