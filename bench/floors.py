@@ -84,12 +84,9 @@ def floor_seconds(case: Case, mode: str) -> float | None:
 
 
 def bytes_moved(case: Case, mode: str) -> float:
-    """The fewest bytes of a row divergence: inputs read both ways, gradients written once.
-
-    Gradients that the forward left would be written, read and written again, which is more.
-    """
+    """The fewest bytes of a row divergence: inputs read once, gradients written once."""
     once = (case.num_pairs + case.N) * case.C * case.torch_dtype.itemsize
-    return {"fwd": 1, "bwd": 2}.get(mode, 3) * once
+    return once if mode == "fwd" else 2 * once
 
 
 def gpu_floor_seconds(case: Case, mode: str, rates: Rates | None) -> float | None:
