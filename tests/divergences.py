@@ -178,6 +178,7 @@ def check(
     threads: int = 1,
     backend: str = "cpu",
     ours: tuple[Tensor, ...] | None = None,
+    coherent: bool = False,
     **options,
 ) -> None:
     """A backend's kernels, or `ours`, against the reference in float64, value and gradients."""
@@ -202,7 +203,7 @@ def check(
     rows = max(len(x.rows) if isinstance(x, Rows) else x.contributions.shape[1], 1)
     floor = float(slope.max()) * float(torch.as_tensor(upstream).abs().max()) / rows
     for results in zip(ours[1:], truth[1:], plain[1:], strict=True):
-        check_gradient(name, *results, growth=size, floor=floor, case=case)
+        check_gradient(name, *results, growth=size, floor=floor, coherent=coherent, case=case)
 
 
 def logit_size(x: Inputs) -> float:

@@ -86,11 +86,13 @@ def check_gradient(
     *,
     growth: float = 1.0,
     floor: float = 0.0,
+    coherent: bool = False,
     case: object = "",
 ) -> None:
     """A gradient as a vector (norm, direction, bias) and element by element.
 
     `floor` is the size of the terms that add up to it, where they may cancel altogether.
+    `coherent`: a row's classes share a rounding, so that their errors may point one way together.
     """
     assert actual.dtype == plain.dtype, f"{case}: {actual.dtype}, not {plain.dtype}"
     assert actual.shape == truth.shape, f"{case}: {list(actual.shape)}, not {list(truth.shape)}"
@@ -119,11 +121,11 @@ def check_gradient(
     assert error <= bound, f"{case}: error {error:.3g} > {bound:.3g} at {worst}, {truth[worst]}"
     if actual.dtype == truth.dtype == torch.float64:
         return  # the truth's own errors are as large
-    # errors that point one way do not average out over a training run; those of a row's classes
-    # come from the same sums, so that what is independent is a row
-    of_rows = difference.flatten(0, -2).sum(-1) if difference.ndim > 1 else difference
-    spread = torch.maximum(difference.norm(), of_rows.norm()) / difference.numel()
-    bias = difference.mean().abs()
+    # errors that point one way do not average out over a training run
+    bias, spread = difference.mean().abs(), difference.norm() / difference.numel()
+    if coherent and difference.ndim > 1:  # what is independent is a row
+        of_rows = difference.flatten(0, -2).sum(-1)
+        spread = torch.maximum(spread, of_rows.norm() / difference.numel())
     bound = 6 * spread + 2 * plain_difference.mean().abs()
     bound += unit * truth.mean().abs() + eps(arithmetic(actual.dtype)) * truth.abs().mean()
     assert bias <= bound, f"{case}: bias {bias:.3g} > {bound:.3g}"

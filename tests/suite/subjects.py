@@ -67,6 +67,7 @@ class Divergence:
     options: dict = field(default_factory=dict)
     factor: float | None = None  # of every subset's value; None: upstream gradients that differ
     notes: bool = False  # of perturbed rows, in the arguments
+    coherent: bool = False  # as tests/tolerances.py has it
 
     @property
     def op(self) -> str:
@@ -103,7 +104,8 @@ class Divergence:
         return divergences.run(self.inputs, backend, upstream, **self.options)
 
     def check(self, backend: str) -> None:
-        divergences.check(self.inputs, self.upstream(), backend=backend, **self.options)
+        rest = {"backend": backend, "coherent": self.coherent}
+        divergences.check(self.inputs, self.upstream(), **rest, **self.options)
 
     def op_arguments(self, want_grad: bool) -> tuple:
         options = divergences.options_of(self.inputs, **self.options)
