@@ -35,7 +35,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test $(VENV)/.installed-recipes
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests --slow $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
