@@ -47,7 +47,9 @@ LAYER = {
     "mipd": 6,
     "_ceb": 7,
     "_contrastive": 7,
-    "modules": 8,
+    "_options": 8,
+    "_terms": 9,
+    "modules": 10,
 }
 
 
