@@ -50,9 +50,11 @@ LAYER = {
     "mipd": 6,
     "_ceb": 7,
     "_contrastive": 7,
-    "modules": 8,
-    "objective": 9,
-    "recipes": 10,
+    "_options": 8,
+    "_terms": 9,
+    "modules": 10,
+    "objective": 11,
+    "recipes": 12,
 }
 
 
