@@ -5,6 +5,7 @@ from mcr_fast import functional
 from mcr_fast._version import __version__
 from mcr_fast.fusion import AdditiveFusion
 from mcr_fast.modules import MCRLoss, MCROutput, NTXentLoss, SupConLoss
+from mcr_fast.monitor import MCRMonitor
 from mcr_fast.ops._backend import backends
 from mcr_fast.sampling import CyclicPermutations, sample_permutations
 
@@ -12,6 +13,7 @@ __all__ = [
     "AdditiveFusion",
     "CyclicPermutations",
     "MCRLoss",
+    "MCRMonitor",
     "MCROutput",
     "NTXentLoss",
     "SupConLoss",

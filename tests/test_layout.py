@@ -48,6 +48,7 @@ LAYER = {
     "_ceb": 7,
     "_contrastive": 7,
     "modules": 8,
+    "monitor": 9,
 }
 
 
