@@ -47,8 +47,10 @@ LAYER = {
     "mipd": 6,
     "_ceb": 7,
     "_contrastive": 7,
-    "modules": 8,
-    "monitor": 9,
+    "_options": 8,
+    "_terms": 9,
+    "modules": 10,
+    "monitor": 11,
 }
 
 

@@ -138,7 +138,7 @@ def test_other_fusions_have_no_gradient_apart():
 
 
 def test_norms_of_an_epoch_miss_no_step():
-    game, monitor = Game(), MCRMonitor(NAMES, every=2)
+    game, monitor = Game(), MCRMonitor(NAMES, every=2, stride=1)
     norms = []
     for _ in range(5):
         latents, out, _ = game.forward()
@@ -259,9 +259,14 @@ def test_a_checkpoint_that_repeats_the_loss_is_no_step():
 
 
 def test_stride():
-    game, monitor = Game(), MCRMonitor(NAMES, every=None, stride=3)
-    outs = [game.step(monitor) for _ in range(7)]
-    close(monitor.read()["loss"], (outs[2].loss.item() + outs[5].loss.item()) / 2)
+    """Gradients are looked at in the first update and in every third after it."""
+    game, monitor, norms = Game(), MCRMonitor(NAMES, every=None, stride=3), []
+    for _ in range(7):
+        latents, out, _ = game.forward()
+        latents[0].register_hook(lambda grad: norms.append(grad.norm().item()))
+        monitor.update(out, latents=latents)
+        out.loss.backward()
+    close(monitor.read()["grad_norm/image"], sum(norms[::3]) / 3)
     assert monitor.step == 7
 
 
@@ -303,17 +308,54 @@ def test_reset_and_nothing_seen():
     assert all(math.isnan(value) for value in values.values())
 
 
-def test_objective_terms():
-    """The output of an objective has a task and a unimodal loss as well."""
-    from collections import namedtuple
-
+def test_an_objective():
+    """It has a task loss, the modalities' own, and their logits."""
     game, monitor = Game(), MCRMonitor(NAMES)
-    _, out, _ = game.forward()
-    wider = namedtuple("Out", (*out._fields, "task", "unimodal"))
-    task, alone = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, dtype=torch.bfloat16)
-    monitor.update(wider(*out, task, alone))
+    objective = mcr_fast.MCRObjective(game.mcr, unimodal_weight=2.0)
+    monitor.watch(objective)
+    latents, _, alone = game.forward()
+    heads = [None, game.heads[1]]
+    out = objective(latents, game.labels, fusion=game.fusion, unimodal_heads=heads)
+    out.loss.backward()
     values = monitor.read()
-    assert (values["task"], values["unimodal"]) == (2.0, 3.0)
+    close(values["task"], out.task.item())
+    close(values["unimodal_loss/audio"], out.unimodal[1].item())
+    close(values["loss"], out.loss.item())
+    right = alone[1].argmax(1).eq(game.labels).float().mean().item()
+    close(values["unimodal_accuracy/audio"], right)
+    for name in ("unimodal_loss/image", "unimodal_accuracy/image", "mutual_information_bound"):
+        assert math.isnan(values[name])
+    assert values["grad_task/image"] > 0
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_objectives_of_other_tasks(task):
+    game = Game(divergence={"multilabel": "binary_jsd", "regression": "mse"}[task])
+    monitor, objective = MCRMonitor(NAMES), mcr_fast.MCRObjective(game.mcr, task=task)
+    monitor.watch(objective)
+    latents, _, _ = game.forward(labels=None)
+    labels = torch.rand(9, C).round()
+    out = objective(latents, labels, fusion=game.fusion, unimodal_heads=game.heads)
+    values = monitor.read()
+    right = (out.logits > 0).float().eq(labels).float().mean().item()
+    close(values["accuracy"], right if task == "multilabel" else math.nan)
+    close(values["mutual_information_bound"], math.log(9) - out.contrastive.item())
+
+
+def test_steps_without_the_regularizer_count_for_nothing():
+    game, monitor = Game(), MCRMonitor(NAMES)
+    objective = mcr_fast.MCRObjective(game.mcr, window=(1, 2))
+    monitor.watch(objective)
+    for step in range(3):
+        latents, _, _ = game.forward()
+        out = objective(latents, game.labels, fusion=game.fusion, unimodal_heads=game.heads)
+        if step == 0:
+            assert math.isnan(monitor.read()["importance/image"])
+        if step == 1:
+            seen = out
+    values = monitor.read()
+    close(values["divergence/image"], seen.divergences[0].item())
+    close(values["contrastive"], seen.contrastive.item())
 
 
 def test_names():

@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from mcr_fast.monitor._numbers import Numbers
-from mcr_fast.monitor._rows import FACTORS
 from mcr_fast.ops.regularizer import Heard
 
 
 @torch.no_grad()
-def write_products(row: Tensor, heard: Heard, numbers: Numbers) -> None:
-    """Fill a row of `_rows.of_products` from what a backward of the regularizer's op has apart.
+def write_products(row: tuple[Tensor, ...], heard: Heard, numbers: Numbers) -> None:
+    """Fill the parts of a row of `_rows.of_products` from what the backward of a step has apart.
 
     With the columns W_m of the layer, the task's gradient of Z_m is T W_m, that of the divergences
     U_m W_m, that of L_Con is there. Upstream factors wait until the row is read.
@@ -28,9 +27,13 @@ def write_products(row: Tensor, heard: Heard, numbers: Numbers) -> None:
     across = torch.bmm(both, others.mT).squeeze(2)  # [M, 2]: tr, pr
     norms = torch.bmm(others, others.mT).squeeze(2)  # [M, 1]
     products = torch.cat((among[:, :2], among[:, 3:], across, norms), 1)
-    count = numbers.of(rows, unit)
-    given = (count, numbers.of(0, unit) if to_logits is None else count)
-    upstream = (numbers.of(0, unit) if grad is None else grad for grad in heard.grads)
-    weights = (numbers.of(x, unit) for x in heard.weights)
-    torch.stack((*given, *upstream, *weights), out=row[:FACTORS])
-    row[FACTORS:].view(-1, modalities).copy_(products.T)
+    counts = (rows, 0 if to_logits is None else rows)
+    if all(grad is None for grad in heard.grads[1:]) and heard.grads[0] is not None:
+        row[0].copy_(numbers.row((*counts, 0, 0, 0, *heard.weights), unit))
+        row[0][2:3].copy_(heard.grads[0])
+    else:
+        given = (numbers.one(x, unit) for x in counts)
+        upstream = (numbers.one(0, unit) if grad is None else grad for grad in heard.grads)
+        weights = (numbers.one(x, unit) for x in heard.weights)
+        torch.stack((*given, *upstream, *weights), out=row[0])
+    row[1].view(-1, modalities).copy_(products.T)

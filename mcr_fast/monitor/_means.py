@@ -19,7 +19,7 @@ class Means:
     has parts. Everything else is done when the table is full, and when somebody reads.
 
     Args:
-        width: F, the numbers of a row.
+        parts: the numbers of each part of a row, F in all.
         num_means: G, what is derived of them.
         derive: how.
         window: rows of the table, and the last ones that count as recent.
@@ -28,16 +28,21 @@ class Means:
     """
 
     def __init__(
-        self, width: int, num_means: int, derive: Derive, window: int, decay: float | None
+        self,
+        parts: tuple[int, ...],
+        num_means: int,
+        derive: Derive,
+        window: int,
+        decay: float | None,
     ) -> None:
-        self._width, self._num_means, self._derive = width, num_means, derive
+        self._parts, self._num_means, self._derive = parts, num_means, derive
         self._window, self._decay = window, decay
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows."""
         self._table: Tensor | None = None
-        self._rows: tuple[Tensor, ...] = ()
+        self._rows: list[tuple[Tensor, ...]] = []
         self._at = self._folded = 0  # the next row; rows before this one are in the sums
         self._sums: dict[str, Tensor | None] = {"decayed": None, "epoch": None}
 
@@ -46,11 +51,11 @@ class Means:
         self._fold()
         self._sums["epoch"] = None
 
-    def next_row(self, like: Tensor) -> Tensor:  # [F]
-        """A row to fill, on the device of a tensor; it replaces the oldest one."""
+    def next_row(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a row to fill, on the device of a tensor; it replaces the oldest one."""
         if self._table is None:
-            self._place(torch.zeros(self._window, self._width, device=like.device))
-        elif self._rows[0].device != like.device:
+            self._place(torch.zeros(self._window, sum(self._parts), device=like.device))
+        elif self._table.device != like.device:
             self._move(like.device)
         if self._at == self._window:
             self._fold()
@@ -94,7 +99,8 @@ class Means:
         return torch.stack((weighted.sum(0), weights.sum(0)))
 
     def _place(self, table: Tensor) -> None:
-        self._table, self._rows = table, table.unbind(0)
+        self._table = table
+        self._rows = [row.split(self._parts) for row in table.unbind(0)]
 
     def _move(self, device: torch.device) -> None:
         assert self._table is not None, "there is something to move"
@@ -114,8 +120,8 @@ class Means:
         table = state["table"]
         if table is None:
             return
-        if table.shape != (self._window, self._width):
-            wanted = [self._window, self._width]
+        wanted = [self._window, sum(self._parts)]
+        if list(table.shape) != wanted:
             raise ValueError(
                 f"state_dict is of another monitor: a table of {list(table.shape)} where this one "
                 f"has {wanted}; the number of modalities and the window must be the same"

@@ -18,7 +18,7 @@ from mcr_fast.monitor._gradients import write_products
 from mcr_fast.monitor._means import Means, Span
 from mcr_fast.monitor._numbers import Numbers
 from mcr_fast.monitor._rows import NO_GRADIENT, TERMS, kinds, per_modality
-from mcr_fast.monitor._seen import count_hits, facts_of_call, names_of, same_device, trains
+from mcr_fast.monitor._seen import facts_of_call, names_of, same_device, trains, write_hits
 from mcr_fast.monitor._story import Record, summary_of
 from mcr_fast.ops.regularizer import Heard, listen
 
@@ -44,7 +44,8 @@ class MCRMonitor:
         window: how many of the last updates the means are of; None: `every`, or 50 without it.
         average: ``"window"``, each row of the window's batches counts the same, or
             ``"exponential"``, where a batch's weight falls by 1 - 1 / window an update.
-        stride: look at every so manieth update only, for steps of less than a millisecond.
+        stride: accuracies and gradients are looked at in every so manieth update, the terms in
+            each; 1: all in each.
         gradients: listen to the backward: norms of gradients, and the cosine.
         starves_below: the importance under which a modality starves.
         process_group: None: this process alone. A group of ``torch.distributed``: means over its
@@ -77,7 +78,7 @@ class MCRMonitor:
         log: Log | Sequence[Log] = (),
         window: int | None = None,
         average: Average = "window",
-        stride: int = 1,
+        stride: int = 4,
         gradients: bool = True,
         starves_below: float = LEAST,
         process_group: Any = None,
@@ -94,19 +95,20 @@ class MCRMonitor:
         for each in self.logs:
             if not callable(each) and not isinstance(each, MutableMapping):
                 raise TypeError(f"log must hold callables of (step, values) or dicts, got {each!r}")
-        rows = max(1, window // self.stride)
-        decay = 1 - 1 / rows if average == "exponential" else None
         self._kinds = kinds(self.modalities)
-        self._means = {
-            name: Means(kind.width, len(kind.names), kind.derive, rows, decay)
-            for name, kind in self._kinds.items()
-        }
+        self._means: dict[str, Means] = {}
+        for name, kind in self._kinds.items():
+            rows = window if name == "terms" else max(1, window // self.stride)
+            decay = 1 - 1 / rows if average == "exponential" else None
+            how = (len(kind.names), kind.derive, rows, decay)
+            self._means[name] = Means(kind.parts, *how)
         self._numbers = Numbers()
         self.step = self.epoch = 0
         self.history: list[Record] = []
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
         self._device = torch.device("cpu")
+        self._form: tuple[Any, Any] = (None, None)  # of the last output
 
     @_disable_dynamo
     def update(
@@ -134,19 +136,28 @@ class MCRMonitor:
         """
         if not trains():
             return
+        self._check(out)
+        if labels is None and unimodal_logits is not None:
+            raise ValueError("labels must be given with unimodal_logits, got None")
+        with torch.no_grad():
+            if unimodal_logits is None:
+                unimodal_logits = getattr(out, "unimodal_logits", None)
+            self._see_terms(out, unimodal_logits, candidates)
+            if self.step % self.stride == 0 and labels is not None:
+                row = self._means["hits"].next_row(out.divergences)
+                write_hits(row, out.logits, labels, unimodal_logits, present)
+        if self.step % self.stride == 0 and self.gradients:
+            self._listen(out, latents)
         self.step += 1
-        if self.step % self.stride == 0:
-            self._check(out)
-            with torch.no_grad():
-                self._see(out, labels, unimodal_logits, present, candidates)
-            if self.gradients:
-                self._listen(out, latents)
         if self._asked:
             self._deliver(wait=False)
         if self.every is not None and self.step % self.every == 0:
             self._record()
 
     def _check(self, out: Any) -> None:
+        form = type(out), out.divergences.device if type(out) is self._form[0] else None
+        if form == self._form and len(out.importance) == len(self.modalities):
+            return
         missing = [name for name in _OF_OUTPUT if not isinstance(getattr(out, name, None), Tensor)]
         if missing:
             raise TypeError(
@@ -158,39 +169,33 @@ class MCRMonitor:
                 f"modalities must name the {len(out.importance)} modalities of out, got "
                 f"{len(self.modalities)}: {', '.join(self.modalities)}"
             )
+        self._form = type(out), out.divergences.device
         self._device = out.divergences.device
 
-    def _see(
-        self,
-        out: Any,
-        labels: Tensor | None,
-        unimodal_logits: Sequence[Tensor] | None,
-        present: Tensor | None,
-        candidates: int | None,
+    def _see_terms(
+        self, out: Any, unimodal_logits: Sequence[Tensor | None] | None, candidates: int | None
     ) -> None:
-        """The terms and the accuracies."""
-        like, rows = out.divergences, len(out.logits)
-        count, none = self._numbers.of(rows, like), self._numbers.of(0, like)
-        task, unimodal = getattr(out, "task", None), getattr(out, "unimodal", None)
-        both = isinstance(task, Tensor) and isinstance(unimodal, Tensor)
-        bounded, number = none, none
+        like, rows, count = out.divergences, len(out.logits), len(self.modalities)
+        trained = out.loss.requires_grad  # and then a term without a gradient is not computed
+        terms = (out.mipd, out.contrastive, out.ceb)
+        there = [rows if term.requires_grad or not trained else 0 for term in terms]
+        own, task, bound, logarithm = [0] * count, 0, 0, 0.0
+        values = [out.loss, *terms]
+        if hasattr(out, "task"):
+            task = rows
+            values.append(out.task)
+            own = [0 if x is None else rows for x in unimodal_logits or own]
+        else:
+            values.append(self._numbers.one(0, like))
         if candidates is not None:
-            number = self._numbers.of(math.log(checks.whole("candidates", candidates)), like)
-            bounded = count
-        row = self._means["terms"].next_row(like)
-        weights = (count, count if both else none, bounded)
-        values = (out.loss, out.mipd, out.contrastive, out.ceb)
-        own = (task, unimodal) if both else (none, none)
-        numbers = (*weights, *values, *own, number)
-        torch.stack(numbers, out=row[: len(numbers)])
-        divergences = like if len(like) == len(self.modalities) else like[: len(self.modalities)]
-        row[len(numbers) :].copy_(divergences)
-        if labels is None:
-            if unimodal_logits is not None:
-                raise ValueError("labels must be given with unimodal_logits, got None")
-            return
-        hits = count_hits(out.logits, labels, unimodal_logits, present, len(self.modalities))
-        self._means["hits"].next_row(like).copy_(hits)
+            logarithm = math.log(checks.whole("candidates", candidates))
+            bound = there[1]
+        weights, numbers, divergences, losses = self._means["terms"].next_row(like)
+        weights.copy_(self._numbers.row((rows, *there, task, bound, *own), like))
+        torch.stack([*values, self._numbers.one(logarithm, like)], out=numbers)
+        divergences.copy_(like if len(like) == count else like[:count])
+        if task:
+            losses.copy_(out.unimodal)
 
     def _listen(self, out: Any, latents: Sequence[Tensor] | None) -> None:
         if out.mipd.requires_grad:
@@ -363,6 +368,7 @@ class _Norms:
         """One latent's gradient; the first one of a backward takes a row."""
         backward = torch._C._current_graph_task_id()
         if self._row is None or backward != self._backward:
-            self._row, self._backward = self._means.next_row(grad).fill_(NO_GRADIENT), backward
+            (self._row,), self._backward = self._means.next_row(grad), backward
+            self._row.fill_(NO_GRADIENT)
         norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
         self._row[1 + modality].copy_(norm)

@@ -1,16 +1,13 @@
 """What a step leaves for the monitor: its rows of numbers, and the means that are made of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcr_fast.monitor._means import Derive
 
-# Columns of a step's row before its divergences: three weights and seven values.
-TERMS = ("loss", "mipd", "contrastive", "ceb", "task", "unimodal", "mutual_information_bound")
-_FIRST = 3
+TERMS = ("loss", "mipd", "contrastive", "ceb", "task", "mutual_information_bound")
 GRADIENTS = ("grad_task", "grad_regularizer", "grad_mipd", "grad_contrastive", "grad_cosine")
 PRODUCTS = 6  # of a modality's three gradients with each other
 FACTORS = 7  # columns of a backward's row before the products
@@ -23,16 +20,19 @@ def per_modality(kinds: Sequence[str], modalities: Sequence[str]) -> tuple[str, 
 
 
 def of_terms(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, n if the step has task and unimodal losses, n if it has a bound; the terms, with the
-    logarithm of the candidates as the last; D_m].
+    """[n or 0 for each term, n or 0 for each modality's own loss; the terms, with the logarithm of
+    the candidates as the last; D_m; the own losses].
+
+    A weight of 0 says that the step did not have it.
     """
-    step, objective, bounded = rows[:, :_FIRST, None].unbind(1)
-    values = rows[:, _FIRST:].clone()
-    bound = TERMS.index("mutual_information_bound")
-    values[:, bound] -= values[:, TERMS.index("contrastive")]
-    divergences = step.expand(-1, values.shape[1] - len(TERMS))
-    weights = (step.expand(-1, 4), objective.expand(-1, 2), bounded, divergences)
-    return values, torch.cat(weights, 1)
+    terms = len(TERMS)
+    modalities = (rows.shape[1] - 2 * terms) // 3
+    parts = (terms, modalities, terms, modalities, modalities)
+    of_terms, of_own, values, divergences, own = rows.split(parts, 1)
+    bound = values[:, -1:] - values[:, TERMS.index("contrastive")][:, None]
+    values = torch.cat((values[:, :-1], bound, divergences, own), 1)
+    of_divergences = of_terms[:, TERMS.index("mipd")][:, None].expand_as(divergences)
+    return values, torch.cat((of_terms, of_divergences, of_own), 1)
 
 
 def of_hits(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,23 +74,21 @@ def _scaled(factor: Tensor, x: Tensor) -> Tensor:
 
 
 class Kind:
-    """A kind of row: its width, the names of its means, and how they are made."""
+    """A kind of row: the widths of its parts, the names of its means, and how they are made."""
 
-    def __init__(self, width: int, names: tuple[str, ...], derive: Derive) -> None:
-        self.width, self.names, self.derive = width, names, derive
+    def __init__(self, parts: tuple[int, ...], names: tuple[str, ...], derive: Derive) -> None:
+        self.parts, self.names, self.derive = parts, names, derive
 
 
 def kinds(modalities: Sequence[str]) -> dict[str, Kind]:
     """The four kinds of a monitor, in the order of what it reads."""
-    count = len(modalities)
+    count, terms = len(modalities), len(TERMS)
+    of_each = per_modality(("divergence", "unimodal_loss"), modalities)
     accuracies = ("accuracy", *per_modality(("unimodal_accuracy",), modalities))
-    named: dict[str, Any] = {
-        "terms": (_FIRST, (*TERMS, *per_modality(("divergence",), modalities)), of_terms),
-        "hits": (1 + count, accuracies, of_hits),
-        "norms": (1, per_modality(("grad_norm",), modalities), of_norms),
+    norms, gradients = (per_modality(x, modalities) for x in (("grad_norm",), GRADIENTS))
+    return {
+        "terms": Kind((terms + count, terms, count, count), (*TERMS, *of_each), of_terms),
+        "hits": Kind((1 + count, 1 + count), accuracies, of_hits),
+        "norms": Kind((1 + count,), norms, of_norms),
+        "products": Kind((FACTORS, PRODUCTS * count), gradients, of_products),
     }
-    made = {
-        k: Kind(extra + len(names), names, derive) for k, (extra, names, derive) in named.items()
-    }
-    width = FACTORS + PRODUCTS * count
-    return made | {"products": Kind(width, per_modality(GRADIENTS, modalities), of_products)}

@@ -31,46 +31,58 @@ def trains() -> bool:
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def count_hits(
+def write_hits(
+    row: tuple[Tensor, ...],
     logits: Tensor,  # [N, C]
     labels: Tensor,  # [N] or [N, C]
-    unimodal_logits: Sequence[Tensor] | None,
+    unimodal_logits: Sequence[Tensor | None] | None,
     present: Tensor | None,  # [N, M]
-    num_modalities: int,
-) -> Tensor:  # [2 (1 + M)]
-    """Rows that count for the fusion and for each modality, and those whose label was found."""
-    heads = [] if unimodal_logits is None else list(unimodal_logits)
-    if len(heads) not in (0, num_modalities):
+) -> None:
+    """Fill a row: rows that count for the fusion and for each modality; those that were right."""
+    num_modalities = len(row[0]) - 1
+    heads = list(unimodal_logits or [None] * num_modalities)
+    if len(heads) != num_modalities:
         raise ValueError(f"unimodal_logits must hold {num_modalities} tensors, got {len(heads)}")
-    if any(x.shape != logits.shape for x in heads):
-        shapes = [list(x.shape) for x in heads]
+    there = [m for m, x in enumerate(heads) if x is not None]
+    every = [logits, *(x for x in heads if x is not None)]
+    if any(x.shape != logits.shape for x in every):
+        shapes = [list(x.shape) for x in every[1:]]
         raise ValueError(f"unimodal_logits must have the shape {list(logits.shape)}, got {shapes}")
-    every = torch.stack([logits, *heads])  # [1 + M, N, C]
-    found, counts = _found(every, labels)
-    if present is not None and heads:
-        of_heads = present.T.to(counts.dtype)
-        counts = counts * torch.cat((torch.ones_like(of_heads[:1]), of_heads))
-    hits = (found * counts).sum(-1)
-    counts = counts.expand_as(found).sum(-1)
-    missing = num_modalities - len(heads)
-    if missing:
-        none = hits.new_zeros(missing)
-        return torch.cat((counts, none, hits, none))
-    return torch.cat((counts, hits))
+    found, counts = _found(torch.stack(every), labels)
+    if present is not None and there:
+        here = torch.stack([torch.ones_like(present[:, 0]), *(present[:, m] for m in there)])
+        found, counts = found * here, here if counts is None else counts * here
+    whole = len(there) == num_modalities
+    places = row if whole else [part[: 1 + len(there)] for part in row]
+    if counts is None:
+        places[0].fill_(len(logits))
+    else:
+        places[0].copy_(counts.sum(-1))
+    places[1].copy_(found.sum(-1))
+    if not whole:
+        _spread(row, there)
 
 
-def _found(every: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # [1 + M, N], [N]
-    """How much of each row's label was found, and whether the row counts."""
+def _spread(row: tuple[Tensor, ...], there: Sequence[int]) -> None:
+    """Move what was written in front to the modalities that have a head; 0 to the others."""
+    for part in row:
+        written = part[1 : 1 + len(there)].clone()
+        part[1:].zero_()
+        for m, value in zip(there, written.unbind(), strict=True):
+            part[1 + m].copy_(value)
+
+
+def _found(every: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:  # [1 + M, N], [N]
+    """How much of each row's label was found, and whether the row counts; None: all do."""
     if labels.is_floating_point():
         raise TypeError(
             f"labels must be integers or booleans, got {labels.dtype}: for several labels at once "
             "pass labels.bool(), for regression leave labels out"
         )
     if labels.shape == every.shape[1:2]:
-        return every.argmax(-1).eq(labels).float(), labels.ge(0).float()
+        return every.argmax(-1).eq(labels), labels.ge(0)
     if labels.shape == every.shape[1:]:
-        right = every.gt(0).eq(labels.ne(0)).float().mean(-1)
-        return right, torch.ones_like(right[0])
+        return every.gt(0).eq(labels.ne(0)).float().mean(-1), None
     rows, classes = every.shape[1:]
     wanted = f"[{rows}] or [{rows}, {classes}]"
     raise ValueError(f"labels must have shape {wanted}, got {list(labels.shape)}")
@@ -80,15 +92,19 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
     """What `MCRMonitor.update` takes of a call of an `MCRLoss` or an `MCRObjective`."""
     latents = kwargs["latents"] if "latents" in kwargs else args[0]
     labels = kwargs["labels"] if "labels" in kwargs else args[1]
-    present, loss = kwargs.get("present"), getattr(module, "loss", module)
-    local = getattr(loss, "process_group", None) is None
-    free = labels is None and present is None and local
-    facts: dict[str, Any] = {"latents": latents, "present": present, "labels": labels}
-    facts["candidates"] = len(out.logits) if free and loss.contrastive_weight != 0 else None
+    present, objective = kwargs.get("present"), getattr(module, "task_loss", None)
+    loss, compared = module, labels
+    if objective is not None:
+        loss = module.loss
+        compared = module._compared(labels, kwargs.get("contrastive_labels"))  # type: ignore
+    alone = present is None and getattr(loss, "process_group", None) is None
+    candidates = len(out.logits) if compared is None and alone else None
     if isinstance(labels, Tensor) and labels.is_floating_point():
-        several = getattr(module, "task", None) == "multi_label"
-        facts["labels"] = labels.bool() if several else None
-    return facts
+        several = getattr(objective, "task", None) == "multilabel"
+        labels = labels.gt(0.5) if several else None
+    elif getattr(objective, "task", None) == "regression":
+        labels = None
+    return {"latents": latents, "labels": labels, "present": present, "candidates": candidates}
 
 
 def same_device(group: Any, device: torch.device) -> torch.device:
