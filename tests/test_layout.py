@@ -54,6 +54,7 @@ LAYER = {
     "_options": 8,
     "_terms": 9,
     "modules": 10,
+    "monitor": 11,
     "objective": 11,
     "recipes": 12,
 }
