@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | compare | table | two_speed | launches | model | gpu | tune`."""
+"""`python -m bench` run, plot, compare, table, two_speed, launches, model, scaling, gpu or tune."""
 
 import argparse
 import sys
@@ -11,11 +11,12 @@ from bench import launches, machine, results, tune_triton, two_speed
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.model import command as model_command
+from bench.model import scaling
 from bench.registry import MODES, STEMS, default_modes, select
 
 SHOWN = ("provider", "p20_ms", "p50_ms", "p80_ms", "ratio_to_ours", "peak_mb", "element_ns")
 SHOWN += ("floor_fraction", "compile_s", "skipped")
-PAGES = ("README.md", "docs/benchmarks.md", "docs/training.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/scaling.md", "docs/training.md")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         ("two_speed", two_speed, "accuracy: train on a task of two speeds"),
         ("launches", launches, "count what a step starts on a GPU; needs none"),
         ("model", model_command, "predict the rows of the goals on an H200; needs no GPU"),
+        ("scaling", scaling, "what a contrastive term over all ranks costs, modelled"),
         ("gpu", gpu_command, "check every kernel on this GPU, then measure it"),
         ("tune", tune_triton, "try launch configurations of Triton kernels on a GPU"),
     ):

@@ -1,7 +1,7 @@
 """The losses as modules: `MCRLoss` for a training loop, and the contrastive losses alone."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from mcr_fast._ceb import ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._options import CEBSource, Contrastive, FusionMode, Perturbation
+from mcr_fast._released import loss_options
 from mcr_fast._terms import MCRTerms
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch
@@ -168,6 +169,38 @@ class MCRLoss(MCRTerms):
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
         self._watch = ImportanceWatch(len(self.latent_dims))
         self._known = KnownForms()
+
+    @classmethod
+    def from_released_config(
+        cls,
+        config: Mapping[str, Any],
+        latent_dims: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        **overrides: Any,
+    ) -> "MCRLoss":
+        """The regularizer that a configuration of the published code describes.
+
+        Args:
+            config: the option names of the published code: ``l``, ``contr_coeff``, ``lib`` (the
+                weights, 0 if absent), ``num_samples`` (K), ``temperature``, ``reg_by`` or ``regby``
+                (the strategy, in its short or long spelling), ``shuffle_type`` and ``contr_type``;
+                flat, or nested as ``model.args.bias_infusion``. An outer value goes before an inner
+                one. What `MCRObjective.from_released_config` reads is accepted, for it alone.
+            latent_dims: if the configuration does not say them.
+            num_classes: the same.
+            overrides: options of `MCRLoss`, instead of the configuration's; permutations are
+                independent, ``scheme="uniform"``, as in the published code.
+
+        Raises:
+            ValueError, TypeError: an option that is not known, named beside those that are.
+
+        Example:
+            >>> import mcr_fast
+            >>> config = {"l": 0.1, "num_samples": 32, "reg_by": "ind", "contr_coeff": 1}
+            >>> mcr_fast.MCRLoss.from_released_config(config, [512, 512], 6).strategy
+            'independent'
+        """
+        return cls(**loss_options(config, latent_dims, num_classes, overrides))
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script("MCRLoss")

@@ -29,6 +29,8 @@ LAYER = {
     "_numbers": 0,
     "_torchscript": 0,
     "_names": 0,
+    "_released": 1,
+    "_schedule": 1,
     "_libraries": 1,
     "_checkpointing": 0,
     "_wrapping": 0,
@@ -44,6 +46,7 @@ LAYER = {
     "env": 4,
     "fusion": 5,
     "_watch": 5,
+    "_task": 6,
     "functional": 6,
     "mipd": 6,
     "_ceb": 7,
@@ -51,6 +54,9 @@ LAYER = {
     "_options": 8,
     "_terms": 9,
     "modules": 10,
+    "monitor": 11,
+    "objective": 11,
+    "recipes": 12,
 }
 
 
