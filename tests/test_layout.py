@@ -38,6 +38,7 @@ LAYER = {
     "pairing": 1,
     "reference": 2,
     "kernels": 2,
+    "_fixed": 0,
     "sampling": 2,
     "ops": 3,
     "_columns": 4,
@@ -53,6 +54,7 @@ LAYER = {
     "_options": 8,
     "_terms": 9,
     "modules": 10,
+    "monitor": 11,
     "objective": 11,
     "recipes": 12,
 }
