@@ -24,6 +24,24 @@ from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import CyclicPermutations
 
 
+def _added(loss: Tensor, term: Tensor, weight: float) -> Tensor:
+    """With the term's weight, which in a graph compiled for any is no constant of an op."""
+    if torch.compiler.is_compiling():
+        return loss + weight * term
+    return torch.add(loss, term, alpha=weight)
+
+
+def _with_a_way_back(loss: Tensor, latents: list[Tensor], logits: Tensor) -> Tensor:
+    """A loss that none of its terms connects to anything: so that it can go backward, with zeros.
+
+    By no element at all, which no infinite value can spoil.
+    """
+    wanted = [z for z in latents if z.requires_grad] or [logits] * logits.requires_grad
+    for x in wanted:
+        loss = loss + x[:0].sum().to(loss.dtype)
+    return loss
+
+
 class MCRTerms(MCROptions):
     """Makes the terms, and L_CEB beside them, which no op makes with the others."""
 
@@ -93,7 +111,9 @@ class MCRTerms(MCROptions):
         ceb = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, terms.logits, present)
-            terms = terms._replace(loss=torch.add(terms.loss, ceb, alpha=self.ceb_weight))
+            terms = terms._replace(loss=_added(terms.loss, ceb, self.ceb_weight))
+        if torch.is_grad_enabled() and not terms.loss.requires_grad:
+            terms = terms._replace(loss=_with_a_way_back(terms.loss, parts, terms.logits))
         return terms, ceb
 
     def _request(
@@ -123,6 +143,7 @@ class MCRTerms(MCROptions):
             present=present,
             sample_weight=sample_weight,
             generator=generator,
+            fixed=not self.training,
             subsets=self._subsets,
             exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
             **{name: getattr(self, name) for name in ASKED_AS_SET},
@@ -132,7 +153,7 @@ class MCRTerms(MCROptions):
         self, latents: list[Tensor], generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor | None]:
         how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
-        return draw_donors(latents, self._subsets, *how, generator)
+        return draw_donors(latents, self._subsets, *how, generator, not self.training)
 
     def _at_once(
         self,
@@ -151,10 +172,18 @@ class MCRTerms(MCROptions):
             return None  # NaN would equal that of its own row in another modality
         else:
             classes = label_codes(labels, rows, device)
-        made = evaluate_at_once(request, additive, classes, *self._of_contrastive())
+        *how, of_mipd, of_contrastive = self._of_contrastive()
+        compiling = torch.compiler.is_compiling()
+        # an op's float is a constant of its graph: a schedule would compile one graph a step
+        weights = (1.0, 1.0) if compiling else (of_mipd, of_contrastive)
+        made = evaluate_at_once(request, additive, classes, *how, *weights)
         if made is None:
             return None
         terms, backend = made
+        if compiling:
+            terms = terms._replace(
+                loss=_added(of_contrastive * terms.contrastive, terms.mipd, of_mipd)
+            )
         if form is not None and self.ceb_weight == 0:
             self._known.add(form, backend)
         return terms
@@ -187,7 +216,7 @@ class MCRTerms(MCROptions):
             weight = self.contrastive_weight
             loss = contrastive if weight == 1 else weight * contrastive
         if self.mipd_weight != 0:
-            loss = torch.add(loss, mipd, alpha=self.mipd_weight)
+            loss = _added(loss, mipd, self.mipd_weight)
         importance = importance_of(divergences, len(latents))
         return Terms(loss, mipd, contrastive, logits, divergences, importance)
 

@@ -253,7 +253,7 @@ class MCRLoss(MCRTerms):
 
     def _output(self, terms: Terms, ceb: Tensor) -> MCROutput:
         loss, mipd, contrastive, logits, divergences, importance = terms
-        if self.mipd_weight != 0 and loss.requires_grad:
+        if self.training and self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 

@@ -38,6 +38,7 @@ LAYER = {
     "pairing": 1,
     "reference": 2,
     "kernels": 2,
+    "_fixed": 0,
     "sampling": 2,
     "ops": 3,
     "_columns": 4,

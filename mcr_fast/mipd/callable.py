@@ -25,7 +25,9 @@ class CallableSource:
         self.owners = _Owners(request.fusion, request.latent_dims)
         self.noise: list[Tensor] = []
         if request.perturbation == "noise":
-            self.noise = draw_noise(request.latents, request.num_draws(), request.generator)
+            self.noise = draw_noise(
+                request.latents, request.num_draws(), request.generator, request.fixed
+            )
         self.players: Sequence[Tensor] = request.latents
         self.row_elements = sum(z[:1].numel() for z in request.latents)
 
