@@ -9,11 +9,21 @@ from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head, evaluate_ceb, late_ceb_head
-from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks import (
+    Backend,
+    CleanPath,
+    Divergence,
+    Exchange,
+    Exclude,
+    Strategy,
+    Subsets,
+)
+from mcr_fast._checks.ranks import group_of
 from mcr_fast._checks.rows import label_codes
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch, importance_of
+from mcr_fast.distributed.held import OfRanks
 from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.fusion import Additive
 from mcr_fast.mipd.clean import call_fusion
@@ -57,7 +67,7 @@ class MCROutput(NamedTuple):
     importance: Tensor
 
 
-class MCRLoss(nn.Module):
+class MCRLoss(OfRanks):
     """The Multimodal Competition Regularizer: add ``.loss`` to the task and unimodal losses.
 
     loss = mipd_weight * L_MIPD + contrastive_weight * L_Con + ceb_weight * L_CEB
@@ -106,6 +116,10 @@ class MCRLoss(nn.Module):
         fusion_mode: how the regularizer's own runs of a fusion that is not linear see its modules:
             ``"eval"``, dropout off and batch norm by its running statistics, which are not
             updated; ``"own"``, in the mode they are in. The logits are the fusion's own either way.
+        process_group, exchange, rows: L_Con over the rows of all ranks, as in `functional.nt_xent`;
+            L_MIPD and L_CEB stay means over this rank's rows, and each rank draws its own donors
+            from generators in equal states. Every rank of the group has to call the loss
+            (docs/distributed.md).
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
@@ -166,6 +180,9 @@ class MCRLoss(nn.Module):
         shared_donor: bool = False,
         chunk_rows: int | None = None,
         fusion_mode: FusionMode = "eval",
+        process_group: Any = None,
+        exchange: Exchange = "gather",
+        rows: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -194,6 +211,7 @@ class MCRLoss(nn.Module):
         self.temperature = checks.positive("temperature", temperature)
         self._subsets = checks.subset_bits(subsets, len(self.latent_dims))
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._set_ranks(process_group, exchange, rows)
         self._watch = ImportanceWatch(len(self.latent_dims))
         self._known = KnownForms()
 
@@ -241,10 +259,12 @@ class MCRLoss(nn.Module):
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
+            runs = runs or self._held is not None
             step = _uncompiled_step if runs else MCRLoss._step
             return step(self, latents, labels, fusion, *given, generator, None)
         form = None
         plain = logits is None and permutations is None and embeddings is None
+        plain = plain and self._held is None
         if plain and present is None and sample_weight is None:
             found = form_of(latents, labels, fusion, self.latent_dims, *self._options())
             if found is not None:
@@ -361,6 +381,7 @@ class MCRLoss(nn.Module):
             present=present,
             sample_weight=sample_weight,
             generator=generator,
+            rank=self._rank(),
             subsets=self._subsets,
             exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
             **{name: getattr(self, name) for name in ASKED_AS_SET},
@@ -370,7 +391,11 @@ class MCRLoss(nn.Module):
         self, latents: list[Tensor], generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor | None]:
         how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
-        return draw_donors(latents, self._subsets, *how, generator)
+        return draw_donors(latents, self._subsets, *how, generator, self._rank())
+
+    def _rank(self) -> int:
+        """Of this process, whose donors are its own; 0 without a group."""
+        return 0 if self._held is None else group_of(self._held.group)[1]
 
     def _at_once(
         self,
@@ -380,7 +405,7 @@ class MCRLoss(nn.Module):
         form: tuple[Any, ...] | None,
     ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
-        if self.mipd_weight == 0 or self.contrastive_weight == 0:
+        if self.mipd_weight == 0 or self.contrastive_weight == 0 or self._held is not None:
             return None
         rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
@@ -422,7 +447,8 @@ class MCRLoss(nn.Module):
             logits = call_fusion(request.fusion, latents, self.num_classes)
         if self.contrastive_weight != 0:
             how = (labels, self.temperature, request.present, self.backend)
-            contrastive = contrastive_loss(self.contrastive, contrasted, *how, name=name)
+            given = (self.contrastive, contrasted, *how, name, self._ranks())
+            contrastive = contrastive_loss(*given)
             weight = self.contrastive_weight
             loss = contrastive if weight == 1 else weight * contrastive
         if self.mipd_weight != 0:

@@ -43,6 +43,7 @@ LAYER = {
     "_columns": 4,
     "_checks": 4,
     "env": 4,
+    "distributed": 5,
     "fusion": 5,
     "_watch": 5,
     "functional": 6,

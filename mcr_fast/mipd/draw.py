@@ -1,5 +1,7 @@
 """What takes the place of the latents of a subset: donors' rows, zeros, or noise on top."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,9 @@ def draw_donors(
     scheme: Scheme,
     shared_donor: bool,
     generator: torch.Generator | None,
+    rank: int,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(order, donors) as the ops take them."""
+    """(order, donors) as the ops take them; of each rank its own, from equal generators."""
     num_modalities, num_rows, device = len(latents), latents[0].shape[0], latents[0].device
     if perturbation != "permute":
         # every row replaces itself: there is no donor to miss or to exclude
@@ -44,18 +47,40 @@ def draw_donors(
         device=device,
     )
     if isinstance(sample, CyclicPermutations):
-        return sample.order, sample.shifts if own else sample.shifts[None]
-    return None, sample if own else sample[None]
+        order = of_rank(sample.order, 0, rank)
+        return order, sample.shifts if own else sample.shifts[None]
+    table = of_rank(sample, -1, rank)
+    return None, table if own else table[None]
+
+
+def of_rank(drawn: Tensor, dim: int, rank: int) -> Tensor:
+    """What was drawn, in an order along `dim` that is each rank's own.
+
+    Random permutations and independent draws are as random in any fixed order. So no generator
+    moves differently for it, and a recomputation finds the same.
+    """
+    if rank == 0:
+        return drawn
+    return drawn.index_select(dim, _order_of_rank(rank, drawn.shape[dim], drawn.device))
+
+
+@lru_cache(maxsize=32)
+def _order_of_rank(rank: int, length: int, device: torch.device) -> Tensor:  # [length] int64
+    """A permutation that is random from rank to rank, and always the same."""
+    generator = torch.Generator().manual_seed(rank)
+    order = torch.randperm(length, generator=generator, device="cpu")
+    return order.to(device, non_blocking=True)
 
 
 def draw_noise(
-    latents: list[Tensor], count: int, generator: torch.Generator | None
+    latents: list[Tensor], count: int, generator: torch.Generator | None, rank: int
 ) -> list[Tensor]:  # M tensors [K, N, ...]
     """Normal noise with every latent element's standard deviation over the batch."""
     generator, drawn = generator_of_step(generator), []
     for z in latents:
         on = z.device if generator is None else generator.device
         normal = torch.randn(count, *z.shape, generator=generator, device=on, dtype=z.dtype)
+        normal = of_rank(normal.flatten(0, 1), 0, rank).view_as(normal)
         x = z.detach().to(accumulation_dtype(z.dtype))
         deviation = (x - x.mean(0)).square().mean(0).sqrt()
         drawn.append((normal.to(z.device) * deviation).to(z.dtype))
@@ -67,5 +92,5 @@ def replaced_latents(request: Request) -> list[Tensor]:  # M tensors [K, N, ...]
     count, latents = request.num_draws(), request.latents
     if request.perturbation == "zero":
         return [torch.zeros_like(z)[None].expand(count, *z.shape) for z in latents]
-    noise = draw_noise(latents, count, request.generator)
+    noise = draw_noise(latents, count, request.generator, request.rank)
     return [z + added for z, added in zip(latents, noise, strict=True)]
