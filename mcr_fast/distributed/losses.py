@@ -20,6 +20,7 @@ from mcr_fast.ops._modes import has_tangent, recorded, refuse_batched
 from mcr_fast.ops.nt_xent import nt_xent
 from mcr_fast.ops.sup_con import sup_con
 from mcr_fast.pairing import is_nan_code, of_all_rows
+from mcr_fast.reference._similarity import accumulation_dtype
 
 
 class Given(NamedTuple):
@@ -55,18 +56,27 @@ def _given(
     return Given(loss, x, codes, present, modalities, kind, temperature, backend)
 
 
-@_disable_dynamo
 def contrastive_of_ranks(
     ranks: Ranks,
     loss: str,  # "nt_xent" or "sup_con"
-    embeddings: Any,  # and so on: of this rank
+    *given: Any,  # this rank's arguments, as of `_given`
+) -> Tensor:  # []
+    """The loss over all ranks' rows; its gradient is the group's size times that by these rows."""
+    run = _uncompiled if torch.compiler.is_compiling() else _of_ranks
+    value: Tensor = run(ranks, loss, *given)
+    return value
+
+
+def _of_ranks(
+    ranks: Ranks,
+    loss: str,
+    embeddings: Any,
     labels: Any,
     temperature: Any,
     present: Any,
     backend: Any,
     name: str,
 ) -> Tensor:  # []
-    """The loss over all ranks' rows; its gradient is the group's size times that by these rows."""
     group, rank, size = group_of(ranks.process_group)
     try:
         given = _given(loss, embeddings, labels, temperature, present, backend, name)
@@ -91,6 +101,10 @@ def contrastive_of_ranks(
     return result
 
 
+# Collectives break the graph once, here, and not in each function on the way to them.
+_uncompiled = _disable_dynamo(_of_ranks)
+
+
 def _of_group(
     given: Given, ranks: Ranks, member: tuple[Any, int, int], derived: bool
 ) -> tuple[Tensor, Tensor | None]:  # [], [L, D]
@@ -106,7 +120,8 @@ def _of_group(
         marked = given.present is not None
         agreed = agree(group, what, len(x), marked, derived, x.device, given.loss)
     if agreed.capacity == 0:  # on all ranks
-        return x.new_zeros((), dtype=_value_dtype(x)), None
+        dtype = accumulation_dtype(x.dtype)
+        return x.new_zeros((), dtype=dtype), x.new_zeros(x.shape, dtype=dtype)
     own = _own_rows(given, rank)
     if len(x) > agreed.capacity:
         own = Columns(own.rows[:0], own.codes[:0], None, 0)
@@ -130,10 +145,6 @@ def _own_rows(given: Given, rank: int) -> Columns:
     elif given.labels == "floats":  # NaN equals nothing, another rank's NaN neither
         codes = torch.where(is_nan_code(codes), codes + (rank << 32), codes)
     return Columns(x, codes.contiguous(), None if marks is None else marks.contiguous(), 0)
-
-
-def _value_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _capacity(given: Given, ranks: Ranks) -> int:
