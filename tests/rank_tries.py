@@ -176,8 +176,11 @@ def memory_of_a_ring(rank, world):
 
 def a_whole_step(rank, world):
     """L_Con over all ranks, L_MIPD and L_CEB over the rank's own rows."""
-    for contrastive, exchange in (("nt_xent", "gather"), ("sup_con", "ring")):
-        sizes = (5, 3, 4, 6)[:world]
+    for contrastive, exchange, sizes in (
+        ("nt_xent", "gather", (5, 3, 4, 6)),
+        ("sup_con", "ring", (5, 0, 1, 6)),
+    ):
+        sizes = sizes[:world]
         how = {"ceb_weight": 0.3, "mipd_weight": 0.7, "contrastive": contrastive}
         torch.manual_seed(0)
         of_all = MCRLoss(
@@ -191,7 +194,10 @@ def a_whole_step(rank, world):
         latents = [tensors(9 + r, sizes[r], dtype=torch.float64) for r in range(world)]
         labels = torch.arange(sum(sizes)) % 3
         parts = labels.split(sizes)
-        tables = [mcr_fast.sample_permutations(2, n, generator=generator(n)) for n in sizes]
+        draws = [{"scheme": "uniform", "generator": generator(n)} for n in sizes]
+        tables = [
+            mcr_fast.sample_permutations(2, n, **of) for n, of in zip(sizes, draws, strict=True)
+        ]
         given = {"fusion": fusion, "permutations": tables[rank]}
         out = of_all(latents[rank], parts[rank], **given)
         out.loss.backward()
@@ -354,7 +360,13 @@ def compiled(rank, world):
     x = tensors(rank)
     wanted = torch.autograd.grad(of_group(x), x)
     loss = NTXentLoss(process_group=dist.group.WORLD)
-    for f in (lambda *y: of_group(list(y)), lambda *y: loss(list(y))):
+    mcr = MCRLoss([WIDTH, WIDTH], 3, mipd_weight=0, process_group=dist.group.WORLD)
+    fusion = torch.nn.Linear(2 * WIDTH, 3)
+    for f in (
+        lambda *y: of_group(list(y)),
+        lambda *y: loss(list(y)),
+        lambda *y: mcr(list(y), None, fusion=fusion).loss,
+    ):
         run = torch.compile(lambda *y, f=f: f(*(2 * z for z in y)) * 2, backend="eager")
         found = torch.autograd.grad(run(*x), x)
         torch.testing.assert_close(found[0], 2 * wanted[0])  # the loss does not feel lengths

@@ -106,7 +106,7 @@ def through_normalization(
         return slopes
     x = x.to(slopes.dtype)
     # of rows whose squares leave the range of the dtype too
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).clamp(min=1e-30)
+    largest = x.abs().amax(1, keepdim=True).clamp(min=1e-30)
     z = x / largest
     length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     clamped = length * largest < 1e-12
