@@ -51,6 +51,10 @@ class OfRanks(nn.Module):
         """The options as `functional.contrastive` takes them."""
         return ranks(self.process_group, self.exchange, self.rows)
 
+    def _rank(self) -> int:
+        """Of this process, whose donors are its own; 0 without a group."""
+        return 0 if self._held is None else group_of(self._held.group)[1]
+
     def _repr_of_ranks(self) -> str:
         """The options, nothing for a local loss."""
         if self._held is None:
