@@ -98,6 +98,19 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "bool want_grad) -> (Tensor loss, Tensor unit_grad)");
   m.def("sup_con_bwd(Tensor grad, Tensor unit_grad, ScalarType dtype) -> Tensor");
 
+  m.def(
+      "contrastive_sums(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, float temperature) "
+      "-> Tensor");
+  m.def(
+      "contrastive_pairs(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, Tensor log_sum, "
+      "float temperature) -> (Tensor loss, Tensor count, Tensor log_weight)");
+  m.def(
+      "contrastive_gradient(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, Tensor row_stats, "
+      "Tensor column_stats, float temperature) -> Tensor");
+
   m.def("reconstruction_loss_fwd(Tensor[] latents, Tensor reconstruction) -> Tensor");
   m.def(
       "reconstruction_loss_bwd(Tensor grad, Tensor[] latents, Tensor reconstruction) "

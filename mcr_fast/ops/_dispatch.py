@@ -17,7 +17,7 @@ from mcr_fast import _libraries as libraries
 from mcr_fast._process import first_time, kept
 from mcr_fast.ops._autograd import Node, autograd_kernel, make_node, vmap_kernel
 from mcr_fast.ops._modes import recorded
-from mcr_fast.ops.registry import INNER, OPS
+from mcr_fast.ops.registry import BLOCKS, INNER, OPS
 
 LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
 _NODES: dict[Any, Node] = kept("nodes", dict)  # of every overload
@@ -85,6 +85,32 @@ def register(
             LIBRARY.impl(target.name(), vmap_kernel(target), "FuncTorchBatched", with_keyset=True)
 
 
+def register_block(op: str, fake: Callable[..., Any]) -> None:
+    """Give every overload of an op of `BLOCKS` its fake, its vmap, and an autograd that raises."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise_no_gradient(op)
+
+    _define_triton("contrastive_blocks", op, BLOCKS[op].forward)
+    compiled = ["cpu"] if libraries.has_kernel(op, "CPU") else []
+    for backend in (*compiled, "triton"):
+        target = find(op, backend)
+        if not first_time(target.name()):
+            continue
+        torch.library.register_fake(target.name(), fake)
+        kernel = autograd_kernel(op, target, refuse)
+        LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)
+        LIBRARY.impl(target.name(), vmap_kernel(target), "FuncTorchBatched", with_keyset=True)
+
+
+def raise_no_gradient(op: str) -> NoReturn:
+    """What an op does with tensors that want gradients which it does not make."""
+    raise RuntimeError(
+        f"{op} is not differentiable, and would give constants: call it under torch.no_grad() "
+        "with what is differentiated elsewhere"
+    )
+
+
 def raise_double_backward(op: str) -> NoReturn:
     """What the backward of every backward op does."""
     raise RuntimeError(
@@ -104,13 +130,13 @@ def _with_overloads(op: str) -> list[str]:
     return found
 
 
-def _define_triton(op: str, name: str, schema: str) -> None:
+def _define_triton(module: str, name: str, schema: str) -> None:
     if not first_time(f"define {name}.triton"):
         return
 
     def kernel(*args: Any) -> Any:
         """The launcher, imported when it is first called."""
-        launch = getattr(importlib.import_module(f"mcr_fast.kernels.{op}"), name)
+        launch = getattr(importlib.import_module(f"mcr_fast.kernels.{module}"), name)
         first = next(x for x in args if isinstance(x, Tensor))
         # kernels start on the current stream of the tensors' own device; for CPU tensors a no-op
         with torch.cuda.device_of(first):
