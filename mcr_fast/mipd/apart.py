@@ -33,7 +33,7 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
                 "fusion_mode='own'"
             )
     changed = to_evaluate(reached)
-    with _unremembered(reached.modules):
+    with unremembered(reached.modules):
         try:
             for module in changed:
                 module.training = False
@@ -48,7 +48,7 @@ _LARGEST_STATISTIC = 1 << 16
 
 
 @contextmanager
-def _unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
+def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Runs that leave modules as they were: buffers they write to, tensors they keep of a call.
 
     A normalisation that counts in every mode counts the caller's call alone; an auxiliary loss or

@@ -159,7 +159,7 @@ def _play(
         _refuse_others(request.latents, request.logits)
     with runs_apart(reached, request.fusion_mode) as changed:
         if additive is None or contributions is None:
-            source: Source = CallableSource(request)
+            source: Source = CallableSource(request, reached.modules)
         else:
             with without_backward_hooks(reached.modules):
                 source = HiddenSource(request, additive, contributions, changed)
