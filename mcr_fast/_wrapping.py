@@ -43,11 +43,6 @@ def wrapped(module: object) -> nn.Module | None:
     return None
 
 
-def is_data_parallel(module: object) -> TypeGuard[nn.Module]:
-    """Whether a call makes the module's parameters ready to be averaged over processes."""
-    return type(module).__name__ == "DistributedDataParallel" and wrapped(module) is not None
-
-
 def is_fabric(module: object) -> TypeGuard[nn.Module]:
     """Whether it is a module as Lightning's Fabric sets it up: with a precision of its calls."""
     return type(module).__name__ == "_FabricModule" and type(module).__module__ in _FABRIC
@@ -60,6 +55,11 @@ def layers_of(module: object) -> Iterator[Any]:
         module = inner
         yield module
         inner = module._modules["_forward_module"] if is_fabric(module) else wrapped(module)
+
+
+def is_data_parallel(module: object) -> bool:
+    """Whether a call makes the module's parameters ready to be averaged over processes."""
+    return any(type(layer).__name__ == "DistributedDataParallel" for layer in layers_of(module))
 
 
 def unwrapped(module: object) -> Any:
@@ -107,7 +107,7 @@ def plain_linear(module: object) -> TypeGuard[nn.Linear]:
         return False
     if nn.Linear.forward is not _LINEAR_FORWARD:  # somebody replaced it for all of them
         return False
-    kind = base_of_unit(type(module))
+    kind = base_of(type(module))
     if kind is not nn.Linear and not (
         # a parametrization makes a class of its own, whose properties are the parameters
         parametrize.is_parametrized(module) and kind.__bases__ == (nn.Linear,)
@@ -118,6 +118,11 @@ def plain_linear(module: object) -> TypeGuard[nn.Linear]:
     if hooks_of_all_modules._has_any_global_hook():
         return False
     return all(_reparametrizes(hook) for hook in module._forward_pre_hooks.values())
+
+
+def reparametrizing_hooks(module: nn.Module) -> set[int]:
+    """The keys of its forward pre-hooks that compute a parameter's value, and nothing else."""
+    return {key for key, hook in module._forward_pre_hooks.items() if _reparametrizes(hook)}
 
 
 def _reparametrizes(hook: object) -> bool:
@@ -179,10 +184,11 @@ def _is_unit(kind: Hashable) -> bool:
     return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
 
 
-def base_of_unit(kind: type) -> type:
-    """The class that a module had before fully_shard made it a unit."""
-    if len(kind.__bases__) == 2 and _is_unit(cast(Hashable, kind)):
-        return kind.__bases__[1]
+def base_of(kind: type) -> type:
+    """The class of a module before fully_shard or replicate gave it one that adds to it."""
+    bases = kind.__bases__
+    if len(bases) == 2 and bases[0].__module__.startswith("torch.distributed."):
+        return bases[1]
     return kind
 
 

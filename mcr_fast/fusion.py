@@ -15,7 +15,7 @@ from mcr_fast._columns import (
     linear_in_float32,
 )
 from mcr_fast._wrapping import (
-    base_of_unit,
+    base_of,
     calls_its_class,
     has_hooks,
     plain_linear,
@@ -317,9 +317,9 @@ def _refuse_earlier_import(fusion: object) -> None:
 _OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
 
 
-def first_layer(fusion: AdditiveFusion) -> nn.Module | None:
-    """The layer over joined latents that an additive fusion was made from, None if from others."""
-    return fusion.linear if isinstance(fusion, _LinearFusion) else None
+def first_layer(fusion: AdditiveFusion) -> tuple[nn.Module, tuple[int, ...]] | None:
+    """The layer over joined latents that a fusion was made from, and their widths, or None."""
+    return (fusion.linear, fusion.latent_dims) if isinstance(fusion, _LinearFusion) else None
 
 
 def projections_of(fusion: AdditiveFusion) -> list[nn.Module]:
@@ -330,6 +330,6 @@ def projections_of(fusion: AdditiveFusion) -> list[nn.Module]:
 def additive_linear(fusion: object) -> nn.Linear | None:
     """The linear layer that an additive fusion is but for hooks, None if there is none."""
     linear = fusion.linear if isinstance(fusion, _LinearFusion) and adds_up(fusion) else fusion
-    if isinstance(linear, nn.Linear) and base_of_unit(type(linear)) is nn.Linear:
+    if isinstance(linear, nn.Linear) and base_of(type(linear)) is nn.Linear:
         return linear
     return None

@@ -1,7 +1,6 @@
 """A fusion that is any function of the latents: gathered latents, and the fusion on them."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mcr_fast._wrapping import is_fabric, layers_of, takes_joined
+from mcr_fast._wrapping import takes_joined
 from mcr_fast.mipd.draw import draw_noise
 from mcr_fast.mipd.gradients import GradientSums, Pulled, own
 from mcr_fast.mipd.owners import Owners, find_owners
 from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Turn
-
-_PER_PROCESS = ("DistributedDataParallel", "DataParallel")
 
 
 class CallableSource:
@@ -72,33 +69,8 @@ class CallableSource:
 
 
 def _as_function(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
-    """The fusion as a function of the list of latents, for the regularizer's own runs."""
-    run = _run_alone(fusion)
+    """The fusion as a function of the list of latents."""
+    run: Callable[[Any], Tensor] = fusion
     if takes_joined(fusion):
         return lambda latents: run(torch.cat(latents, dim=-1))
     return run
-
-
-def _run_alone(fusion: Any) -> Callable[[Any], Tensor]:
-    """A fusion without the wrappers that prepare for one backward a call.
-
-    Those are data-parallel ones, and Fabric's, of which the precision stays.
-    """
-    layers = [*layers_of(fusion)]
-    for layer, inner in itertools.pairwise(layers):
-        if is_fabric(layer):
-            precision: Any = vars(layer)["_strategy"].precision
-            return functools.partial(_in_precision, precision, _run_alone(inner))
-        if type(layer).__name__ in _PER_PROCESS:
-            return _run_alone(inner)
-    run: Callable[[Any], Tensor] = fusion
-    return run
-
-
-def _in_precision(precision: Any, run: Callable[[Any], Tensor], inputs: Any) -> Tensor:
-    """As a module of Fabric runs what it holds."""
-    inputs = precision.convert_input(inputs)
-    with precision.forward_context():
-        output = run(inputs)
-    converted: Tensor = precision.convert_output(output)
-    return converted

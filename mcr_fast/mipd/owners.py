@@ -34,7 +34,7 @@ class Owners:
 
     def own_columns(self, linear: nn.Module, blocks: _Blocks) -> None:
         """Columns of a layer over joined latents."""
-        weight = linear._parameters.get("weight")
+        weight = linear._parameters.get("weight", vars(linear).get("weight"))
         if weight is not None and weight.shape[1] == sum(width for width, _ in blocks):
             self._columns[id(weight)] = blocks
 
@@ -122,8 +122,8 @@ def _see_calls(
         first = first_layer(fusion)
         if first is None:
             owners.own_projections(fusion, [seen.owner(p) for p in projections_of(fusion)])
-        elif additive_linear(first) is not None:
-            owners.own_columns(first, seen.blocks[id(first)])
+        elif additive_linear(first[0]) is not None:
+            owners.own_columns(first[0], seen.blocks[id(first[0])])
     if whole is not None:
         owners.own_columns(whole, _in_order([z.shape[-1] for z in latents]))
 
@@ -153,11 +153,12 @@ class _Seen:
 
     def parts_of(self, fusion: AdditiveFusion) -> list[nn.Module]:
         """The projections, or the layer that they are columns of."""
-        linear = first_layer(fusion)
-        if linear is None:
+        first = first_layer(fusion)
+        if first is None:
             return projections_of(fusion)
-        self.blocks[id(linear)] = [(width, None) for width in fusion.latent_dims]
-        return [linear]
+        layer, latent_dims = first
+        self.blocks[id(layer)] = [(width, None) for width in latent_dims]
+        return [layer]
 
     def owner(self, part: nn.Module) -> int | None:
         """The one modality that all its inputs came from."""

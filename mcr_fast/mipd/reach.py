@@ -1,7 +1,7 @@
 """The modules that a callable may run, and what of them depends on the mode they are in."""
 
 import functools
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import NamedTuple, cast
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from mcr_fast._checkpointing import closure_of
-from mcr_fast._wrapping import is_sharded
 
 _MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
 
@@ -23,11 +22,7 @@ class Reached(NamedTuple):
 
 
 def reach(fusion: object) -> Reached:
-    """The modules inside of a callable: its own, those of its closure, arguments and globals.
-
-    Raises:
-        TypeError: a fusion that the regularizer cannot run.
-    """
+    """The modules inside of a callable: its own, those of its closure, arguments and globals."""
     found: dict[int, nn.Module] = {}
     reads_mode = compiled = False
     seen: set[int] = set()
@@ -44,33 +39,7 @@ def reach(fusion: object) -> Reached:
             compiled = compiled or hasattr(x, "_torchdynamo_orig_callable")
             pending.extend(_held_by(x))
     modules = list(found.values())
-    if isinstance(fusion, nn.Module):  # what a function can reach it need not run
-        refuse_sharded(modules)
     return Reached(modules, reads_mode, compiled or any(map(_is_compiled, modules)))
-
-
-def refuse_sharded(modules: Iterable[nn.Module]) -> None:
-    """Raise for a module whose parameters are spread over processes while the regularizer runs.
-
-    Raises:
-        TypeError: one of these modules, named, and what to do instead.
-    """
-    sharded = next((m for m in modules if is_sharded(m)), None)
-    if sharded is None:
-        return
-    name = type(sharded).__name__
-    if not any(type(p).__name__ == "DTensor" for p in sharded._parameters.values()):
-        raise TypeError(
-            f"fusion's {name} is sharded (FSDP1), and the regularizer runs it on its own: shard "
-            "with fully_shard (FSDP2), which works, or leave the fusion out of the wrapping, so "
-            "that its parameters belong to the unit around it, and call the loss in that unit's "
-            "forward"
-        )
-    raise TypeError(
-        f"fusion's {name} is sharded (DTensor), and the regularizer runs it on its own: leave the "
-        "fusion out of the plan of parallelize_module; of fully_shard make it a unit of its own, "
-        "fully_shard(fusion), or call the loss in the forward of the unit that holds it"
-    )
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ parameters are plain tensors meanwhile, and its runs pass none of their hooks.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from mcr_fast._wrapping import is_unit, unwrapped
+from mcr_fast._wrapping import is_sharded, is_unit, unwrapped
 from mcr_fast.mipd.apart import noting
-from mcr_fast.mipd.reach import reach, refuse_sharded
+from mcr_fast.mipd.reach import reach
 from mcr_fast.mipd.request import Request
 from mcr_fast.ops.regularizer import Terms
 
@@ -30,12 +30,13 @@ def as_one_call(request: Request, compute: _Compute) -> Terms:
     """What `compute` makes of the request, as one call of the units inside of the fusion.
 
     Raises:
-        TypeError: a fusion module whose parameters are spread over processes in another way.
+        TypeError: a fusion whose parameters are spread over processes in another way.
     """
     if torch.compiler.is_compiling() or not _is_distributed():
         return compute(request)
-    units = _units(request)
-    step = _Step(request, compute, units)
+    modules = _run_by(request)
+    units = [m for m in modules if is_unit(m)]
+    step = _Step(request, compute, modules)
     first = bool(units) and units[0] is unwrapped(request.fusion)
     step.call(units, tuple(request.latents) if first else ())
     assert step.terms is not None, "called"
@@ -46,27 +47,49 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _units(request: Request) -> list[nn.Module]:
-    """The units that a call of the fusion calls, those that hold others first."""
+def _run_by(request: Request) -> list[nn.Module]:
+    """The modules that a fusion runs, those that hold others first; none if nothing is spread."""
     fusion = request.fusion
     if isinstance(fusion, nn.Module):
-        return [m for m in fusion.modules() if is_unit(m)]
-    units = [m for m in reach(fusion).modules if is_unit(m)]
-    if not units:
+        return [*fusion.modules()]
+    if not any(is_unit(m) or is_sharded(m) for m in reach(fusion).modules):
         return []
     # a function reaches more than it runs, as the model around it
     called: dict[int, nn.Module] = {}
-    with torch.no_grad(), noting(called):
-        fusion([z[:2].clone() for z in request.latents])
-    units = [m for m in units if id(m) in called]
-    return sorted(units, key=lambda m: -sum(1 for _ in m.modules()))
+    try:
+        with torch.no_grad(), noting(called):
+            fusion([z[:2].clone() for z in request.latents])
+    except RuntimeError:
+        _refuse_sharded(called.values())
+        raise
+    return sorted(called.values(), key=lambda m: -sum(1 for _ in m.modules()))
+
+
+def _refuse_sharded(modules: Iterable[nn.Module]) -> None:
+    """Raise for a module whose parameters are spread over processes while the regularizer runs."""
+    sharded = next((m for m in modules if is_sharded(m)), None)
+    if sharded is None:
+        return
+    name = type(sharded).__name__
+    if not any(type(p).__name__ == "DTensor" for p in sharded._parameters.values()):
+        raise TypeError(
+            f"fusion's {name} is sharded (FSDP1), and the regularizer runs it on its own: shard "
+            "with fully_shard (FSDP2), which works, or leave the fusion out of the wrapping, so "
+            "that its parameters belong to the unit around it, and call the loss in that unit's "
+            "forward"
+        )
+    raise TypeError(
+        f"fusion's {name} is sharded (DTensor), and the regularizer runs it on its own: leave the "
+        "fusion out of the plan of parallelize_module; of fully_shard make it a unit of its own, "
+        "fully_shard(fusion), or call the loss in the forward of the unit that holds it"
+    )
 
 
 class _Step:
     """A step of the regularizer, to be called by units as their forward."""
 
-    def __init__(self, request: Request, compute: _Compute, units: Sequence[nn.Module]):
-        self.request, self.compute, self.units = request, compute, units
+    def __init__(self, request: Request, compute: _Compute, modules: Sequence[nn.Module]):
+        self.request, self.compute, self.modules = request, compute, modules
         self.terms: Terms | None = None
 
     def call(self, units: Sequence[nn.Module], latents: tuple[Tensor, ...]) -> list[Tensor]:
@@ -86,9 +109,8 @@ class _Step:
     def _compute(self, latents: tuple[Tensor, ...]) -> list[Tensor]:
         request = self.request._replace(latents=list(latents)) if latents else self.request
         whole = unwrapped(request.fusion) if latents else None
-        with _without_unit_hooks(self.units, whole):
-            if isinstance(request.fusion, nn.Module):
-                refuse_sharded(request.fusion.modules())
+        with _without_unit_hooks([m for m in self.modules if is_unit(m)], whole):
+            _refuse_sharded(self.modules)
             self.terms = self.compute(request)
         # A unit's backward begins at these; in what dtype it would give them is nobody's concern.
         return [self.terms.loss, self.terms.mipd, self.terms.logits]
