@@ -28,13 +28,12 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:  # 
     return rows.masked_fill((labels < 0) | (labels >= num_classes), math.nan)
 
 
-def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) -> nn.Module:
-    """The head of a term whose weight was 0 when the loss was made, beside the latents."""
+def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
+    """The head of a term whose weight was 0 when the loss was made."""
     if torch.compiler.is_compiling():
         raise ValueError(
-            "ceb_weight was raised from 0, and its head cannot be made in compiled code: call the "
-            "loss once outside of it, or make MCRLoss with a ceb_weight above 0 and lower it until "
-            "the term is wanted"
+            "ceb_weight was raised from 0, and the term's head cannot be made in compiled code: "
+            "set ceb_weight outside of it"
         )
     warnings.warn(
         "ceb_weight was raised from 0 after MCRLoss was made, so the term's head is new and no "
@@ -42,11 +41,24 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...], like: Tensor) 
         "mcr.ceb_head.parameters()}), or make MCRLoss with a ceb_weight above 0 and lower it until "
         "the term is wanted",
         UserWarning,
-        stacklevel=6,
+        stacklevel=3,
     )
     with torch.inference_mode(False):  # what is made here is trained later
-        head = ceb_head(num_classes, latent_dims)
-        return head.to(like.device, accumulation_dtype(like.dtype))
+        return ceb_head(num_classes, latent_dims)
+
+
+def settled(head: nn.Module, like: Tensor) -> bool:
+    """Put a late head beside the latents, which nobody knew when it was made; True if it is."""
+    if torch.compiler.is_compiling():  # where no parameter can move
+        if next(head.parameters()).device != like.device:
+            raise ValueError(
+                f"ceb_weight was raised from 0, and the term's head is not on {like.device} yet: "
+                "move it, mcr.ceb_head.to(...), or call the loss once outside of compiled code"
+            )
+        return False
+    with torch.inference_mode(False):
+        head.to(like.device, accumulation_dtype(like.dtype))
+    return True
 
 
 def evaluate_ceb(

@@ -65,7 +65,7 @@ class Step:
         with (
             nullcontext() if at_once else without,
             mock.patch("mcr_fast.mipd.evaluate.regularizer", op),
-            mock.patch("mcr_fast.modules.regularizer", op),
+            mock.patch("mcr_fast._terms.regularizer", op),
         ):
             out = self.mcr(self.latents, self.labels, fusion=self.fusion, **given)
         assert op.called == at_once

@@ -24,7 +24,9 @@ class CallableSource:
         self.request, self.modules = request, modules
         self.noise: list[Tensor] = []
         if request.perturbation == "noise":
-            self.noise = draw_noise(request.latents, request.num_draws(), request.generator)
+            self.noise = draw_noise(
+                request.latents, request.num_draws(), request.generator, request.fixed
+            )
         self.players: Sequence[Tensor] = request.latents
         self.row_elements = sum(z[:1].numel() for z in request.latents)
 

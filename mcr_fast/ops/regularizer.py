@@ -44,6 +44,26 @@ class Terms(NamedTuple):
     importance: Tensor  # [M]
 
 
+class Heard(NamedTuple):
+    """What a backward has apart: the task's gradient, and those of the divergences and L_Con."""
+
+    grads: tuple[Tensor | None, ...]  # upstream ones of the loss, of L_MIPD, of L_Con, each []
+    to_logits: Tensor | None  # [N, C], of whatever was done with the logits
+    unit_grad: Tensor  # [M, N, C], of the divergences' sum to the contributions
+    unit_grad_rows: Tensor  # [M * N, D], of L_Con to the latents
+    weights: tuple[float, float]  # of L_MIPD and of L_Con in the loss
+    weight: Tensor  # [C, M * D], of the layer
+
+
+def listen(mipd: Tensor, listener: Callable[[Heard], None]) -> bool:
+    """Have the backward of a step heard; False if this op did not make the step's L_MIPD."""
+    node: Any = mipd.grad_fn
+    if not hasattr(node, "listener"):
+        return False
+    node.listener = listener
+    return True
+
+
 def _forward_fake(latents: list[Tensor], weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     subsets, want_grad = arguments[6], arguments[-1]
     dtype = accumulation_dtype(weight.dtype)
@@ -69,6 +89,7 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
+    ctx.listener = None
     ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
 
 
@@ -80,6 +101,9 @@ def _backward(
     *of_terms, to_logits = grads[:4]
     refuse_batched("MCRLoss", *of_terms, to_logits)
     unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
+    if ctx.listener is not None:
+        heard = (to_logits, unit_grad, unit_grad_rows, tuple(ctx.weights), weight)
+        ctx.listener(Heard(tuple(of_terms), *heard))
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
