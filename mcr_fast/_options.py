@@ -73,6 +73,7 @@ class MCROptions(nn.Module):
     ceb_head: nn.Module | None
     _subsets: tuple[int, ...]
     _head_is_late = False
+    _head_may_drift = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _SIZES and name in self.__dict__:
@@ -87,7 +88,7 @@ class MCROptions(nn.Module):
             self._subsets = checks.subset_bits(value, len(self.latent_dims))
         elif name == "ceb_weight" and value != 0 and getattr(self, "ceb_head", self) is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims)
-            self._head_is_late = True
+            self._head_is_late = self._head_may_drift = True
 
     def _option(self, name: str, value: Any) -> Any:
         """The value as it is kept."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._ceb import evaluate_ceb, settled
+from mcr_fast._ceb import drift_looked_for, evaluate_ceb, settled
 from mcr_fast._checks.rows import label_codes
 from mcr_fast._options import MCROptions
 from mcr_fast._watch import importance_of
@@ -237,4 +237,6 @@ class MCRTerms(MCROptions):
             )
         if self._head_is_late:
             self._head_is_late = not settled(head, latents[0])
+        if self._head_may_drift and self.training and torch.is_grad_enabled():
+            self._head_may_drift = not drift_looked_for(head)
         return evaluate_ceb(head, latents, seen, self.num_classes, present, self.backend)
