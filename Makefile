@@ -6,6 +6,7 @@
 #   make test PYTEST_ARGS="-k nt_xent -x"
 #   make triton-check TRITON=3.6.0    which Triton compiles the kernels
 #   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with
+#   make test-matrix MATRIX='"python3.12 torch==2.14.*"'    which Pythons and torches the CPU tests meet
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,6 +16,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TRITON ?= 3.6.0
 WHEEL_TORCH ?= "torch==2.10.*" torch
+MATRIX ?= "python3.10 torch==2.10.*" "python3.11 torch==2.13.*" "python3.12 torch==2.14.*" "python3.13 torch"
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -22,7 +24,8 @@ CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test test-all test-gpu triton-check lint bench docs wheel wheel-test format clean
+.PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs wheel wheel-test format \
+	clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -32,7 +35,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test $(VENV)/.installed-recipes
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests --slow $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
@@ -49,6 +52,13 @@ build/triton-$(TRITON)/.installed:
 	PYTHONPATH="$(abspath $(@D))" $(BIN)/python -c \
 		"import triton; assert triton.__version__ == '$(TRITON)', triton.__file__"
 	touch $@
+
+# One build for all: its wheel takes any Python and any torch from 2.10 on.
+test-matrix: $(VENV)/.installed-test
+	rm -rf build/matrix
+	MCR_FAST_BUILD=cpu $(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/matrix
+	TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+		.ci/wheel-test build/matrix/*.whl $(MATRIX)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

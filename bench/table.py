@@ -1,7 +1,8 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`.
+`targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`, `scaling_nt_xent`,
+`scaling_sup_con`.
 """
 
 import re
@@ -14,6 +15,7 @@ from tabulate import tabulate
 from bench import two_speed
 from bench.case import Case
 from bench.model import command as model
+from bench.model import scaling
 from bench.model.figures import PREDICTED
 from bench.registry import benchmarks
 from bench.results import NAMES, Row, number, read, significant
@@ -172,4 +174,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
+    **{
+        f"scaling_{loss}": lambda _, loss=loss: scaling.table(
+            scaling.Cluster(), scaling.Term(loss=loss)
+        )
+        for loss in scaling.ROUNDS
+    },
 }

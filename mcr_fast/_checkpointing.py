@@ -49,6 +49,14 @@ def generator_of_step(generator: torch.Generator | None) -> torch.Generator | No
     return again
 
 
+def runs_again() -> bool:
+    """Whether this is the second run of a checkpointed function whose first run saw gradients."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    frame, recomputing = _checkpoint()
+    return recomputing and frame is not None
+
+
 def _checkpoint() -> tuple[Any, bool]:
     """torch's record of the checkpoint around this call, if any, and whether this is its rerun."""
     in_backward = torch._C._current_graph_task_id() != -1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast._checkpointing import generator_of_step
+from mcr_fast._fixed import Fixed
 from mcr_fast._numbers import whole
 from mcr_fast.pairing import donor_table
 
@@ -114,21 +115,14 @@ def sample_permutations(
     device = None if device is None else _device(device)
     # None: torch's default one
     generator = generator_of_step(generator)
-    draw_on = device if generator is None else generator.device
-    draw = _drawn(generator, draw_on)
-    if scheme == "uniform":
-        own = () if num_modalities is None else (num_modalities,)
-        # float64: with 2^-53 between keys, ties that would favour some orders do not happen
-        keys = torch.rand(*own, num_permutations, batch_size, **draw, dtype=torch.float64)
-        table = keys.argsort(-1)
-        return table if device is None else table.to(device, non_blocking=True)
-    order = torch.randperm(batch_size, **draw)
-    shifts = _draw_shifts(num_permutations, batch_size, num_modalities, draw)
+    source = _Random(generator, device if generator is None else generator.device)
+    sample = draw_permutations(source, num_permutations, batch_size, scheme, num_modalities)
     if device is None:
+        return sample
+    if isinstance(sample, CyclicPermutations):
+        order, shifts = (x.to(device, non_blocking=True) for x in (sample.order, sample.shifts))
         return CyclicPermutations(order, shifts)
-    return CyclicPermutations(
-        order.to(device, non_blocking=True), shifts.to(device, non_blocking=True)
-    )
+    return sample.to(device, non_blocking=True)
 
 
 def _device(device: Any) -> torch.device:
@@ -138,34 +132,64 @@ def _device(device: Any) -> torch.device:
         raise ValueError(f"device must name one that torch knows, got {device!r}") from None
 
 
-def _drawn(generator: torch.Generator | None, device: torch.device | None) -> dict[str, Any]:
-    """Where and from what torch's functions draw.
+class _Random:
+    """Torch's random numbers, those of the default generator without one."""
 
-    A generator that is named, even as None, makes torch.export take the batch for a constant size.
-    """
-    return {"device": device} | ({} if generator is None else {"generator": generator})
+    def __init__(self, generator: torch.Generator | None, device: torch.device | None) -> None:
+        self.device = device
+        # a generator that is named, even as None, makes torch.export take the batch for a constant
+        self._how: dict[str, Any] = {"device": device}
+        if generator is not None:
+            self._how["generator"] = generator
+
+    def keys(self, *shape: int) -> Tensor:
+        """Numbers to sort by; float64: with 2^-53 between them there are no ties to favour some."""
+        return torch.rand(*shape, **self._how, dtype=torch.float64)
+
+    def permutation(self, count: int) -> Tensor:  # [count]
+        """A permutation of 0..count-1."""
+        return torch.randperm(count, **self._how)
+
+    def below(self, bound: int) -> Tensor:  # [1]
+        """One of 0..bound-1."""
+        return torch.randint(bound, (1,), **self._how)
 
 
-def _draw_shifts(
+def draw_permutations(
+    source: "_Random | Fixed",
+    num_permutations: int,
+    batch_size: int,
+    scheme: Scheme,
+    num_modalities: int | None,
+) -> Tensor | CyclicPermutations:
+    """As `sample_permutations`, whose arguments these are, on the device of the source."""
+    if scheme == "uniform":
+        own = () if num_modalities is None else (num_modalities,)
+        return source.keys(*own, num_permutations, batch_size).argsort(-1)
+    order = source.permutation(batch_size)
+    return CyclicPermutations(order, _shifts(source, num_permutations, batch_size, num_modalities))
+
+
+def _shifts(
+    source: "_Random | Fixed",
     num_permutations: int,
     batch_size: int,
     num_modalities: int | None,
-    draw: dict[str, Any],
 ) -> Tensor:  # [K] or [M, K]
-    device = draw["device"]
+    device = source.device
     available = max(batch_size - 1, 0)
     if available == 0:
         own = () if num_modalities is None else (num_modalities,)
         return torch.empty(*own, 0, dtype=torch.int64, device=device)
     step = torch.arange(num_permutations, device=device)
     if num_modalities is None:
-        first = torch.randint(available, (1,), **draw)
+        first = source.below(available)
         return (first + step) % available + 1
     # Not consecutive: K rows would take their donors from the same rows, modality by modality.
-    shifts = torch.randperm(available, **draw) + 1
+    shifts = source.permutation(available) + 1
     # modality m reads the shuffled shifts from its own starting point: distinct along k because the
     # shifts are, distinct along m because the starting points are
-    start = torch.randperm(available, **draw)[:num_modalities, None]
+    start = source.permutation(available)[:num_modalities, None]
     return shifts[(start + step) % available]
 
 

@@ -31,10 +31,10 @@ class Step:
 
     def outcome(self, mcr):
         """Outputs and gradients, or the error."""
-        for name, value in self.set.items():
-            setattr(mcr, name, value)
         torch.manual_seed(1)
         try:
+            for name, value in self.set.items():
+                setattr(mcr, name, value)
             out = mcr(self.latents, self.labels, fusion=self.fusion, **self.given)
         except Exception as error:
             return [], f"{type(error).__name__}: {error}"
@@ -112,7 +112,7 @@ CHANGES = {
     "doubles": doubles,
     "halves": as_halves,
     "a bias of doubles": double_bias,
-    "a temperature that is no key": lambda step: step.set.update(temperature=np.array(0.25)),
+    "a temperature of another library": lambda step: step.set.update(temperature=np.array(0.25)),
     "without gradients": lambda step: latents_of(step, N, D),
     "a hook": hooked,
     "a computed weight": spectral,

@@ -48,10 +48,10 @@ def test_a_term_of_weight_0_is_not_computed(off, monkeypatch):
         raise AssertionError("computed")
 
     if off == "mipd":
-        monkeypatch.setattr("mcr_fast.modules.evaluate_mipd", refuse)
-        monkeypatch.setattr("mcr_fast.modules.draw_donors", refuse)
+        monkeypatch.setattr("mcr_fast._terms.evaluate_mipd", refuse)
+        monkeypatch.setattr("mcr_fast._terms.draw_donors", refuse)
     if off == "contrastive":
-        monkeypatch.setattr("mcr_fast.modules.contrastive_loss", refuse)
+        monkeypatch.setattr("mcr_fast._terms.contrastive_loss", refuse)
     if off == "ceb":
         monkeypatch.setattr(F, "reconstruction_loss", refuse)
     fusion, latents = setting()
@@ -122,13 +122,13 @@ def test_given_logits_are_returned(kind):
 )
 def test_draws(options, num_modalities, num_rows, expected, monkeypatch):
     drawn = []
-    draw_donors = mcr_fast.modules.draw_donors
+    draw_donors = mcr_fast._terms.draw_donors
 
     def spy(*args):
         drawn.append(draw_donors(*args))
         return drawn[-1]
 
-    monkeypatch.setattr("mcr_fast.modules.draw_donors", spy)
+    monkeypatch.setattr("mcr_fast._terms.draw_donors", spy)
     fusion, latents = setting(num_modalities=num_modalities, num_rows=num_rows)
     mcr(num_modalities, contrastive_weight=0.0, **options)(latents, None, fusion=fusion)
     order, donors = drawn[0]

@@ -23,8 +23,9 @@ def can_be_read(x: Any) -> bool:
 class LateValues:
     """The values of one small tensor at a time: asked for now, there at some later call.
 
-    From a GPU they are copied into pinned memory behind the work that computes them, and an event
-    says when they have arrived. From the CPU they are there at once.
+    From a CUDA device they are copied into pinned memory behind the work that computes them, and an
+    event says when they have arrived. From others they are there at once; only from the CPU that
+    is without waiting.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class LateValues:
 
     def ask(self, x: Tensor) -> None:
         """Start to fetch a tensor's values, in place of those that have not been taken."""
-        if x.device.type == "cpu":
+        if x.device.type != "cuda":
             self._values = x.tolist()
             return
         if self._pinned is None or self._pinned.shape != x.shape or self._pinned.dtype != x.dtype:
@@ -53,8 +54,10 @@ class LateValues:
         """Whether values were asked for that have not been taken."""
         return self._values is not None or self._arrival is not None
 
-    def take(self) -> list[float] | None:
+    def take(self, wait: bool = False) -> list[float] | None:
         """The values that were asked for, once; None as long as they have not arrived."""
+        if wait and self._arrival is not None:
+            self._arrival.synchronize()
         if self._arrival is not None and self._pinned is not None and self._arrival.query():
             self._values, self._arrival = self._pinned.tolist(), None
         values, self._values = self._values, None

@@ -1,6 +1,5 @@
 """Steps that are like an earlier one in all that the checks look at, and so need none."""
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,17 +28,13 @@ class KnownForms:
 
     def backend(self, form: tuple[Any, ...]) -> str | None:
         """The backend of a form, None if it is not known."""
-        try:
-            return self._backends.get(form)
-        except TypeError:  # an option of a type that is refused when it is looked at
-            return None
+        return self._backends.get(form)
 
     def add(self, form: tuple[Any, ...], backend: str) -> None:
         """A batch of this form was checked, and served."""
         if len(self._backends) >= _MOST:
             self._backends.clear()
-        with suppress(TypeError):  # an option that is a number, but no key: an array of NumPy
-            self._backends[form] = backend
+        self._backends[form] = backend
 
 
 def form_of(

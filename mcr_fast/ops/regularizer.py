@@ -44,6 +44,26 @@ class Terms(NamedTuple):
     importance: Tensor  # [M]
 
 
+class Heard(NamedTuple):
+    """What a backward has apart: the task's gradient, and those of the divergences and L_Con."""
+
+    grads: tuple[Tensor | None, ...]  # upstream ones of the loss, of L_MIPD, of L_Con, each []
+    to_logits: Tensor | None  # [N, C], of whatever was done with the logits
+    unit_grad: Tensor  # [M, N, C], of the divergences' sum to the contributions
+    unit_grad_rows: Tensor  # [M * N, D], of L_Con to the latents
+    weights: tuple[float, float]  # of L_MIPD and of L_Con in the loss
+    weight: Tensor  # [C, M * D], of the layer
+
+
+def listen(mipd: Tensor, listener: Callable[[Heard], None]) -> bool:
+    """Have the backward of a step heard; False if this op did not make the step's L_MIPD."""
+    node: Any = mipd.grad_fn
+    if not hasattr(node, "listener"):
+        return False
+    node.listener = listener
+    return True
+
+
 def _forward_fake(latents: list[Tensor], weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     subsets, want_grad = arguments[6], arguments[-1]
     dtype = accumulation_dtype(weight.dtype)
@@ -66,9 +86,18 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     return grads, grad_weight, weight.new_empty(weight.shape[0])
 
 
+def _triton_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One product makes the gradients of all latents, if all are wanted: parts of one tensor."""
+    grads, *others = _backward_fake(*arguments)
+    if all(arguments[-3][:-1]):
+        grads = list(grads[0].new_empty(len(grads), *grads[0].shape).unbind())
+    return grads, *others
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
+    ctx.listener = None
     ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
 
 
@@ -80,6 +109,9 @@ def _backward(
     *of_terms, to_logits = grads[:4]
     refuse_batched("MCRLoss", *of_terms, to_logits)
     unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
+    if ctx.listener is not None:
+        heard = (to_logits, unit_grad, unit_grad_rows, tuple(ctx.weights), weight)
+        ctx.listener(Heard(tuple(of_terms), *heard))
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
@@ -104,6 +136,7 @@ register(
     attached=4,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
+    triton_backward_fake=_triton_backward_fake,
     setup=_setup,
     backward=_backward,
 )

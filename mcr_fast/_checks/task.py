@@ -1,0 +1,45 @@
+"""Checks of the labels of a task."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcr_fast._checks.tensors import may_read, on_device, plain_tensor
+
+IGNORED_LABEL = -100  # the one that cross_entropy leaves out
+
+
+def task_labels(
+    task: str, labels: Any, num_rows: int, num_classes: int, device: torch.device
+) -> None:
+    """Class numbers or probabilities, or a number for every output."""
+    plain_tensor("labels", labels)
+    on_device("labels", labels, device, "the batch")
+    one, all_outputs = (num_rows,), (num_rows, num_classes)
+    shape, whole = tuple(labels.shape), not labels.dtype.is_floating_point
+    wanted = f"[N, C] = {list(all_outputs)}"
+    if task == "classification":
+        wanted = f"[N] = {list(one)} class numbers or {wanted} probabilities"
+        fits = shape == (one if whole else all_outputs)
+    else:
+        fits = shape == all_outputs or (num_classes == 1 and shape == one)
+    if not fits or labels.dtype.is_complex:
+        raise ValueError(
+            f"labels must be {wanted} for task={task!r}, got {list(shape)} of {labels.dtype}"
+        )
+    if task == "classification" and whole:
+        _class_numbers(labels, num_classes)
+
+
+def _class_numbers(labels: Tensor, num_classes: int) -> None:
+    if not may_read(labels) or labels.numel() == 0:
+        return
+    least, most = (int(x) for x in labels.aminmax())
+    if least < 0:
+        least = int(labels.masked_fill(labels == IGNORED_LABEL, 0).min())
+    if least < 0 or most >= num_classes:
+        raise ValueError(
+            f"labels must be in 0..{num_classes - 1}, or {IGNORED_LABEL} for a row without one, "
+            f"got {least}..{most}"
+        )

@@ -1,0 +1,397 @@
+"""The monitor: what it takes from a step, what it reads, what it says."""
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.utils.hooks import RemovableHandle
+
+from mcr_fast import _checks as checks
+from mcr_fast._checks.later import LateValues
+from mcr_fast._watch import LEAST
+from mcr_fast.monitor._gradients import write_products
+from mcr_fast.monitor._means import Means, Span
+from mcr_fast.monitor._numbers import Numbers
+from mcr_fast.monitor._rows import NO_GRADIENT, TERMS, kinds, per_modality
+from mcr_fast.monitor._seen import facts_of_call, names_of, same_device, trains, write_hits
+from mcr_fast.monitor._story import Record, summary_of
+from mcr_fast.ops.regularizer import Heard, listen
+
+Average = Literal["window", "exponential"]
+Log = Callable[[int, dict[str, float]], Any] | MutableMapping[str, float]
+_OF_OUTPUT = ("loss", "mipd", "contrastive", "ceb", "logits", "divergences", "importance")
+
+
+class MCRMonitor:
+    """Running means of what the regularizer does to each modality: who starves, and since when.
+
+    `update` after each forward, or `watch` once. Means stay on the device and nothing waits for
+    it; every `every` updates they are fetched without waiting, kept in `history` and handed to
+    `log`. `read` gives them at once as a flat dict of floats, `summary` in words, `plot` as a
+    figure. What was not to be seen is NaN, never a guess. docs/monitor.md has each name's formula.
+
+    Args:
+        modalities: their names, in the order of the latents; or how many there are, then called
+            ``"modality_0"`` and so on.
+        every: updates from one record to the next; None: no records, read it yourself.
+        log: where records go: a callable of (step, values), a dict to be updated, `CSVLog`,
+            `TensorBoardLog`, `WandbLog`, or a list of these.
+        window: how many of the last updates the means are of; None: `every`, or 50 without it.
+        average: ``"window"``, each row of the window's batches counts the same, or
+            ``"exponential"``, where a batch's weight falls by 1 - 1 / window an update.
+        stride: accuracies and gradients are looked at in every so manieth update, the terms in
+            each; 1: all in each.
+        gradients: listen to the backward: norms of gradients, and the cosine.
+        starves_below: the importance under which a modality starves.
+        process_group: None: this process alone. A group of ``torch.distributed``: means over its
+            ranks, weighted by their rows, in one all-reduce a record or read; all its ranks must
+            update and read equally often, and the first one writes the log.
+
+    Raises:
+        ValueError, TypeError: bad names or options; in `update` what is no output of `MCRLoss`
+            or does not fit the names.
+
+    Example:
+        >>> import torch, mcr_fast
+        >>> mcr, fusion = mcr_fast.MCRLoss([4, 4], num_classes=3), torch.nn.Linear(8, 3)
+        >>> monitor = mcr_fast.MCRMonitor(["image", "audio"], every=2)
+        >>> latents = [torch.randn(6, 4, requires_grad=True) for _ in range(2)]
+        >>> for _ in range(2):
+        ...     out = mcr(latents, torch.arange(6) % 3, fusion=fusion)
+        ...     monitor.update(out, torch.arange(6) % 3)
+        ...     out.loss.backward()
+        >>> values = monitor.read()
+        >>> round(values["importance/image"] + values["importance/audio"], 6)
+        1.0
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str] | int,
+        *,
+        every: int | None = 50,
+        log: Log | Sequence[Log] = (),
+        window: int | None = None,
+        average: Average = "window",
+        stride: int = 4,
+        gradients: bool = True,
+        starves_below: float = LEAST,
+        process_group: Any = None,
+    ) -> None:
+        self.modalities = names_of(modalities)
+        self.every = None if every is None else checks.whole("every", every)
+        window = self.every or 50 if window is None else checks.whole("window", window)
+        checks.choice("average", average, get_args(Average))
+        self.stride = checks.whole("stride", stride)
+        self.gradients, self.process_group = bool(gradients), process_group
+        self.starves_below = checks.positive("starves_below", starves_below)
+        one = callable(log) or isinstance(log, MutableMapping)
+        self.logs: list[Any] = [log] if one else list(log)  # type: ignore[arg-type]
+        for each in self.logs:
+            if not callable(each) and not isinstance(each, MutableMapping):
+                raise TypeError(f"log must hold callables of (step, values) or dicts, got {each!r}")
+        self._kinds = kinds(self.modalities)
+        self._means: dict[str, Means] = {}
+        for name, kind in self._kinds.items():
+            rows = window if name == "terms" else max(1, window // self.stride)
+            decay = 1 - 1 / rows if average == "exponential" else None
+            how = (len(kind.names), kind.derive, rows, decay)
+            self._means[name] = Means(kind.parts, *how)
+        self._numbers = Numbers()
+        self.step = self.epoch = 0
+        self.history: list[Record] = []
+        self.epochs: list[Record] = []
+        self._asked: deque[tuple[int, int, LateValues]] = deque()
+        self._device = torch.device("cpu")
+        self._form: tuple[Any, Any] = (None, None)  # of the last output
+
+    @_disable_dynamo
+    def update(
+        self,
+        out: Any,
+        labels: Tensor | None = None,  # [N] or [N, C]
+        unimodal_logits: Sequence[Tensor] | None = None,  # M tensors [N, C]
+        *,
+        latents: Sequence[Tensor] | None = None,  # M tensors
+        present: Tensor | None = None,  # [N, M]
+        candidates: int | None = None,
+    ) -> None:
+        """One step, after its forward and before its backward.
+
+        Args:
+            out: what `MCRLoss` or `MCRObjective` returned.
+            labels: for accuracies. Classes [N], of which negative ones are left out; or, for
+                several labels at once, booleans or integers [N, C].
+            unimodal_logits: of each modality's own head, for its accuracy.
+            latents: what the loss was given, for the norm of all that each encoder gets back.
+            present: what the loss was given; rows without a modality do not count for it.
+            candidates: rows among which L_Con finds a row's partner, N (of all ranks if the loss
+                is over a process group), or the least number of present rows: for the bound on
+                mutual information, which holds with instance labels (labels=None) alone.
+        """
+        if not trains():
+            return
+        self._check(out)
+        if labels is None and unimodal_logits is not None:
+            raise ValueError("labels must be given with unimodal_logits, got None")
+        with torch.no_grad():
+            if unimodal_logits is None:
+                unimodal_logits = getattr(out, "unimodal_logits", None)
+            self._see_terms(out, unimodal_logits, candidates)
+            if self.step % self.stride == 0 and labels is not None:
+                row = self._means["hits"].next_row(out.divergences)
+                write_hits(row, out.logits, labels, unimodal_logits, present)
+        if self.step % self.stride == 0 and self.gradients:
+            self._listen(out, latents)
+        self.step += 1
+        if self._asked:
+            self._deliver(wait=False)
+        if self.every is not None and self.step % self.every == 0:
+            self._record()
+
+    def _check(self, out: Any) -> None:
+        form = type(out), out.divergences.device if type(out) is self._form[0] else None
+        if form == self._form and len(out.importance) == len(self.modalities):
+            return
+        missing = [name for name in _OF_OUTPUT if not isinstance(getattr(out, name, None), Tensor)]
+        if missing:
+            raise TypeError(
+                "out must be what MCRLoss or MCRObjective returned; "
+                f"{type(out).__name__} has no tensor {', '.join(missing)}"
+            )
+        if len(out.importance) != len(self.modalities):
+            raise ValueError(
+                f"modalities must name the {len(out.importance)} modalities of out, got "
+                f"{len(self.modalities)}: {', '.join(self.modalities)}"
+            )
+        self._form = type(out), out.divergences.device
+        self._device = out.divergences.device
+
+    def _see_terms(
+        self, out: Any, unimodal_logits: Sequence[Tensor | None] | None, candidates: int | None
+    ) -> None:
+        like, rows, count = out.divergences, len(out.logits), len(self.modalities)
+        trained = out.loss.requires_grad  # and then a term without a gradient is not computed
+        terms = (out.mipd, out.contrastive, out.ceb)
+        there = [rows if term.requires_grad or not trained else 0 for term in terms]
+        own, task, bound, logarithm = [0] * count, 0, 0, 0.0
+        values = [out.loss, *terms]
+        if hasattr(out, "task"):
+            task = rows
+            values.append(out.task)
+            own = [0 if x is None else rows for x in unimodal_logits or own]
+        else:
+            values.append(self._numbers.one(0, like))
+        if candidates is not None:
+            logarithm = math.log(checks.whole("candidates", candidates))
+            bound = there[1]
+        weights = self._numbers.row((rows, *there, task, bound, *own), like)
+        divergences = like if len(like) == count else like[:count]
+        made = [weights, *values, self._numbers.one(logarithm, like), divergences]
+        if task:
+            made.append(out.unimodal)
+        # one call, where a call each would cost more than all else here
+        torch._foreach_copy_(self._means["terms"].next_row(like)[: len(made)], made)
+
+    def _listen(self, out: Any, latents: Sequence[Tensor] | None) -> None:
+        if out.mipd.requires_grad:
+            listen(out.mipd, self._hear)
+        if latents is None:
+            return
+        if len(latents) != len(self.modalities):
+            wanted = len(self.modalities)
+            raise ValueError(f"latents must hold {wanted} modalities, got {len(latents)}")
+        norms = _Norms(self._means["norms"])
+        for m, z in enumerate(latents):
+            if z.requires_grad:
+                z.register_hook(partial(norms.hear, m))
+
+    def _hear(self, heard: Heard) -> None:
+        write_products(self._means["products"].next_row(heard.unit_grad), heard, self._numbers)
+
+    def watch(self, module: nn.Module, *, unimodal_logits: Any = None) -> RemovableHandle:
+        """Update after every training forward of an `MCRLoss` or `MCRObjective`, by a hook.
+
+        Labels, latents and candidates are those of the call. The hook sees no unimodal logits of
+        an `MCRLoss`; `unimodal_logits` may be a callable that gives them. `remove()` of what
+        comes back ends it.
+        """
+        hook = _Watcher(self, module, unimodal_logits)
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    def read(self, span: Span = "recent") -> dict[str, float]:
+        """The means of the last updates, or of the epoch so far; waits for the device, once.
+
+        With a process group a collective: every rank must call it.
+        """
+        checks.choice("span", span, get_args(Span))
+        late = LateValues()
+        late.ask(self._sums(span))
+        return self._values(late.take(wait=True) or [])
+
+    def end_epoch(self) -> dict[str, float]:
+        """The epoch's means, also kept in `epochs`; then a new epoch begins."""
+        values = self.read("epoch")
+        self.epochs.append({"step": self.step, "epoch": self.epoch, **values})
+        for means in self._means.values():
+            means.reset_epoch()
+        self.epoch += 1
+        return values
+
+    def reset(self) -> None:
+        """Forget everything but the options."""
+        for means in self._means.values():
+            means.reset()
+        self.step = self.epoch = 0
+        self._asked.clear()
+        self.history, self.epochs = [], []
+
+    def flush(self) -> None:
+        """Wait for records that are on their way."""
+        self._deliver(wait=True)
+
+    def close(self) -> None:
+        """Flush, and close the logs that can be closed."""
+        self.flush()
+        for log in self.logs:
+            getattr(log, "close", lambda: None)()
+
+    def summary(self) -> str:
+        """In words: which modality starves, and since which step."""
+        self.flush()
+        return summary_of(self._told(), self.modalities, self.starves_below)
+
+    def plot(self, path: Any = None) -> Any:
+        """One figure of the history: who starves, and when that turned; needs matplotlib.
+
+        Also written to `path`, if there is one.
+        """
+        from mcr_fast.monitor._plot import figure_of
+
+        self.flush()
+        figure = figure_of(self._told(), self.modalities, self.starves_below)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def _told(self) -> list[Record]:
+        """The history, or the means of now if there is none."""
+        if self.history or self.step == 0:
+            return self.history
+        return [{"step": self.step, "epoch": self.epoch, **self.read()}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the options and logs, on the CPU; waits for the device."""
+        self.flush()
+        means = {name: means.state_dict() for name, means in self._means.items()}
+        kept = {
+            "history": [dict(r) for r in self.history],
+            "epochs": [dict(r) for r in self.epochs],
+        }
+        return {"step": self.step, "epoch": self.epoch, "means": means, **kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another monitor of the same modalities and window was."""
+        for name, means in self._means.items():
+            means.load_state_dict(state["means"][name])
+        self._asked.clear()
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.history = [dict(record) for record in state["history"]]
+        self.epochs = [dict(record) for record in state["epochs"]]
+
+    def _sums(self, span: Span) -> Tensor:  # [2, G], of all ranks
+        device = self._device
+        if self.process_group is not None:
+            device = same_device(self.process_group, device)
+        parts = [means.sums(span, device) for means in self._means.values()]
+        made = torch.cat(parts, 1)
+        if self.process_group is not None:
+            torch.distributed.all_reduce(made, group=self.process_group)
+        return made.flatten()
+
+    def _values(self, numbers: Sequence[float]) -> dict[str, float]:
+        names = [name for kind in self._kinds.values() for name in kind.names]
+        half = len(names)
+        means = {
+            name: numbers[i] / numbers[half + i] if numbers[half + i] else math.nan
+            for i, name in enumerate(names)
+        }
+        divergences = [means[name] for name in per_modality(("divergence",), self.modalities)]
+        single = [max(d, 0.0) if d == d else d for d in divergences]  # NaN stays
+        total = sum(single)
+        shares = [d / total if total != 0 else 1 / len(single) for d in single]
+        named = zip(per_modality(("importance",), self.modalities), shares, strict=True)
+        terms = {name: means.pop(name) for name in TERMS}
+        return {**terms, **dict(named), **means}
+
+    def _record(self) -> None:
+        late = LateValues()
+        late.ask(self._sums("recent"))
+        self._asked.append((self.step, self.epoch, late))
+        self._deliver(wait=False)
+
+    def _deliver(self, wait: bool) -> None:
+        """Records that have arrived go into the history and the logs."""
+        while self._asked:
+            step, epoch, late = self._asked[0]
+            numbers = late.take(wait)
+            if numbers is None:
+                return
+            self._asked.popleft()
+            values = self._values(numbers)
+            self.history.append({"step": step, "epoch": epoch, **values})
+            if self.process_group is None or self.process_group.rank() == 0:
+                for log in self.logs:
+                    log.update(values) if isinstance(log, MutableMapping) else log(step, values)
+
+
+class _Watcher:
+    """The forward hook of `watch`; copies of the module, also in other processes, go unwatched."""
+
+    def __init__(self, monitor: MCRMonitor, module: nn.Module, unimodal_logits: Any) -> None:
+        self._monitor, self._unimodal_logits = monitor, unimodal_logits
+        self._module = weakref.ref(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Unwatched, ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if not (module.training and torch.is_grad_enabled() and trains()):
+            return
+        if self._module() is not module:
+            return
+        given = facts_of_call(module, args, kwargs, out)
+        if self._unimodal_logits is not None and given["labels"] is not None:
+            given["unimodal_logits"] = self._unimodal_logits()
+        self._monitor.update(out, **given)
+
+
+class _Unwatched:
+    """What stands in for the hook in a copy."""
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
+class _Norms:
+    """Gradient hooks of one step's latents, which leave the norms; they hold no tensor."""
+
+    def __init__(self, means: Means) -> None:
+        self._means, self._backward = means, -1
+        self._row: Tensor | None = None
+
+    @torch.no_grad()
+    def hear(self, modality: int, grad: Tensor) -> None:
+        """One latent's gradient; the first one of a backward takes a row."""
+        backward = torch._C._current_graph_task_id()
+        if self._row is None or backward != self._backward:
+            (self._row,), self._backward = self._means.next_row(grad), backward
+            self._row.fill_(NO_GRADIENT)
+        norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+        self._row[1 + modality].copy_(norm)

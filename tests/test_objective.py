@@ -1,0 +1,389 @@
+"""MCRObjective is Algorithm 1, done by hand, for every task; its weights, masks and errors."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from inputs import generator, make_fusion, make_latents
+from torch import nn
+
+import mcr_fast
+from mcr_fast import MCRLoss, MCRObjective
+
+N, C, D = 6, 3, 4
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1])
+TABLE = mcr_fast.sample_permutations(3, N, generator=generator(5))
+TARGETS = {
+    "classification": LABELS,
+    "multilabel": torch.rand(N, C, generator=generator(6), dtype=torch.float64).round(),
+    "regression": torch.randn(N, C, generator=generator(7), dtype=torch.float64),
+}
+LOSS_OF = {
+    "classification": F.cross_entropy,
+    "multilabel": F.binary_cross_entropy_with_logits,
+    "regression": F.mse_loss,
+}
+DIVERGENCE_OF = {"classification": "jsd", "multilabel": "binary_jsd", "regression": "mse"}
+
+
+def heads(num_modalities=2):
+    torch.manual_seed(3)
+    return nn.ModuleList(nn.Linear(D, C).double() for _ in range(num_modalities))
+
+
+def regularizer(task="classification", num_modalities=2, **options):
+    return MCRLoss([D] * num_modalities, C, divergence=DIVERGENCE_OF[task], **options)
+
+
+def setting(kind="linear", num_modalities=2):
+    case = make_fusion(kind, 1, num_modalities, D)
+    return case.fusion, make_latents(2, num_modalities, N, D, case.length), heads(num_modalities)
+
+
+def pooled(z):
+    return z if z.ndim == 2 else z.mean(tuple(range(1, z.ndim - 1)))
+
+
+@pytest.mark.parametrize("task", LOSS_OF)
+@pytest.mark.parametrize("kind", ["linear", "additive_head", "transformer"])
+def test_is_algorithm_1_by_hand(kind, task):
+    fusion, latents, own = setting(kind, 3)
+    loss, target, weights = regularizer(task, 3), TARGETS[task], (1.0, 0.5, 3.0)
+    objective = MCRObjective(loss, unimodal_weight=weights, task=task)
+    out = objective(latents, target, fusion=fusion, unimodal_heads=own, permutations=TABLE)
+    compared = target if task == "classification" else None
+    hand = loss(latents, compared, fusion=fusion, permutations=TABLE)
+    unimodal = [LOSS_OF[task](h(pooled(z)), target) for h, z in zip(own, latents, strict=True)]
+    total = LOSS_OF[task](hand.logits, target) + hand.loss
+    total = total + sum(w * u for w, u in zip(weights, unimodal, strict=True))
+    torch.testing.assert_close(out.loss, total)
+    torch.testing.assert_close(out.unimodal, torch.stack(unimodal))
+    for name in mcr_fast.MCROutput._fields[1:]:
+        torch.testing.assert_close(getattr(out, name), getattr(hand, name))
+    leaves = [*latents, *fusion.parameters(), *own.parameters()]
+    ours, expected = (torch.autograd.grad(x, leaves, allow_unused=True) for x in (out.loss, total))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_one_weight_for_all_and_none():
+    fusion, latents, own = setting()
+    objective = MCRObjective(regularizer(), unimodal_weight=2)
+    assert objective.unimodal_weight == (2.0, 2.0)
+    out = objective(latents, LABELS, fusion=fusion, unimodal_heads=own, permutations=TABLE)
+    objective.unimodal_weight = 0
+    without = objective(latents, LABELS, fusion=fusion, unimodal_heads=own, permutations=TABLE)
+    torch.testing.assert_close(out.loss - without.loss, 2 * out.unimodal.sum())
+    assert without.unimodal.tolist() == [0, 0]
+    assert without.unimodal_logits == (None, None)
+    torch.testing.assert_close(out.unimodal_logits[1], own[1](latents[1]))
+
+
+def test_one_modality_may_have_no_head():
+    fusion, latents, own = setting()
+    objective = MCRObjective(regularizer())
+    out = objective(latents, LABELS, fusion=fusion, unimodal_heads=[own[0], None])
+    assert out.unimodal[1] == 0
+    torch.testing.assert_close(out.unimodal[0], F.cross_entropy(own[0](latents[0]), LABELS))
+
+
+def test_warns_once_of_no_heads():
+    fusion, latents, _ = setting()
+    objective = MCRObjective(regularizer())
+    with pytest.warns(UserWarning, match="no unimodal_heads") as caught:
+        objective(latents, LABELS, fusion=fusion)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective(latents, LABELS, fusion=fusion)
+        MCRObjective(regularizer(), unimodal_weight=0)(latents, LABELS, fusion=fusion)
+
+
+def test_given_logits_and_embeddings_pass_through():
+    fusion, latents, own = setting("gated")
+    embeddings = make_latents(8, 2, N, 5)
+    logits = fusion(latents)
+    given = {"logits": logits, "embeddings": embeddings, "permutations": TABLE}
+    out = MCRObjective(regularizer())(latents, LABELS, fusion=fusion, unimodal_heads=own, **given)
+    assert out.logits is logits
+    expected = mcr_fast.functional.nt_xent(embeddings, LABELS)
+    torch.testing.assert_close(out.contrastive, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_and_class_weights_pass_through(weighted, smoothing):
+    fusion, latents, own = setting()
+    weight = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64) if weighted else None
+    options = {"label_smoothing": smoothing, "class_weight": weight}
+    out = MCRObjective(regularizer(), **options)(latents, LABELS, fusion=fusion, unimodal_heads=own)
+    how = {"label_smoothing": smoothing, "weight": weight}
+    assert torch.equal(out.task, F.cross_entropy(out.logits, LABELS, **how))
+    assert torch.equal(out.unimodal[0], F.cross_entropy(own[0](latents[0]), LABELS, **how))
+    ones = torch.ones(N, dtype=torch.float64)
+    again = MCRObjective(regularizer(), **options)(
+        latents, LABELS, fusion=fusion, unimodal_heads=own, sample_weight=ones
+    )
+    torch.testing.assert_close(again.task, out.task)
+    multilabel = MCRObjective(regularizer("multilabel"), task="multilabel", **options)
+    targets = TARGETS["multilabel"]
+    out = multilabel(latents, targets, fusion=fusion, unimodal_heads=own)
+    smooth = targets * (1 - smoothing) + smoothing / 2
+    expected = F.binary_cross_entropy_with_logits(out.logits, smooth, weight=weight)
+    torch.testing.assert_close(out.task, expected)
+
+
+@pytest.mark.parametrize("task", LOSS_OF)
+def test_rows_without_a_modality_do_not_count_in_its_loss(task):
+    fusion, latents, own = setting()
+    present = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1], [1, 0], [1, 1]], dtype=torch.bool)
+    weight = torch.tensor([1.0, 2.0, 0.5, 0.0, 1.0, 3.0], dtype=torch.float64)
+    objective = MCRObjective(regularizer(task), task=task)
+    target = TARGETS[task]
+    for sample_weight in (None, weight):
+        masks = {"present": present, "sample_weight": sample_weight}
+        out = objective(latents, target, fusion=fusion, unimodal_heads=own, **masks)
+        rows = torch.ones(N, dtype=torch.float64) if sample_weight is None else sample_weight
+        for m in range(2):
+            losses = LOSS_OF[task](own[m](latents[m]), target, reduction="none")
+            losses = losses if losses.ndim == 1 else losses.mean(1)
+            kept = rows * present[:, m]
+            torch.testing.assert_close(out.unimodal[m], (kept * losses).sum() / kept.sum())
+        losses = LOSS_OF[task](out.logits, target, reduction="none")
+        losses = losses if losses.ndim == 1 else losses.mean(1)
+        torch.testing.assert_close(out.task, (rows * losses).sum() / rows.sum())
+
+
+def test_what_is_in_missing_rows_reaches_nobody():
+    fusion, latents, own = setting()
+    present = torch.ones(N, 2, dtype=torch.bool)
+    present[1:, 1] = False
+    with torch.no_grad():
+        latents[1][2] = torch.nan
+    objective = MCRObjective(regularizer(mipd_weight=0.0, contrastive_weight=0.0))
+    out = objective(
+        [z.nan_to_num() if m == 0 else z for m, z in enumerate(latents)],
+        LABELS,
+        fusion=lambda latents: fusion(torch.cat([latents[0], latents[1].nan_to_num()], 1)),
+        unimodal_heads=own,
+        present=present,
+    )
+    grads = torch.autograd.grad(out.loss, [*own.parameters()])
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_no_row_at_all():
+    fusion, latents, own = setting()
+    present = torch.zeros(N, 2, dtype=torch.bool)
+    objective = MCRObjective(regularizer())
+    out = objective(latents, LABELS, fusion=fusion, unimodal_heads=own, present=present)
+    assert out.unimodal.tolist() == [0, 0]
+    assert all(not g.any() for g in torch.autograd.grad(out.unimodal.sum(), own.parameters()))
+    empty = [z.detach()[:0].requires_grad_() for z in latents]
+    out = objective(empty, LABELS[:0], fusion=fusion, unimodal_heads=own)
+    assert out.loss == 0
+    out.loss.backward()
+    assert all(not p.grad.any() for p in own.parameters())
+
+
+def test_rows_without_a_label():
+    fusion, latents, own = setting()
+    labels = LABELS.clone()
+    labels[0] = -100
+    objective = MCRObjective(regularizer())
+    given = {"fusion": fusion, "unimodal_heads": own}
+    out = objective(latents, labels, **given)
+    torch.testing.assert_close(out.task, F.cross_entropy(out.logits[1:], labels[1:]))
+    weighted = objective(latents, labels, **given, sample_weight=torch.ones(N).double())
+    torch.testing.assert_close(weighted.task, out.task)
+    assert objective(latents, labels.to(torch.int32), **given).task == out.task
+
+
+# Labels that the regularizer compares rows by
+
+
+def contrastive(objective, labels, **given):
+    fusion, latents, own = setting()
+    out = objective(latents, labels, fusion=fusion, unimodal_heads=own, **given)
+    return out.contrastive, latents
+
+
+def test_labels_that_are_no_class_numbers_are_not_compared():
+    nt_xent = mcr_fast.functional.nt_xent
+    for task in ("multilabel", "regression"):
+        found, latents = contrastive(
+            MCRObjective(regularizer(task), task=task), TARGETS[task], contrastive_labels=LABELS
+        )
+        torch.testing.assert_close(found, nt_xent(latents, LABELS))
+        found, latents = contrastive(MCRObjective(regularizer(task), task=task), TARGETS[task])
+        torch.testing.assert_close(found, nt_xent(latents))
+    soft = F.one_hot(LABELS, C).double()
+    found, latents = contrastive(MCRObjective(regularizer()), soft)
+    torch.testing.assert_close(found, nt_xent(latents))
+    found, latents = contrastive(MCRObjective(regularizer(), share_labels=False), LABELS)
+    torch.testing.assert_close(found, nt_xent(latents))
+
+
+def test_labels_of_regression_are_compared_if_asked():
+    loss = MCRLoss([D, D], 1, divergence="mse")
+    objective = MCRObjective(loss, task="regression", regression_loss="l1", share_labels=True)
+    fusion, own = nn.Linear(2 * D, 1).double(), [nn.Linear(D, 1).double() for _ in range(2)]
+    latents, labels = make_latents(2, 2, N, D), torch.tensor([0.5, 1, 0.5, 1, 2, 2]).double()
+    for y in (labels, labels[:, None]):
+        out = objective(latents, y, fusion=fusion, unimodal_heads=own)
+        torch.testing.assert_close(out.contrastive, mcr_fast.functional.nt_xent(latents, labels))
+        torch.testing.assert_close(out.task, F.l1_loss(out.logits[:, 0], labels))
+
+
+def test_a_callable_task():
+    fusion, latents, own = setting()
+
+    def focal(logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none").square()
+
+    given = {"fusion": fusion, "unimodal_heads": own, "permutations": TABLE}
+    weight = torch.rand(N, dtype=torch.float64)
+    out = MCRObjective(regularizer(), task=focal)(latents, LABELS, **given, sample_weight=weight)
+    rows = focal(out.logits, LABELS)
+    torch.testing.assert_close(out.task, (weight * rows).sum() / weight.sum())
+    torch.testing.assert_close(out.contrastive, mcr_fast.functional.nt_xent(latents, LABELS))
+    mean = MCRObjective(regularizer(), task=lambda logits, labels: focal(logits, labels).mean())
+    out = mean(latents, LABELS, **given)
+    torch.testing.assert_close(out.task, rows.mean())
+    with pytest.raises(ValueError, match=r"one loss a row, \[N\], for sample_weight"):
+        mean(latents, LABELS, **given, sample_weight=weight)
+    # labels of any form, which nothing compares
+    dictionary = MCRObjective(regularizer(), task=lambda logits, y: focal(logits, y["label"]))
+    out = dictionary(latents, {"label": LABELS}, **given)
+    torch.testing.assert_close(out.contrastive, mcr_fast.functional.nt_xent(latents))
+
+
+# Modes
+
+
+def test_autocast():
+    fusion, latents, own = (x.float() if isinstance(x, nn.Module) else x for x in setting())
+    latents = [z.detach().float().requires_grad_() for z in latents]
+    objective = MCRObjective(regularizer(num_permutations="all"), warmup=7)
+    exact = objective(latents, LABELS, fusion=fusion, unimodal_heads=own)
+    objective.schedule.set(0, 0, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = objective(latents, LABELS, fusion=fusion, unimodal_heads=own)
+    assert out.loss.dtype == out.task.dtype == out.unimodal.dtype == torch.float32
+    assert out.unimodal_logits[0].dtype == torch.bfloat16
+    torch.testing.assert_close(out.loss, exact.loss, rtol=0.02, atol=0.02)
+    out.loss.backward()
+
+
+def test_copies_and_pickles():
+    objective = MCRObjective(
+        regularizer(ceb_weight=1.0), warmup=5, class_weight=[1, 2, 3], unimodal_weight=(1, 2)
+    )
+    objective.schedule.count()
+    for copied in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        assert copied.regularizer_weight == objective.regularizer_weight == 0.4
+        assert copied.unimodal_weight == (1, 2)
+        assert repr(copied) == repr(objective)
+
+
+def test_scripting_is_refused():
+    with pytest.raises(RuntimeError, match="MCRObjective cannot be compiled by torch.jit.script"):
+        torch.jit.script(MCRObjective(regularizer()))
+
+
+# Errors
+
+BAD_OPTIONS = [
+    ({"unimodal_weight": [1, 2, 3]}, ValueError, "unimodal_weight must be a number or 2"),
+    ({"unimodal_weight": "1"}, TypeError, "unimodal_weight must be a number"),
+    ({"unimodal_weight": float("nan")}, ValueError, "unimodal_weight must be finite"),
+    ({"task": "segmentation"}, ValueError, "task must be one of 'classification', 'multilabel'"),
+    ({"task": "multilabel"}, ValueError, "must have divergence='binary_jsd' for task='multilabel'"),
+    ({"task": "regression"}, ValueError, "must have divergence='mse' for task='regression'"),
+    ({"label_smoothing": 2}, ValueError, "label_smoothing must be in 0..1"),
+    ({"class_weight": [1.0, 2.0]}, ValueError, r"class_weight must have shape \[C\] = \[3\]"),
+    (
+        {"task": F.l1_loss, "class_weight": [1, 1, 1]},
+        ValueError,
+        "label_smoothing and class_weight",
+    ),
+    ({"regression_loss": "huber"}, ValueError, "regression_loss must be one of 'mse', 'l1'"),
+    ({"warmup": -1}, ValueError, "warmup must be at least 0"),
+    ({"warmup": 2.5}, TypeError, "warmup must be int"),
+    ({"window": (3,)}, TypeError, "window must be"),
+    ({"window": 3}, TypeError, "window must be"),
+    ({"window": (3, 3)}, ValueError, "window must end after it starts"),
+    ({"unit": "batch"}, ValueError, "unit must be one of 'step', 'epoch'"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "text"), BAD_OPTIONS)
+def test_bad_options(options, kind, text):
+    with pytest.raises(kind, match=text):
+        MCRObjective(regularizer(), **options)
+
+
+def test_loss_must_be_one():
+    with pytest.raises(TypeError, match="loss must be an MCRLoss, got Linear"):
+        MCRObjective(nn.Linear(1, 1))
+
+
+BAD_CALLS = [
+    ({"labels": LABELS[:-1]}, ValueError, r"labels must be \[N\] = \[6\] class numbers or"),
+    ({"labels": LABELS.double()}, ValueError, "labels must be .* for task='classification'"),
+    ({"labels": LABELS + 1}, ValueError, r"labels must be in 0..2, or -100"),
+    ({"labels": None}, TypeError, "labels must be a tensor"),
+    ({"unimodal_heads": nn.Linear(D, C)}, TypeError, "unimodal_heads must be a list of 2"),
+    ({"unimodal_heads": [nn.Linear(D, C)]}, ValueError, "unimodal_heads must hold 2 heads"),
+    ({"unimodal_heads": [3, 4]}, TypeError, r"unimodal_heads\[0\] must be callable, got int"),
+    (
+        {"unimodal_heads": [nn.Identity(), nn.Identity()]},
+        ValueError,
+        r"unimodal_heads\[0\] must return logits \[N, C\] = \[6, 3\]",
+    ),
+    ({"latents": []}, ValueError, "latents must hold"),
+    ({"speed": 3}, TypeError, "speed"),
+]
+
+
+@pytest.mark.parametrize("window", [None, (9, None)])
+@pytest.mark.parametrize(("given", "kind", "text"), BAD_CALLS)
+def test_bad_calls(given, kind, text, window):
+    fusion, latents, own = setting()
+    call = {"latents": latents, "labels": LABELS, "fusion": fusion, "unimodal_heads": own} | given
+    with pytest.raises(kind, match=text):
+        MCRObjective(regularizer(), window=window)(**call)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed_by"),
+    [
+        ({"exclude": "same_label"}, "exclude='same_label'"),
+        ({"ceb_weight": 1.0, "ceb_source": "labels"}, "ceb_source='labels'"),
+    ],
+)
+def test_labels_that_the_regularizer_needs(options, needed_by):
+    fusion, latents, own = setting()
+    objective = MCRObjective(regularizer("multilabel", **options), task="multilabel")
+    with pytest.raises(ValueError, match=f"contrastive_labels must be given.*{needed_by}"):
+        objective(latents, TARGETS["multilabel"], fusion=fusion, unimodal_heads=own)
+    out = objective(
+        latents,
+        TARGETS["multilabel"],
+        fusion=fusion,
+        unimodal_heads=own,
+        contrastive_labels=LABELS,
+    )
+    assert out.loss.isfinite()
+
+
+def test_regression_labels_of_another_shape_do_not_broadcast():
+    fusion, latents, own = setting()
+    objective = MCRObjective(regularizer("regression"), task="regression", share_labels=True)
+    for labels in (torch.randn(N), torch.randn(N, 1), torch.randn(1, C)):
+        with pytest.raises(ValueError, match=r"labels must be \[N, C\] = \[6, 3\]"):
+            objective(latents, labels, fusion=fusion, unimodal_heads=own)
+    with pytest.raises(ValueError, match=r"labels must be \[N\] or \[N, 1\] for share_labels=True"):
+        objective(latents, TARGETS["regression"], fusion=fusion, unimodal_heads=own)
