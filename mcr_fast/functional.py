@@ -6,16 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from mcr_fast import _checks as checks
-from mcr_fast._checks import (
-    Backend,
-    CleanPath,
-    Divergence,
-    Exchange,
-    Exclude,
-    Ranks,
-    Strategy,
-    Subsets,
-)
+from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import Exchange, Ranks
 from mcr_fast._torchscript import unscriptable
 from mcr_fast.distributed.losses import contrastive_of_ranks
 from mcr_fast.ops.linear_permuted_divergence import (
@@ -298,8 +290,7 @@ def nt_xent(
         tensor(0.2395)
     """
     ranks = checks.ranks(process_group, exchange, rows)
-    given = (embeddings, labels, temperature, present, backend)
-    return contrastive("nt_xent", *given, ranks=ranks)
+    return contrastive("nt_xent", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 @unscriptable
@@ -349,8 +340,7 @@ def sup_con(
         tensor(0.5514)
     """
     ranks = checks.ranks(process_group, exchange, rows)
-    given = (embeddings, labels, temperature, present, backend)
-    return contrastive("sup_con", *given, ranks=ranks)
+    return contrastive("sup_con", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 def contrastive(

@@ -9,15 +9,8 @@ from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head
-from mcr_fast._checks import (
-    Backend,
-    CleanPath,
-    Divergence,
-    Exchange,
-    Exclude,
-    Strategy,
-    Subsets,
-)
+from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import Exchange
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._options import CEBSource, Contrastive, FusionMode, Perturbation
 from mcr_fast._released import loss_options
