@@ -39,7 +39,7 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY(mcr_fast, m) {
   m.def("cpu_capability(str request) -> str");
   m.def("build_info() -> str");
-  m.def("first_non_permutation(Tensor rows) -> int");
+  m.def("first_non_permutation(Tensor rows) -> Tensor");
 
   m.def(
       "permuted_divergence_fwd(Tensor contributions, Tensor? bias, Tensor? order, Tensor? donors, "

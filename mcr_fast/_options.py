@@ -78,6 +78,7 @@ class MCROptions(OfRanks):
     ceb_head: nn.Module | None
     _subsets: tuple[int, ...]
     _head_is_late = False
+    _head_may_drift = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _SIZES and name in self.__dict__:
@@ -92,7 +93,7 @@ class MCROptions(OfRanks):
             self._subsets = checks.subset_bits(value, len(self.latent_dims))
         elif name == "ceb_weight" and value != 0 and getattr(self, "ceb_head", self) is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims)
-            self._head_is_late = True
+            self._head_is_late = self._head_may_drift = True
 
     def _option(self, name: str, value: Any) -> Any:
         """The value as it is kept."""

@@ -57,7 +57,7 @@ LAYER = {
     "_options": 8,
     "_terms": 9,
     "modules": 10,
-    "monitor": 11,
+    "monitor": 12,
     "objective": 11,
     "recipes": 12,
 }

@@ -51,6 +51,7 @@ def register(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
     attached: int | None = None,
+    triton_backward_fake: Callable[..., Any] | None = None,
 ) -> None:
     """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
 
@@ -58,7 +59,8 @@ def register(
     inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called unless all
     `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
     a list its own. Those that are not wanted are dropped. Only the first outputs, as many as are
-    `attached`, can have gradients; None: all.
+    `attached`, can have gradients; None: all. Triton's backward may lay its outputs out in a way
+    of its own, which only a fake of its own can say.
     """
     for backend in _with_overloads(op):
         forward, reverse = find(f"{op}_fwd", backend), find(f"{op}_bwd", backend)
@@ -72,7 +74,8 @@ def register(
             raise_double_backward(op)
 
         torch.library.register_fake(forward.name(), forward_fake)
-        torch.library.register_fake(reverse.name(), backward_fake)
+        of_triton = triton_backward_fake if backend == "triton" else None
+        torch.library.register_fake(reverse.name(), of_triton or backward_fake)
         every = len(reverse._schema.arguments)
         _NODES[forward] = make_node(forward, differentiable, setup, backward, run, attached)
         _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, run)
