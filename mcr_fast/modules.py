@@ -247,11 +247,11 @@ class MCRLoss(MCRTerms):
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
-            step = _uncompiled_step if runs or self._held is not None else MCRTerms._step
+            step = _uncompiled_step if runs or self._over_ranks else MCRTerms._step
             return self._output(*step(self, latents, labels, fusion, *given, generator, None))
         form = None
         plain = logits is None and permutations is None and embeddings is None
-        plain = plain and self._held is None
+        plain = plain and not self._over_ranks
         if plain and present is None and sample_weight is None:
             found = form_of(latents, labels, fusion, self.latent_dims, *self._key())
             if found is not None:

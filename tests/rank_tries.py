@@ -194,6 +194,10 @@ def one_process(rank, world):
     group = [dist.new_group([r]) for r in range(world)][rank]
     x = tensors(rank)
     assert torch.equal(of_group(x, process_group=group), functional.nt_xent(x))
+    latents, given = tensors(rank, 16), {"fusion": torch.nn.Linear(2 * WIDTH, 3)}
+    losses = [MCRLoss([WIDTH, WIDTH], 3, process_group=g) for g in (group, None)]
+    ours, alone = (mcr(latents, None, **given, generator=generator(1)) for mcr in losses)
+    assert torch.equal(ours.loss, alone.loss)
     with pytest.raises(ValueError, match="rows=3 must be at least"):
         of_group(x, process_group=group, rows=3)
 
