@@ -35,14 +35,20 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
                 "fusion_mode='own'"
             )
     changed = to_evaluate(reached)
-    with unremembered(reached.modules):
-        try:
-            for module in changed:
-                module.training = False
-            yield bool(changed)
-        finally:
-            for module in changed:
-                module.training = True
+    with unremembered(reached.modules), evaluating(changed):
+        yield bool(changed)
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules that are in training mode, in evaluation mode."""
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 # Statistics are small; a table of positions or a cache that is larger is not written to in a run.

@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 
 from mcr_fast._wrapping import unwrapped
 from mcr_fast.fusion import AdditiveFusion, additive_linear, adds_up, first_layer, projections_of
-from mcr_fast.mipd.apart import unremembered
+from mcr_fast.mipd.apart import evaluating, unremembered
 from mcr_fast.mipd.gradients import nodes_behind
 
 _Function = Callable[[list[Tensor]], Tensor]
@@ -135,6 +135,7 @@ def _without_trace(device: torch.device, modules: Sequence[nn.Module]) -> Iterat
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices, device_type=device.type))
         stack.enter_context(unremembered(modules))
+        stack.enter_context(evaluating([m for m in modules if m.training]))
         if "torch._dynamo" in sys.modules:  # compiled code calls no hook that it has not seen
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
