@@ -40,9 +40,8 @@ class Owners:
 
     def own_projections(self, fusion: AdditiveFusion, owners: Sequence[int | None]) -> None:
         """Parameters that one projection has and nothing else of the fusion."""
-        parts = projections_of(fusion)
-        owned = [{id(p) for p in part.parameters()} for part in parts]
-        others = set() if fusion.head is None else {id(p) for p in fusion.head.parameters()}
+        owned = [_tensors_of(part) for part in projections_of(fusion)]
+        others = set() if fusion.head is None else _tensors_of(fusion.head)
         for m, (ids, owner) in enumerate(zip(owned, owners, strict=True)):
             if owner is not None:
                 elsewhere = others.union(*owned[:m], *owned[m + 1 :])
@@ -59,6 +58,12 @@ class Owners:
         pieces = zip(total.split(widths, 1), grad.split(widths, 1), blocks, strict=True)
         for total_block, grad_block, (_, owner) in pieces:
             total_block.add_(grad_block, alpha=head if owner is None else route[owner])
+
+
+def _tensors_of(part: nn.Module) -> set[int]:
+    """Its parameters, which FSDP1 may have made attributes for the time of a call."""
+    held = [[*m._parameters.values(), *vars(m).values()] for m in part.modules()]
+    return {id(x) for values in held for x in values if isinstance(x, Tensor)}
 
 
 def find_owners(
