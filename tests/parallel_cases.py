@@ -166,6 +166,7 @@ PLANS = {
     "each part": lambda m: [*m.encoders, m.fusion, m.after, m],
     "the model": lambda m: [m],
     "the fusion": lambda m: [m.fusion],
+    "a group": lambda m: [[m.fusion, m.after], m],
     "layers of the fusion": lambda m: [*layers(m.fusion), m],
     "layers of the fusion alone": lambda m: [*layers(m.fusion)],
 }

@@ -7,6 +7,7 @@ passes it once, in the caller's backward.
 """
 
 import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -37,6 +38,19 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
     changed = to_evaluate(reached)
     with unremembered(reached.modules), evaluating(changed):
         yield bool(changed)
+
+
+@contextmanager
+def without_trace(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """A run to look at: it leaves no draw and no statistic, and nothing in it is compiled."""
+    devices = [] if device.type == "cpu" else [device]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices, device_type=device.type))
+        stack.enter_context(unremembered(modules))
+        stack.enter_context(evaluating([m for m in modules if m.training]))
+        if "torch._dynamo" in sys.modules:  # compiled code calls no hook that it has not seen
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 @contextmanager
