@@ -8,7 +8,9 @@ from torch import nn
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import EXCHANGES
 from mcr_fast._names import BACKENDS, CLEAN_PATHS, DIVERGENCES, STRATEGIES, SUBSETS
+from mcr_fast.distributed.held import OfRanks
 from mcr_fast.sampling import SCHEMES, Scheme
 
 Contrastive = Literal["nt_xent", "sup_con"]
@@ -31,11 +33,14 @@ _NAMES: dict[str, tuple[str | None, ...]] = {
     "fusion_mode": get_args(FusionMode),
     "num_permutations": ("all",),
     "chunk_rows": (None,),
+    "exchange": EXCHANGES,
+    "rows": (None,),
 }
 # or a number.
 _NUMBERS: dict[str, Callable[[str, Any], int | float]] = {
     "num_permutations": checks.whole,
     "chunk_rows": checks.whole,
+    "rows": checks.whole,
     "mipd_weight": checks.finite,
     "contrastive_weight": checks.finite,
     "ceb_weight": checks.finite,
@@ -44,7 +49,7 @@ _NUMBERS: dict[str, Callable[[str, Any], int | float]] = {
 _SIZES = ("latent_dims", "num_classes")  # of the parts that a loss has
 
 
-class MCROptions(nn.Module):
+class MCROptions(OfRanks):
     """The options as attributes: read at no cost, checked and made Python's own when they are set.
 
     Not properties, of which each read is a call, some thirty a step.

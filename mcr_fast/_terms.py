@@ -147,6 +147,7 @@ class MCRTerms(MCROptions):
             present=present,
             sample_weight=sample_weight,
             generator=generator,
+            rank=self._rank(),
             fixed=not self.training,
             subsets=self._subsets,
             exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
@@ -157,7 +158,7 @@ class MCRTerms(MCROptions):
         self, latents: list[Tensor], generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor | None]:
         how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
-        return draw_donors(latents, self._subsets, *how, generator, not self.training)
+        return draw_donors(latents, self._subsets, *how, generator, self._rank(), not self.training)
 
     def _at_once(
         self,
@@ -167,7 +168,7 @@ class MCRTerms(MCROptions):
         form: tuple[Any, ...] | None,
     ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
-        if self.mipd_weight == 0 or self.contrastive_weight == 0:
+        if self.mipd_weight == 0 or self.contrastive_weight == 0 or self._held is not None:
             return None
         rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
@@ -216,7 +217,8 @@ class MCRTerms(MCROptions):
             logits = call_fusion(request.fusion, latents, self.num_classes)
         if self.contrastive_weight != 0:
             how = (labels, self.temperature, request.present, self.backend)
-            contrastive = contrastive_loss(self.contrastive, contrasted, *how, name=name)
+            given = (self.contrastive, contrasted, *how, name, self._ranks())
+            contrastive = contrastive_loss(*given)
             weight = self.contrastive_weight
             loss = contrastive if weight == 1 else weight * contrastive
         if self.mipd_weight != 0:

@@ -24,9 +24,8 @@ class CallableSource:
         self.request, self.modules = request, modules
         self.noise: list[Tensor] = []
         if request.perturbation == "noise":
-            self.noise = draw_noise(
-                request.latents, request.num_draws(), request.generator, request.fixed
-            )
+            how = (request.generator, request.rank, request.fixed)
+            self.noise = draw_noise(request.latents, request.num_draws(), *how)
         self.players: Sequence[Tensor] = request.latents
         self.row_elements = sum(z[:1].numel() for z in request.latents)
 
