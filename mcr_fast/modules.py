@@ -19,6 +19,7 @@ from mcr_fast._watch import ImportanceWatch
 from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.known import KnownForms, form_of
 from mcr_fast.mipd.request import Fusion
+from mcr_fast.ops._modes import refuse_programs
 from mcr_fast.ops.regularizer import Terms
 from mcr_fast.sampling import CyclicPermutations, Scheme
 
@@ -237,6 +238,8 @@ class MCRLoss(MCRTerms):
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
+            if runs:
+                refuse_programs("MCRLoss")
             step = _uncompiled_step if runs else MCRTerms._step
             return self._output(*step(self, latents, labels, fusion, *given, generator, None))
         form = None
@@ -261,3 +264,10 @@ class MCRLoss(MCRTerms):
 # torch.compiler.disable, but without importing the compiler with the package. The whole step, so
 # that the graph breaks once: at the engine it would break in each function on the way there.
 _uncompiled_step: Callable[..., tuple[Terms, Tensor]] = _disable_dynamo(MCRTerms._step)
+# what torch says where a graph may not break
+_uncompiled_step.__dict__.update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="MCRLoss runs this fusion on its own and differentiates inside its "
+    "forward; compile without fullgraph=True, or take a linear fusion (nn.Linear, AdditiveFusion "
+    "without head)",
+)
