@@ -61,7 +61,14 @@ class MCRLoss(MCRTerms):
       (`functional.reconstruction_loss`).
 
     A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
-    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
+    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so. Options are
+    attributes that can be set between steps, such as weights by a schedule, and are checked as at
+    first; the sizes cannot.
+
+    In eval mode the donors (and noise) are the same for the same sizes in every call, by a fixed
+    seed, and no random number generator is moved; with `generator` they are drawn from that. The
+    values are comparable from one evaluation to the next, and need no gradient: call it under
+    ``torch.no_grad()`` or ``torch.inference_mode()`` and none is made.
 
     The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
     losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
@@ -233,7 +240,7 @@ class MCRLoss(MCRTerms):
             present: which modalities each row has. L_MIPD leaves out pairs that miss a permuted
                 one, L_Con missing rows, L_CEB missing latents.
             sample_weight: weight of each row in L_MIPD.
-            generator: source of randomness.
+            generator: source of randomness; torch's default one if None, in eval mode none at all.
         """
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
