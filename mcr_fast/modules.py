@@ -9,7 +9,15 @@ from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head
-from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks import (
+    Backend,
+    CleanPath,
+    Divergence,
+    Exchange,
+    Exclude,
+    Strategy,
+    Subsets,
+)
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._options import CEBSource, Contrastive, FusionMode, Perturbation
 from mcr_fast._released import loss_options
@@ -97,6 +105,10 @@ class MCRLoss(MCRTerms):
         fusion_mode: how the regularizer's own runs of a fusion that is not linear see its modules:
             ``"eval"``, dropout off and batch norm by its running statistics, which are not
             updated; ``"own"``, in the mode they are in. The logits are the fusion's own either way.
+        process_group, exchange, rows: L_Con over the rows of all ranks, as in `functional.nt_xent`;
+            L_MIPD and L_CEB stay means over this rank's rows, and each rank draws its own donors
+            from generators in equal states. Every rank of the group has to call the loss
+            (docs/distributed.md).
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
@@ -155,6 +167,9 @@ class MCRLoss(MCRTerms):
         shared_donor: bool = False,
         chunk_rows: int | None = None,
         fusion_mode: FusionMode = "eval",
+        process_group: Any = None,
+        exchange: Exchange = "gather",
+        rows: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -168,6 +183,7 @@ class MCRLoss(MCRTerms):
         self.mipd_weight, self.contrastive_weight = mipd_weight, contrastive_weight
         self.ceb_weight, self.temperature = ceb_weight, temperature
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._set_ranks(process_group, exchange, rows)
         self._watch = ImportanceWatch(len(self.latent_dims))
         self._known = KnownForms()
 
@@ -238,10 +254,11 @@ class MCRLoss(MCRTerms):
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
-            step = _uncompiled_step if runs else MCRTerms._step
+            step = _uncompiled_step if runs or self._held is not None else MCRTerms._step
             return self._output(*step(self, latents, labels, fusion, *given, generator, None))
         form = None
         plain = logits is None and permutations is None and embeddings is None
+        plain = plain and self._held is None
         if plain and present is None and sample_weight is None:
             found = form_of(latents, labels, fusion, self.latent_dims, *self._key())
             if found is not None:

@@ -186,7 +186,7 @@ class _Engine:
         self, turn: Turn, cotangent_of: Callable[[Tensor], Tensor | None], sums: GradientSums
     ) -> None:
         """Run, and collect what comes back from the logits by the cotangent made of them."""
-        wants_used = self.source.wants_used(turn)
+        wants_used = self.grad_enabled and self.source.wants_used(turn)
         with torch.set_grad_enabled(self.grad_enabled):
             pulled = self.runs.pull(lambda: self._run(turn), cotangent_of, wants_used)
         if pulled is not None:

@@ -106,7 +106,8 @@ def _entered(
     """Leaves that a run's output depends on, and nodes that are older than the run."""
     leaves: dict[int, Tensor] = {}
     foreign: list[Node] = []
-    for node in _nodes(output, {edge.node for edge in edges if edge is not None}, started):
+    rows = {edge.node for edge in edges if edge is not None}
+    for node in nodes_behind(output.grad_fn, rows, started):
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and node.name() == "torch::autograd::AccumulateGrad":
             leaves[id(leaf)] = leaf
@@ -115,9 +116,9 @@ def _entered(
     return list(leaves.values()), foreign
 
 
-def _nodes(output: Tensor, seen: set[Node], started: int = 0) -> Iterator[Node]:
-    """The nodes that an output depends on, but for those seen; not beyond the older ones."""
-    pending = [output.grad_fn] if output.grad_fn else []
+def nodes_behind(node: Node | None, seen: set[Node], started: int = 0) -> Iterator[Node]:
+    """A node and all it depends on, but for those seen; not beyond the older ones."""
+    pending = [] if node is None else [node]
     while pending:
         node = pending.pop()
         if node in seen:
@@ -134,7 +135,7 @@ def reaches(output: Tensor, inputs: Sequence[Tensor]) -> bool:
     leaves = {id(x) for x in inputs if x.grad_fn is None}
     return any(output is x for x in inputs) or any(
         node in nodes or id(getattr(node, "variable", None)) in leaves
-        for node in _nodes(output, set())
+        for node in nodes_behind(output.grad_fn, set())
     )
 
 

@@ -19,7 +19,7 @@ class Means:
     has parts. Everything else is done when the table is full, and when somebody reads.
 
     Args:
-        parts: the numbers of each part of a row, F in all.
+        parts: how many numbers each part of a row has, F in all; None: one, a 0-d part.
         num_means: G, what is derived of them.
         derive: how.
         window: rows of the table, and the last ones that count as recent.
@@ -29,7 +29,7 @@ class Means:
 
     def __init__(
         self,
-        parts: tuple[int, ...],
+        parts: tuple[int | None, ...],
         num_means: int,
         derive: Derive,
         window: int,
@@ -37,6 +37,7 @@ class Means:
     ) -> None:
         self._parts, self._num_means, self._derive = parts, num_means, derive
         self._window, self._decay = window, decay
+        self._width = sum(width or 1 for width in parts)
         self.reset()
 
     def reset(self) -> None:
@@ -54,7 +55,7 @@ class Means:
     def next_row(self, like: Tensor) -> tuple[Tensor, ...]:
         """The parts of a row to fill, on the device of a tensor; it replaces the oldest one."""
         if self._table is None:
-            self._place(torch.zeros(self._window, sum(self._parts), device=like.device))
+            self._place(torch.zeros(self._window, self._width, device=like.device))
         elif self._table.device != like.device:
             self._move(like.device)
         if self._at == self._window:
@@ -100,7 +101,7 @@ class Means:
 
     def _place(self, table: Tensor) -> None:
         self._table = table
-        self._rows = [row.split(self._parts) for row in table.unbind(0)]
+        self._rows = [_cut(row, self._parts) for row in table.unbind(0)]
 
     def _move(self, device: torch.device) -> None:
         assert self._table is not None, "there is something to move"
@@ -120,7 +121,7 @@ class Means:
         table = state["table"]
         if table is None:
             return
-        wanted = [self._window, sum(self._parts)]
+        wanted = [self._window, self._width]
         if list(table.shape) != wanted:
             raise ValueError(
                 f"state_dict is of another monitor: a table of {list(table.shape)} where this one "
@@ -128,6 +129,13 @@ class Means:
             )
         self._place(table.clone())
         self._at, self._folded = state["at"], state["folded"]
+
+
+def _cut(row: Tensor, parts: tuple[int | None, ...]) -> tuple[Tensor, ...]:
+    pieces = row.split([width or 1 for width in parts])
+    return tuple(
+        piece[0] if width is None else piece for piece, width in zip(pieces, parts, strict=True)
+    )
 
 
 def _double(device: torch.device) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The monitor: what it takes from a step, what it reads, what it says."""
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
@@ -190,12 +191,13 @@ class MCRMonitor:
         if candidates is not None:
             logarithm = math.log(checks.whole("candidates", candidates))
             bound = there[1]
-        weights, numbers, divergences, losses = self._means["terms"].next_row(like)
-        weights.copy_(self._numbers.row((rows, *there, task, bound, *own), like))
-        torch.stack([*values, self._numbers.one(logarithm, like)], out=numbers)
-        divergences.copy_(like if len(like) == count else like[:count])
+        weights = self._numbers.row((rows, *there, task, bound, *own), like)
+        divergences = like if len(like) == count else like[:count]
+        made = [weights, *values, self._numbers.one(logarithm, like), divergences]
         if task:
-            losses.copy_(out.unimodal)
+            made.append(out.unimodal)
+        # one call, where a call each would cost more than all else here
+        torch._foreach_copy_(self._means["terms"].next_row(like)[: len(made)], made)
 
     def _listen(self, out: Any, latents: Sequence[Tensor] | None) -> None:
         if out.mipd.requires_grad:
@@ -220,14 +222,7 @@ class MCRMonitor:
         an `MCRLoss`; `unimodal_logits` may be a callable that gives them. `remove()` of what
         comes back ends it.
         """
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if module.training and torch.is_grad_enabled() and trains():
-                given = facts_of_call(module, args, kwargs, out)
-                if unimodal_logits is not None and given["labels"] is not None:
-                    given["unimodal_logits"] = unimodal_logits()
-                self.update(out, **given)
-
+        hook = _Watcher(self, module, unimodal_logits)
         return module.register_forward_hook(hook, with_kwargs=True)
 
     def read(self, span: Span = "recent") -> dict[str, float]:
@@ -354,6 +349,34 @@ class MCRMonitor:
             if self.process_group is None or self.process_group.rank() == 0:
                 for log in self.logs:
                     log.update(values) if isinstance(log, MutableMapping) else log(step, values)
+
+
+class _Watcher:
+    """The forward hook of `watch`; copies of the module, also in other processes, go unwatched."""
+
+    def __init__(self, monitor: MCRMonitor, module: nn.Module, unimodal_logits: Any) -> None:
+        self._monitor, self._unimodal_logits = monitor, unimodal_logits
+        self._module = weakref.ref(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Unwatched, ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if not (module.training and torch.is_grad_enabled() and trains()):
+            return
+        if self._module() is not module:
+            return
+        given = facts_of_call(module, args, kwargs, out)
+        if self._unimodal_logits is not None and given["labels"] is not None:
+            given["unimodal_logits"] = self._unimodal_logits()
+        self._monitor.update(out, **given)
+
+
+class _Unwatched:
+    """What stands in for the hook in a copy."""
+
+    def __call__(self, *_: Any) -> None:
+        pass
 
 
 class _Norms:

@@ -76,7 +76,9 @@ def _scaled(factor: Tensor, x: Tensor) -> Tensor:
 class Kind:
     """A kind of row: the widths of its parts, the names of its means, and how they are made."""
 
-    def __init__(self, parts: tuple[int, ...], names: tuple[str, ...], derive: Derive) -> None:
+    def __init__(
+        self, parts: tuple[int | None, ...], names: tuple[str, ...], derive: Derive
+    ) -> None:
         self.parts, self.names, self.derive = parts, names, derive
 
 
@@ -87,7 +89,9 @@ def kinds(modalities: Sequence[str]) -> dict[str, Kind]:
     accuracies = ("accuracy", *per_modality(("unimodal_accuracy",), modalities))
     norms, gradients = (per_modality(x, modalities) for x in (("grad_norm",), GRADIENTS))
     return {
-        "terms": Kind((terms + count, terms, count, count), (*TERMS, *of_each), of_terms),
+        "terms": Kind(
+            (terms + count, *(None,) * terms, count, count), (*TERMS, *of_each), of_terms
+        ),
         "hits": Kind((1 + count, 1 + count), accuracies, of_hits),
         "norms": Kind((1 + count,), norms, of_norms),
         "products": Kind((FACTORS, PRODUCTS * count), gradients, of_products),

@@ -26,7 +26,7 @@ def names_of(modalities: Any) -> tuple[str, ...]:
 
 def trains() -> bool:
     """Whether this is a step's forward: no checkpoint repeats it, no graph captures it."""
-    if torch._C._current_graph_task_id() != -1:  # type: ignore[attr-defined]
+    if torch._C._current_graph_task_id() != -1:
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
@@ -93,10 +93,11 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
     latents = kwargs["latents"] if "latents" in kwargs else args[0]
     labels = kwargs["labels"] if "labels" in kwargs else args[1]
     present, objective = kwargs.get("present"), getattr(module, "task_loss", None)
-    loss, compared = module, labels
+    loss: Any = module
+    compared = labels
     if objective is not None:
-        loss = module.loss
-        compared = module._compared(labels, kwargs.get("contrastive_labels"))  # type: ignore
+        compared = loss._compared(labels, kwargs.get("contrastive_labels"))
+        loss = loss.loss
     alone = present is None and getattr(loss, "process_group", None) is None
     candidates = len(out.logits) if compared is None and alone else None
     if isinstance(labels, Tensor) and labels.is_floating_point():

@@ -1,0 +1,103 @@
+"""Over a process group the monitor's means are those of all ranks' rows, in one all-reduce."""
+
+import socket
+from datetime import timedelta
+from queue import SimpleQueue
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from monitored import NAMES, Game
+
+from mcr_fast import MCRMonitor
+
+WORLD = 2
+ROWS = {"even": (6, 6), "uneven": (7, 2), "an empty rank": (5, 0)}
+SEED = {0: 3, 1: 4}
+
+
+def run(rank, rows, group):
+    """What a rank reads and writes, and how many collectives it took."""
+    log, monitor = [], None
+    monitor = MCRMonitor(
+        NAMES, every=2, log=lambda step, _: log.append(step), process_group=group, stride=1
+    )
+    game = Game(rows[rank], seed=SEED[rank])
+    for _ in range(3):
+        game.step(monitor)
+    with mock.patch.object(dist, "all_reduce", side_effect=dist.all_reduce) as reduce:
+        values = monitor.read()
+    return values, log, reduce.call_count, monitor.end_epoch()
+
+
+def never_stepped(rank, group):
+    """A rank that has seen no batch joins in."""
+    monitor = MCRMonitor(NAMES, every=None, process_group=group)
+    if rank == 0:
+        Game(seed=5).step(monitor)
+    return monitor.read()
+
+
+def worker(rank, address, queue):
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD, timeout=limit)
+    group = dist.group.WORLD
+    found = {(rank, name): run(rank, rows, group) for name, rows in ROWS.items()}
+    found[rank, "never"] = never_stepped(rank, group)
+    queue.put(found)
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    context, threads = mp.get_context("spawn"), torch.get_num_threads()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    queue = context.Queue()
+    other = context.Process(target=worker, args=(1, address, queue))
+    other.start()
+    try:
+        results = worker(0, address, SimpleQueue()) | queue.get(timeout=120)
+    finally:
+        torch.set_num_threads(threads)
+    other.join(60)
+    assert other.exitcode == 0
+    return results
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_means_are_over_all_ranks(name, found):
+    values, log, collectives, epoch = found[0, name]
+    assert collectives == 1
+    assert log == [2]
+    others, no_log, _, _ = found[1, name]
+    assert no_log == []
+    assert values == pytest.approx(others, nan_ok=True)
+    assert epoch == pytest.approx(found[1, name][3], nan_ok=True)
+
+    alone = []
+    for rank, rows in enumerate(ROWS[name]):
+        monitor, game = (
+            MCRMonitor(NAMES, every=None, window=2, stride=1),
+            Game(rows, seed=SEED[rank]),
+        )
+        for _ in range(3):
+            game.step(monitor)
+        alone.append((rows, monitor.read()))
+    total = sum(ROWS[name])
+    for key in ("loss", "divergence/audio", "accuracy", "grad_task/image", "grad_cosine/audio"):
+        wanted = sum(rows * numbers[key] for rows, numbers in alone if rows) / total
+        assert values[key] == pytest.approx(wanted, rel=1e-5), key
+    share = values["divergence/audio"] / (values["divergence/audio"] + values["divergence/image"])
+    assert values["importance/audio"] == pytest.approx(share)
+
+
+def test_a_rank_without_a_batch_joins_in(found):
+    assert found[0, "never"] == pytest.approx(found[1, "never"], nan_ok=True)
+    assert found[0, "never"]["loss"] > 0
