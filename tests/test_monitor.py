@@ -378,6 +378,7 @@ def test_names():
         (2, {"window": 2.5}, TypeError, "window must be int"),
         (2, {"average": "mean"}, ValueError, "average must be"),
         (2, {"starves_below": 0}, ValueError, "starves_below must be finite and above 0"),
+        (2, {"process_group": "all"}, ValueError, "process_group must be one of 'world', got 'all'"),
         (2, {"log": [3]}, TypeError, "log must hold callables"),
     ],
 )

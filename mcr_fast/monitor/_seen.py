@@ -108,6 +108,15 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
     return {"latents": latents, "labels": labels, "present": present, "candidates": candidates}
 
 
+def group_of(process_group: Any) -> Any:
+    """The group that is meant; None: this process alone."""
+    if process_group != "world":
+        return process_group
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed.group.WORLD if started and distributed.get_world_size() > 1 else None
+
+
 def same_device(group: Any, device: torch.device) -> torch.device:
     """Where a collective of a group takes its tensors: ranks without a batch must join in."""
     if "nccl" in torch.distributed.get_backend(group):
