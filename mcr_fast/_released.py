@@ -76,6 +76,7 @@ def read_released(
     _refuse_unknown(levels)
     found = _found(levels)
     task = _task(found, overrides)
+    exclude = _exclude(found)
     loss: Options = {
         "latent_dims": latent_dims if latent_dims is not None else _latent_dims(found),
         "num_classes": num_classes if num_classes is not None else _num_classes(found),
@@ -84,7 +85,7 @@ def read_released(
         "contrastive_weight": _number(found, "contr_coeff"),
         "ceb_weight": _number(found, "lib"),
         "temperature": _number(found, "temperature", 0.5),
-        "exclude": _exclude(found),
+        "exclude": exclude,
     }
     if "num_samples" in found:
         loss["num_permutations"] = whole("num_samples", _read(found["num_samples"]))
@@ -94,7 +95,13 @@ def read_released(
         loss["divergence"] = "mse"
     if found.get("training_mode"):
         loss["fusion_mode"] = "own"
-    return loss | overrides, _of_objective(found, task)
+    objective = _of_objective(found, task)
+    if exclude == "same_label" and objective.get("share_labels") is False:
+        raise ValueError(
+            "contr_type='pure' does not go with shuffle_type='rsl': one asks the regularizer to "
+            "know no labels, the other to compare rows by them; take shuffle_type='rsi'"
+        )
+    return loss | overrides, objective
 
 
 def _of_objective(found: Options, task: str) -> Options:

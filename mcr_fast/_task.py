@@ -74,37 +74,37 @@ class TaskLoss(nn.Module):
             return self._called(logits, labels, row_weight)
         if len(logits) == 0:
             return logits.sum()
-        losses, counts = self._rows(logits, labels, "mean" if row_weight is None else "none")
-        return losses if row_weight is None else _weighted_mean(losses, counts, row_weight)
+        if row_weight is None:
+            return self._losses(logits, labels, "mean")
+        losses = self._losses(logits, labels, "none")
+        losses = losses if losses.ndim == 1 else losses.mean(1)
+        return _weighted_mean(losses, self._counts(labels), row_weight)
 
-    def _rows(
-        self, logits: Tensor, labels: Tensor, reduction: str
-    ) -> tuple[Tensor, Tensor | None]:  # [N] or []; [N]
-        """The rows' losses, or torch's mean of them; and what each counts in it, None for 1."""
+    def _losses(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:  # [], [N], [N, C]
+        """What torch's function gives."""
         weight = None if self.class_weight is None else self.class_weight.to(logits.dtype)
+        smoothing = self.label_smoothing
         if self.task == "classification":
-            counts = None
-            if not labels.dtype.is_floating_point:
-                labels = labels.to(torch.int64)
-                counts = labels != checks.IGNORED_LABEL
-                if weight is not None:
-                    counts = counts * weight[labels.clamp(min=0)]
-            else:
-                labels = labels.to(logits.dtype)
-            smoothing = self.label_smoothing
+            labels = labels.to(logits.dtype if labels.dtype.is_floating_point else torch.int64)
             how: dict[str, Any] = {"weight": weight, "label_smoothing": smoothing}
-            return F.cross_entropy(logits, labels, reduction=reduction, **how), counts
+            return F.cross_entropy(logits, labels, reduction=reduction, **how)
         targets = labels.to(logits.dtype).view_as(logits)
         if self.task == "multilabel":
-            if self.label_smoothing != 0:
-                targets = targets + self.label_smoothing * (0.5 - targets)
-            losses = F.binary_cross_entropy_with_logits(
-                logits, targets, weight=weight, reduction=reduction
-            )
-        else:
-            loss = F.mse_loss if self.regression_loss == "mse" else F.l1_loss
-            losses = loss(logits, targets, reduction=reduction)
-        return losses if reduction == "mean" else losses.mean(1), None
+            if smoothing != 0:
+                targets = targets + smoothing * (0.5 - targets)
+            given = (logits, targets, weight)
+            return F.binary_cross_entropy_with_logits(*given, reduction=reduction)
+        loss = F.mse_loss if self.regression_loss == "mse" else F.l1_loss
+        return loss(logits, targets, reduction=reduction)
+
+    def _counts(self, labels: Tensor) -> Tensor | None:  # [N]
+        """What each row counts in torch's mean; None for 1."""
+        if self.task != "classification" or labels.dtype.is_floating_point:
+            return None
+        counts = labels != checks.IGNORED_LABEL
+        if self.class_weight is not None:
+            counts = counts * self.class_weight[labels.clamp(min=0).to(torch.int64)]
+        return counts
 
     def _called(self, logits: Tensor, labels: Any, row_weight: Tensor | None) -> Tensor:
         losses: Tensor = self.task(logits, labels)  # type: ignore[operator]

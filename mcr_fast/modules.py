@@ -62,10 +62,11 @@ class MCRLoss(MCRTerms):
     A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
     if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
 
-    The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss. The unimodal
-    losses are the task loss of a linear head on each modality's own latents, u is 1 to 3. They are
-    not optional: alone, with the default weights, L_Con drives the fusion, and a modality that is
-    learned slowly ends up ignored (docs/training.md has figures).
+    The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss, which
+    `MCRObjective` adds up. The unimodal losses are the task loss of a linear head on each
+    modality's own latents, u is 1 to 3. They are not optional: alone, with the default weights,
+    L_Con drives the fusion, and a modality that is learned slowly ends up ignored
+    (docs/training.md has figures).
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.

@@ -307,7 +307,7 @@ class MCRObjective(nn.Module):
         return heads
 
     def _warn_of_no_heads(self) -> None:
-        if self._warned or torch.compiler.is_compiling():
+        if self._warned or not self.training or torch.compiler.is_compiling():
             return
         if any(weight != 0 for weight in self._unimodal_weight):
             self._warned = True

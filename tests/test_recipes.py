@@ -21,19 +21,27 @@ pytest.importorskip("sklearn")
 
 RECIPES = ROOT / "examples/recipes"
 PAGE = ROOT / "docs/recipes.md"
-NUMBER, SHARE = r"[\d.]+", r"0\.\d\d"
-LINE = rf"epoch +\d+: loss {NUMBER}, task {NUMBER}, importance {SHARE} and {SHARE}, "
-LINE += rf"test accuracy {NUMBER}%"
+NUMBER = r"[\d.]+"
+SIDES = [rf"{half} importance 0\.\d\d, alone {NUMBER}%" for half in ("left", "right")]
+LINE = rf"epoch +\d+: loss {NUMBER}, task {NUMBER}; {'; '.join(SIDES)}; test accuracy {NUMBER}%"
+LAST = rf"No modality starves at step \d+ \(importance: left {NUMBER} %, right {NUMBER} %\)\."
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def run(recipe, *arguments, launcher=(), **variables):
-    """The lines that it prints."""
+    """The lines of epochs that it prints."""
     script = str(RECIPES / recipe)
     printed = run_python(*launcher, script, *arguments, **variables).stdout.splitlines()
-    assert printed
-    assert all(re.fullmatch(LINE, line) for line in printed), printed
-    return printed
+    check_lines(printed)
+    return printed[:-1]
+
+
+def check_lines(printed):
+    """Epochs, and what the monitor says in the end."""
+    *epochs, last = printed
+    assert epochs
+    assert all(re.fullmatch(LINE, line) for line in epochs), printed
+    assert re.fullmatch(LAST, last), last
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.name)
@@ -49,7 +57,7 @@ def test_the_page_shows_what_a_recipe_prints(recipe):
     shown = [lines for command, lines in blocks if recipe in command]
     assert shown
     for lines in shown:
-        assert all(re.fullmatch(LINE, line) for line in lines.splitlines())
+        check_lines(lines.splitlines())
 
 
 def test_plain_goes_on_from_its_checkpoint(tmp_path):

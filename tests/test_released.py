@@ -202,6 +202,7 @@ BAD = [
     ({"reg_by": "selfish"}, ValueError, "reg_by must be one of 'greedy', 'dist_pred_cjsd'"),
     ({"shuffle_type": "samelabel"}, ValueError, "shuffle_type must be one of 'rand', 'rsl'"),
     ({"contr_type": "none"}, ValueError, "contr_type must be one of 'label', 'pure'"),
+    ({"contr_type": "pure", "shuffle_type": "rsl"}, ValueError, "'pure' does not go with"),
     ({"l": "much"}, TypeError, "l must be a number"),
     ({"num_samples": 2.5}, TypeError, "num_samples must be int"),
     ({"noise": True}, ValueError, "noise must be False, got True"),

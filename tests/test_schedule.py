@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
+from torch.distributed.checkpoint import state_dict as state
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -130,9 +131,22 @@ def test_a_checkpoint_of_training_goes_on(tmp_path):
     at = other.objective.schedule
     assert (at.steps, at.steps_in_window, at.epoch) == (5, 4, 3)
     assert other.objective.regularizer_weight == model.objective.regularizer_weight == 0.5
-    state = model.state_dict()["objective._extra_state"]
-    assert isinstance(state, torch.Tensor), "safetensors takes nothing else"
+    counters = model.state_dict()["objective._extra_state"]
+    assert isinstance(counters, torch.Tensor)
     assert not any("_outside" in name for name in model.state_dict())
+
+
+def test_formats_of_checkpoints_hold_the_counters(tmp_path):
+    """That of distributed training, and the one that holds tensors alone."""
+    model, other = Model(warmup=10), Model(warmup=10)
+    model.objective.schedule.set(5, 4, 3)
+    state.set_model_state_dict(other, state.get_model_state_dict(model))
+    assert other.objective.schedule.steps == 5
+    safetensors = pytest.importorskip("safetensors.torch")
+    model.objective.schedule.set(6, 4, 3)
+    safetensors.save_model(model, tmp_path / "model.safetensors")
+    safetensors.load_model(other, tmp_path / "model.safetensors")
+    assert other.objective.schedule.steps == 6
 
 
 def test_no_device_is_asked():

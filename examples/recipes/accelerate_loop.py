@@ -13,7 +13,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from digits import BATCH, LATENT, NUM_CLASSES, TwoHalves, load, make_objective, report
+from digits import (
+    BATCH,
+    HALVES,
+    LATENT,
+    NUM_CLASSES,
+    TwoHalves,
+    accuracy,
+    load,
+    make_objective,
+    report,
+)
 from torch.utils.data import DataLoader
 
 import mcr_fast
@@ -38,7 +48,7 @@ def objective_of(config: Path | None) -> mcr_fast.MCRObjective:
     )
 
 
-def train_batch(accelerator, model, optimizer, batch) -> mcr_fast.ObjectiveOutput:
+def train_batch(accelerator, model, optimizer, batch) -> None:
     """One batch; the optimizer steps with the last one of an accumulation.
 
     `accelerator.backward` divides by the number of batches, the data-parallel wrapper by that of
@@ -49,7 +59,6 @@ def train_batch(accelerator, model, optimizer, batch) -> mcr_fast.ObjectiveOutpu
         accelerator.backward(out.loss)
         optimizer.step()
         optimizer.zero_grad()
-    return out
 
 
 def main() -> None:
@@ -71,12 +80,17 @@ def main() -> None:
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     set_seed(accelerator.process_index)  # every process draws permutations of its own
     inner = accelerator.unwrap_model(model)
+    group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+    monitor = mcr_fast.MCRMonitor(HALVES, every=20, process_group=group)
+    monitor.watch(inner.objective)
     for epoch in range(arguments.epochs):
         inner.objective.set_epoch(epoch)  # for a window in epochs
         for batch in loader:
-            out = train_batch(accelerator, model, optimizer, batch)
+            train_batch(accelerator, model, optimizer, batch)
         if (epoch + 1) % 10 == 0 or epoch + 1 == arguments.epochs:
-            accelerator.print(report(epoch, out, inner, test))
+            seen = monitor.read()  # on all processes: it averages over them
+            accelerator.print(report(epoch, seen, accuracy(inner, test)))
+    accelerator.print(monitor.summary())
     accelerator.end_training()
 
 

@@ -11,9 +11,11 @@ from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
-from digits import BATCH, TwoHalves, load, make_objective, report
+from digits import BATCH, HALVES, TwoHalves, accuracy, load, make_objective, report
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
+
+from mcr_fast import MCRMonitor
 
 
 def parse() -> argparse.Namespace:
@@ -23,7 +25,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def step(model, optimizer, batches, device) -> object:
+def step(model, optimizer, batches, device) -> None:
     """One update from a few batches: the mean of their gradients over batches and processes.
 
     L_MIPD, L_CEB and the task losses are means over rows, so theirs is the gradient of one batch of
@@ -36,7 +38,6 @@ def step(model, optimizer, batches, device) -> object:
             (out.loss / len(batches)).backward()
     optimizer.step()
     optimizer.zero_grad()
-    return out
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ def main() -> None:
     model = TwoHalves(make_objective(warmup=100)).to(device)
     model = DistributedDataParallel(model, device_ids=[local_rank] if on_gpu else None)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    monitor = MCRMonitor(HALVES, every=20, process_group=dist.group.WORLD)
+    monitor.watch(model.module.objective)
     torch.manual_seed(rank)  # every process draws permutations of its own
     sampler = DistributedSampler(train, seed=0)
     loader = DataLoader(
@@ -67,9 +70,15 @@ def main() -> None:
         for batch in loader:
             batches.append(batch)
             if len(batches) == arguments.accumulate:
-                out, batches = step(model, optimizer, batches, device), []
-        if rank == 0 and ((epoch + 1) % 10 == 0 or epoch + 1 == arguments.epochs):
-            print(report(epoch, out, model.module, test))
+                step(model, optimizer, batches, device)
+                batches = []
+        if (epoch + 1) % 10 == 0 or epoch + 1 == arguments.epochs:
+            seen = monitor.read()  # on all ranks: it averages over them
+            if rank == 0:
+                print(report(epoch, seen, accuracy(model.module, test)))
+    summary = monitor.summary()
+    if rank == 0:
+        print(summary)
     dist.destroy_process_group()
 
 

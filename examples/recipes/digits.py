@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from digits_data import NUM_CLASSES, PIXELS, load_halves
 
 HIDDEN, LATENT, BATCH = 128, 16, 32
+HALVES = ("left", "right")
 
 
 def load() -> tuple[TensorDataset, TensorDataset]:
@@ -77,10 +78,14 @@ def accuracy(model: TwoHalves, data: TensorDataset) -> float:
     return right_ones.double().mean().item()
 
 
-def report(epoch: int, out: mcr_fast.ObjectiveOutput, model: TwoHalves, test: TensorDataset) -> str:
-    """A line for people; it reads values, so once an epoch and not once a step."""
-    left, right = out.importance.tolist()
+def report(epoch: int, seen: dict[str, float], tested: float) -> str:
+    """A line for people, from what an `MCRMonitor` read; once an epoch, for that waits."""
+    sides = [
+        f"{name} importance {seen[f'importance/{name}']:.2f}, "
+        f"alone {seen[f'unimodal_accuracy/{name}']:.1%}"
+        for name in HALVES
+    ]
     return (
-        f"epoch {epoch + 1:3}: loss {out.loss.item():.3f}, task {out.task.item():.3f}, "
-        f"importance {left:.2f} and {right:.2f}, test accuracy {accuracy(model, test):.1%}"
+        f"epoch {epoch + 1:3}: loss {seen['loss']:.3f}, task {seen['task']:.3f}; "
+        f"{'; '.join(sides)}; test accuracy {tested:.1%}"
     )

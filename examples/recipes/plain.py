@@ -7,8 +7,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from digits import BATCH, TwoHalves, load, make_objective, report
+from digits import BATCH, HALVES, TwoHalves, accuracy, load, make_objective, report
 from torch.utils.data import DataLoader
+
+from mcr_fast import MCRMonitor
 
 
 def parse() -> argparse.Namespace:
@@ -30,6 +32,8 @@ def main() -> None:
     model = TwoHalves(make_objective(warmup=100)).to(arguments.device)
     # those of L_CEB's head too, if it has a weight: they are the objective's
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    monitor = MCRMonitor(HALVES, every=20)
+    monitor.watch(model.objective)
     first = 0
     if arguments.checkpoint and arguments.checkpoint.exists():
         state = torch.load(arguments.checkpoint, weights_only=True)
@@ -45,7 +49,8 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
         if (epoch + 1) % 10 == 0 or epoch + 1 == arguments.epochs:
-            print(report(epoch, out, model, test))
+            print(report(epoch, monitor.read(), accuracy(model, test)))
+    print(monitor.summary())
     if arguments.checkpoint:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "epoch": arguments.epochs}, arguments.checkpoint)

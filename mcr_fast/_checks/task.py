@@ -33,11 +33,13 @@ def task_labels(
 
 
 def _class_numbers(labels: Tensor, num_classes: int) -> None:
-    if not may_read(labels):
+    if not may_read(labels) or labels.numel() == 0:
         return
-    known = ((labels >= 0) & (labels < num_classes)) | (labels == IGNORED_LABEL)
-    if not known.all():
+    least, most = (int(x) for x in labels.aminmax())
+    if least < 0:
+        least = int(labels.masked_fill(labels == IGNORED_LABEL, 0).min())
+    if least < 0 or most >= num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1}, or {IGNORED_LABEL} for a row without one, "
-            f"got {int(labels.min())}..{int(labels.max())}"
+            f"got {least}..{most}"
         )
