@@ -50,7 +50,7 @@ def main() -> None:
     fabric.launch()
     fabric.seed_everything(0, verbose=False)
     train, test = load()
-    model, optimizer = TwoHalves(make_objective(warmup=100)), None
+    model = TwoHalves(make_objective(warmup=100))
     objective = model.objective
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model, optimizer = fabric.setup(model, optimizer)

@@ -11,7 +11,7 @@ import tempfile
 import torch
 from digits import BATCH, HALVES, TwoHalves, accuracy, load, make_objective
 from torch.utils.data import Dataset, TensorDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import mcr_fast
 from mcr_fast.monitor.huggingface import MCRTrainerCallback
@@ -95,6 +95,7 @@ def main() -> None:
         args.per_device_train_batch_size = BATCH // args.world_size
         callbacks = [MCRTrainerCallback(monitor), TellsEpoch()]
         trainer = MCRTrainer(model, args, train_dataset=Rows(train), callbacks=callbacks)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     if args.process_index == 0:
         for record in monitor.epochs[9::10] or monitor.epochs:

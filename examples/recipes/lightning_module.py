@@ -69,7 +69,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    pl.seed_everything(0)
+    pl.seed_everything(0, verbose=False)
     train, test = load()
     module = DigitsModule(make_objective(warmup=100))
     monitor = mcr_fast.MCRMonitor(HALVES, every=20, process_group="world")
