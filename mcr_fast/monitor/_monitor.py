@@ -118,6 +118,7 @@ class MCRMonitor:
         self.history: list[Record] = []
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
+        self._idle: list[LateValues] = []  # whose pinned memory serves again
         self._device = torch.device("cpu")
         self._form: tuple[Any, Any] = (None, None)  # of the last output
 
@@ -145,9 +146,13 @@ class MCRMonitor:
                 is over a process group), or the least number of present rows: for the bound on
                 mutual information, which holds with instance labels (labels=None) alone.
         """
-        if not trains():
-            return
+        if torch.is_inference_mode_enabled():  # what is made there cannot be written to elsewhere
+            given: Any = {"latents": latents, "present": present, "candidates": candidates}
+            with torch.inference_mode(False):
+                return self.update(out, labels, unimodal_logits, **given)
         self._check(out)
+        if not trains(out.divergences):
+            return
         if labels is None and unimodal_logits is not None:
             raise ValueError("labels must be given with unimodal_logits, got None")
         with torch.no_grad():
@@ -341,7 +346,7 @@ class MCRMonitor:
         return {**terms, **dict(named), **means}
 
     def _record(self) -> None:
-        late = LateValues()
+        late = self._idle.pop() if self._idle else LateValues()
         late.ask(self._sums("recent"))
         self._asked.append((self.step, self.epoch, late))
         self._deliver(wait=False)
@@ -354,6 +359,7 @@ class MCRMonitor:
             if numbers is None:
                 return
             self._asked.popleft()
+            self._idle.append(late)
             values = self._values(numbers)
             self.history.append({"step": step, "epoch": epoch, **values})
             group = group_of(self.process_group)
@@ -373,7 +379,7 @@ class _Watcher:
         return _Unwatched, ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        if not (module.training and torch.is_grad_enabled() and trains()):
+        if not (module.training and torch.is_grad_enabled() and trains(out.divergences)):
             return
         if self._module() is not module:
             return

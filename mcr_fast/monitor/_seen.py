@@ -24,11 +24,15 @@ def names_of(modalities: Any) -> tuple[str, ...]:
     return names
 
 
-def trains() -> bool:
-    """Whether this is a step's forward: no checkpoint repeats it, no graph captures it."""
-    if torch._C._current_graph_task_id() != -1:
+def trains(like: Tensor) -> bool:
+    """Whether this is a step's forward with values of its own: no checkpoint repeats it, no graph
+    captures it, nothing transforms or traces it.
+    """
+    if torch._C._current_graph_task_id() != -1 or type(like) is not Tensor:
         return False
-    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    if torch._C._functorch.is_functorch_wrapped_tensor(like):
+        return False
+    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def write_hits(
