@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mcr_fast.kernels.arguments import CODES, FLOATS, MARKS, check, choice
 from mcr_fast.kernels.contrastive.block import make_block
-from mcr_fast.kernels.contrastive.block_panels import lay_out, weighted_columns
+from mcr_fast.kernels.contrastive.block_panels import weighted_columns
+from mcr_fast.kernels.contrastive.block_statistics import lay_out
 from mcr_fast.kernels.contrastive.block_sums import log_sums, pairs
 
 _STATISTICS = (torch.float32,)

@@ -15,7 +15,7 @@ from tiers import sample
 
 from mcr_fast.kernels import contrastive_blocks
 from mcr_fast.kernels.config import TABLE, Config, similarity
-from mcr_fast.kernels.contrastive import block, block_panels, block_sums
+from mcr_fast.kernels.contrastive import block, block_panels, block_statistics, block_sums
 
 BITS = {16: "bf16", 32: "fp32"}
 INTEGERS = ("begin_ptr", "end_ptr", "own_ptr")
@@ -77,9 +77,9 @@ def test_rows(target):
     build(block._classes_kernel, 32, look_up, target)
     for over_pairs, running_max in product((True, False), repeat=2):
         given = {"OVER_PAIRS": over_pairs, "RUNNING_MAX": running_max}
-        build(block_panels._statistics_kernel, 32, look_up, target, **given)
+        build(block_statistics._statistics_kernel, 32, look_up, target, **given)
         one = Config(0, {"BLOCK": 1024}, num_warps=8)
-        build(block_panels._half_scale_kernel, 32, one, target, **given)
+        build(block_statistics._half_scale_kernel, 32, one, target, **given)
     for config in TABLE["rows"]:
         build(block_panels._unsort_kernel, 32, config, target, h_scale_ptr=None)
     for config, running_max in product(TABLE["partial_sums"], (False, True)):

@@ -45,6 +45,15 @@ struct SortedRows {
   int64_t size() const { return int64_t(order.size()); }
 };
 
+// Statistics [.., R] of a set of rows in its order, times a factor; a vector to spare at the end.
+template <class T>
+Buffer<T> sorted(const T* from, const SortedRows& set, double factor) {
+  Buffer<T> to(set.size() + 16);
+  for (int64_t a = 0; a < set.size(); ++a) to[a] = T(double(from[set.order[a]]) * factor);
+  std::fill_n(to.get() + set.size(), 16, T(0));
+  return to;
+}
+
 // A set of rows as the ops take it.
 struct RowSet {
   const Tensor& x;              // [R, D]
@@ -72,6 +81,7 @@ class Block {
     normalize(x, rows_, 0, rows_.size(), z_);
   }
 
+  const ContrastiveLoops<T>& loops() const { return loops_; }
   int64_t rows() const { return rows_.size(); }  // P: those that count
   const SortedRows& row_set() const { return rows_; }
   const SortedRows& column_set() const { return columns_; }
@@ -161,5 +171,11 @@ class Block {
   std::vector<int64_t> class_begin_, class_end_, own_;
   Buffer<T> z_, z_panel_, norm_;
 };
+
+// Rows [begin, end) of a stripe for each thread.
+template <class T, class F>
+void for_rows(const BlockStripe<T>& stripe, const F& f) {
+  for_each_range(stripe.rows, grain_of(kGrain, stripe.columns), f);
+}
 
 }  // namespace mcr
