@@ -219,11 +219,11 @@ def row_divergence(
     checks.row_logits(perturbed, clean)
     checks.no_infinite_logits("perturbed", perturbed)
     checks.no_infinite_logits("clean", clean)
-    device = clean.device
+    device, num_rows = clean.device, perturbed.shape[0]
 
     def check(read: bool) -> None:
-        checks.row_index(rows, len(perturbed), len(clean), device, read=read)
-        checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", device, read=read)
+        checks.row_index(rows, num_rows, clean.shape[0], device, read=read)
+        checks.check_weight("row_weight", row_weight, num_rows, "[R]", device, read=read)
 
     check(read=not checks.kernel_reads("row_divergence", backend, device, 1))
     try:
