@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast import functional
-from mcr_fast._checks import Backend, Exchange
+from mcr_fast._checks import Backend
+from mcr_fast._checks.ranks import Exchange
 from mcr_fast._torchscript import refuse_script
 from mcr_fast.distributed.held import OfRanks
 

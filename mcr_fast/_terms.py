@@ -168,7 +168,7 @@ class MCRTerms(MCROptions):
         form: tuple[Any, ...] | None,
     ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
-        if self.mipd_weight == 0 or self.contrastive_weight == 0 or self._held is not None:
+        if self.mipd_weight == 0 or self.contrastive_weight == 0 or self._over_ranks:
             return None
         rows, device = request.num_rows(), request.latents[0].device
         if labels is None:

@@ -6,16 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from mcr_fast import _checks as checks
-from mcr_fast._checks import (
-    Backend,
-    CleanPath,
-    Divergence,
-    Exchange,
-    Exclude,
-    Ranks,
-    Strategy,
-    Subsets,
-)
+from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import Exchange, Ranks
 from mcr_fast._torchscript import unscriptable
 from mcr_fast.distributed.losses import contrastive_of_ranks
 from mcr_fast.ops.linear_permuted_divergence import (
@@ -227,11 +219,11 @@ def row_divergence(
     checks.row_logits(perturbed, clean)
     checks.no_infinite_logits("perturbed", perturbed)
     checks.no_infinite_logits("clean", clean)
-    device = clean.device
+    device, num_rows = clean.device, perturbed.shape[0]
 
     def check(read: bool) -> None:
-        checks.row_index(rows, len(perturbed), len(clean), device, read=read)
-        checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", device, read=read)
+        checks.row_index(rows, num_rows, clean.shape[0], device, read=read)
+        checks.check_weight("row_weight", row_weight, num_rows, "[R]", device, read=read)
 
     check(read=not checks.kernel_reads("row_divergence", backend, device, 1))
     try:
@@ -298,8 +290,7 @@ def nt_xent(
         tensor(0.2395)
     """
     ranks = checks.ranks(process_group, exchange, rows)
-    given = (embeddings, labels, temperature, present, backend)
-    return contrastive("nt_xent", *given, ranks=ranks)
+    return contrastive("nt_xent", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 @unscriptable
@@ -349,8 +340,7 @@ def sup_con(
         tensor(0.5514)
     """
     ranks = checks.ranks(process_group, exchange, rows)
-    given = (embeddings, labels, temperature, present, backend)
-    return contrastive("sup_con", *given, ranks=ranks)
+    return contrastive("sup_con", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 def contrastive(

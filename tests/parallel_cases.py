@@ -1,17 +1,28 @@
 """Models that are trained in several processes, and what is tried with them in each."""
 
 import contextlib
+import copy
 import functools
 import warnings
 
 import torch
 from inputs import generator, make_fusion, make_latents
 from torch import nn
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
 from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.utils import parametrizations
 
@@ -100,6 +111,19 @@ def ddp_model(rank, kind, given=False, inside=True, **options):
     return trained(DDP(model, **options), model, rank)
 
 
+def ddp_compiled(rank, kind, around):
+    model = Model(kind)
+    compiled = functools.partial(torch.compile, backend="eager")
+    called = compiled(DDP(model)) if around else DDP(compiled(model))
+    return trained(called, model, rank)
+
+
+def replicated(rank, kind):
+    model = Model(kind)
+    replicate(model.fusion)
+    return trained(model, model, rank)
+
+
 def ddp_fusion(rank, kind, compiled=False, **options):
     model = Model(kind)
     model.fusion = DDP(model.fusion, **options)
@@ -142,6 +166,7 @@ PLANS = {
     "each part": lambda m: [*m.encoders, m.fusion, m.after, m],
     "the model": lambda m: [m],
     "the fusion": lambda m: [m.fusion],
+    "a group": lambda m: [[m.fusion, m.after], m],
     "layers of the fusion": lambda m: [*layers(m.fusion), m],
     "layers of the fusion alone": lambda m: [*layers(m.fusion)],
 }
@@ -192,6 +217,38 @@ def fsdp1(rank, kind):
     step(wrapper, model, rank).backward()
     with FullyShardedDataParallel.summon_full_params(wrapper, with_grads=True):
         return gradients(model)
+
+
+def fsdp1_flat(rank, kind):
+    """FSDP1 with one flat parameter, of which a module's are views for the time of a call."""
+    model = Model(kind)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    with warnings.catch_warnings():  # torch has better for this strategy
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapper = FullyShardedDataParallel(
+            model,
+            use_orig_params=False,
+            device_id=torch.device("cpu"),
+            sharding_strategy=ShardingStrategy.NO_SHARD,
+        )
+    step(wrapper, model, rank).backward()
+    (flat,) = wrapper.parameters()
+    pieces = flat.grad.split([shape.numel() for shape in shapes.values()])
+    pairs = zip(shapes.items(), pieces, strict=True)
+    return {name: (piece.view(shape).clone(), False) for (name, shape), piece in pairs}
+
+
+def tensor_parallel_encoders(rank, kind):
+    """Both ranks see the same rows, and draw the same donors."""
+    model = Model(kind)
+    model.encoders = nn.ModuleList(
+        nn.Sequential(encode, nn.Linear(D, D).double()) for encode in model.encoders
+    )
+    whole = copy.deepcopy(model)
+    plan = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+    for encode in model.encoders:
+        parallelize_module(encode, init_device_mesh("cpu", (WORLD,)), plan)
+    return trained(model, model, 0), trained(whole, whole, 0)
 
 
 def refusal(rank, kind, how):

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mcr_fast import functional
 
-WIDTH, FEATURES, CAPACITY = 5, 4, 11
+ROWS, WIDTH, FEATURES, CAPACITY = 4, 6, 5, 11
 SIZES = {"even": (6, 6, 6, 6), "uneven": (9, 4, 5, 1), "empty": (7, 0, 6, 0)}
 SCENARIOS = (*("even", "uneven", "empty", "present", "instance", "nan", "one_class", "distinct"),)
 LOSSES = ("nt_xent", "sup_con")
@@ -125,3 +125,14 @@ def all_cases(rank, world):
         dtype: DistributedDataParallel(encoders(dtype)) for dtype in (torch.float64, torch.float32)
     }
     return {case: of_rank(case, models, rank, world) for case in CASES}
+
+
+def tensors(seed, rows=ROWS, width=WIDTH, dtype=torch.float32, modalities=2):
+    g = generator(seed)
+    of = [torch.randn(rows, width, generator=g).to(dtype) for _ in range(modalities)]
+    return [x.requires_grad_() for x in of]
+
+
+def of_group(x, labels=None, loss="nt_xent", **how):
+    how = {"process_group": dist.group.WORLD} | how
+    return getattr(functional, loss)(x, labels, **how)

@@ -30,7 +30,7 @@ EACH_OP = pytest.mark.parametrize("op", OPS)
 
 @EACH_LOSS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("temperature", [0.5, 0.03, 0.01])
+@pytest.mark.parametrize("temperature", sample([0.5, 0.03, 0.01], 2))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bound(shape, temperature, dtype, loss):
     *sizes, offset = SHAPES[shape]
@@ -59,7 +59,7 @@ def test_several_stripes_and_panels(sizes, offset, temperature, dtype, loss):
 
 @EACH_LOSS
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("temperature", sample([0.5, 0.01], 2))
 def test_instruction_sets(capability, temperature, loss):
     try:
         with on_capability(capability):

@@ -22,12 +22,16 @@ OF_MODEL = {
     ),
     "no_sync": (cases.ddp_no_sync, {}),
     "fsdp1": (cases.fsdp1, {}),
+    "fsdp1, flat": (cases.fsdp1_flat, {}),
+    "compiled inside": (cases.ddp_compiled, {"around": False}),
+    "compiled around": (cases.ddp_compiled, {"around": True}),
 }
 OF_FUSION = {
     "its own": (cases.ddp_fusion, {}),
     "its own, static graph": (cases.ddp_fusion, {"static_graph": True}),
     "its own, unused parameters": (cases.ddp_fusion, {"find_unused_parameters": True}),
     "its own, compiled": (cases.ddp_fusion, {"compiled": True}),
+    "replicated": (cases.replicated, {}),
 }
 SHARDED = {
     f"{plan}, {where}": (cases.fsdp, {"plan": plan, "inside": where == "inside"})
@@ -58,6 +62,9 @@ ALL = OF_MODEL | OF_FUSION | SHARDED | MIXED | REFUSED
 ONCE = {
     ("uneven", "linear"): functools.partial(cases.ddp_join, kind="linear"),
     ("uneven", "gated"): functools.partial(cases.ddp_join, kind="gated"),
+    ("parallel encoders", "linear"): functools.partial(
+        cases.tensor_parallel_encoders, kind="linear"
+    ),
     ("used twice", "gated"): functools.partial(cases.double_use, kind="gated"),
     **{("head", how): functools.partial(cases.ceb_head, how=how) for how in cases.HEADS},
 }
@@ -116,19 +123,26 @@ def found():
     return Found()
 
 
-def check(results, kind, averaged, tolerance=1e-9, **how):
-    """Gradients by rank against those of processes on their own, or their mean."""
+def wanted_and_found(results, kind, averaged, **how):
+    """By rank: each gradient of a process on its own, or their mean, and the one that was found."""
     apart = [cases.alone(kind, rank, **how) for rank in range(WORLD)]
     for rank, result in enumerate(results):
         assert isinstance(result, dict), result
+        pairs = {}
         for name, wanted in apart[rank].items():
-            if wanted is None:
-                continue
-            grad, sharded = result[name]
-            if sharded or averaged(name):
-                wanted = sum(grads[name] for grads in apart) / WORLD
+            if wanted is not None:
+                grad, sharded = result[name]
+                if sharded or averaged(name):
+                    wanted = sum(grads[name] for grads in apart) / WORLD
+                pairs[name] = wanted, grad
+        yield rank, pairs
+
+
+def check(*arguments, **how):
+    for rank, pairs in wanted_and_found(*arguments, **how):
+        for name, (wanted, grad) in pairs.items():
             error = (grad - wanted).norm() / wanted.norm().clamp(min=1e-30)
-            assert error < tolerance, (name, rank, float(error))
+            assert error < 1e-9, (name, rank, float(error))
 
 
 @pytest.mark.parametrize(("name", "kind"), tries(OF_MODEL))
@@ -149,7 +163,9 @@ def test_sharded_parts_have_the_mean_gradient(name, kind, found):
 @pytest.mark.parametrize(("name", "kind"), tries(MIXED))
 def test_mixed_precision_of_units_counts(name, kind, found):
     """Within the rounding of bfloat16, which is far from what a wrong factor would do."""
-    check(found(name, kind), kind, lambda _: True, tolerance=2e-2)
+    for _, pairs in wanted_and_found(found(name, kind), kind, lambda _: True):
+        error = sum((grad - wanted).norm() ** 2 for wanted, grad in pairs.values()).sqrt()
+        assert error < 2e-2 * sum(wanted.norm() ** 2 for wanted, _ in pairs.values()).sqrt()
 
 
 @pytest.mark.parametrize(("name", "kind"), tries(REFUSED))
@@ -157,6 +173,12 @@ def test_other_ways_to_spread_a_fusion_are_refused(name, kind, found):
     for answer in found(name, kind):
         assert answer.startswith("fusion's "), answer
         assert FIXES[name] in answer
+
+
+def test_encoders_may_be_tensor_parallel(found):
+    for parallel, whole in found("parallel encoders", "linear"):
+        for name, (grad, _) in whole.items():
+            torch.testing.assert_close(parallel[name][0], grad)
 
 
 @pytest.mark.parametrize("kind", ["linear", "gated"])

@@ -259,6 +259,49 @@ def test_a_checkpoint_that_repeats_the_loss_is_no_step():
     assert monitor.read()["grad_norm/image"] > 0
 
 
+def test_inference_mode():
+    game, monitor = Game(), MCRMonitor(NAMES)
+    with torch.inference_mode():
+        _, out, alone = game.forward()
+        monitor.update(out, game.labels, alone)
+    game.step(monitor)
+    assert monitor.step == 2
+    assert monitor.read()["loss"] > 0
+
+
+@needs_library
+def test_a_compiled_loss():
+    """Its parts are not apart; the rest is there. A compiled function may hold the update."""
+    game, monitor = Game(), MCRMonitor(NAMES)
+    latents, _, _ = game.forward()
+    out = torch.compile(game.mcr, backend="aot_eager")(latents, game.labels, fusion=game.fusion)
+    monitor.update(out, game.labels, latents=latents)
+    (cross_entropy(out.logits, game.labels) + out.loss).backward()
+    values = monitor.read()
+    close(values["loss"], out.loss.item())
+    assert values["grad_norm/image"] > 0
+    assert math.isnan(values["grad_cosine/image"])
+
+    @torch.compile(backend="eager")
+    def step(latents):
+        out = game.mcr(latents, game.labels, fusion=game.fusion)
+        monitor.update(out)
+        return out.loss * 2
+
+    for _ in range(3):
+        step([z.detach() for z in latents])
+    assert monitor.step == 4
+
+
+def test_transforms_are_not_seen():
+    game, monitor = Game(backend="reference"), MCRMonitor(NAMES)
+    monitor.watch(game.mcr)
+    latents, _, _ = game.forward()
+    given = {"fusion": game.fusion}
+    torch.func.grad(lambda z: game.mcr([z, latents[1]], game.labels, **given).loss)(latents[0])
+    assert monitor.step == 1
+
+
 def test_stride():
     """Gradients are looked at in the first update and in every third after it."""
     game, monitor, norms = Game(), MCRMonitor(NAMES, every=None, stride=3), []
@@ -378,6 +421,12 @@ def test_names():
         (2, {"window": 2.5}, TypeError, "window must be int"),
         (2, {"average": "mean"}, ValueError, "average must be"),
         (2, {"starves_below": 0}, ValueError, "starves_below must be finite and above 0"),
+        (
+            2,
+            {"process_group": "all"},
+            ValueError,
+            "process_group must be one of 'world', got 'all'",
+        ),
         (2, {"log": [3]}, TypeError, "log must hold callables"),
     ],
 )

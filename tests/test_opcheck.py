@@ -9,7 +9,7 @@ from contrastive import needs_library
 from tiers import sample
 from torch.testing._internal.optests.generate_tests import OpCheckError
 
-from mcr_fast.ops.registry import INNER, OPS
+from mcr_fast.ops.registry import BLOCKS, INNER, OPS
 
 pytestmark = needs_library
 ops = torch.ops.mcr_fast
@@ -78,6 +78,10 @@ def check_all(name: str) -> None:
         if stem.endswith("_fwd") and call[-1] is False:
             continue  # whoever wants gradients asks for them
         wanting = tuple(map(leaves, call))
+        if stem in BLOCKS:
+            with pytest.raises(RuntimeError, match="is not differentiable"):
+                op(*wanting)
+            continue
         checks = CHECKS[:3] if stem.endswith("_bwd") else CHECKS
         torch.library.opcheck(op, wanting, test_utils=checks)
         if checks is not CHECKS:  # the last one differentiates it
@@ -92,7 +96,8 @@ OVERLOADS = [x for x in registered() if not x.endswith(".triton") and x not in O
 def of_backend(backend: str) -> list[str]:
     """The ops that it has kernels for."""
     rows = [op for op, row in (OPS | INNER).items() if backend in row.backends]
-    return [f"{op}_{way}" for op in rows for way in ("fwd", "bwd")]
+    blocks = [op for op, row in BLOCKS.items() if backend in row.backends]
+    return [f"{op}_{way}" for op in rows for way in ("fwd", "bwd")] + blocks
 
 
 @pytest.mark.parametrize("name", OVERLOADS)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcr_fast.kernels.config import choose
+from mcr_fast.kernels.config import PRECISE, choose
 from mcr_fast.kernels.contrastive import panels
 from mcr_fast.kernels.contrastive.batch import (
     Vectors,
@@ -48,6 +48,7 @@ def _statistics_kernel(
     padded_rows,
     OVER_PAIRS: tl.constexpr,
     RUNNING_MAX: tl.constexpr,
+    PRECISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -61,7 +62,7 @@ def _statistics_kernel(
     else:
         log2_weight, other = -(first * LOG2E), second
     log2_weight = tl.where(present, log2_weight, -float("inf"))
-    weight = log2_weight if RUNNING_MAX else tl.exp2(log2_weight)
+    weight = log2_weight if RUNNING_MAX else exp2(log2_weight, PRECISE)
     tl.store(weight_ptr + rows, weight, mask=inside)
     tl.store(other_ptr + rows, other, mask=inside)
 
@@ -85,6 +86,7 @@ def lay_out(
         padded_rows=rows.padded_rows,
         OVER_PAIRS=over_pairs,
         RUNNING_MAX=running_max,
+        PRECISE=PRECISE,
         BLOCK=BLOCK,
         num_warps=4,
     )
@@ -92,7 +94,10 @@ def lay_out(
 
 
 @triton.jit
-def _largest(weight_ptr, other_ptr, padded_rows, RUNNING_MAX: tl.constexpr, BLOCK: tl.constexpr):
+def _largest(
+    weight_ptr, other_ptr, padded_rows,
+    RUNNING_MAX: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The largest of e^(log_sum + log W), which no exponential of a negative passes."""
     largest = tl.zeros([BLOCK], tl.float32) + 1.0
     for first in range(0, padded_rows, BLOCK):
@@ -100,7 +105,7 @@ def _largest(weight_ptr, other_ptr, padded_rows, RUNNING_MAX: tl.constexpr, BLOC
         inside = rows < padded_rows
         weight = tl.load(weight_ptr + rows, mask=inside, other=0.0)
         other = tl.load(other_ptr + rows, mask=inside, other=0.0)
-        c = tl.exp2(weight + other) if RUNNING_MAX else weight * tl.exp2(other)
+        c = exp2(weight + other, PRECISE) if RUNNING_MAX else weight * exp2(other, PRECISE)
         largest = tl.maximum(largest, tl.where(inside, c, 0.0))
     return tl.max(largest, 0)
 
@@ -117,13 +122,16 @@ def _half_scale_kernel(
     padded_columns,
     OVER_PAIRS: tl.constexpr,
     RUNNING_MAX: tl.constexpr,
+    PRECISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program: the power of two that brings H to the upper end of float16's range."""
     bound = tl.full((), 1.0, tl.float32)
     if OVER_PAIRS:  # else probabilities and shares, which 1 bounds
-        of_rows = _largest(weight_ptr, other_ptr, padded_rows, RUNNING_MAX, BLOCK)
-        of_columns = _largest(col_weight_ptr, col_other_ptr, padded_columns, RUNNING_MAX, BLOCK)
+        of_rows = _largest(weight_ptr, other_ptr, padded_rows, RUNNING_MAX, PRECISE, BLOCK)
+        of_columns = _largest(
+            col_weight_ptr, col_other_ptr, padded_columns, RUNNING_MAX, PRECISE, BLOCK
+        )
         bound = tl.maximum(of_rows, of_columns)
     longest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, padded_columns, BLOCK):
@@ -324,6 +332,7 @@ def weighted_columns(
             padded_columns=columns.padded_rows,
             OVER_PAIRS=over_pairs,
             RUNNING_MAX=block.running_max,
+            PRECISE=PRECISE,
             BLOCK=1024,
             num_warps=8,
         )

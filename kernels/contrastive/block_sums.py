@@ -27,6 +27,21 @@ _PARTIALS = 1 << 24
 
 
 @triton.jit
+def _counted(
+    begin_ptr, end_ptr, own_ptr, rows, left, num_columns,
+    PAST_CLASS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Which columns from `left` on enter which rows' sums."""
+    cols = (left + tl.arange(0, BLOCK_N))[None, :]
+    if PAST_CLASS:
+        before = cols < tl.load(begin_ptr + rows)[:, None]
+        counted = before | (cols >= tl.load(end_ptr + rows)[:, None])
+    else:
+        counted = cols != tl.load(own_ptr + rows)[:, None]
+    return counted & (cols < num_columns)
+
+
+@triton.jit
 def _block_sums_kernel(
     scaled_ptr,  # [padded R, padded D]
     inverse_ptr,  # [padded R]
@@ -62,22 +77,25 @@ def _block_sums_kernel(
         first, left, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     rows = first + tl.arange(0, BLOCK_M)
-    cols = (left + tl.arange(0, BLOCK_N))[None, :]
-    if PAST_CLASS:
-        counted = (cols < tl.load(begin_ptr + rows)[:, None]) | (
-            cols >= tl.load(end_ptr + rows)[:, None]
-        )
-    else:
-        counted = cols != tl.load(own_ptr + rows)[:, None]
-    counted = counted & (cols < num_columns)
     at = tl.program_id(1).to(tl.int64) * padded_rows + rows
     if RUNNING_MAX:
+        counted = _counted(
+            begin_ptr, end_ptr, own_ptr, rows, left, num_columns, PAST_CLASS, BLOCK_N
+        )
         row_max = tl.max(tl.where(counted, s, -4.0 * scale), 1)
         tl.store(max_ptr + at, row_max)
-        e = exp2(s - row_max[:, None], PRECISE)
+        e = tl.where(counted, exp2(s - row_max[:, None], PRECISE), 0.0)
     else:
         e = exp2(s - scale, PRECISE)
-    tl.store(sum_ptr + at, tl.sum(tl.where(counted, e, 0.0), 1))
+        low = tl.load((begin_ptr if PAST_CLASS else own_ptr) + rows)
+        high = tl.load((end_ptr if PAST_CLASS else own_ptr) + rows)
+        apart = (tl.max(high, 0) < left) | (tl.min(low, 0) >= left + BLOCK_N)
+        if (not apart) | (left + BLOCK_N > num_columns):
+            counted = _counted(
+                begin_ptr, end_ptr, own_ptr, rows, left, num_columns, PAST_CLASS, BLOCK_N
+            )
+            e = tl.where(counted, e, 0.0)
+    tl.store(sum_ptr + at, tl.sum(e, 1))
 
 
 @triton.jit

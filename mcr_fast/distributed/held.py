@@ -12,6 +12,7 @@ class HeldGroup:
 
     def __init__(self, group: Any) -> None:
         self.group = group
+        _, self.rank, self.size = group_of(group)  # raises for what is none
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HeldGroup":
         return self
@@ -28,6 +29,7 @@ class OfRanks(nn.Module):
     """A loss that can be taken over several processes; without a group it is local."""
 
     _held: HeldGroup | None = None
+    _over_ranks = False  # whether there is another rank
     exchange: Exchange
     rows: int | None
 
@@ -43,9 +45,8 @@ class OfRanks(nn.Module):
 
     @process_group.setter
     def process_group(self, group: Any) -> None:
-        if group is not None:
-            group_of(group)  # raises for what is none
         self._held = None if group is None else HeldGroup(group)
+        self._over_ranks = self._held is not None and self._held.size > 1
 
     def _ranks(self) -> Ranks | None:
         """The options as `functional.contrastive` takes them."""
@@ -53,7 +54,7 @@ class OfRanks(nn.Module):
 
     def _rank(self) -> int:
         """Of this process, whose donors are its own; 0 without a group."""
-        return 0 if self._held is None else group_of(self._held.group)[1]
+        return 0 if self._held is None else self._held.rank
 
     def _repr_of_ranks(self) -> str:
         """The options, nothing for a local loss."""

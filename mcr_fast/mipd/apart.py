@@ -7,6 +7,7 @@ passes it once, in the caller's backward.
 """
 
 import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -35,14 +36,33 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
                 "fusion_mode='own'"
             )
     changed = to_evaluate(reached)
-    with unremembered(reached.modules):
-        try:
-            for module in changed:
-                module.training = False
-            yield bool(changed)
-        finally:
-            for module in changed:
-                module.training = True
+    with unremembered(reached.modules), evaluating(changed):
+        yield bool(changed)
+
+
+@contextmanager
+def without_trace(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """A run to look at: it leaves no draw and no statistic, and nothing in it is compiled."""
+    devices = [] if device.type == "cpu" else [device]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices, device_type=device.type))
+        stack.enter_context(unremembered(modules))
+        stack.enter_context(evaluating([m for m in modules if m.training]))
+        if "torch._dynamo" in sys.modules:  # compiled code calls no hook that it has not seen
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules that are in training mode, in evaluation mode."""
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 # Statistics are small; a table of positions or a cache that is larger is not written to in a run.

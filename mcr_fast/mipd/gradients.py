@@ -87,7 +87,7 @@ class Runs:
             return None
         with _unheard(leaves):
             cotangent = cotangent.to(output.dtype)
-            found = iter(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+            found = iter(_gradients(output, inputs, cotangent))
         rows = [None if edge is None else next(found) for edge in edges]
         theirs = {id(ours): x for x, ours in self._stand_ins.values()}
         used = zip((theirs.get(id(x), x) for x in leaves), found, strict=True)
@@ -98,6 +98,19 @@ class Runs:
             return run()
         with _Cut(self._stand_ins, started):
             return run()
+
+
+def _gradients(output: Tensor, inputs: list[Any], cotangent: Tensor) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(output, inputs, cotangent, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise RuntimeError(
+            "fusion holds a checkpoint with use_reentrant=True, which cannot be differentiated "
+            "inside MCRLoss's forward; take use_reentrant=False (the loss frees what it runs "
+            "anyway), or wrap the call of the loss instead"
+        ) from error
 
 
 def _entered(

@@ -4,9 +4,8 @@ An additive fusion says so itself, wherever it is called: with hooks, in a wrapp
 of the user's its projections are still the modalities' own, and so are a linear layer's columns.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.autograd.graph import Node
 
 from mcr_fast._wrapping import unwrapped
 from mcr_fast.fusion import AdditiveFusion, additive_linear, adds_up, first_layer, projections_of
-from mcr_fast.mipd.apart import unremembered
+from mcr_fast.mipd.apart import without_trace
 from mcr_fast.mipd.gradients import nodes_behind
 
 _Function = Callable[[list[Tensor]], Tensor]
@@ -40,9 +39,8 @@ class Owners:
 
     def own_projections(self, fusion: AdditiveFusion, owners: Sequence[int | None]) -> None:
         """Parameters that one projection has and nothing else of the fusion."""
-        parts = projections_of(fusion)
-        owned = [{id(p) for p in part.parameters()} for part in parts]
-        others = set() if fusion.head is None else {id(p) for p in fusion.head.parameters()}
+        owned = [_tensors_of(part) for part in projections_of(fusion)]
+        others = set() if fusion.head is None else _tensors_of(fusion.head)
         for m, (ids, owner) in enumerate(zip(owned, owners, strict=True)):
             if owner is not None:
                 elsewhere = others.union(*owned[:m], *owned[m + 1 :])
@@ -59,6 +57,12 @@ class Owners:
         pieces = zip(total.split(widths, 1), grad.split(widths, 1), blocks, strict=True)
         for total_block, grad_block, (_, owner) in pieces:
             total_block.add_(grad_block, alpha=head if owner is None else route[owner])
+
+
+def _tensors_of(part: nn.Module) -> set[int]:
+    """Its parameters, which FSDP1 may have made attributes for the time of a call."""
+    held = [[*m._parameters.values(), *vars(m).values()] for m in part.modules()]
+    return {id(x) for values in held for x in values if isinstance(x, Tensor)}
 
 
 def find_owners(
@@ -111,7 +115,7 @@ def _see_calls(
     anchors = [z[:2].detach().clone().requires_grad_() for z in latents]
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_without_trace(anchors[0].device, modules))
+        stack.enter_context(without_trace(anchors[0].device, modules))
         seen = _Seen(anchors)
         for part in (part for fusion in fusions for part in seen.parts_of(fusion)):
             stack.callback(part.register_forward_pre_hook(seen.note, prepend=True).remove)
@@ -126,18 +130,6 @@ def _see_calls(
             owners.own_columns(first[0], seen.blocks[id(first[0])])
     if whole is not None:
         owners.own_columns(whole, _in_order([z.shape[-1] for z in latents]))
-
-
-@contextmanager
-def _without_trace(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """A run that leaves no random draw and no statistic behind, in code that was not compiled."""
-    devices = [] if device.type == "cpu" else [device]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices, device_type=device.type))
-        stack.enter_context(unremembered(modules))
-        if "torch._dynamo" in sys.modules:  # compiled code calls no hook that it has not seen
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
 
 
 class _Seen:

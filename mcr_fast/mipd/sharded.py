@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mcr_fast._wrapping import is_sharded, is_unit, unwrapped
-from mcr_fast.mipd.apart import noting
+from mcr_fast.mipd.apart import noting, without_trace
 from mcr_fast.mipd.reach import reach
 from mcr_fast.mipd.request import Request
 from mcr_fast.ops.regularizer import Terms
@@ -35,10 +35,8 @@ def as_one_call(request: Request, compute: _Compute) -> Terms:
     if torch.compiler.is_compiling() or not _is_distributed():
         return compute(request)
     modules = _run_by(request)
-    units = [m for m in modules if is_unit(m)]
     step = _Step(request, compute, modules)
-    first = bool(units) and units[0] is unwrapped(request.fusion)
-    step.call(units, tuple(request.latents) if first else ())
+    step.call(_one_of_each_group(step.units), tuple(request.latents))
     assert step.terms is not None, "called"
     return step.terms
 
@@ -52,17 +50,27 @@ def _run_by(request: Request) -> list[nn.Module]:
     fusion = request.fusion
     if isinstance(fusion, nn.Module):
         return [*fusion.modules()]
-    if not any(is_unit(m) or is_sharded(m) for m in reach(fusion).modules):
+    reached = reach(fusion).modules
+    if not any(is_unit(m) or is_sharded(m) for m in reached):
         return []
     # a function reaches more than it runs, as the model around it
     called: dict[int, nn.Module] = {}
+    rows = [z[:2].clone() for z in request.latents]
     try:
-        with torch.no_grad(), noting(called):
-            fusion([z[:2].clone() for z in request.latents])
+        with torch.no_grad(), without_trace(rows[0].device, reached), noting(called):
+            fusion(rows)
     except RuntimeError:
         _refuse_sharded(called.values())
         raise
     return sorted(called.values(), key=lambda m: -sum(1 for _ in m.modules()))
+
+
+def _one_of_each_group(units: Sequence[Any]) -> list[nn.Module]:
+    """Units that were made together are gathered together."""
+    found: dict[int, nn.Module] = {}
+    for unit in units:
+        found.setdefault(id(unit._get_fsdp_state()), unit)
+    return [*found.values()]
 
 
 def _refuse_sharded(modules: Iterable[nn.Module]) -> None:
@@ -90,26 +98,27 @@ class _Step:
 
     def __init__(self, request: Request, compute: _Compute, modules: Sequence[nn.Module]):
         self.request, self.compute, self.modules = request, compute, modules
+        self.units = [m for m in modules if is_unit(m)]
+        self.whole = unwrapped(request.fusion)  # which is given the latents, if it is a unit
         self.terms: Terms | None = None
 
     def call(self, units: Sequence[nn.Module], latents: tuple[Tensor, ...]) -> list[Tensor]:
-        """Compute within the units that are left; the latents as the first one gets them."""
+        """Compute within the units that are left, on latents as their fusion gets them."""
         if not units:
-            return self._compute(latents)
+            return self._compute(self.request._replace(latents=list(latents)))
         unit, *others = units
+        given = latents if unit is self.whole else ()
         # Registered for one call: the same forward hooks run as for the unit's own.
-        vars(unit)[_METHOD] = lambda *given: self.call(others, given or latents)
+        vars(unit)[_METHOD] = lambda *cast: self.call(others, cast or latents)
         torch.distributed.fsdp.register_fsdp_forward_method(unit, _METHOD)
         try:
-            outputs: list[Tensor] = getattr(unit, _METHOD)(*latents)
+            outputs: list[Tensor] = getattr(unit, _METHOD)(*given)
         finally:
             vars(unit).pop(_METHOD, None)
         return outputs
 
-    def _compute(self, latents: tuple[Tensor, ...]) -> list[Tensor]:
-        request = self.request._replace(latents=list(latents)) if latents else self.request
-        whole = unwrapped(request.fusion) if latents else None
-        with _without_unit_hooks([m for m in self.modules if is_unit(m)], whole):
+    def _compute(self, request: Request) -> list[Tensor]:
+        with _without_unit_hooks(self.units, self.whole):
             _refuse_sharded(self.modules)
             self.terms = self.compute(request)
         # A unit's backward begins at these; in what dtype it would give them is nobody's concern.

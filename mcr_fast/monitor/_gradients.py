@@ -15,14 +15,13 @@ def write_products(row: tuple[Tensor, ...], heard: Heard, numbers: Numbers) -> N
     U_m W_m, that of L_Con is there. Upstream factors wait until the row is read.
     """
     unit, weight = heard.unit_grad, heard.weight
-    (modalities, rows, classes), width = unit.shape, weight.shape[1]
-    width //= modalities
+    (modalities, rows, classes), width = unit.shape, weight.shape[1] // len(unit)
     to_logits = heard.to_logits
     task = unit if to_logits is None else to_logits.expand(modalities, rows, classes)
-    columns = weight.view(classes, modalities, width).transpose(0, 1)  # [M, C, D]
+    columns = weight.unflatten(1, (modalities, width)).transpose(0, 1)  # [M, C, D]
     both = torch.stack((task, unit), 1).view(modalities, 2 * rows, classes)
     both = torch.bmm(both, columns).view(modalities, 2, rows * width)
-    others = heard.unit_grad_rows.view(modalities, 1, rows * width)
+    others = heard.unit_grad_rows.reshape(modalities, 1, rows * width)
     among = torch.bmm(both, both.mT).flatten(1)  # [M, 4]: tt, tp, pt, pp
     across = torch.bmm(both, others.mT).squeeze(2)  # [M, 2]: tr, pr
     norms = torch.bmm(others, others.mT).squeeze(2)  # [M, 1]

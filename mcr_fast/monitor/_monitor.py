@@ -19,7 +19,14 @@ from mcr_fast.monitor._gradients import write_products
 from mcr_fast.monitor._means import Means, Span
 from mcr_fast.monitor._numbers import Numbers
 from mcr_fast.monitor._rows import NO_GRADIENT, TERMS, kinds, per_modality
-from mcr_fast.monitor._seen import facts_of_call, names_of, same_device, trains, write_hits
+from mcr_fast.monitor._seen import (
+    facts_of_call,
+    group_of,
+    names_of,
+    same_device,
+    trains,
+    write_hits,
+)
 from mcr_fast.monitor._story import Record, summary_of
 from mcr_fast.ops.regularizer import Heard, listen
 
@@ -49,9 +56,10 @@ class MCRMonitor:
             each; 1: all in each.
         gradients: listen to the backward: norms of gradients, and the cosine.
         starves_below: the importance under which a modality starves.
-        process_group: None: this process alone. A group of ``torch.distributed``: means over its
-            ranks, weighted by their rows, in one all-reduce a record or read; all its ranks must
-            update and read equally often, and the first one writes the log.
+        process_group: None: this process alone. A group of ``torch.distributed``, or ``"world"``
+            for all processes if there are several by then: means over its ranks, weighted by their
+            rows, in one all-reduce a record or read. All its ranks must update and read equally
+            often, and the first one writes the log.
 
     Raises:
         ValueError, TypeError: bad names or options; in `update` what is no output of `MCRLoss`
@@ -89,6 +97,8 @@ class MCRMonitor:
         window = self.every or 50 if window is None else checks.whole("window", window)
         checks.choice("average", average, get_args(Average))
         self.stride = checks.whole("stride", stride)
+        if isinstance(process_group, str):
+            checks.choice("process_group", process_group, ("world",))
         self.gradients, self.process_group = bool(gradients), process_group
         self.starves_below = checks.positive("starves_below", starves_below)
         one = callable(log) or isinstance(log, MutableMapping)
@@ -108,6 +118,7 @@ class MCRMonitor:
         self.history: list[Record] = []
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
+        self._idle: list[LateValues] = []  # whose pinned memory serves again
         self._device = torch.device("cpu")
         self._form: tuple[Any, Any] = (None, None)  # of the last output
 
@@ -135,9 +146,13 @@ class MCRMonitor:
                 is over a process group), or the least number of present rows: for the bound on
                 mutual information, which holds with instance labels (labels=None) alone.
         """
-        if not trains():
-            return
+        if torch.is_inference_mode_enabled():  # what is made there cannot be written to elsewhere
+            given: Any = {"latents": latents, "present": present, "candidates": candidates}
+            with torch.inference_mode(False):
+                return self.update(out, labels, unimodal_logits, **given)
         self._check(out)
+        if not trains(out.divergences):
+            return
         if labels is None and unimodal_logits is not None:
             raise ValueError("labels must be given with unimodal_logits, got None")
         with torch.no_grad():
@@ -306,13 +321,13 @@ class MCRMonitor:
         self.epochs = [dict(record) for record in state["epochs"]]
 
     def _sums(self, span: Span) -> Tensor:  # [2, G], of all ranks
-        device = self._device
-        if self.process_group is not None:
-            device = same_device(self.process_group, device)
+        device, group = self._device, group_of(self.process_group)
+        if group is not None:
+            device = same_device(group, device)
         parts = [means.sums(span, device) for means in self._means.values()]
         made = torch.cat(parts, 1)
-        if self.process_group is not None:
-            torch.distributed.all_reduce(made, group=self.process_group)
+        if group is not None:
+            torch.distributed.all_reduce(made, group=group)
         return made.flatten()
 
     def _values(self, numbers: Sequence[float]) -> dict[str, float]:
@@ -331,7 +346,7 @@ class MCRMonitor:
         return {**terms, **dict(named), **means}
 
     def _record(self) -> None:
-        late = LateValues()
+        late = self._idle.pop() if self._idle else LateValues()
         late.ask(self._sums("recent"))
         self._asked.append((self.step, self.epoch, late))
         self._deliver(wait=False)
@@ -344,9 +359,11 @@ class MCRMonitor:
             if numbers is None:
                 return
             self._asked.popleft()
+            self._idle.append(late)
             values = self._values(numbers)
             self.history.append({"step": step, "epoch": epoch, **values})
-            if self.process_group is None or self.process_group.rank() == 0:
+            group = group_of(self.process_group)
+            if group is None or group.rank() == 0:
                 for log in self.logs:
                     log.update(values) if isinstance(log, MutableMapping) else log(step, values)
 
@@ -362,7 +379,7 @@ class _Watcher:
         return _Unwatched, ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        if not (module.training and torch.is_grad_enabled() and trains()):
+        if not (module.training and torch.is_grad_enabled() and trains(out.divergences)):
             return
         if self._module() is not module:
             return

@@ -24,11 +24,15 @@ def names_of(modalities: Any) -> tuple[str, ...]:
     return names
 
 
-def trains() -> bool:
-    """Whether this is a step's forward: no checkpoint repeats it, no graph captures it."""
-    if torch._C._current_graph_task_id() != -1:
+def trains(like: Tensor) -> bool:
+    """Whether this is a step's forward with values of its own: no checkpoint repeats it, no graph
+    captures it, nothing transforms or traces it.
+    """
+    if torch._C._current_graph_task_id() != -1 or type(like) is not Tensor:
         return False
-    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    if torch._C._functorch.is_functorch_wrapped_tensor(like):
+        return False
+    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def write_hits(
@@ -106,6 +110,15 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
     elif getattr(objective, "task", None) == "regression":
         labels = None
     return {"latents": latents, "labels": labels, "present": present, "candidates": candidates}
+
+
+def group_of(process_group: Any) -> Any:
+    """The group that is meant; None: this process alone."""
+    if process_group != "world":
+        return process_group
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed.group.WORLD if started and distributed.get_world_size() > 1 else None
 
 
 def same_device(group: Any, device: torch.device) -> torch.device:

@@ -88,10 +88,10 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 
 def _triton_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     """One product makes the gradients of all latents, if all are wanted: parts of one tensor."""
-    grads, *others = _backward_fake(*arguments)
+    grads, grad_weight, grad_bias = _backward_fake(*arguments)
     if all(arguments[-3][:-1]):
         grads = list(grads[0].new_empty(len(grads), *grads[0].shape).unbind())
-    return grads, *others
+    return grads, grad_weight, grad_bias
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
