@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -148,8 +149,10 @@ def measure(size: Size, steps: int, folder: Path) -> list[tuple[str, ...]]:
     monitors = {
         "MCRMonitor, with a CSV file": mcr_fast.MCRMonitor(2, log=CSVLog(folder / "log.csv")),
         "MCRMonitor, stride 1": mcr_fast.MCRMonitor(2, stride=1),
-        "MCRMonitor, TensorBoard": mcr_fast.MCRMonitor(2, log=TensorBoardLog(folder)),
     }
+    if find_spec("tensorboard"):
+        log = TensorBoardLog(folder)
+        monitors["MCRMonitor, TensorBoard"] = mcr_fast.MCRMonitor(2, log=log)
     contestants: dict[str, Callable[[], None]] = {
         "without the regularizer": bare.step,
         "with it": training.step,
