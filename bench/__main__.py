@@ -1,4 +1,4 @@
-"""`python -m bench run`, or plot, compare, table, two_speed, monitor, launches and others."""
+"""`python -m bench run`, `plot`, `compare`, `table`, and more: see `python -m bench --help`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import launches, machine, monitor, results, tune_triton, two_speed
+from bench import launches, local_term, machine, monitor, results, tune_triton, two_speed
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.model import command as model_command
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         ("two_speed", two_speed, "accuracy: train on a task of two speeds"),
         ("monitor", monitor, "what MCRMonitor costs a step, and what it takes by hand"),
         ("launches", launches, "count what a step starts on a GPU; needs none"),
+        ("local_term", local_term, "what contrasting each rank's rows alone changes"),
         ("model", model_command, "predict the rows of the goals on an H200; needs no GPU"),
         ("scaling", scaling, "what a contrastive term over all ranks costs, modelled"),
         ("gpu", gpu_command, "check every kernel on this GPU, then measure it"),

@@ -2,6 +2,7 @@
 // -DMCR_ISA=<namespace>; dispatch.cpp picks a table at run time. No torch and no C++ library header
 // may be reached from here: the linker keeps one copy of an inline function, and the copy compiled
 // for AVX-512 would then run on machines without it. What is inline lives in namespace MCR_ISA.
+#include "contrastive/cpu/block_loops.h"
 #include "contrastive/cpu/loops.h"
 #include "dispatch.h"
 #include "permuted_divergence/cpu/linear_loops.h"
@@ -24,7 +25,11 @@ const CpuKernels& table() {
       {{contrastive_loops<NtXent, float>(nt_xent_pairs<float>),
         contrastive_loops<NtXent, double>(nt_xent_pairs<double>)},
        {contrastive_loops<SupCon, float>(sup_con_positives<float>),
-        contrastive_loops<SupCon, double>(sup_con_positives<double>)}},
+        contrastive_loops<SupCon, double>(sup_con_positives<double>)},
+       {block_loops<NtXent, float>(block_nt_xent_pairs<float>),
+        block_loops<NtXent, double>(block_nt_xent_pairs<double>)},
+       {block_loops<SupCon, float>(block_sup_con_pairs<float>),
+        block_loops<SupCon, double>(block_sup_con_pairs<double>)}},
       {kReconstructionLossLoops<float, float>, kReconstructionLossLoops<double, double>,
        kReconstructionLossLoops<float, uint16_t>},
       MCR_STRING(MCR_ISA),

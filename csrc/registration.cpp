@@ -39,7 +39,7 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY(mcr_fast, m) {
   m.def("cpu_capability(str request) -> str");
   m.def("build_info() -> str");
-  m.def("first_non_permutation(Tensor rows) -> int");
+  m.def("first_non_permutation(Tensor rows) -> Tensor");
 
   m.def(
       "permuted_divergence_fwd(Tensor contributions, Tensor? bias, Tensor? order, Tensor? donors, "
@@ -97,6 +97,19 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "sup_con_fwd(Tensor embeddings, Tensor labels, Tensor? present, float temperature, "
       "bool want_grad) -> (Tensor loss, Tensor unit_grad)");
   m.def("sup_con_bwd(Tensor grad, Tensor unit_grad, ScalarType dtype) -> Tensor");
+
+  m.def(
+      "contrastive_sums(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, float temperature) "
+      "-> Tensor");
+  m.def(
+      "contrastive_pairs(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, Tensor log_sum, "
+      "float temperature) -> (Tensor loss, Tensor count, Tensor log_weight)");
+  m.def(
+      "contrastive_gradient(Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, "
+      "Tensor column_codes, Tensor? column_marks, int offset, str loss, Tensor row_stats, "
+      "Tensor column_stats, float temperature) -> Tensor");
 
   m.def("reconstruction_loss_fwd(Tensor[] latents, Tensor reconstruction) -> Tensor");
   m.def(

@@ -14,7 +14,19 @@ def first_of(
 ):
     """Where the first stands that is not below x, or with PAST that is above it."""
     low = x * 0
-    high = low + count
+    return first_between(sorted_ptr, x, low, low + count, steps, PAST)
+
+
+@triton.jit
+def first_between(
+    sorted_ptr,  # ascending from low to high
+    x,  # a block
+    low,  # a block, of x's dtype
+    high,  # same
+    steps,  # that halve the longest stretch to nothing
+    PAST: tl.constexpr,
+):
+    """The same of stretches from low to high; high where there is none."""
     for _ in range(steps):
         middle = (low + high) // 2
         inside = low < high

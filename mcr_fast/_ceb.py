@@ -1,13 +1,17 @@
 """L_CEB of `MCRLoss`: how well a small head h(y) predicts the latents."""
 
+import gc
 import math
+import sys
 import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mcr_fast import functional
 from mcr_fast._checks import Backend
+from mcr_fast._wrapping import is_unit
 from mcr_fast.reference._similarity import accumulation_dtype
 
 
@@ -59,6 +63,47 @@ def settled(head: nn.Module, like: Tensor) -> bool:
     with torch.inference_mode(False):
         head.to(like.device, accumulation_dtype(like.dtype))
     return True
+
+
+def drift_looked_for(head: nn.Module) -> bool:
+    """Warn if every process trains a head of its own, with nobody to average its gradients.
+
+    Whether that could be seen: not before processes know of each other, nor in compiled code.
+    """
+    if torch.compiler.is_compiling() or not torch.distributed.is_available():
+        return False
+    if not torch.distributed.is_initialized():
+        return False
+    world = torch.distributed.get_world_size()
+    trained = [p for p in head.parameters() if p.requires_grad]
+    if world > 1 and trained and not _is_averaged(head, trained):
+        warnings.warn(
+            f"MCRLoss: each of the {world} processes trains its own head of L_CEB, since no "
+            "DistributedDataParallel or FSDP holds mcr.ceb_head, and they drift apart. Make "
+            "MCRLoss a submodule of the model that is wrapped, or wrap the head, mcr.ceb_head = "
+            "DistributedDataParallel(mcr.ceb_head), unless you average its gradients yourself. "
+            "This warning comes once.",
+            UserWarning,
+            stacklevel=7,
+        )
+    return True
+
+
+def _is_averaged(head: nn.Module, trained: list[nn.Parameter]) -> bool:
+    if "deepspeed" in sys.modules:  # whose engines leave no mark on a parameter
+        return True
+    if any(getattr(m, "_is_fsdp_managed_module", False) for m in head.modules()):
+        return True
+    if any(type(p) is not nn.Parameter or p._post_accumulate_grad_hooks for p in trained):
+        return True  # a DTensor; or somebody takes the gradients
+    # Nothing on a parameter tells of DDP, and the loss may be called outside of its forward.
+    known: set[int] = set()
+    for x in gc.get_objects():
+        if issubclass(type(x), DistributedDataParallel):
+            known.update(map(id, x.__dict__.get("_module_parameters", x.parameters())))
+        elif issubclass(type(x), nn.Module) and is_unit(x):
+            known.update(map(id, x.parameters()))
+    return all(id(p) in known for p in trained)
 
 
 def evaluate_ceb(

@@ -8,7 +8,9 @@ from torch import nn
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import late_ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import EXCHANGES
 from mcr_fast._names import BACKENDS, CLEAN_PATHS, DIVERGENCES, STRATEGIES, SUBSETS
+from mcr_fast.distributed.held import OfRanks
 from mcr_fast.sampling import SCHEMES, Scheme
 
 Contrastive = Literal["nt_xent", "sup_con"]
@@ -31,11 +33,14 @@ _NAMES: dict[str, tuple[str | None, ...]] = {
     "fusion_mode": get_args(FusionMode),
     "num_permutations": ("all",),
     "chunk_rows": (None,),
+    "exchange": EXCHANGES,
+    "rows": (None,),
 }
 # or a number.
 _NUMBERS: dict[str, Callable[[str, Any], int | float]] = {
     "num_permutations": checks.whole,
     "chunk_rows": checks.whole,
+    "rows": checks.whole,
     "mipd_weight": checks.finite,
     "contrastive_weight": checks.finite,
     "ceb_weight": checks.finite,
@@ -44,7 +49,7 @@ _NUMBERS: dict[str, Callable[[str, Any], int | float]] = {
 _SIZES = ("latent_dims", "num_classes")  # of the parts that a loss has
 
 
-class MCROptions(nn.Module):
+class MCROptions(OfRanks):
     """The options as attributes: read at no cost, checked and made Python's own when they are set.
 
     Not properties, of which each read is a call, some thirty a step.
@@ -73,6 +78,7 @@ class MCROptions(nn.Module):
     ceb_head: nn.Module | None
     _subsets: tuple[int, ...]
     _head_is_late = False
+    _head_may_drift = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _SIZES and name in self.__dict__:
@@ -87,7 +93,7 @@ class MCROptions(nn.Module):
             self._subsets = checks.subset_bits(value, len(self.latent_dims))
         elif name == "ceb_weight" and value != 0 and getattr(self, "ceb_head", self) is None:
             self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims)
-            self._head_is_late = True
+            self._head_is_late = self._head_may_drift = True
 
     def _option(self, name: str, value: Any) -> Any:
         """The value as it is kept."""

@@ -82,7 +82,7 @@ class TaskLoss(nn.Module):
 
     def _losses(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:  # [], [N], [N, C]
         """What torch's function gives."""
-        weight = None if self.class_weight is None else self.class_weight.to(logits.dtype)
+        weight = self._weight_on(logits)
         smoothing = self.label_smoothing
         if self.task == "classification":
             labels = labels.to(logits.dtype if labels.dtype.is_floating_point else torch.int64)
@@ -105,6 +105,14 @@ class TaskLoss(nn.Module):
         if self.class_weight is not None:
             counts = counts * self.class_weight[labels.clamp(min=0).to(torch.int64)]
         return counts
+
+    def _weight_on(self, logits: Tensor) -> Tensor | None:  # [C]
+        """The class weight, beside the logits from now on: there may be nothing else to move."""
+        if self.class_weight is None:
+            return None
+        if self.class_weight.device != logits.device:
+            self.class_weight = self.class_weight.to(logits.device)
+        return self.class_weight.to(logits.dtype)
 
     def _called(self, logits: Tensor, labels: Any, row_weight: Tensor | None) -> Tensor:
         losses: Tensor = self.task(logits, labels)  # type: ignore[operator]

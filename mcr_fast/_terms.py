@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._ceb import evaluate_ceb, settled
+from mcr_fast._ceb import drift_looked_for, evaluate_ceb, settled
 from mcr_fast._checks.rows import label_codes
 from mcr_fast._options import MCROptions
 from mcr_fast._watch import importance_of
+from mcr_fast._wrapping import unbound
 from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.fusion import Additive
 from mcr_fast.mipd.clean import call_fusion
@@ -19,6 +20,7 @@ from mcr_fast.mipd.evaluate import evaluate as evaluate_mipd
 from mcr_fast.mipd.evaluate import evaluate_at_once, seen_as
 from mcr_fast.mipd.known import KnownForms
 from mcr_fast.mipd.request import ASKED_AS_SET, Fusion, Request
+from mcr_fast.mipd.sharded import as_one_call
 from mcr_fast.ops.regularizer import Terms, regularizer
 from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import CyclicPermutations
@@ -98,15 +100,17 @@ class MCRTerms(MCROptions):
             ceb_labels=self.ceb_weight != 0 and self.ceb_source == "labels",
         )
         given = (logits, permutations, present, sample_weight, generator)
-        request = self._request(parts, codes, fusion, *given)
+        request = self._request(parts, codes, unbound(fusion), *given)
         pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
-        additive = seen_as(request) if self.mipd_weight != 0 else None
-        terms = None
-        if embeddings is None and pooled[0] is parts[0]:
-            terms = self._at_once(request, additive, labels, form)
-        if terms is None:
-            named = ("latents", pooled) if embeddings is None else ("embeddings", embeddings)
-            terms = self._one_by_one(request, additive, labels, *named)
+        named = ("latents", pooled) if embeddings is None else ("embeddings", embeddings)
+        flat = embeddings is None and pooled[0] is parts[0]
+
+        def evaluate(request: Request) -> Terms:
+            additive = seen_as(request) if self.mipd_weight != 0 else None
+            terms = self._at_once(request, additive, labels, form) if flat else None
+            return terms or self._one_by_one(request, additive, labels, *named)
+
+        terms = evaluate(request) if self.mipd_weight == 0 else as_one_call(request, evaluate)
         checks.no_infinite_logits("what the fusion gives", terms.logits)
         ceb = parts[0].new_zeros((), dtype=accumulation_dtype(parts[0].dtype))
         if self.ceb_weight != 0:
@@ -143,6 +147,7 @@ class MCRTerms(MCROptions):
             present=present,
             sample_weight=sample_weight,
             generator=generator,
+            rank=self._rank(),
             fixed=not self.training,
             subsets=self._subsets,
             exclude=self.exclude if self.exclude and self.perturbation == "permute" else "none",
@@ -153,7 +158,7 @@ class MCRTerms(MCROptions):
         self, latents: list[Tensor], generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor | None]:
         how = (self.perturbation, self.num_permutations, self.scheme, self.shared_donor)
-        return draw_donors(latents, self._subsets, *how, generator, not self.training)
+        return draw_donors(latents, self._subsets, *how, generator, self._rank(), not self.training)
 
     def _at_once(
         self,
@@ -163,7 +168,7 @@ class MCRTerms(MCROptions):
         form: tuple[Any, ...] | None,
     ) -> Terms | None:
         """All terms but L_CEB in one op, None if that does not serve here."""
-        if self.mipd_weight == 0 or self.contrastive_weight == 0:
+        if self.mipd_weight == 0 or self.contrastive_weight == 0 or self._over_ranks:
             return None
         rows, device = request.num_rows(), request.latents[0].device
         if labels is None:
@@ -212,7 +217,8 @@ class MCRTerms(MCROptions):
             logits = call_fusion(request.fusion, latents, self.num_classes)
         if self.contrastive_weight != 0:
             how = (labels, self.temperature, request.present, self.backend)
-            contrastive = contrastive_loss(self.contrastive, contrasted, *how, name=name)
+            given = (self.contrastive, contrasted, *how, name, self._ranks())
+            contrastive = contrastive_loss(*given)
             weight = self.contrastive_weight
             loss = contrastive if weight == 1 else weight * contrastive
         if self.mipd_weight != 0:
@@ -233,4 +239,6 @@ class MCRTerms(MCROptions):
             )
         if self._head_is_late:
             self._head_is_late = not settled(head, latents[0])
+        if self._head_may_drift and self.training and torch.is_grad_enabled():
+            self._head_may_drift = not drift_looked_for(head)
         return evaluate_ceb(head, latents, seen, self.num_classes, present, self.backend)

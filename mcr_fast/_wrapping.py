@@ -4,9 +4,11 @@ A fusion is what calling it computes. Hooks, adapters, parametrizations, subclas
 take part in a call, so a weight may be read past the call only where these functions say so.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+from collections.abc import Hashable, Iterator, Sequence
+from types import MethodType
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,11 @@ from torch.nn.utils import parametrize
 _WRAPPED = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # Their forward pre-hooks compute a parameter's value before every call, and nothing else.
 _REPARAMETRIZING = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+# What a module's call and its forward are, as methods that are bound to it.
+_CALLS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
+_FABRIC = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
+# Where accelerate keeps the forward that it puts autocast around.
+_ACCELERATED = "_original_forward"
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
 _LINEAR_FORWARD = nn.Linear.forward
 
@@ -36,22 +43,44 @@ def wrapped(module: object) -> nn.Module | None:
     return None
 
 
-def is_compiled(module: object) -> TypeGuard[nn.Module]:
-    """Whether it is what torch.compile makes of a module: it computes what that computes."""
-    return type(module).__name__ == "OptimizedModule" and wrapped(module) is not None
+def is_fabric(module: object) -> TypeGuard[nn.Module]:
+    """Whether it is a module as Lightning's Fabric sets it up: with a precision of its calls."""
+    return type(module).__name__ == "_FabricModule" and type(module).__module__ in _FABRIC
 
 
-def is_data_parallel(module: object) -> TypeGuard[nn.Module]:
+def layers_of(module: object) -> Iterator[Any]:
+    """A wrapped module from the outside in: itself, what it holds, and so on."""
+    inner: object = module
+    while inner is not None:
+        module = inner
+        yield module
+        inner = module._modules["_forward_module"] if is_fabric(module) else wrapped(module)
+
+
+def is_data_parallel(module: object) -> bool:
     """Whether a call makes the module's parameters ready to be averaged over processes."""
-    return type(module).__name__ == "DistributedDataParallel" and wrapped(module) is not None
+    return any(type(layer).__name__ == "DistributedDataParallel" for layer in layers_of(module))
 
 
 def unwrapped(module: object) -> Any:
-    """The module inside of all of torch's wrappers."""
-    inner = wrapped(module)
-    while inner is not None:
-        module, inner = inner, wrapped(inner)
-    return module
+    """The module inside of all of torch's wrappers, and of Fabric's."""
+    *_, inner = layers_of(module)
+    return inner
+
+
+def unbound(fusion: Any) -> Any:
+    """The module of a bound method or an empty `functools.partial` that is a call of it."""
+    if isinstance(fusion, functools.partial) and not (fusion.args or fusion.keywords):
+        return unbound(fusion.func)
+    if not isinstance(fusion, MethodType) or not isinstance(fusion.__self__, nn.Module):
+        return fusion
+    module, name = fusion.__self__, fusion.__func__.__name__
+    kind = type(module)
+    if name not in _CALLS or getattr(kind, name, None) is not fusion.__func__:
+        return fusion
+    # forward alone is the call where nobody else takes part
+    called = name != "forward" or calls_its_class(module)
+    return module if called and kind.__call__ is nn.Module.__call__ else fusion
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -78,7 +107,7 @@ def plain_linear(module: object) -> TypeGuard[nn.Linear]:
         return False
     if nn.Linear.forward is not _LINEAR_FORWARD:  # somebody replaced it for all of them
         return False
-    kind = type(module)
+    kind = base_of(type(module))
     if kind is not nn.Linear and not (
         # a parametrization makes a class of its own, whose properties are the parameters
         parametrize.is_parametrized(module) and kind.__bases__ == (nn.Linear,)
@@ -89,6 +118,11 @@ def plain_linear(module: object) -> TypeGuard[nn.Linear]:
     if hooks_of_all_modules._has_any_global_hook():
         return False
     return all(_reparametrizes(hook) for hook in module._forward_pre_hooks.values())
+
+
+def reparametrizing_hooks(module: nn.Module) -> set[int]:
+    """The keys of its forward pre-hooks that compute a parameter's value, and nothing else."""
+    return {key for key, hook in module._forward_pre_hooks.items() if _reparametrizes(hook)}
 
 
 def _reparametrizes(hook: object) -> bool:
@@ -119,7 +153,8 @@ def takes_joined(fusion: object) -> bool:
     """
     inner = unwrapped(fusion)
     while isinstance(inner, nn.Sequential) and len(inner) > 0:
-        if type(inner).forward is not nn.Sequential.forward or "forward" in inner.__dict__:
+        replaced = "forward" in vars(inner) and _ACCELERATED not in vars(inner)
+        if type(inner).forward is not nn.Sequential.forward or replaced:
             return False
         inner = unwrapped(inner[0])
     if isinstance(inner, torch.jit.ScriptModule):
@@ -138,9 +173,27 @@ def initialize_lazy(fusion: object, latents: Sequence[Tensor]) -> None:
             fusion(torch.cat(tuple(latents), dim=-1))
 
 
+def is_unit(module: nn.Module) -> bool:
+    """Whether it is a unit of fully_shard, whose parameters are gathered for a call."""
+    return _is_unit(cast(Hashable, type(module)))  # mypy takes a module's class for unhashable
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_unit(kind: Hashable) -> bool:
+    assert isinstance(kind, type)
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
+
+
+def base_of(kind: type) -> type:
+    """The class of a module before fully_shard or replicate gave it one that adds to it."""
+    bases = kind.__bases__
+    if len(bases) == 2 and bases[0].__module__.startswith("torch.distributed."):
+        return bases[1]
+    return kind
+
+
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the module's parameters are spread over processes, or gathered for its calls only."""
-    names = {kind.__name__ for kind in type(module).__mro__}
-    if names & {"FSDPModule", "FullyShardedDataParallel"}:
+    """Whether the module's parameters are spread over processes."""
+    if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
         return True
     return any(type(p).__name__ == "DTensor" for p in module._parameters.values())

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import Exchange, Ranks
 from mcr_fast._torchscript import unscriptable
+from mcr_fast.distributed.losses import contrastive_of_ranks
 from mcr_fast.ops.linear_permuted_divergence import (
     linear_permuted_divergence as _linear_permuted_divergence,
 )
@@ -217,11 +219,11 @@ def row_divergence(
     checks.row_logits(perturbed, clean)
     checks.no_infinite_logits("perturbed", perturbed)
     checks.no_infinite_logits("clean", clean)
-    device = clean.device
+    device, num_rows = clean.device, perturbed.shape[0]
 
     def check(read: bool) -> None:
-        checks.row_index(rows, len(perturbed), len(clean), device, read=read)
-        checks.check_weight("row_weight", row_weight, len(perturbed), "[R]", device, read=read)
+        checks.row_index(rows, num_rows, clean.shape[0], device, read=read)
+        checks.check_weight("row_weight", row_weight, num_rows, "[R]", device, read=read)
 
     check(read=not checks.kernel_reads("row_divergence", backend, device, 1))
     try:
@@ -240,6 +242,9 @@ def nt_xent(
     *,
     temperature: float = 0.5,
     present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    process_group: Any = None,
+    exchange: Exchange = "gather",
+    rows: int | None = None,
     backend: Backend | None = None,
 ) -> Tensor:  # []
     """Label-supervised NT-Xent over all modalities' embeddings, the denominator of negatives only.
@@ -253,16 +258,26 @@ def nt_xent(
             equality, NaN equal to nothing. None: row i of all modalities has a label of its own.
         temperature: above 0.
         present: bool [N, M] ([L] for one tensor); an absent row is neither anchor nor column.
+        process_group: a ProcessGroup, or a DeviceMesh of one dimension: anchors are this rank's
+            rows, columns those of all its ranks (docs/distributed.md). None: this process's alone.
+        exchange: ``"gather"`` takes memory for all ranks' rows; ``"ring"`` for two ranks' rows,
+            and sends them once a pass.
+        rows: with a group the most rows N that a rank can have, equal on all ranks; then no host
+            waits for a device. None: the ranks agree on it, in one small collective.
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Returns:
-        0-d, float32 (float64 for float64); 0 with zero gradient if there is no positive pair.
+        0-d, float32 (float64 for float64); 0 with zero gradient if there is no positive pair. With
+        a group the loss of all ranks' rows, equal on all; each rank's gradient is the group's size
+        times the derivative by its own rows, exact where ranks' gradients are averaged (DDP).
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
-        RuntimeError: a backend that is not available here.
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; with a group,
+            on all ranks, options in which they differ (with `rows` the loss is NaN instead).
+        RuntimeError: a backend that is not available here; a group that is gone.
 
     Note:
+        With a group every rank has to call it, one without rows too; the backward talks to none.
         Memory O(L D) (the reference: O(L^2)). Accumulation in float32 at least; NaN or Inf gives
         NaN; the same bits every run on a machine; no double backward.
 
@@ -274,7 +289,8 @@ def nt_xent(
         >>> mcr_fast.functional.nt_xent([torch.eye(2), torch.eye(2)], torch.tensor([0, 1]))
         tensor(0.2395)
     """
-    return contrastive("nt_xent", embeddings, labels, temperature, present, backend)
+    ranks = checks.ranks(process_group, exchange, rows)
+    return contrastive("nt_xent", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 @unscriptable
@@ -284,6 +300,9 @@ def sup_con(
     *,
     temperature: float = 0.1,
     present: Tensor | None = None,  # [N, M] bool, or [L] for one tensor
+    process_group: Any = None,
+    exchange: Exchange = "gather",
+    rows: int | None = None,
     backend: Backend | None = None,
 ) -> Tensor:  # []
     """Supervised contrastive loss over all modalities' embeddings.
@@ -296,14 +315,17 @@ def sup_con(
         labels: as in `nt_xent`.
         temperature: above 0.
         present: as in `nt_xent`.
+        process_group: as in `nt_xent`.
+        exchange: as in `nt_xent`.
+        rows: as in `nt_xent`.
         backend: as in `nt_xent`.
 
     Returns:
-        0-d, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive.
+        0-d, float32 (float64 for float64); 0 with zero gradient if no anchor has a positive. With
+        a group as in `nt_xent`.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
-        RuntimeError: a backend that is not available here.
+        ValueError, TypeError, RuntimeError: as `nt_xent`.
 
     Note:
         Memory and numerics as in `nt_xent`.
@@ -317,7 +339,8 @@ def sup_con(
         >>> mcr_fast.functional.sup_con(embeddings, torch.tensor([0, 1]), temperature=1.0)
         tensor(0.5514)
     """
-    return contrastive("sup_con", embeddings, labels, temperature, present, backend)
+    ranks = checks.ranks(process_group, exchange, rows)
+    return contrastive("sup_con", embeddings, labels, temperature, present, backend, ranks=ranks)
 
 
 def contrastive(
@@ -328,8 +351,12 @@ def contrastive(
     present: Tensor | None,
     backend: Backend | None,
     name: str = "embeddings",
+    ranks: Ranks | None = None,
 ) -> Tensor:  # []
     """Either contrastive loss; errors call the embeddings by the name that the caller knows."""
+    if ranks is not None:
+        given = (embeddings, labels, temperature, present, backend, name)
+        return contrastive_of_ranks(ranks, loss, *given)
     temperature = checks.positive("temperature", temperature)
     checks.known_backend(backend)
     x, codes, rows_present = checks.embedding_rows(embeddings, labels, present, name)

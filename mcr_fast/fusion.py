@@ -15,10 +15,9 @@ from mcr_fast._columns import (
     linear_in_float32,
 )
 from mcr_fast._wrapping import (
+    base_of,
     calls_its_class,
     has_hooks,
-    is_compiled,
-    is_data_parallel,
     plain_linear,
     plain_values,
     read_linear,
@@ -295,9 +294,12 @@ def unread_layer(fusion: object, latent_dims: tuple[int, ...]) -> nn.Linear | No
 
 
 def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:
-    """What adds up in a fusion: compiled and data-parallel wrappers compute what they wrap."""
-    while (is_compiled(fusion) or is_data_parallel(fusion)) and not has_hooks(fusion):
-        fusion = wrapped(fusion)
+    """What adds up in a fusion: torch's wrappers compute what they wrap."""
+    while isinstance(fusion, nn.Module) and not has_hooks(fusion):
+        inner = wrapped(fusion)
+        if inner is None:
+            break
+        fusion = inner
     if isinstance(fusion, AdditiveFusion):
         return fusion if adds_up(fusion) and not has_hooks(fusion) else None
     return fusion if plain_linear(fusion) else None
@@ -315,7 +317,19 @@ def _refuse_earlier_import(fusion: object) -> None:
 _OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
 
 
+def first_layer(fusion: AdditiveFusion) -> tuple[nn.Module, tuple[int, ...]] | None:
+    """The layer over joined latents that a fusion was made from, and their widths, or None."""
+    return (fusion.linear, fusion.latent_dims) if isinstance(fusion, _LinearFusion) else None
+
+
+def projections_of(fusion: AdditiveFusion) -> list[nn.Module]:
+    """The projections of a fusion that has them as modules."""
+    return [*fusion.projections]
+
+
 def additive_linear(fusion: object) -> nn.Linear | None:
     """The linear layer that an additive fusion is but for hooks, None if there is none."""
     linear = fusion.linear if isinstance(fusion, _LinearFusion) and adds_up(fusion) else fusion
-    return linear if type(linear) is nn.Linear else None
+    if isinstance(linear, nn.Linear) and base_of(type(linear)) is nn.Linear:
+        return linear
+    return None

@@ -10,6 +10,7 @@ from torch._compile import _disable_dynamo
 from mcr_fast import _checks as checks
 from mcr_fast._ceb import ceb_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
+from mcr_fast._checks.ranks import Exchange
 from mcr_fast._contrastive import NTXentLoss, SupConLoss
 from mcr_fast._options import CEBSource, Contrastive, FusionMode, Perturbation
 from mcr_fast._released import loss_options
@@ -19,6 +20,7 @@ from mcr_fast._watch import ImportanceWatch
 from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.known import KnownForms, form_of
 from mcr_fast.mipd.request import Fusion
+from mcr_fast.ops._modes import refuse_programs
 from mcr_fast.ops.regularizer import Terms
 from mcr_fast.sampling import CyclicPermutations, Scheme
 
@@ -60,7 +62,14 @@ class MCRLoss(MCRTerms):
       (`functional.reconstruction_loss`).
 
     A term of weight 0 is not computed. With L_CEB the module has parameters to give the optimizer;
-    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so.
+    if `ceb_weight` is raised from 0 later, they are made then, and a warning says so. Options are
+    attributes that can be set between steps, such as weights by a schedule, and are checked as at
+    first; the sizes cannot.
+
+    In eval mode the donors (and noise) are the same for the same sizes in every call, by a fixed
+    seed, and no random number generator is moved; with `generator` they are drawn from that. The
+    values are comparable from one evaluation to the next, and need no gradient: call it under
+    ``torch.no_grad()`` or ``torch.inference_mode()`` and none is made.
 
     The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss, which
     `MCRObjective` adds up. The unimodal losses are the task loss of a linear head on each
@@ -97,6 +106,10 @@ class MCRLoss(MCRTerms):
         fusion_mode: how the regularizer's own runs of a fusion that is not linear see its modules:
             ``"eval"``, dropout off and batch norm by its running statistics, which are not
             updated; ``"own"``, in the mode they are in. The logits are the fusion's own either way.
+        process_group, exchange, rows: L_Con over the rows of all ranks, as in `functional.nt_xent`;
+            L_MIPD and L_CEB stay means over this rank's rows, and each rank draws its own donors
+            from generators in equal states. Every rank of the group has to call the loss
+            (docs/distributed.md).
         backend: None for the best one, or ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``.
 
     Raises:
@@ -155,6 +168,9 @@ class MCRLoss(MCRTerms):
         shared_donor: bool = False,
         chunk_rows: int | None = None,
         fusion_mode: FusionMode = "eval",
+        process_group: Any = None,
+        exchange: Exchange = "gather",
+        rows: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -168,6 +184,7 @@ class MCRLoss(MCRTerms):
         self.mipd_weight, self.contrastive_weight = mipd_weight, contrastive_weight
         self.ceb_weight, self.temperature = ceb_weight, temperature
         self.ceb_head = ceb_head(num_classes, self.latent_dims) if self.ceb_weight != 0 else None
+        self._set_ranks(process_group, exchange, rows)
         self._watch = ImportanceWatch(len(self.latent_dims))
         self._known = KnownForms()
 
@@ -233,15 +250,20 @@ class MCRLoss(MCRTerms):
             present: which modalities each row has. L_MIPD leaves out pairs that miss a permuted
                 one, L_Con missing rows, L_CEB missing latents.
             sample_weight: weight of each row in L_MIPD.
-            generator: source of randomness.
+            generator: source of randomness; torch's default one if None, in eval mode none at all.
         """
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
-            step = _uncompiled_step if runs else MCRTerms._step
+            if runs or self._over_ranks:
+                refuse_programs("MCRLoss")
+                step = _uncompiled_step
+            else:
+                step = MCRTerms._step
             return self._output(*step(self, latents, labels, fusion, *given, generator, None))
         form = None
         plain = logits is None and permutations is None and embeddings is None
+        plain = plain and not self._over_ranks
         if plain and present is None and sample_weight is None:
             found = form_of(latents, labels, fusion, self.latent_dims, *self._key())
             if found is not None:
@@ -262,3 +284,10 @@ class MCRLoss(MCRTerms):
 # torch.compiler.disable, but without importing the compiler with the package. The whole step, so
 # that the graph breaks once: at the engine it would break in each function on the way there.
 _uncompiled_step: Callable[..., tuple[Terms, Tensor]] = _disable_dynamo(MCRTerms._step)
+# what torch says where a graph may not break
+_uncompiled_step.__dict__.update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="MCRLoss runs this fusion on its own and differentiates inside its "
+    "forward; compile without fullgraph=True, or take a linear fusion (nn.Linear, AdditiveFusion "
+    "without head)",
+)

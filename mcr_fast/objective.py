@@ -175,15 +175,17 @@ class MCRObjective(nn.Module):
         return self._unimodal_weight
 
     @unimodal_weight.setter
-    def unimodal_weight(self, value: float | Sequence[float]) -> None:
+    def unimodal_weight(self, value: Any) -> None:
         num_modalities = len(self.loss.latent_dims)
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        # a collection of any library, such as an array of NumPy
+        several = hasattr(value, "__getitem__") and getattr(value, "ndim", 1) == 1
+        if several and not isinstance(value, (str, Mapping)):
             if len(value) != num_modalities:
                 raise ValueError(
                     f"unimodal_weight must be a number or {num_modalities} of them, one a "
                     f"modality, got {len(value)}"
                 )
-            weights = tuple(checks.finite("unimodal_weight", weight) for weight in value)
+            weights = tuple(checks.finite("unimodal_weight", each) for each in value)
         else:
             weights = (checks.finite("unimodal_weight", value),) * num_modalities
         self._unimodal_weight = weights

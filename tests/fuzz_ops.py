@@ -41,6 +41,8 @@ def calls(rng):
     held = torch.randint(0, N, (7,)), torch.rand(7), "jsd"
     unit = [torch.rand(M), torch.randn(M, N, C), torch.randn(C), x]
     embeddings = [torch.randn(N, 4), torch.randint(0, 2, (N,)), torch.rand(N) < 0.7]
+    anchors = [x[:4].clone() for x in embeddings]
+    block = [*anchors, *embeddings, rng.choice([-1, 0, 2]), rng.choice(["nt_xent", "sup_con"])]
     return {
         "permuted_divergence_fwd": [x, *pairs(x, rng), rng.random() < 0.5],
         "permuted_divergence_bwd": [*unit, *pairs(x, rng)],
@@ -64,6 +66,9 @@ def calls(rng):
         "nt_xent_bwd": [torch.rand(()), torch.randn(N, 4), torch.float32],
         "sup_con_fwd": [*embeddings, 0.5, True],
         "sup_con_bwd": [torch.rand(()), torch.randn(N, 4), torch.float32],
+        "contrastive_sums": [*block, 0.5],
+        "contrastive_pairs": [*block, torch.randn(4), 0.5],
+        "contrastive_gradient": [*block, torch.randn(2, 4), torch.randn(2, N), 0.5],
         "reconstruction_loss_fwd": [latents, torch.randn(N, 6)],
         "reconstruction_loss_bwd": [torch.rand(()), latents, torch.randn(N, 6)],
         "first_non_permutation": [torch.stack([torch.randperm(N)] * 2)],

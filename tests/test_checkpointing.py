@@ -101,6 +101,34 @@ def test_checkpointing_inside_a_fusion():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("kind", WAYS)
+def test_checkpointing_around_the_encoders(kind, use_reentrant):
+    fusion, encoders, loss = stack(kind)
+    inputs = make_latents(2, 2, ROWS)
+    results = []
+    for wrap in (lambda part, x: part(x), checkpoint):
+        how = {"use_reentrant": use_reentrant} if wrap is checkpoint else {}
+        torch.manual_seed(3)
+        latents = [wrap(encode, x, **how) for encode, x in zip(encoders, inputs, strict=True)]
+        loss(latents, None, fusion=fusion).loss.backward()
+        parameters = [*encoders.parameters(), *fusion.parameters()]
+        results.append([p.grad for p in parameters])
+        for p in parameters:
+            p.grad = None
+    torch.testing.assert_close(*results)
+
+
+def test_a_reentrant_checkpoint_inside_a_fusion_is_named():
+    case = make_fusion("gated", 1, 2)
+
+    def fusion(latents):
+        return checkpoint(lambda *z: case.fusion(list(z)), *latents, use_reentrant=True)
+
+    with pytest.raises(RuntimeError, match="fusion holds a checkpoint with use_reentrant=True"):
+        MCRLoss([D, D], C)(make_latents(2, 2, ROWS), None, fusion=fusion)
+
+
 def test_permutations_drawn_inside_are_the_same_again():
     def drawn_by(g):
         return {"permutations": mcr_fast.sample_permutations(3, ROWS, generator=g)}

@@ -22,3 +22,12 @@ def test_every_decision_is_in_the_list():
     assert sorted(listed) == sorted(
         path.name for path in folder.glob("*.md") if path.stem[0] != "R"
     )
+
+
+def test_every_mode_has_its_test():
+    page = (ROOT / "docs/modes.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| mode |" not in line]
+    assert all("::test_" in row for row in rows)
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), (file, test)

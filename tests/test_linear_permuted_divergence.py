@@ -92,29 +92,6 @@ def test_sixteen_bits_are_widened_before_the_products():
     torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-6)
 
 
-@needs_library
-@pytest.mark.parametrize("want_grad", [True, False])
-def test_opcheck(want_grad):
-    *latents, weight, bias = leaves(5, 7)
-    pairs = (None, torch.stack([torch.randperm(7)])[None], None, None, None)
-    options = ([1, 2, 4], "greedy", "shared", "jsd", "none")
-    ops = torch.ops.mcr_fast
-    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    forward = ops.linear_permuted_divergence_fwd.default
-    inputs = (latents, weight, bias, *pairs, *options, want_grad)
-    torch.library.opcheck(forward, inputs, test_utils=utils)
-    if not want_grad:
-        return
-    _, *units, contributions = (x.detach() for x in forward(*inputs))
-    for grad_contributions in (None, torch.ones_like(contributions)):
-        for wanted in ([1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0]):
-            upstream = (torch.ones(3, dtype=torch.float64), *units, contributions)
-            rest = (grad_contributions, wanted, latents, weight, bias, *pairs, *options)
-            torch.library.opcheck(
-                ops.linear_permuted_divergence_bwd.default, (*upstream, *rest), test_utils=utils
-            )
-
-
 @pytest.mark.parametrize(
     "process", ["", pytest.param("cuda", marks=pytest.mark.process("emulated"))]
 )

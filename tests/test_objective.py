@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,25 @@ def test_one_weight_for_all_and_none():
     assert without.unimodal.tolist() == [0, 0]
     assert without.unimodal_logits == (None, None)
     torch.testing.assert_close(out.unimodal_logits[1], own[1](latents[1]))
+
+
+@pytest.mark.parametrize(
+    "weights", [(1, 2), [1.0, 2.0], np.array([1, 2]), torch.tensor([1.0, 2.0])]
+)
+def test_weights_of_any_library(weights):
+    assert MCRObjective(regularizer(), unimodal_weight=weights).unimodal_weight == (1.0, 2.0)
+    one = MCRObjective(regularizer(), unimodal_weight=weights[1])
+    assert one.unimodal_weight == (2.0, 2.0)
+    assert all(type(weight) is float for weight in one.unimodal_weight)
+
+
+def test_class_weights_follow_the_logits():
+    """An objective may have no parameter, and so nobody moves it."""
+    objective = MCRObjective(regularizer(), class_weight=[1.0, 2.0, 3.0])
+    latents = [torch.randn(N, D, device="meta") for _ in range(2)]
+    own, fusion = heads().float().to("meta"), nn.Linear(2 * D, C, device="meta")
+    out = objective(latents, LABELS.to("meta"), fusion=fusion, unimodal_heads=own)
+    assert out.loss.device.type == "meta"
 
 
 def test_one_modality_may_have_no_head():

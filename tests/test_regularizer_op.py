@@ -155,23 +155,6 @@ def test_the_regularizer_cannot_be_differentiated_twice():
             sum(g.square().sum() for g in grads).backward(retain_graph=True)
 
 
-def test_opcheck():
-    step, utils = Step(), ("test_schema", "test_autograd_registration", "test_faketensor")
-    latents = [z.detach() for z in step.latents]
-    weight, bias = (p.detach() for p in step.fusion.parameters())
-    pairs = (None, None, None, None, None, [1, 2], "greedy", "shared", "jsd", "none")
-    rest = (step.labels, "nt_xent", 0.5, 0.1, 1.0)
-    ops = torch.ops.mcr_fast
-    for want in (False, True):
-        given = (latents, weight, bias, *pairs, *rest, want)
-        torch.library.opcheck(ops.regularizer_fwd.default, given, test_utils=utils)
-    made = ops.regularizer_fwd(latents, weight, bias, *pairs, *rest, True)
-    grads = (torch.rand(()), None, None, torch.rand(7, C))
-    for wanted in ([1, 1, 1], [0, 1, 0]):
-        given = (*grads, *made[6:], 0.1, 1.0, wanted, latents, weight)
-        torch.library.opcheck(ops.regularizer_bwd.default, given, test_utils=utils)
-
-
 def test_a_term_that_is_not_wanted_adds_nothing():
     """Whatever its gradient is."""
     bwd, nan = torch.ops.mcr_fast.regularizer_bwd, torch.tensor(torch.nan)

@@ -79,10 +79,10 @@ def test_a_check_of_values_leaves_no_constant_in_a_trace():
 
 
 class Regularized(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
         self.fusion = torch.nn.Linear(2 * D, C)
-        self.mcr = mcr_fast.MCRLoss([D, D], C, num_permutations="all")
+        self.mcr = mcr_fast.MCRLoss([D, D], C, **({"num_permutations": "all"} | options))
 
     def forward(self, a, b, labels):
         out = self.mcr([a, b], labels, fusion=self.fusion)
@@ -95,6 +95,55 @@ def test_exported(strict):
     program = torch.export.export(model, inputs, strict=strict)
     inputs = (torch.randn(N, D), torch.randn(N, D), LABELS.flip(0))
     torch.testing.assert_close(program.module()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_with_a_dynamic_batch(strict):
+    """In eval mode nothing random is in the program."""
+    model = Regularized(num_permutations=2, ceb_weight=0.5).eval()
+    inputs = (torch.randn(N, D), torch.randn(N, D), LABELS)
+    rows = {0: torch.export.Dim("rows", min=4)}  # one more than has shifts to draw from
+    program = torch.export.export(model, inputs, strict=strict, dynamic_shapes=(rows,) * 3)
+    inputs = (torch.randn(9, D), torch.randn(9, D), torch.arange(9) % C)
+    torch.testing.assert_close(program.module()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_without_gradients_and_called_with_them(strict):
+    model = Regularized()
+    inputs = (torch.randn(N, D), torch.randn(N, D), LABELS)
+    program = torch.export.export(model, inputs, strict=strict)
+    inputs = (torch.randn(N, D, requires_grad=True), torch.randn(N, D), LABELS.flip(0))
+    results = []
+    for run in (model, program.module()):
+        loss, _ = run(*inputs)
+        results.append((loss, *torch.autograd.grad(loss, inputs[:1])))
+    torch.testing.assert_close(*results)
+
+
+class Head(Regularized):
+    """Whose fusion has to be run."""
+
+    def __init__(self):
+        super().__init__()
+        seq = torch.nn.Sequential(self.fusion, torch.nn.Tanh(), torch.nn.Linear(C, C))
+        self.fusion = mcr_fast.AdditiveFusion.from_sequential(seq, [D, D])
+
+
+@pytest.mark.parametrize("way", ["strict export", "export", "trace"])
+def test_a_fusion_that_is_run_is_no_program(way):
+    """Its gradient is taken inside the forward, and would be a constant of the program."""
+    model, inputs = Head(), (torch.randn(N, D), torch.randn(N, D), LABELS)
+
+    def made():
+        if way == "trace":
+            return torch.jit.trace(model, inputs, check_trace=False)
+        return torch.export.export(model, inputs, strict=way == "strict export").module()
+
+    with pytest.raises(RuntimeError, match="MCRLoss runs this fusion on its own"):
+        made()
+    model.mcr.mipd_weight = 0.0
+    torch.testing.assert_close(made()(*inputs), model(*inputs))
 
 
 def test_functions_exported_with_a_dynamic_batch():

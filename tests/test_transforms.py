@@ -192,6 +192,23 @@ def test_a_fusion_that_has_to_be_run_is_refused(kind, backend):
     close(grad(loss)(*one), by_backward(loss, *one)[0])
 
 
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_donors_are_drawn_as_vmap_is_told(randomness):
+    fusion = torch.nn.Linear(2 * D, C).double()
+    mcr = mcr_fast.MCRLoss([D, D], C, num_permutations=2)
+
+    def value(a, b):
+        return mcr([a, b], LABELS, fusion=fusion).mipd
+
+    same = [x.expand(B, N, D) for x in pair(N, D)]
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(value)(*same)
+    values = vmap(value, randomness=randomness)(*same)
+    assert len(values.unique()) == (1 if randomness == "same" else B)
+    mcr.eval()  # draws nothing
+    close(vmap(value)(*same), value(*(x[0] for x in same)).expand(B))
+
+
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -229,6 +246,18 @@ def test_batched_gradients_of_autograd_are_right_or_refused(op):
     with pytest.raises(NotImplementedError, match=r"use torch.func.jacrev, or backend=.reference"):
         jacobian(loss, inputs)
     close(jacobian(partial(loss, backend="reference"), inputs), by_backward(loss, *inputs))
+
+
+def test_batched_gradients_of_a_fusion_that_is_run_are_refused():
+    mlp = torch.nn.Sequential(torch.nn.Linear(2 * D, C), torch.nn.Tanh()).double()
+    mcr = mcr_fast.MCRLoss([D, D], C, num_permutations="all")
+
+    def loss(a, b):
+        return mcr([a, b], LABELS, fusion=lambda z: mlp(torch.cat(z, -1))).loss
+
+    with pytest.raises(NotImplementedError, match="MCRLoss takes no batched gradients"):
+        torch.autograd.functional.jacobian(loss, pair(N, D), vectorize=True)
+    close(torch.autograd.functional.jacobian(loss, pair(N, D)), by_backward(loss, *pair(N, D)))
 
 
 @pytest.mark.parametrize("transform", [grad, vmap, lambda f: vmap(grad(f))])

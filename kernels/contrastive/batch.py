@@ -50,12 +50,29 @@ def logit_tile(
     BLOCK_K: tl.constexpr,
 ):
     """s of rows first_row .. and columns first_col .., [BLOCK_M, BLOCK_N] float32."""
-    width = vectors.width
+    return logits_between(
+        vectors, vectors, first_row, first_col, DOT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
+    )
+
+
+@triton.jit
+def logits_between(
+    of_rows,
+    of_columns,  # of the same width and scale
+    first_row,
+    first_col,
+    DOT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The same of two sets of rows."""
+    width = of_rows.width
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    row_ptr = vectors.scaled_ptr + tl.cast(first_row, tl.int64) * width
-    col_ptr = vectors.scaled_ptr + tl.cast(first_col, tl.int64) * width
+    row_ptr = of_rows.scaled_ptr + tl.cast(first_row, tl.int64) * width
+    col_ptr = of_columns.scaled_ptr + tl.cast(first_col, tl.int64) * width
     a_ptrs = row_ptr + rows[:, None] * width + k[None, :]
     b_ptrs = col_ptr + cols[None, :] * width + k[:, None]
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -68,8 +85,8 @@ def logit_tile(
         product = tl.dot(a, b, product, input_precision=DOT_PRECISION)
         a_ptrs += BLOCK_K
         b_ptrs += BLOCK_K
-    inverse_a = tl.load(vectors.inverse_ptr + first_row + rows) * vectors.scale
-    inverse_b = tl.load(vectors.inverse_ptr + first_col + cols)
+    inverse_a = tl.load(of_rows.inverse_ptr + first_row + rows) * of_rows.scale
+    inverse_b = tl.load(of_columns.inverse_ptr + first_col + cols)
     return product * inverse_a[:, None] * inverse_b[None, :]
 
 

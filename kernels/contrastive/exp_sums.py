@@ -77,7 +77,7 @@ def _exp_sums_kernel(
 
 
 @triton.jit
-def _add_slots(
+def add_slots(
     sum_ptrs,  # [SLOTS, BLOCK_R]
     max_ptrs,  # same
     kept,  # [SLOTS, 1]
@@ -87,6 +87,7 @@ def _add_slots(
     RUNNING_MAX: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
+    """Adds some partial sums of each row to its total, relative to the largest maximum so far."""
     sums = tl.load(sum_ptrs, mask=kept, other=0.0)
     if RUNNING_MAX:
         maxima = tl.load(max_ptrs, mask=kept, other=no_max)
@@ -135,7 +136,7 @@ def _add_partials_kernel(
     for tile in range(0, stop, SLOTS):
         slot = (tile + slots)[:, None]
         at = slot.to(tl.int64) * padded_rows + rows[None, :]
-        total, top = _add_slots(
+        total, top = add_slots(
             col_sum_ptr + at, col_max_ptr + at, slot < stop, total, top, no_max,
             RUNNING_MAX, PRECISE,
         )  # fmt: skip
@@ -146,7 +147,7 @@ def _add_partials_kernel(
         for tile in range(start, stop, SLOTS):
             slot = (tile + slots)[:, None]
             at = slot.to(tl.int64) * band_rows + rows[None, :] - first_row
-            total, top = _add_slots(
+            total, top = add_slots(
                 row_sum_ptr + at, row_max_ptr + at, slot < stop, total, top, no_max,
                 RUNNING_MAX, PRECISE,
             )  # fmt: skip

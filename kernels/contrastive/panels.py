@@ -40,8 +40,12 @@ def weighted_exponentials(
 ):
     """weight_a e^s_ab + weight_b e^s_ab, each relative to its row's maximum."""
     if RUNNING_MAX:
-        e_a = exp2(s - tl.load(max_ptr + rows)[:, None], PRECISE)
-        e_b = exp2(s - tl.load(max_ptr + cols)[None, :], PRECISE)
+        # Rows in the frame that are not there have logits of 0, far above a maximum of opposite
+        # rows, and 0 times an infinite power would be NaN. minimum would drop NaN.
+        below_a = s - tl.load(max_ptr + rows)[:, None]
+        below_b = s - tl.load(max_ptr + cols)[None, :]
+        e_a = exp2(tl.where(below_a > 0.0, 0.0, below_a), PRECISE)
+        e_b = exp2(tl.where(below_b > 0.0, 0.0, below_b), PRECISE)
     else:
         e_a = exp2(s - scale, PRECISE)
         e_b = e_a
@@ -155,9 +159,9 @@ def gradient(
             positives_kernel[(num_rows // places["BLOCK_M"],)](**given, **places)
             of_rows = slice(first_row, first_row + num_rows)
             of_cols = slice(first_col, first_col + num_cols)
-            _add_product(g[of_rows], panel, x[of_cols], first=first_col == 0)
+            add_product(g[of_rows], panel, x[of_cols], first=first_col == 0)
             if first_col > first_row:
-                _add_product(g[of_cols], panel.mT, x[of_rows], first=first_row == 0)
+                add_product(g[of_cols], panel.mT, x[of_rows], first=first_row == 0)
     return project_rows(rows, g, numbers[1:])
 
 
@@ -170,7 +174,7 @@ def scaled(
     return torch.mul(unit_grad, grad, out=unit_grad.new_empty(unit_grad.shape, dtype=dtype))
 
 
-def _add_product(
+def add_product(
     g: Tensor,  # [rows, D] float32
     h: Tensor,  # [rows, columns]
     x: Tensor,  # [columns, D]

@@ -30,6 +30,7 @@ class Rows:
     """P present rows of L sorted by label, absent ones last, in a frame of whole tiles."""
 
     embeddings: Tensor  # [L, D], as given
+    codes: Tensor  # [L] int64, sorted; those of absent rows in no order
     order: Tensor  # [L] int64, sorted row -> given row
     begin: Tensor  # [padded L] int32, first row of the same label; 0 for rows that do not count
     end: Tensor  # [padded L] int32, one past the last
@@ -221,6 +222,7 @@ def scale_rows(
     inverses = embeddings.new_empty((2, padded_rows), dtype=torch.float32)
     rows = Rows(
         embeddings=embeddings,
+        codes=codes,
         order=order,
         begin=frame[0],
         end=frame[1],

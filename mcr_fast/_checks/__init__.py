@@ -23,6 +23,7 @@ from mcr_fast._checks.options import (
 from mcr_fast._checks.pairs import divergence_arguments, kernel_reads
 from mcr_fast._checks.permutations import donors
 from mcr_fast._checks.randomness import moved, random_state, same_logits
+from mcr_fast._checks.ranks import ranks
 from mcr_fast._checks.rows import (
     check_labels,
     check_present,

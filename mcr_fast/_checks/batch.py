@@ -49,7 +49,7 @@ def batch(
         raise ValueError(f"labels must be given for {needed_by}, got None")
     if same_label or (labels is not None and (contrasts or ceb_labels)):
         check_labels(labels, num_rows, device)
-    elif labels is not None and len(plain_tensor("labels", labels)) != num_rows:
+    elif labels is not None and plain_tensor("labels", labels).shape[0] != num_rows:
         # of any form, as for several labels a row: nothing compares them
         raise ValueError(f"labels must have {num_rows} rows, got shape {list(labels.shape)}")
     if ceb_labels:

@@ -120,8 +120,8 @@ def embedding_rows(
                 f"labels must be given for one tensor of {name}, got None: which rows belong to "
                 "one instance is known only for a list of modalities"
             )
-        codes = label_codes(labels, len(x), x.device)
-        check_present(present, (len(x),), "[L]", x.device)
+        codes = label_codes(labels, x.shape[0], x.device)
+        check_present(present, (x.shape[0],), "[L]", x.device)
         return x, codes, present
     parts = modalities(name, embeddings)
     same_form(name, parts, "[N, D]")
@@ -133,7 +133,7 @@ def embedding_rows(
         own = isinstance(labels, Tensor) and labels.dtype.is_floating_point
         codes = label_codes(labels, num_rows, device, repeat=len(parts) if own else 1)
     check_present(present, (num_rows, len(parts)), "[N, M]", device)
-    if present is not None and len(codes) != num_rows:
+    if present is not None and codes.shape[0] != num_rows:
         present = present.T.reshape(-1)
     return torch.cat(parts), codes, present
 
@@ -146,5 +146,5 @@ def reconstruction_target(latents: Any, reconstruction: Any) -> None:
             raise ValueError(f"latents[{m}] must have shape [N, D], got {list(x.shape)}")
     float_tensor("reconstruction", reconstruction)
     width = sum(x.shape[1] for x in parts)
-    shaped("reconstruction", reconstruction, (len(parts[0]), width), "[N, sum of D_m]")
+    shaped("reconstruction", reconstruction, (parts[0].shape[0], width), "[N, sum of D_m]")
     on_device("reconstruction", reconstruction, parts[0].device, "latents")

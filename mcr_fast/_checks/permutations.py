@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mcr_fast import _libraries as libraries
 from mcr_fast._checks.tensors import may_read, on_device, plain_tensor, shaped
+from mcr_fast._process import first_time
 from mcr_fast.sampling import CyclicPermutations
 
 
@@ -132,6 +133,10 @@ def _check_permutations(name: str, table: Tensor) -> None:
             f"every row of {name} must be a permutation of 0..{n - 1}, but {name}{place} is "
             f"{rows[first][:16].tolist()}{'...' if n > 16 else ''}"
         )
+
+
+if libraries.cpu_library_loaded() and first_time("first_non_permutation"):
+    torch.library.register_fake("mcr_fast::first_non_permutation", lambda rows: rows.new_empty(()))
 
 
 def _first_non_permutation(rows: Tensor) -> int:  # [R, N]

@@ -36,7 +36,7 @@ def label_codes(
     if not labels.dtype.is_floating_point:
         return labels.to(torch.int64)
     values = labels.detach().to(torch.float64) + 0.0
-    rows = torch.arange(len(values), device=device)
+    rows = torch.arange(values.shape[0], device=device)
     # the bit patterns from here on are NaNs: no number has them, and every row gets its own
     return torch.where(values.isnan(), NAN_CODES + rows, values.view(torch.int64))
 

@@ -7,15 +7,18 @@ passes it once, in the caller's backward.
 """
 
 import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as all_modules
+from torch.nn.utils import parametrize
 
+from mcr_fast._wrapping import is_fabric, reparametrizing_hooks, wrapped
 from mcr_fast.mipd.reach import Reached, to_evaluate
 
 
@@ -33,14 +36,33 @@ def runs_apart(reached: Reached, fusion_mode: str) -> Iterator[bool]:
                 "fusion_mode='own'"
             )
     changed = to_evaluate(reached)
-    with _unremembered(reached.modules):
-        try:
-            for module in changed:
-                module.training = False
-            yield bool(changed)
-        finally:
-            for module in changed:
-                module.training = True
+    with unremembered(reached.modules), evaluating(changed):
+        yield bool(changed)
+
+
+@contextmanager
+def without_trace(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """A run to look at: it leaves no draw and no statistic, and nothing in it is compiled."""
+    devices = [] if device.type == "cpu" else [device]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices, device_type=device.type))
+        stack.enter_context(unremembered(modules))
+        stack.enter_context(evaluating([m for m in modules if m.training]))
+        if "torch._dynamo" in sys.modules:  # compiled code calls no hook that it has not seen
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules that are in training mode, in evaluation mode."""
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 # Statistics are small; a table of positions or a cache that is larger is not written to in a run.
@@ -48,7 +70,7 @@ _LARGEST_STATISTIC = 1 << 16
 
 
 @contextmanager
-def _unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
+def unremembered(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Runs that leave modules as they were: buffers they write to, tensors they keep of a call.
 
     A normalisation that counts in every mode counts the caller's call alone; an auxiliary loss or
@@ -83,6 +105,69 @@ def _may_write(module: nn.Module) -> bool:
 
 def _may_be_statistic(x: Tensor) -> bool:
     return not x.requires_grad and x.numel() <= _LARGEST_STATISTIC
+
+
+_PER_PROCESS = ("DistributedDataParallel", "DataParallel")
+
+
+@contextmanager
+def without_preparations(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Runs that do not prepare for the backward that a wrapper expects of each call.
+
+    Data-parallel ones collect gradients in it; Fabric's raise if it is not Fabric's own.
+    """
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    for module in modules:
+        inner = wrapped(module) if type(module).__name__ in _PER_PROCESS else None
+        if inner is not None:
+            kept.append((vars(module), "forward", inner))
+        elif is_fabric(module):
+            kept.append((vars(module), "_register_backward_hook", lambda x: x))
+    kept = [(held, name, new) for held, name, new in kept if name not in held]
+    for held, name, new in kept:
+        held[name] = new
+    try:
+        yield
+    finally:
+        for held, name, _ in kept:
+            del held[name]
+
+
+@contextmanager
+def weights_computed_once(modules: Sequence[nn.Module], width: int) -> Iterator[None]:
+    """Layers of this many inputs have one weight in all runs, also those that compute it.
+
+    So the gradient of its columns is told apart by modality, and then goes back through what
+    computed them, as that of a weight which is a parameter.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, nn.Linear) and module.in_features == width:
+                hooks = reparametrizing_hooks(module)
+                if hooks or parametrize.is_parametrized(module, "weight"):
+                    stack.enter_context(_computed_once(module, hooks))
+        yield
+
+
+@contextmanager
+def _computed_once(layer: nn.Linear, hooks: set[int]) -> Iterator[None]:
+    """A layer without what computes its tensors, but with them as they are."""
+    for key in hooks:
+        layer._forward_pre_hooks[key](layer, ())
+    names = [*getattr(layer, "parametrizations", {})]
+    kind, pre_hooks, before = type(layer), layer._forward_pre_hooks, dict(vars(layer))
+    others = OrderedDict((key, hook) for key, hook in pre_hooks.items() if key not in hooks)
+    made = {name: getattr(layer, name) for name in names}
+    if names:  # its properties are what computes them
+        object.__setattr__(layer, "__class__", nn.Linear)
+    vars(layer).update(made, _forward_pre_hooks=others)
+    try:
+        yield
+    finally:
+        object.__setattr__(layer, "__class__", kind)
+        for name in names:
+            del vars(layer)[name]
+        vars(layer).update(before)
 
 
 _Hooks = OrderedDict[int, Any]

@@ -1,5 +1,6 @@
-"""A fusion that is any function of the latents: gathered latents, and whose a parameter is."""
+"""A fusion that is any function of the latents: gathered latents, and the fusion on them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,33 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mcr_fast._wrapping import takes_joined, unwrapped, wrapped
-from mcr_fast.fusion import AdditiveFusion, additive_linear, adds_up
+from mcr_fast._wrapping import takes_joined
 from mcr_fast.mipd.draw import draw_noise
 from mcr_fast.mipd.gradients import GradientSums, Pulled, own
+from mcr_fast.mipd.owners import Owners, find_owners
 from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Turn
-
-_PER_PROCESS = ("DistributedDataParallel", "DataParallel")
 
 
 class CallableSource:
     """Any fusion, a function of the list of latents."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, modules: Sequence[nn.Module]):
         self.fusion, self.permutes = _as_function(request.fusion), request.permutes()
-        self.owners = _Owners(request.fusion, request.latent_dims)
+        self.request, self.modules = request, modules
         self.noise: list[Tensor] = []
         if request.perturbation == "noise":
-            self.noise = draw_noise(
-                request.latents, request.num_draws(), request.generator, request.fixed
-            )
+            how = (request.generator, request.rank, request.fixed)
+            self.noise = draw_noise(request.latents, request.num_draws(), *how)
         self.players: Sequence[Tensor] = request.latents
         self.row_elements = sum(z[:1].numel() for z in request.latents)
 
+    @functools.cached_property
+    def owners(self) -> Owners:
+        """Whose the parameters are."""
+        request = self.request
+        sizes = (request.latent_dims, request.num_classes)
+        return find_owners(request.fusion, self.fusion, request.latents, *sizes, self.modules)
+
     def wants_used(self, turn: Turn) -> bool:
         """Parameters are shared, but for those of an additive fusion's projections."""
-        return turn.head != 0 or (self.owners.any and any(turn.route))
+        return turn.head != 0 or (any(turn.route) and bool(self.owners))
 
     def run(self, turn: Turn) -> tuple[list[GradientEdge | None], Tensor]:
         """Gather the latents, run the fusion."""
@@ -65,52 +70,8 @@ class CallableSource:
 
 
 def _as_function(fusion: Fusion) -> Callable[[list[Tensor]], Tensor]:
-    """The fusion as a function of the list of latents, for the regularizer's own runs.
-
-    Without a data-parallel wrapper, which prepares for one backward a call.
-    """
-    inner = wrapped(fusion) if type(fusion).__name__ in _PER_PROCESS else None
-    run: Callable[[Any], Tensor] = fusion if inner is None else inner
+    """The fusion as a function of the list of latents."""
+    run: Callable[[Any], Tensor] = fusion
     if takes_joined(fusion):
         return lambda latents: run(torch.cat(latents, dim=-1))
     return run
-
-
-class _Owners:
-    """The parameters of a fusion that belong to one modality; all others are shared.
-
-    An additive fusion with hooks or in a wrapper runs as any callable does, and its projections
-    stay the modalities' own: projections[m] is player m's, and so are m's columns of a linear
-    layer.
-    """
-
-    def __init__(self, fusion: object, latent_dims: Sequence[int]):
-        self._whole: dict[int, int] = {}
-        self._columns: dict[int, Sequence[int]] = {}
-        inner = unwrapped(fusion)
-        linear = additive_linear(inner)
-        weight = None if linear is None else linear._parameters.get("weight")
-        if weight is not None and weight.shape[1] == sum(latent_dims):
-            self._columns[id(weight)] = latent_dims
-        elif adds_up(inner) and hasattr(inner, "projections"):
-            self._own_projections(inner)
-        self.any = bool(self._whole or self._columns)
-
-    def _own_projections(self, fusion: AdditiveFusion) -> None:
-        parts: list[nn.Module] = [*fusion.projections]
-        owned = [{id(p) for p in part.parameters()} for part in parts]
-        others = set() if fusion.head is None else {id(p) for p in fusion.head.parameters()}
-        for m, ids in enumerate(owned):
-            elsewhere = others.union(*owned[:m], *owned[m + 1 :])
-            self._whole.update((key, m) for key in ids - elsewhere)
-
-    def add(self, total: Tensor, x: Tensor, grad: Tensor, route: Sequence[int], head: int) -> None:
-        """Add the gradient of x to its total, times the factor of whoever owns x."""
-        widths = self._columns.get(id(x))
-        if widths is None:
-            owner = self._whole.get(id(x))
-            total.add_(grad, alpha=head if owner is None else route[owner])
-            return
-        blocks = zip(total.split(widths, 1), grad.split(widths, 1), route, strict=True)
-        for block, grad_block, factor in blocks:
-            block.add_(grad_block, alpha=factor)

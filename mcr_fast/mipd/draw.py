@@ -14,6 +14,8 @@ from mcr_fast.sampling import (
     sample_permutations,
 )
 
+_OF_RANKS = 1 << 16  # draws of `Fixed` from here on are the orders of ranks
+
 
 def draw_donors(
     latents: list[Tensor],  # M tensors [N, ..., D_m]
@@ -23,9 +25,10 @@ def draw_donors(
     scheme: Scheme,
     shared_donor: bool,
     generator: torch.Generator | None,
+    rank: int,
     fixed: bool,  # the same donors for the same sizes, unless there is a generator
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(order, donors) as the ops take them."""
+    """(order, donors) as the ops take them; of each rank its own, from equal generators."""
     num_modalities, num_rows, device = len(latents), latents[0].shape[0], latents[0].device
     if perturbation != "permute":
         # every row replaces itself: there is no donor to miss or to exclude
@@ -55,8 +58,22 @@ def draw_donors(
             device=device,
         )
     if isinstance(sample, CyclicPermutations):
-        return sample.order, sample.shifts if own else sample.shifts[None]
-    return None, sample if own else sample[None]
+        order = of_rank(sample.order, 0, rank)
+        return order, sample.shifts if own else sample.shifts[None]
+    table = of_rank(sample, -1, rank)
+    return None, table if own else table[None]
+
+
+def of_rank(drawn: Tensor, dim: int, rank: int) -> Tensor:
+    """What was drawn, in an order along `dim` that is each rank's own.
+
+    Random permutations and independent draws are as random in any fixed order. So no generator
+    moves differently for it, and a recomputation finds the same.
+    """
+    if rank == 0:
+        return drawn
+    order = Fixed(drawn.device, _OF_RANKS + rank).permutation(drawn.shape[dim])
+    return drawn.index_select(dim, order)
 
 
 def _draws_of_noise(num_permutations: int | str) -> int:
@@ -68,7 +85,11 @@ def _draws_of_noise(num_permutations: int | str) -> int:
 
 
 def draw_noise(
-    latents: list[Tensor], count: int, generator: torch.Generator | None, fixed: bool = False
+    latents: list[Tensor],
+    count: int,
+    generator: torch.Generator | None,
+    rank: int = 0,
+    fixed: bool = False,
 ) -> list[Tensor]:  # M tensors [K, N, ...]
     """Normal noise with every latent element's standard deviation over the batch."""
     generator, drawn = generator_of_step(generator), []
@@ -78,6 +99,7 @@ def draw_noise(
         else:
             on = z.device if generator is None else generator.device
             normal = torch.randn(count, *z.shape, generator=generator, device=on, dtype=z.dtype)
+        normal = of_rank(normal.flatten(0, 1), 0, rank).view_as(normal)
         x = z.detach().to(accumulation_dtype(z.dtype))
         deviation = (x - x.mean(0)).square().mean(0).sqrt()
         drawn.append((normal.to(z.device) * deviation).to(z.dtype))
@@ -89,5 +111,5 @@ def replaced_latents(request: Request) -> list[Tensor]:  # M tensors [K, N, ...]
     count, latents = request.num_draws(), request.latents
     if request.perturbation == "zero":
         return [torch.zeros_like(z)[None].expand(count, *z.shape) for z in latents]
-    noise = draw_noise(latents, count, request.generator, request.fixed)
+    noise = draw_noise(latents, count, request.generator, request.rank, request.fixed)
     return [z + added for z, added in zip(latents, noise, strict=True)]

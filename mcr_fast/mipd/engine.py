@@ -24,7 +24,7 @@ from mcr_fast.mipd.pairs import CHUNK_ELEMENTS, Pairs
 from mcr_fast.mipd.request import Request
 from mcr_fast.mipd.source import CLEAN, Source, Turn
 from mcr_fast.ops._attach import attach_gradients
-from mcr_fast.ops._modes import has_tangent, refuse_transforms
+from mcr_fast.ops._modes import has_tangent, refuse_programs, refuse_transforms
 from mcr_fast.ops.row_divergence import row_divergence_parts
 from mcr_fast.reference._divergence import mean_or_zero
 from mcr_fast.reference._similarity import accumulation_dtype
@@ -46,6 +46,7 @@ def perturbed_divergences(
     if has_tangent(*source.players, logits):
         raise NotImplementedError(f"MCRLoss has no forward-mode derivative here; {_WAY_OUT}")
     refuse_transforms("MCRLoss", _WAY_OUT)
+    refuse_programs("MCRLoss")
     if request.logits is not None and same_mode:
         _refuse_detached(request, source.players)
     with torch.no_grad():
@@ -186,7 +187,7 @@ class _Engine:
         self, turn: Turn, cotangent_of: Callable[[Tensor], Tensor | None], sums: GradientSums
     ) -> None:
         """Run, and collect what comes back from the logits by the cotangent made of them."""
-        wants_used = self.source.wants_used(turn)
+        wants_used = self.grad_enabled and self.source.wants_used(turn)
         with torch.set_grad_enabled(self.grad_enabled):
             pulled = self.runs.pull(lambda: self._run(turn), cotangent_of, wants_used)
         if pulled is not None:

@@ -7,15 +7,21 @@ from torch import Tensor
 
 from mcr_fast import _checks as checks
 from mcr_fast._columns import LinearColumns
-from mcr_fast._wrapping import initialize_lazy, is_data_parallel
+from mcr_fast._wrapping import initialize_lazy, is_data_parallel, unwrapped
 from mcr_fast.fusion import Additive, adds_up_to_logits, as_additive, finish
-from mcr_fast.mipd.apart import looking_hooks_only, runs_apart, without_backward_hooks
+from mcr_fast.mipd.apart import (
+    looking_hooks_only,
+    runs_apart,
+    weights_computed_once,
+    without_backward_hooks,
+    without_preparations,
+)
 from mcr_fast.mipd.callable import CallableSource
 from mcr_fast.mipd.clean import call_fusion
 from mcr_fast.mipd.engine import perturbed_divergences
 from mcr_fast.mipd.gradients import reaches
 from mcr_fast.mipd.hidden import HiddenSource
-from mcr_fast.mipd.reach import Reached, reach
+from mcr_fast.mipd.reach import Reached, reach, to_evaluate
 from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Source
 from mcr_fast.ops.linear_permuted_divergence import can_fuse, fused_divergence
@@ -28,8 +34,12 @@ _Result = tuple[Tensor, Tensor, Tensor]
 
 def seen_as(request: Request) -> Additive | None:
     """The fusion as the ways below take it, read once a step; None if it is to be called."""
-    initialize_lazy(request.fusion, request.latents)
-    return as_additive(request.fusion, request.latent_dims)
+    fusion = request.fusion
+    initialize_lazy(fusion, request.latents)
+    # a data-parallel fusion is called besides, and what draws or counts would do so twice
+    if is_data_parallel(fusion) and to_evaluate(reach(unwrapped(fusion))):
+        return None
+    return as_additive(fusion, request.latent_dims)
 
 
 def evaluate(request: Request, additive: Additive | None) -> _Result:  # [], [S], [N, C]
@@ -157,13 +167,16 @@ def _play(
     """L_MIPD and the divergences of a fusion that has to be run."""
     if additive is None and request.logits is not None and request.clean_path == "routed":
         _refuse_others(request.latents, request.logits)
-    with runs_apart(reached, request.fusion_mode) as changed:
+    modules = reached.modules
+    apart = runs_apart(reached, request.fusion_mode)
+    with without_preparations(modules), apart as changed:
         if additive is None or contributions is None:
-            source: Source = CallableSource(request)
-        else:
-            with without_backward_hooks(reached.modules):
-                source = HiddenSource(request, additive, contributions, changed)
-        return perturbed_divergences(request, source, logits, not changed, reached.modules)
+            source: Source = CallableSource(request, modules)
+            with weights_computed_once(modules, sum(request.latent_dims)):
+                return perturbed_divergences(request, source, logits, not changed, modules)
+        with without_backward_hooks(modules):
+            source = HiddenSource(request, additive, contributions, changed)
+        return perturbed_divergences(request, source, logits, not changed, modules)
 
 
 def _refuse_others(latents: list[Tensor], logits: Tensor) -> None:

@@ -87,7 +87,7 @@ class Runs:
             return None
         with _unheard(leaves):
             cotangent = cotangent.to(output.dtype)
-            found = iter(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+            found = iter(_gradients(output, inputs, cotangent))
         rows = [None if edge is None else next(found) for edge in edges]
         theirs = {id(ours): x for x, ours in self._stand_ins.values()}
         used = zip((theirs.get(id(x), x) for x in leaves), found, strict=True)
@@ -100,13 +100,27 @@ class Runs:
             return run()
 
 
+def _gradients(output: Tensor, inputs: list[Any], cotangent: Tensor) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(output, inputs, cotangent, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise RuntimeError(
+            "fusion holds a checkpoint with use_reentrant=True, which cannot be differentiated "
+            "inside MCRLoss's forward; take use_reentrant=False (the loss frees what it runs "
+            "anyway), or wrap the call of the loss instead"
+        ) from error
+
+
 def _entered(
     output: Tensor, edges: Sequence[GradientEdge | None], started: int
 ) -> tuple[list[Tensor], list[Node]]:
     """Leaves that a run's output depends on, and nodes that are older than the run."""
     leaves: dict[int, Tensor] = {}
     foreign: list[Node] = []
-    for node in _nodes(output, {edge.node for edge in edges if edge is not None}, started):
+    rows = {edge.node for edge in edges if edge is not None}
+    for node in nodes_behind(output.grad_fn, rows, started):
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and node.name() == "torch::autograd::AccumulateGrad":
             leaves[id(leaf)] = leaf
@@ -115,9 +129,9 @@ def _entered(
     return list(leaves.values()), foreign
 
 
-def _nodes(output: Tensor, seen: set[Node], started: int = 0) -> Iterator[Node]:
-    """The nodes that an output depends on, but for those seen; not beyond the older ones."""
-    pending = [output.grad_fn] if output.grad_fn else []
+def nodes_behind(node: Node | None, seen: set[Node], started: int = 0) -> Iterator[Node]:
+    """A node and all it depends on, but for those seen; not beyond the older ones."""
+    pending = [] if node is None else [node]
     while pending:
         node = pending.pop()
         if node in seen:
@@ -134,7 +148,7 @@ def reaches(output: Tensor, inputs: Sequence[Tensor]) -> bool:
     leaves = {id(x) for x in inputs if x.grad_fn is None}
     return any(output is x for x in inputs) or any(
         node in nodes or id(getattr(node, "variable", None)) in leaves
-        for node in _nodes(output, set())
+        for node in nodes_behind(output.grad_fn, set())
     )
 
 

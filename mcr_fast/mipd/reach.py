@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from mcr_fast._checkpointing import closure_of
-from mcr_fast._wrapping import is_sharded
 
 _MOST_ITEMS = 256  # of a container that is looked through: the layers of a model, not a data set
 
@@ -23,11 +22,7 @@ class Reached(NamedTuple):
 
 
 def reach(fusion: object) -> Reached:
-    """The modules inside of a callable: its own, those of its closure, arguments and globals.
-
-    Raises:
-        TypeError: a fusion that the regularizer cannot run.
-    """
+    """The modules inside of a callable: its own, those of its closure, arguments and globals."""
     found: dict[int, nn.Module] = {}
     reads_mode = compiled = False
     seen: set[int] = set()
@@ -44,19 +39,7 @@ def reach(fusion: object) -> Reached:
             compiled = compiled or hasattr(x, "_torchdynamo_orig_callable")
             pending.extend(_held_by(x))
     modules = list(found.values())
-    if isinstance(fusion, nn.Module):  # what a function can reach it need not run
-        _refuse_sharded(modules)
     return Reached(modules, reads_mode, compiled or any(map(_is_compiled, modules)))
-
-
-def _refuse_sharded(modules: list[nn.Module]) -> None:
-    sharded = next((type(m).__name__ for m in modules if is_sharded(m)), None)
-    if sharded is not None:
-        raise TypeError(
-            f"fusion's {sharded} is sharded (DTensor), and the regularizer runs it on its own: "
-            "leave the fusion out of fully_shard, so that its parameters belong to the unit around "
-            "it, or pass an nn.Linear or AdditiveFusion of plain tensors"
-        )
 
 
 def _is_compiled(module: nn.Module) -> bool:

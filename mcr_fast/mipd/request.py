@@ -38,6 +38,7 @@ class Request(NamedTuple):
     exclude: str
     perturbation: str
     generator: torch.Generator | None  # of the noise
+    rank: int  # of this process, whose draws are its own
     fixed: bool  # without one the noise is the same in every step
     chunk_rows: int | None
     fusion_mode: str

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast._process import kept
+from mcr_fast.ops._modes import refuse_batched
 
 
 def _attach_gradients(
@@ -43,6 +44,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[None, list[Tensor], list[None]]:
+    refuse_batched("MCRLoss", grad, way_out="this fusion is run on its own; take vectorize=False")
     grads = list(ctx.saved_tensors)
     return None, attach_gradients_bwd(grad, ctx.attached, grads), [None] * len(grads)
 

@@ -7,7 +7,7 @@ import torch
 from mcr_fast import _libraries as libraries
 from mcr_fast._names import BACKENDS
 from mcr_fast.ops._limits import Call
-from mcr_fast.ops.registry import OPS, preferred
+from mcr_fast.ops.registry import BLOCKS, OPS, kernel_of, preferred, row_of
 
 
 class BackendStatus(TypedDict):
@@ -18,7 +18,7 @@ class BackendStatus(TypedDict):
 
 
 def _why_unavailable(op: str) -> dict[str, str]:
-    row = OPS[op]
+    row = row_of(op)
     if row.made_of:
         return _why_unavailable(row.made_of)
     not_loaded = {
@@ -34,7 +34,7 @@ def _why_unavailable(op: str) -> dict[str, str]:
             missing[backend] = f"it has no {backend} kernel; use backend={other!r} or None"
         elif reason is not None:
             missing[backend] = reason
-        elif backend != "triton" and not libraries.has_kernel(f"{op}_fwd", backend.upper()):
+        elif backend != "triton" and not libraries.has_kernel(kernel_of(op), backend.upper()):
             missing[backend] = (
                 f"the library that is loaded has no kernel for it; {libraries.HOW_TO_BUILD}"
             )
@@ -42,7 +42,7 @@ def _why_unavailable(op: str) -> dict[str, str]:
 
 
 libraries.load_libraries()
-_UNAVAILABLE = {op: _why_unavailable(op) for op in OPS}
+_UNAVAILABLE = {op: _why_unavailable(op) for op in (*OPS, *BLOCKS)}
 
 
 _NOT_KNOWN = Call()
@@ -63,7 +63,7 @@ def resolve(
         ValueError: for a name that is not a backend; a call that the backend does not take.
         RuntimeError: for a backend that is missing, or that cannot take these tensors.
     """
-    op = OPS[op].made_of or op
+    op = row_of(op).made_of or op
     if backend is None:
         return _best(op, device, dtypes, call)
     if backend not in BACKENDS:
@@ -78,7 +78,7 @@ def resolve(
             f"backend={backend!r} of {op} computes in float32, got float64 tensors; "
             "use backend='reference' or None"
         )
-    refusal = OPS[op].refusal(backend, call)
+    refusal = row_of(op).refusal(backend, call)
     if refusal is not None:
         raise ValueError(
             f"backend={backend!r} of {op} takes {refusal[0]}, got {refusal[1]}; "
@@ -99,7 +99,7 @@ def shared_memory(device: torch.device) -> int | None:
 
 def can_take(op: str, backend: str, call: Call) -> bool:
     """Whether a backend is here and takes a call, of tensors that its kernels read."""
-    return backend not in _UNAVAILABLE[op] and OPS[op].refusal(backend, call) is None
+    return backend not in _UNAVAILABLE[op] and row_of(op).refusal(backend, call) is None
 
 
 def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], call: Call) -> str:
@@ -119,8 +119,8 @@ def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], call: 
 def _other(op: str, backend: str, device: torch.device, call: Call) -> str:
     """The backend of this device whose kernels take what another one refuses, here or not."""
     for name in ("triton", "cuda") if device.type == "cuda" else ("cpu",):
-        kernels = name != backend and name in OPS[op].backends
-        if kernels and OPS[op].refusal(name, call) is None:
+        kernels = name != backend and name in row_of(op).backends
+        if kernels and row_of(op).refusal(name, call) is None:
             return name
     return "reference"
 

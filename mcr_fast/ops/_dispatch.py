@@ -17,7 +17,7 @@ from mcr_fast import _libraries as libraries
 from mcr_fast._process import first_time, kept
 from mcr_fast.ops._autograd import Node, autograd_kernel, make_node, vmap_kernel
 from mcr_fast.ops._modes import recorded
-from mcr_fast.ops.registry import INNER, OPS
+from mcr_fast.ops.registry import BLOCKS, INNER, OPS
 
 LIBRARY = kept("library", lambda: torch.library.Library("mcr_fast", "FRAGMENT"))
 _NODES: dict[Any, Node] = kept("nodes", dict)  # of every overload
@@ -51,6 +51,7 @@ def register(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
     attached: int | None = None,
+    triton_backward_fake: Callable[..., Any] | None = None,
 ) -> None:
     """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
 
@@ -58,7 +59,8 @@ def register(
     inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called unless all
     `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
     a list its own. Those that are not wanted are dropped. Only the first outputs, as many as are
-    `attached`, can have gradients; None: all.
+    `attached`, can have gradients; None: all. Triton's backward may lay its outputs out in a way
+    of its own, which only a fake of its own can say.
     """
     for backend in _with_overloads(op):
         forward, reverse = find(f"{op}_fwd", backend), find(f"{op}_bwd", backend)
@@ -72,7 +74,8 @@ def register(
             raise_double_backward(op)
 
         torch.library.register_fake(forward.name(), forward_fake)
-        torch.library.register_fake(reverse.name(), backward_fake)
+        of_triton = triton_backward_fake if backend == "triton" else None
+        torch.library.register_fake(reverse.name(), of_triton or backward_fake)
         every = len(reverse._schema.arguments)
         _NODES[forward] = make_node(forward, differentiable, setup, backward, run, attached)
         _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, run)
@@ -80,6 +83,32 @@ def register(
             kernel = autograd_kernel(op, target, _NODES[target])
             LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)
             LIBRARY.impl(target.name(), vmap_kernel(target), "FuncTorchBatched", with_keyset=True)
+
+
+def register_block(op: str, fake: Callable[..., Any]) -> None:
+    """Give every overload of an op of `BLOCKS` its fake, its vmap, and an autograd that raises."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise_no_gradient(op)
+
+    _define_triton("contrastive_blocks", op, BLOCKS[op].forward)
+    compiled = ["cpu"] if libraries.has_kernel(op, "CPU") else []
+    for backend in (*compiled, "triton"):
+        target = find(op, backend)
+        if not first_time(target.name()):
+            continue
+        torch.library.register_fake(target.name(), fake)
+        kernel = autograd_kernel(op, target, refuse)
+        LIBRARY.impl(target.name(), kernel, "Autograd", with_keyset=True)
+        LIBRARY.impl(target.name(), vmap_kernel(target), "FuncTorchBatched", with_keyset=True)
+
+
+def raise_no_gradient(op: str) -> NoReturn:
+    """What an op does with tensors that want gradients which it does not make."""
+    raise RuntimeError(
+        f"{op} is not differentiable, and would give constants: call it under torch.no_grad() "
+        "with what is differentiated elsewhere"
+    )
 
 
 def raise_double_backward(op: str) -> NoReturn:
@@ -101,13 +130,13 @@ def _with_overloads(op: str) -> list[str]:
     return found
 
 
-def _define_triton(op: str, name: str, schema: str) -> None:
+def _define_triton(module: str, name: str, schema: str) -> None:
     if not first_time(f"define {name}.triton"):
         return
 
     def kernel(*args: Any) -> Any:
         """The launcher, imported when it is first called."""
-        launch = getattr(importlib.import_module(f"mcr_fast.kernels.{op}"), name)
+        launch = getattr(importlib.import_module(f"mcr_fast.kernels.{module}"), name)
         first = next(x for x in args if isinstance(x, Tensor))
         # kernels start on the current stream of the tensors' own device; for CPU tensors a no-op
         with torch.cuda.device_of(first):

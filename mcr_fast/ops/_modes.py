@@ -49,12 +49,14 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether an op has to take the gradient with its value.
 
     A tensor that vmap wraps does not say whether a transform outside of it differentiates, nor an
-    example that is traced what the trace will be called with.
+    example that is traced or exported what the program will be called with.
     """
     if not torch.compiler.is_compiling() and _is_tracing():
         return True
     if not torch.is_grad_enabled():
         return False
+    if torch.compiler.is_exporting():
+        return True
     return any(x is not None and x.requires_grad for x in tensors) or transformed()
 
 
@@ -73,13 +75,17 @@ def refuse_forward_mode(op: str, *_: Any) -> NoReturn:
     )
 
 
-def refuse_batched(op: str, *grads: Tensor | None) -> None:
+def refuse_batched(
+    op: str,
+    *grads: Tensor | None,
+    way_out: str = 'use torch.func.jacrev, or backend="reference"',
+) -> None:
     """Raise where torch.autograd batches gradients by its older vmap, which takes no lists."""
     for g in grads:  # in microseconds that a generator would double
         if g is not None and _is_batched(g):
             raise NotImplementedError(
                 f"{op} takes no batched gradients of torch.autograd (is_grads_batched=True, "
-                'jacobian(vectorize=True)); use torch.func.jacrev, or backend="reference"'
+                f"jacobian(vectorize=True)); {way_out}"
             )
 
 
@@ -89,4 +95,14 @@ def refuse_transforms(loss: str, way_out: str) -> None:
         raise NotImplementedError(
             f"{loss} differentiates inside its forward, which the transforms of torch.func do not "
             f"let it do; {way_out}"
+        )
+
+
+def refuse_programs(loss: str) -> None:
+    """Raise where a program is made of operations, for what takes a gradient inside of them."""
+    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_tracing()):
+        raise NotImplementedError(
+            f"{loss} runs this fusion on its own and differentiates inside its forward, which "
+            "torch.export and torch.jit.trace do not record; export the model without the loss, "
+            "set mipd_weight=0, or take a linear fusion (nn.Linear, AdditiveFusion without head)"
         )

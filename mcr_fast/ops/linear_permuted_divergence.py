@@ -70,8 +70,8 @@ def _backward_fake(
         x.new_empty(x.shape if want else (0, 0))
         for x, want in zip((*latents, weight), wanted, strict=True)
     ]
-    like = weight if bias is None else bias
-    return grads[:-1], grads[-1], unit_grad_bias.new_empty(weight.shape[0], dtype=like.dtype)
+    like, classes = weight if bias is None else bias, 0 if grad is None else weight.shape[0]
+    return grads[:-1], grads[-1], unit_grad_bias.new_empty(classes, dtype=like.dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -29,7 +29,7 @@ class Op:
     """What Python knows of one op."""
 
     forward: str  # schema of <op>_fwd
-    backward: str  # and of <op>_bwd
+    backward: str  # and of <op>_bwd; neither name is taken where nothing is differentiated
     backends: tuple[str, ...] = ("cpu", "triton", "cuda")  # that have kernels, kernels/<op>.py too
     limits: Mapping[str, Limit] = field(default_factory=dict)  # of a backend that has one
     made_of: str | None = None  # the op that serves where only torch's products stand before it
@@ -107,10 +107,37 @@ INNER: dict[str, Op] = {
     ),
 }
 
+_BLOCK = (  # anchors, a block of columns, and where the first anchor stands among them or -1
+    "Tensor rows, Tensor row_codes, Tensor? row_marks, Tensor columns, Tensor column_codes, "
+    "Tensor? column_marks, int offset, str loss"
+)
+# What no function offers either, and nothing differentiates: the contrastive losses by blocks of
+# columns, which may be another process's rows. Each is one dispatcher op of its own name.
+BLOCKS: dict[str, Op] = {
+    name: Op(f"({_BLOCK}, {rest}", "", backends=("cpu", "triton"))
+    for name, rest in {
+        "contrastive_sums": "float temperature) -> Tensor",
+        "contrastive_pairs": "Tensor log_sum, float temperature) "
+        "-> (Tensor loss, Tensor count, Tensor log_weight)",
+        "contrastive_gradient": "Tensor row_stats, Tensor column_stats, float temperature) "
+        "-> Tensor",
+    }.items()
+}
+
+
+def row_of(op: str) -> Op:
+    """The row of an op that backends are chosen for."""
+    return BLOCKS[op] if op in BLOCKS else OPS[op]
+
+
+def kernel_of(op: str) -> str:
+    """The dispatcher op that tells whether a library has kernels for an op."""
+    return op if op in BLOCKS else f"{op}_fwd"
+
 
 def schemas() -> dict[str, str]:
     """The schema of each dispatcher op, by its name without the namespace."""
-    found: dict[str, str] = {}
+    found = {name: op.forward for name, op in BLOCKS.items()}
     for name, op in (OPS | INNER).items():
         found |= {f"{name}_fwd": op.forward, f"{name}_bwd": op.backward}
     return found

@@ -86,6 +86,14 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     return grads, grad_weight, weight.new_empty(weight.shape[0])
 
 
+def _triton_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One product makes the gradients of all latents, if all are wanted: parts of one tensor."""
+    grads, grad_weight, grad_bias = _backward_fake(*arguments)
+    if all(arguments[-3][:-1]):
+        grads = list(grads[0].new_empty(len(grads), *grads[0].shape).unbind())
+    return grads, grad_weight, grad_bias
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
@@ -128,6 +136,7 @@ register(
     attached=4,
     forward_fake=_forward_fake,
     backward_fake=_backward_fake,
+    triton_backward_fake=_triton_backward_fake,
     setup=_setup,
     backward=_backward,
 )

@@ -52,7 +52,7 @@ def scaled_similarities(
     z = _normalized(x)
     with without_autocast(x.device):  # logits are never rounded to 16 bits
         similarities = z @ z.T / temperature
-    other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    other = ~torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
     if present is not None:
         other = other & present[:, None] & present[None, :]
     same_label = other & (labels[:, None] == labels[None, :])

@@ -71,6 +71,16 @@ def test_the_tiles_of_the_table(op, dtype, limits, monkeypatch):
 
 @OPS
 @pytest.mark.parametrize("limits", [(0, 0), (1024, 4096)], ids=["large", "small"])
+def test_opposite_classes(op, limits, monkeypatch):
+    """Rows whose largest logit is the least there is, beside rows that only fill up a tile."""
+    monkeypatch.setattr(config, "SMALL_CONTRASTIVE", limits)
+    labels = torch.arange(5) % 2
+    x = (1.0 - 2.0 * labels)[:, None] * torch.ones(5, 3)
+    checks.bound(Embeddings(op, x, labels, None, 0.01), TRITON)
+
+
+@OPS
+@pytest.mark.parametrize("limits", [(0, 0), (1024, 4096)], ids=["large", "small"])
 def test_what_all_modalities_share_is_given_once(op, limits, monkeypatch):
     monkeypatch.setattr(config, "SMALL_CONTRASTIVE", limits)
     x, labels, present = torch.randn(3 * 7, 5), torch.arange(7) % 2, torch.rand(7, 3) < 0.7

@@ -18,6 +18,7 @@ from itertools import product
 import pytest
 import torch
 from aot import Compiled
+from blocks import LOSSES, make_block
 from divergences import make_batch, options_of
 from launched.driver import TARGETS, Asked, Notes, brief, covering, noted, thorough
 from launched.ordering import unordered
@@ -30,6 +31,7 @@ import mcr_fast.kernels
 from mcr_fast.kernels import config, regularizer
 from mcr_fast.kernels.divergence import BINARY_JSD
 from mcr_fast.kernels.gather_add import GELU
+from mcr_fast.ops.registry import BLOCKS
 from mcr_fast.ops.row_divergence import row_divergence_parts
 
 pytestmark = pytest.mark.process("launched")
@@ -94,6 +96,15 @@ def run_scaling() -> None:
             regularizer.regularizer_bwd(*grads, to_logits, *rest)
 
 
+def run_blocks(loss: str, dtype: torch.dtype, sizes: tuple[int, int], temperature: float) -> None:
+    """Anchors against columns of which they are a part, or not."""
+    for marked, offset in ((False, 0), (True, -1)):
+        given = {"offset": offset, "marked": marked, "dtype": dtype, "temperature": temperature}
+        block = make_block(loss, *sizes, 40, 5, **given)
+        for op in BLOCKS:
+            getattr(torch.ops.mcr_fast, op).triton(*block.of(op))
+
+
 def steps(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything that is run, by its name."""
     for case in cases.every():
@@ -102,6 +113,15 @@ def steps(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     for each in LINEAR_CASES[:: 3 if quick else 1]:
         yield f"regularizer-{each}", functools.partial(run_regularizer, *each)
     yield "regularizer_bwd", run_scaling
+    dtypes = (torch.float16, torch.float32, torch.bfloat16)
+    for loss, dtype, sizes, temperature in product(
+        LOSSES,
+        dtypes[: 1 if quick else 3],
+        ((48, 100), (1500, 1500))[: 1 if quick else 2],
+        (0.5, 0.01),
+    ):
+        name = f"blocks-{loss}-{dtype}-{sizes}-{temperature}"
+        yield name, functools.partial(run_blocks, loss, dtype, sizes, temperature)
 
 
 @functools.cache

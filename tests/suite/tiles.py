@@ -16,7 +16,7 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
     """Several tiles of every kernel but the divergences', several bands and panels of them, too."""
     from mcr_fast.kernels import config
     from mcr_fast.kernels.config import TABLE, Config
-    from mcr_fast.kernels.contrastive import exp_sums, panels
+    from mcr_fast.kernels.contrastive import block_sums, exp_sums, panels
 
     blocks = {"rows": {"BLOCK_R": 16, "BLOCK_D": 32}, "partial_sums": {"BLOCK_R": 16, "SLOTS": 2}}
     for bits in (16, 32):
@@ -34,5 +34,6 @@ def small(block_m: int = 32, block_n: int = 32) -> Iterator[None]:
         patch.setattr(config, "is_few", every_other_size)
         patch.setattr(config, "is_small_contrastive", every_other_size)
         patch.setattr(exp_sums, "_BAND_TILES", 1)
+        patch.setattr(block_sums, "_PARTIALS", 64)
         patch.setattr(panels, "_PANEL_BYTES", 1 << 13)  # 64 rows of 16 bits
         yield

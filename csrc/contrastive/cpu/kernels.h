@@ -1,5 +1,6 @@
 #pragma once
 
+#include "contrastive/block.h"
 #include "contrastive/stripe.h"
 #include "core/by_type.h"
 
@@ -37,8 +38,30 @@ struct ContrastiveLoops {
   WeightsLoops<T> weights;
 };
 
+// H of rows [begin, end) of a stripe of a block, of what is known of its rows and its columns.
+template <class T, class Out>
+using BlockWeightsLoop = void (*)(const BlockStripe<T>&, int64_t begin, int64_t end,
+                                  const BlockStats<T>& rows, const BlockStats<T>& columns,
+                                  const WeightsPanel<Out>&);
+
+template <class T>
+struct BlockWeightsLoops {
+  BlockWeightsLoop<T, T> fixed, running;
+  BlockWeightsLoop<T, uint16_t> fixed_bf16, running_bf16;  // float only
+};
+
+// Of one loss, over rows [begin, end) of a stripe; see block_loops.h.
+template <class T>
+struct BlockLoops {
+  void (*sums)(const BlockStripe<T>&, int64_t begin, int64_t end, const PartialSums<T>&);
+  void (*running_sums)(const BlockStripe<T>&, int64_t begin, int64_t end, const PartialSums<T>&);
+  void (*pairs)(const BlockStripe<T>&, int64_t begin, int64_t end, const BlockPairs<T>&);
+  BlockWeightsLoops<T> weights;
+};
+
 struct ContrastiveKernels {
   ByType<ContrastiveLoops> nt_xent, sup_con;
+  ByType<BlockLoops> nt_xent_blocks, sup_con_blocks;
 };
 
 }  // namespace mcr

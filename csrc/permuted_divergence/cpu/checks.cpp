@@ -6,12 +6,16 @@
 namespace mcr {
 namespace {
 
-// The first row of [R, N] that does not hold each of 0..N-1 once, or -1.
-int64_t first_non_permutation_cpu(const Tensor& rows) {  // [R, N] int64
+// The first row of [R, N] that does not hold each of 0..N-1 once, or -1; as a tensor, for what it
+// is depends on values, which a compiler does not have.
+Tensor first_non_permutation_cpu(const Tensor& rows) {  // [R, N] int64 -> [] int64
   Arguments("first_non_permutation", rows)
       .check("rows", rows, Holds::kIndices, {kAnySize, kAnySize});
   const Tensor table = contiguous_as(rows, ScalarType::Long);
-  return first_non_permutation(data<const int64_t>(table), table.size(0), table.size(1));
+  const Tensor first = empty_cpu({}, ScalarType::Long);
+  *data<int64_t>(first) =
+      first_non_permutation(data<const int64_t>(table), table.size(0), table.size(1));
+  return first;
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(
 }
 
 // `wanted`: the gradients to make, of each latent and then of the weight; the others come back
-// empty. The bias's is made with `grad`. One of `grad` and `grad_contributions` is given.
+// empty, the bias's too without `grad`. One of `grad` and `grad_contributions` is given.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
     const OptionalTensor& grad,  // [S]
     const Tensor& unit_grad, const Tensor& unit_grad_bias, const Tensor& contributions,
@@ -41,7 +41,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> bwd(
   check_layer_backward(kOp, latents, weight, grad.has_value(), contributions, grad_contributions,
                        wanted);
   const ScalarType dtype = weight.scalar_type();
-  Tensor to_contributions = contributions, grad_bias = unit_grad_bias;
+  Tensor to_contributions = contributions;
+  Tensor grad_bias = empty_cpu({0}, bias ? bias->scalar_type() : dtype);
   if (grad_contributions) to_contributions = contiguous_as(*grad_contributions, dtype);
   if (grad) {
     const auto [routed, to_bias] = permuted_divergence_backward(

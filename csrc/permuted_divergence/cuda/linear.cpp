@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_fwd(
 }
 
 // `wanted`: the gradients to make, of each latent and then of the weight; the others come back
-// empty. The bias's is made with `grad`. One of `grad` and `grad_contributions` is given.
+// empty, the bias's too without `grad`. One of `grad` and `grad_contributions` is given.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> linear_bwd(
     const OptionalTensor& grad,  // [S]
     const Tensor& unit_grad, const Tensor& unit_grad_bias, const Tensor& contributions,
@@ -46,7 +46,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> linear_bwd(
   const OnDeviceOf device(weight);
   LayerGrad to = {};
   std::optional<Tensor> routed, added;
-  Tensor grad_bias = unit_grad_bias;
+  Tensor grad_bias = empty_beside(weight, {0}, bias ? bias->scalar_type() : weight.scalar_type());
   if (grad_contributions) {
     added = contiguous_as(*grad_contributions, ScalarType::Float);
     to.added = data<const float>(*added);

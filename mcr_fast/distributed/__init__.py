@@ -1,0 +1,1 @@
+"""The contrastive losses over the rows of all processes of a group."""

@@ -1,0 +1,209 @@
+"""The contrastive losses over a group's rows, as a function of this rank's.
+
+The gradient is made in the forward, where the other ranks are at hand. The backward scales it and
+talks to nobody, so that it may run at any time, or not at all.
+"""
+
+import math
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from mcr_fast import _checks as checks
+from mcr_fast._checks.ranks import Ranks, group_of
+from mcr_fast.distributed.agreement import Agreed, agree, agree_to_raise, asked
+from mcr_fast.distributed.collectives import Columns, Gather, Home, Ring
+from mcr_fast.distributed.passes import Anchors, value_and_gradient
+from mcr_fast.ops._modes import has_tangent, recorded, refuse_batched
+from mcr_fast.ops.nt_xent import nt_xent
+from mcr_fast.ops.sup_con import sup_con
+from mcr_fast.pairing import is_nan_code, of_all_rows
+from mcr_fast.reference._similarity import accumulation_dtype
+
+
+class Given(NamedTuple):
+    """The arguments of a call on this rank, checked."""
+
+    loss: str
+    x: Tensor  # [L, D]
+    codes: Tensor  # [L] or [N] int64
+    present: Tensor | None  # [L] or [N, M] bool
+    modalities: int
+    labels: str  # what the codes were made of
+    temperature: float
+    backend: str | None
+
+
+def _given(
+    loss: str,
+    embeddings: Any,
+    labels: Any,
+    temperature: Any,
+    present: Any,
+    backend: Any,
+    name: str,
+) -> Given:
+    """As `functional.contrastive` checks them."""
+    temperature = checks.positive("temperature", temperature)
+    checks.known_backend(backend)
+    x, codes, present = checks.embedding_rows(embeddings, labels, present, name)
+    modalities = 1 if isinstance(embeddings, Tensor) else len(embeddings)
+    kind = "None"
+    if labels is not None:
+        kind = "floats" if labels.dtype.is_floating_point else "integers"
+    return Given(loss, x, codes, present, modalities, kind, temperature, backend)
+
+
+def contrastive_of_ranks(
+    ranks: Ranks,
+    loss: str,  # "nt_xent" or "sup_con"
+    *given: Any,  # this rank's arguments, as of `_given`
+) -> Tensor:  # []
+    """The loss over all ranks' rows; its gradient is the group's size times that by these rows."""
+    run = _uncompiled if torch.compiler.is_compiling() else _of_ranks
+    value: Tensor = run(ranks, loss, *given)
+    return value
+
+
+def _of_ranks(
+    ranks: Ranks,
+    loss: str,
+    embeddings: Any,
+    labels: Any,
+    temperature: Any,
+    present: Any,
+    backend: Any,
+    name: str,
+) -> Tensor:  # []
+    group, rank, size = group_of(ranks.process_group)
+    try:
+        given = _given(loss, embeddings, labels, temperature, present, backend, name)
+    except (TypeError, ValueError):
+        _let_others_know(ranks, group, size, embeddings)
+        raise
+    x = given.x
+    if recorded() or has_tangent(x):
+        _refuse(loss)
+    if size == 1:
+        _check_capacity(given, ranks)
+        local = sup_con if loss == "sup_con" else nt_xent
+        rows = (x, given.codes, given.present)
+        return local(*rows, temperature=given.temperature, backend=given.backend)
+    derived = torch.is_grad_enabled()
+    with torch.no_grad():
+        value, slopes = _of_group(given, ranks, (group, rank, size), derived)
+    _check_capacity(given, ranks)  # after the collectives, in which others wait for this rank
+    if slopes is None or not (derived and x.requires_grad):
+        return value
+    result: Tensor = _Attached.apply(x, value, slopes, loss)
+    return result
+
+
+# Collectives break the graph once, here, and not in each function on the way to them.
+_uncompiled = _disable_dynamo(_of_ranks)
+
+
+def _of_group(
+    given: Given, ranks: Ranks, member: tuple[Any, int, int], derived: bool
+) -> tuple[Tensor, Tensor | None]:  # [], [L, D]
+    """The value, and the unit gradient if it was wanted; every rank runs through all of it."""
+    (group, rank, size), x = member, given.x
+    what = asked(
+        *(given.loss, given.temperature, ranks.exchange, x),
+        *(given.modalities, given.labels),
+    )
+    agreed, checksum = Agreed(_capacity(given, ranks), True, derived), what.checksum()
+    if ranks.rows is None:
+        derived = derived and x.requires_grad
+        marked = given.present is not None
+        agreed = agree(group, what, len(x), marked, derived, x.device, given.loss)
+    if agreed.capacity == 0:  # on all ranks
+        dtype = accumulation_dtype(x.dtype)
+        return x.new_zeros((), dtype=dtype), x.new_zeros(x.shape, dtype=dtype)
+    own = _own_rows(given, rank)
+    if len(x) > agreed.capacity:
+        own = Columns(own.rows[:0], own.codes[:0], None, 0)
+        checksum = -1  # which is no rank's: the others' losses become NaN
+    home = Home(own, agreed.capacity, agreed.marked, checksum)
+    exchange = (Gather if ranks.exchange == "gather" else Ring)(group, rank, size, home)
+    anchors = Anchors(own, given.loss, given.temperature, given.backend)
+    value, slopes = value_and_gradient(anchors, exchange, agreed.derived, float(size))
+    if ranks.rows is not None:
+        value = torch.where(exchange.alike, value, math.nan)
+        slopes = None if slopes is None else torch.where(exchange.alike, slopes, math.nan)
+    return value, slopes
+
+
+def _own_rows(given: Given, rank: int) -> Columns:
+    """This rank's rows, with codes that no other rank's equal by chance."""
+    x = given.x.detach().contiguous()
+    codes, marks = of_all_rows(len(x), given.codes, given.present)
+    if given.labels == "None":  # row i is of an instance of its own, on every rank
+        codes = codes + (rank << 32)
+    elif given.labels == "floats":  # NaN equals nothing, another rank's NaN neither
+        codes = torch.where(is_nan_code(codes), codes + (rank << 32), codes)
+    return Columns(x, codes.contiguous(), None if marks is None else marks.contiguous(), 0)
+
+
+def _capacity(given: Given, ranks: Ranks) -> int:
+    """Of a rank's block, if it was given."""
+    return 0 if ranks.rows is None else ranks.rows * given.modalities
+
+
+def _check_capacity(given: Given, ranks: Ranks) -> None:
+    if ranks.rows is not None and len(given.x) > _capacity(given, ranks):
+        raise ValueError(
+            f"rows={ranks.rows} must be at least the rows of each modality on every rank, got "
+            f"{len(given.x) // given.modalities}; the losses of the other ranks are NaN"
+        )
+
+
+def _let_others_know(ranks: Ranks, group: Any, size: int, embeddings: Any) -> None:
+    """Have the other ranks raise too, where there is a collective to tell them and a device."""
+    if size == 1 or ranks.rows is not None:
+        return
+    tensors = [embeddings] if isinstance(embeddings, Tensor) else embeddings
+    if isinstance(tensors, (list, tuple)) and tensors and isinstance(tensors[0], Tensor):
+        agree_to_raise(group, tensors[0].device)
+
+
+def _refuse(loss: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{loss} with process_group= talks to other processes in its forward and makes its "
+        "gradient there, which torch.func, forward mode, torch.jit.trace, torch.export and fake "
+        "tensors cannot record; call it outside of them, or leave process_group None"
+    )
+
+
+class _Attached(torch.autograd.Function):
+    """The value as a node of the graph, whose gradient is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slopes: Tensor, loss: str) -> Tensor:
+        ctx.save_for_backward(x, slopes)
+        ctx.loss = loss
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(ctx.loss, grad)
+        x, slopes = ctx.saved_tensors
+        return _Scaled.apply(x, grad, slopes, ctx.loss), None, None, None
+
+
+class _Scaled(torch.autograd.Function):
+    """The backward of `_Attached`: of x, so that a second one comes here and not to a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, slopes: Tensor, loss: str) -> Tensor:
+        ctx.loss = loss
+        return (grad * slopes).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise RuntimeError(
+            f"{ctx.loss} with process_group= cannot be differentiated twice: its gradient is made "
+            "in the forward, together with the other processes"
+        )
