@@ -27,7 +27,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 import mcr_fast
 from bench import machine
-from mcr_fast.monitor import CSVLog, TensorBoardLog, _monitor
+from mcr_fast.monitor import CSVLog, TensorBoardLog, _hooks, _monitor
 
 NAMES = ("one", "other")
 
@@ -132,7 +132,7 @@ def time_inside() -> Iterator[list[float]]:
 
         return call
 
-    own = (_monitor.MCRMonitor, "update"), (_monitor.MCRMonitor, "_hear"), (_monitor._Norms, "hear")
+    own = (_monitor.MCRMonitor, "update"), (_monitor.MCRMonitor, "_hear"), (_hooks.Norms, "hear")
     patches = [mock.patch.object(at, name, timed(getattr(at, name))) for at, name in own]
     for patch in patches:
         patch.start()
