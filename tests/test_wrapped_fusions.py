@@ -147,6 +147,12 @@ def _function_of_ddp(fusion):
     return lambda z: inner(torch.cat(z, -1) if joined else z)
 
 
+def _traced(fusion):
+    latents = make_latents(3, 2, ROWS, dtype=next(fusion.parameters()).dtype)
+    joined = isinstance(fusion, (nn.Linear, nn.Sequential))
+    return torch.jit.trace(fusion, torch.cat(latents, 1) if joined else (latents,))
+
+
 def _sharded(fusion):
     return fully_shard(fusion, mesh=init_device_mesh("cpu", (1,)))
 
@@ -169,6 +175,7 @@ WRAPPERS = {
     "function compiled": lambda fusion: compiled(_function(fusion)),
     "function of ddp": _function_of_ddp,
     "hooked": _hooked,
+    "traced": _traced,
     "forwarding module": Forwarding,
     "forwarding module compiled": lambda fusion: compiled(Forwarding(fusion)),
     "fabric": _fabric,
@@ -176,8 +183,8 @@ WRAPPERS = {
     "accelerate": _accelerated,
 }
 # A module over joined latents that nobody can look into is called with the list.
-EXPLAINED = {("forwarding module", k) for k in JOINED} | {
-    ("forwarding module compiled", k) for k in JOINED
+EXPLAINED = {("traced", "sequential")} | {
+    (f"forwarding module{how}", kind) for how in ("", " compiled") for kind in JOINED
 }
 
 
@@ -212,6 +219,7 @@ def combinations():
             yield pytest.param(wrapper, kind, marks=pytest.mark.slow if slow else ())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("wrapper", "kind"), [*combinations()])
 def test_a_wrapped_fusion_has_its_gradient(wrapper, kind):
     torch._dynamo.reset()
@@ -221,7 +229,7 @@ def test_a_wrapped_fusion_has_its_gradient(wrapper, kind):
         agrees_with_what_it_wraps(kind, WRAPPERS[wrapper])
 
 
-AROUND_WEIGHTS = [name for name in WRAPPERS if "compiled" not in name]
+AROUND_WEIGHTS = [n for n in WRAPPERS if "compiled" not in n and n != "traced"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the old weight and spectral norm
@@ -242,6 +250,21 @@ AROUND_WEIGHTS = [name for name in WRAPPERS if "compiled" not in name]
 )
 def test_a_computed_weight_in_a_wrapper_is_the_modalities_own(wrapper, kind, weight):
     agrees_with_what_it_wraps(kind, WRAPPERS[wrapper], weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("kind", "weight"), [("linear", "pruned"), ("from_linear", "low rank")])
+def test_traced_computed_weights_are_refused(kind, weight):
+    with pytest.raises(TypeError, match="fusion is TorchScript of a linear layer that computes"):
+        agrees_with_what_it_wraps(kind, _traced, weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["additive", "from_sequential"])
+def test_a_function_of_a_traced_fusion_is_refused(kind):
+    traced = _traced(make(kind))
+    with pytest.raises(TypeError, match="fusion calls TorchScript of an AdditiveFusion"):
+        result(lambda z: traced(z), [], ROUTINGS[1])
 
 
 @pytest.mark.parametrize("kind", FUSIONS)

@@ -47,8 +47,12 @@ def explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) ->
     """
     try:
         return fusion(inputs)
-    except RuntimeError as error:
-        if "dtype" not in str(error):
+    except (RuntimeError, TypeError, AttributeError) as error:
+        words = str(error)
+        of_script = "Expected a value of type" in words  # how TorchScript says it
+        if not isinstance(error, RuntimeError) or of_script:
+            raise _of_the_wrong_type(inputs, words.split("\n", 1)[0]) from error
+        if "dtype" not in words:
             raise
         latents = inputs if isinstance(inputs, list) else [inputs]
         raise TypeError(
@@ -56,11 +60,13 @@ def explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) ->
             "Cast them to the dtype of its weights, or call the loss under the autocast of the "
             "encoders"
         ) from error
-    except (TypeError, AttributeError) as error:
-        given = "their concatenation" if isinstance(inputs, Tensor) else "the list of the latents"
-        raise TypeError(
-            f"fusion could not be called with {given}: {error}. A fusion gets the list of the M "
-            "latents; an nn.Linear, or an nn.Sequential that starts with one, gets their "
-            "concatenation. For another module over joined latents pass "
-            "fusion=lambda z: module(torch.cat(z, -1))"
-        ) from error
+
+
+def _of_the_wrong_type(inputs: Tensor | list[Tensor], words: str) -> TypeError:
+    given = "their concatenation" if isinstance(inputs, Tensor) else "the list of the latents"
+    return TypeError(
+        f"fusion could not be called with {given}: {words}. A fusion gets the list of the M "
+        "latents; an nn.Linear, or an nn.Sequential that starts with one, gets their "
+        "concatenation. For another module over joined latents pass "
+        "fusion=lambda z: module(torch.cat(z, -1))"
+    )

@@ -21,6 +21,9 @@ _Function = Callable[[list[Tensor]], Tensor]
 _Blocks = list[tuple[int, int | None]]  # widths of a layer's columns, and whose they are
 
 
+_SCRIPTS = ("_LinearFusion", "AdditiveFusion")  # what TorchScript calls additive fusions
+
+
 class Owners:
     """The parameters of a fusion that belong to one modality; all others are shared."""
 
@@ -31,9 +34,12 @@ class Owners:
     def __bool__(self) -> bool:
         return bool(self._whole or self._columns)
 
-    def own_columns(self, linear: nn.Module, blocks: _Blocks) -> None:
-        """Columns of a layer over joined latents."""
-        weight = linear._parameters.get("weight", vars(linear).get("weight"))
+    def own(self, parameter: Tensor, owner: int) -> None:
+        """A parameter of one modality."""
+        self._whole[id(parameter)] = owner
+
+    def own_columns(self, weight: Tensor | None, blocks: _Blocks) -> None:
+        """Columns of the weight of a layer over joined latents, if it has one."""
         if weight is not None and weight.shape[1] == sum(width for width, _ in blocks):
             self._columns[id(weight)] = blocks
 
@@ -59,6 +65,10 @@ class Owners:
             total_block.add_(grad_block, alpha=head if owner is None else route[owner])
 
 
+def _weight_of(layer: nn.Module) -> Tensor | None:
+    return layer._parameters.get("weight", vars(layer).get("weight"))
+
+
 def _tensors_of(part: nn.Module) -> set[int]:
     """Its parameters, which FSDP1 may have made attributes for the time of a call."""
     held = [[*m._parameters.values(), *vars(m).values()] for m in part.modules()]
@@ -76,15 +86,48 @@ def find_owners(
     """The owners of a fusion's parameters; `run` is called with two rows if that has to be seen."""
     owners, inner = Owners(), unwrapped(fusion)
     linear = additive_linear(inner)
-    if linear is not None:
-        owners.own_columns(linear, _in_order(latent_dims))
+    if isinstance(inner, torch.jit.ScriptModule):
+        _own_by_name(owners, inner, latent_dims)
+    elif linear is not None:
+        owners.own_columns(_weight_of(linear), _in_order(latent_dims))
     elif adds_up(inner):
         if first_layer(inner) is None:
             owners.own_projections(inner, range(len(latents)))
     else:
+        if any(getattr(m, "original_name", "") in _SCRIPTS for m in modules):
+            raise TypeError(
+                "fusion calls TorchScript of an AdditiveFusion, and whose its projections are does "
+                "not show there; pass the AdditiveFusion or its TorchScript itself"
+            )
         whole = _may_be_whole(inner, modules, sum(latent_dims), num_classes)
         _see_calls(owners, run, latents, modules, whole)
     return owners
+
+
+def _own_by_name(
+    owners: Owners, script: torch.jit.ScriptModule, latent_dims: Sequence[int]
+) -> None:
+    """The owners in what TorchScript has made of an additive fusion, whose names it keeps."""
+    made_of = getattr(script, "original_name", "")
+    names: dict[int, list[str]] = {}
+    tensors = dict(script.named_parameters(remove_duplicate=False))
+    for name, p in tensors.items():
+        names.setdefault(id(p), []).append(name)
+    if made_of in ("Linear", "_LinearFusion"):
+        layer = "" if made_of == "Linear" else "linear."
+        others = {n for n in tensors if n.startswith(layer)} - {f"{layer}weight", f"{layer}bias"}
+        if others:
+            raise TypeError(
+                f"fusion is TorchScript of a linear layer that computes its weight, from {others}, "
+                "and does not tell its columns apart; pass the layer itself"
+            )
+        owners.own_columns(tensors.get(f"{layer}weight"), _in_order(latent_dims))
+    elif made_of == "AdditiveFusion":
+        for p in tensors.values():
+            parts = {tuple(name.split(".")[:2]) for name in names[id(p)]}
+            first = next(iter(parts))
+            if len(parts) == 1 and first[0] == "projections":
+                owners.own(p, int(first[1]))
 
 
 def _may_be_whole(
@@ -127,9 +170,9 @@ def _see_calls(
         if first is None:
             owners.own_projections(fusion, [seen.owner(p) for p in projections_of(fusion)])
         elif additive_linear(first[0]) is not None:
-            owners.own_columns(first[0], seen.blocks[id(first[0])])
+            owners.own_columns(_weight_of(first[0]), seen.blocks[id(first[0])])
     if whole is not None:
-        owners.own_columns(whole, _in_order([z.shape[-1] for z in latents]))
+        owners.own_columns(_weight_of(whole), _in_order([z.shape[-1] for z in latents]))
 
 
 class _Seen:
