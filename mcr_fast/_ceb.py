@@ -68,11 +68,9 @@ def settled(head: nn.Module, like: Tensor) -> bool:
 def drift_looked_for(head: nn.Module) -> bool:
     """Warn if every process trains a head of its own, with nobody to average its gradients.
 
-    Whether that could be seen: not before processes know of each other, nor in compiled code.
+    Whether that could be seen: not before processes know of each other.
     """
-    if torch.compiler.is_compiling() or not torch.distributed.is_available():
-        return False
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     world = torch.distributed.get_world_size()
     trained = [p for p in head.parameters() if p.requires_grad]

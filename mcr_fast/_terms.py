@@ -239,6 +239,7 @@ class MCRTerms(MCROptions):
             )
         if self._head_is_late:
             self._head_is_late = not settled(head, latents[0])
-        if self._head_may_drift and self.training and torch.is_grad_enabled():
+        trains = self.training and torch.is_grad_enabled()
+        if self._head_may_drift and trains and not torch.compiler.is_compiling():
             self._head_may_drift = not drift_looked_for(head)
         return evaluate_ceb(head, latents, seen, self.num_classes, present, self.backend)

@@ -255,11 +255,9 @@ class MCRLoss(MCRTerms):
         given = (logits, permutations, embeddings, present, sample_weight)
         if torch.compiler.is_compiling():
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
-            if runs or self._over_ranks:
+            if runs:
                 refuse_programs("MCRLoss")
-                step = _uncompiled_step
-            else:
-                step = MCRTerms._step
+            step = _uncompiled_step if runs or self._over_ranks else MCRTerms._step
             return self._output(*step(self, latents, labels, fusion, *given, generator, None))
         form = None
         plain = logits is None and permutations is None and embeddings is None

@@ -415,7 +415,8 @@ def _without_terms(loss: MCRLoss) -> MCRLoss:
 def _idle(total: Tensor, loss: MCRLoss) -> Tensor:
     """The same, with a gradient of zeros for what only the regularizer trains."""
     for parameter in loss.parameters():
-        if parameter.requires_grad:
+        # FSDP's, which are of another type here, do without
+        if parameter.requires_grad and type(parameter) is nn.Parameter:
             # none of its elements, so that no value can become NaN
             total = total + parameter.flatten()[:0].sum()
     return total

@@ -284,11 +284,13 @@ class WithHead(nn.Module):
 
     def forward(self, xs, mcr=None):
         latents = [encode(x) for encode, x in zip(self.encoders, xs, strict=True)]
+        if mcr == "later":
+            return latents
         mcr = mcr or self.mcr
         return mcr(latents, None, fusion=self.fusion).loss
 
 
-HEADS = ("alone", "wrapped itself", "in the model", "fully_shard")
+HEADS = ("alone", "wrapped itself", "in the model", "held, called outside", "fully_shard")
 
 
 def ceb_head(rank, how):
@@ -302,6 +304,9 @@ def ceb_head(rank, how):
         mcr, model.mcr = model.mcr, nn.Identity()
         mcr.ceb_head = DDP(mcr.ceb_head)
         call = functools.partial(_with_loss, DDP(model), mcr)
+    elif how == "held, called outside":
+        held, inner = DDP(model), model
+        call = lambda xs: inner.mcr(held(xs, "later"), None, fusion=inner.fusion).loss  # noqa: E731
     elif how == "fully_shard":
         call = fully_shard(model)
     else:

@@ -95,6 +95,9 @@ def test_two_blocks_are_one(dtype, temperature, loss):
 
 def test_empty():
     empty_blocks("cpu")
+    with FakeTensorMode() as mode:
+        fakes = make_block("sup_con", 3, 6, 0, 2).map(mode.from_tensor).run("cpu")
+    assert [tuple(x.shape) for x in fakes] == [(3,), (3,), (3,), (0,), (3, 0)]
 
 
 @EACH_LOSS

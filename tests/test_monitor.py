@@ -93,6 +93,63 @@ def test_gradients_are_those_of_autograd(modalities, options, scale):
 
 
 @needs_library
+@pytest.mark.parametrize("way", ["additive", "autocast", "sixteen bits", "weight norm"])
+def test_gradients_of_other_linear_fusions(way):
+    dtype = torch.bfloat16 if way == "sixteen bits" else torch.float32
+    game, monitor = Game(dtype=dtype), MCRMonitor(NAMES)
+    if way == "additive":
+        game.fusion = mcr_fast.AdditiveFusion.from_linear(game.fusion, [5, 5])
+    if way == "weight norm":
+        torch.nn.utils.parametrizations.weight_norm(game.fusion)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        latents, out, _ = game.forward()
+    task = cross_entropy(out.logits.float(), game.labels)
+    grads = [torch.autograd.grad(x, latents, retain_graph=True) for x in (task, out.loss)]
+    monitor.update(out)
+    (task + out.loss).backward()
+    values, eps = monitor.read(), 2e-2 if latents[0].dtype == torch.bfloat16 else 1e-4
+    for m, name in enumerate(NAMES):
+        of_task, of_loss = (grad[m].float().flatten() for grad in grads)
+        assert values[f"grad_task/{name}"] == pytest.approx(of_task.norm().item(), rel=eps)
+        assert values[f"grad_regularizer/{name}"] == pytest.approx(of_loss.norm().item(), rel=eps)
+        wanted = torch.cosine_similarity(of_task, of_loss, dim=0).item()
+        assert values[f"grad_cosine/{name}"] == pytest.approx(wanted, abs=eps)
+
+
+@needs_library
+@pytest.mark.parametrize("widths", [(5, 5), (5, 3)])
+def test_gradients_without_a_contrastive_term(widths):
+    torch.manual_seed(0)
+    latents = [torch.randn(9, width, requires_grad=True) for width in widths]
+    mcr = mcr_fast.MCRLoss(widths, C, contrastive_weight=0.0, strategy="independent")
+    out, monitor = mcr(latents, None, fusion=torch.nn.Linear(sum(widths), C)), MCRMonitor(NAMES)
+    task = out.logits.square().mean()
+    grads = [torch.autograd.grad(x, latents, retain_graph=True) for x in (task, out.loss)]
+    monitor.update(out)
+    (task + out.loss).backward()
+    values = monitor.read()
+    for m, name in enumerate(NAMES):
+        of_task, of_loss = (grad[m].flatten() for grad in grads)
+        close(values[f"grad_task/{name}"], of_task.norm().item())
+        close(values[f"grad_regularizer/{name}"], of_loss.norm().item())
+        wanted = torch.cosine_similarity(of_task, of_loss, dim=0).item()
+        assert values[f"grad_cosine/{name}"] == pytest.approx(wanted, abs=1e-5)
+
+
+@needs_library
+def test_a_contrastive_term_of_embeddings_is_not_apart():
+    game, monitor = Game(), MCRMonitor(NAMES)
+    latents, out, _ = game.forward(embeddings=[torch.randn(9, 3, requires_grad=True)] * 2)
+    monitor.update(out)
+    (cross_entropy(out.logits, game.labels) + out.loss).backward()
+    values = monitor.read()
+    assert values["grad_task/image"] > 0
+    assert values["grad_mipd/image"] > 0
+    for kind in ("grad_regularizer", "grad_contrastive", "grad_cosine"):
+        assert math.isnan(values[f"{kind}/image"])
+
+
+@needs_library
 def test_parts_of_the_regularizer_may_be_used_apart():
     game, monitor = Game(dtype=torch.float64), MCRMonitor(NAMES)
     latents, out, _ = game.forward()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 from monitored import NAMES, Game
+from programs import run_python
 
 from mcr_fast import MCRMonitor
 from mcr_fast.monitor import CSVLog, TensorBoardLog, WandbLog
@@ -86,3 +87,21 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert summary["mcr/importance/audio"] == pytest.approx(history[-1]["importance/audio"])
     assert not any(isinstance(x, float) and math.isnan(x) for x in summary.values())
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_no_framework_is_imported_with_the_package():
+    code = "import torch, sys; names = 'lightning pytorch_lightning transformers accelerate '; "
+    code += "names = {*(names + 'tensorboard wandb matplotlib').split()}; "
+    code += "import mcr_fast.monitor; print(*names & set(sys.modules))"
+    assert run_python("-c", code).stdout == "\n"
+
+
+def test_bench(tmp_path):
+    pytest.importorskip("tabulate")
+    from bench.monitor import Size, measure
+
+    lines = measure(Size(8, 4, 6, 5, 3), 2, tmp_path)
+    names = [name for name, *_ in lines]
+    assert names[:2] == ["with it", "of which the regularizer"]
+    assert "MCRMonitor, with a CSV file" in names
+    assert all(float(milliseconds) for _, milliseconds, _ in lines[:1])

@@ -40,12 +40,46 @@ def never_stepped(rank):
     return monitor.read()
 
 
+def contrasted(rank, group):
+    """The parts where L_Con is over all ranks, and by autograd; and the gradients, unwatched."""
+    found = []
+    for watched in (True, False):
+        game, monitor = Game(6 - rank, seed=rank, process_group=group), MCRMonitor(NAMES)
+        if watched:
+            monitor.watch(game.mcr)
+        torch.manual_seed(0)
+        latents, out, _ = game.forward()
+        task = torch.nn.functional.cross_entropy(out.logits, game.labels)
+        terms = {"grad_task": task, "grad_regularizer": out.loss, "grad_mipd": 0.1 * out.mipd}
+        grads = {
+            name: torch.autograd.grad(x, latents, retain_graph=True) for name, x in terms.items()
+        }
+        monitor.reset()
+        if watched:  # the ones above were heard too
+            monitor.read()
+        (task + out.loss).backward()
+        found.append([p.grad.tolist() for p in game.encoders.parameters()])
+        if watched:
+            norms = {
+                f"{name}/{m}": g.norm().item()
+                for name, of_each in grads.items()
+                for m, g in zip(NAMES, of_each, strict=True)
+            }
+            both = zip(NAMES, grads["grad_task"], grads["grad_regularizer"], strict=True)
+            for m, *parts in both:
+                flat = (x.flatten() for x in parts)
+                norms[f"grad_cosine/{m}"] = torch.cosine_similarity(*flat, dim=0).item()
+            values = monitor.read()
+    return values, norms, found
+
+
 def worker(rank, address, queue):
     torch.set_num_threads(1)
     limit = timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD, timeout=limit)
     group = dist.group.WORLD
     found = {(rank, name): run(rank, rows, group) for name, rows in ROWS.items()}
+    found[rank, "contrasted"] = contrasted(rank, group)
     found[rank, "never"] = never_stepped(rank)
     queue.put(found)
     dist.barrier()
@@ -101,3 +135,11 @@ def test_means_are_over_all_ranks(name, found):
 def test_a_rank_without_a_batch_joins_in(found):
     assert found[0, "never"] == pytest.approx(found[1, "never"], nan_ok=True)
     assert found[0, "never"]["loss"] > 0
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_gradients_apart_with_a_contrastive_term_over_ranks(rank, found):
+    values, norms, (watched, unwatched) = found[rank, "contrasted"]
+    for name, wanted in norms.items():
+        assert values[name] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+    assert watched == unwatched

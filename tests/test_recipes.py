@@ -148,14 +148,28 @@ def test_the_page_has_a_trainer_class(monkeypatch):
 WORLDS, ACCUMULATIONS = (1, 2), (1, 4)
 
 
-def build():
+def build(group=None, contrastive_weight=1.0):
     """A model whose loss draws nothing, so that any two runs of a batch agree."""
     from digits import LATENT, NUM_CLASSES, TwoHalves
 
     torch.manual_seed(0)
     options = {"num_permutations": "all", "mipd_weight": 1.0, "ceb_weight": 0.5}
+    options |= {"contrastive_weight": contrastive_weight, "process_group": group}
     loss = mcr_fast.MCRLoss([LATENT] * 2, NUM_CLASSES, strategy="independent", **options)
     return TwoHalves(mcr_fast.MCRObjective(loss, unimodal_weight=2.0)).double()
+
+
+def expected_gradient(world, accumulate):
+    """Of the mean over batches: of their rows' losses, and of L_Con over all ranks' rows."""
+    model, losses = build(contrastive_weight=0.0), []
+    for index in range(accumulate):
+        batches = [batch_of(rank, index) for rank in range(world)]
+        losses += [model(*batch).loss / world for batch in batches]
+        *halves, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        latents = [encode(x) for encode, x in zip(model.encoders, halves, strict=True)]
+        losses.append(mcr_fast.functional.nt_xent(latents, labels))
+    (torch.stack(losses).sum() / accumulate).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 def batch_of(rank, index):
@@ -172,15 +186,16 @@ def moved(model, before):
 
 def step_of(way, rank, accumulate):
     """The gradient that one step of the recipe takes."""
-    model = build()
-    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    batches = [batch_of(rank, index) for index in range(accumulate)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     if way == "accelerate":
         import accelerate_loop
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model = build(dist.group.WORLD)
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    batches = [batch_of(rank, index) for index in range(accumulate)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    if way == "accelerate":
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         for batch in batches:
             accelerate_loop.train_batch(accelerator, wrapped, optimizer, batch)
@@ -244,10 +259,6 @@ def steps():
 def test_gradient_counts_every_part_once(way, accumulate, world, steps, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     ours = torch.tensor(steps[world, way, accumulate], dtype=torch.float64)
-    model, losses = build(), []
-    for rank in range(world):
-        losses += [model(*batch_of(rank, index)).loss for index in range(accumulate)]
-    torch.stack(losses).mean().backward()
-    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    expected = expected_gradient(world, accumulate)
     torch.testing.assert_close(ours, expected)
     assert (ours @ expected / expected.square().sum()).item() == pytest.approx(1.0, abs=1e-9)

@@ -6,6 +6,8 @@ import torch.distributed as dist
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch.distributed.checkpoint import state_dict as state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -159,17 +161,39 @@ def test_no_device_is_asked():
         out.loss.backward()
 
 
-def test_data_parallel_training_goes_on_across_the_window():
-    """A parameter without a gradient would stop the next step."""
+@pytest.fixture
+def group():
+    """Of this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = DistributedDataParallel(Model(window=(1, 2)))
+    yield
+    dist.destroy_process_group()
+
+
+def test_data_parallel_training_goes_on_across_the_window(group):
+    """A parameter without a gradient would stop the next step."""
+    model = DistributedDataParallel(Model(window=(1, 2)))
+    for _ in range(4):
+        model(*batch()).loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sharded_training_goes_on_across_the_window(group, whole):
+    """Of the model, or of L_CEB's head alone, which is not gathered outside of the window."""
+    model, plain = Model(window=(1, 2)), Model(window=(1, 2))
+    mesh = init_device_mesh("cpu", (1,))
+    fully_shard(model if whole else model.objective.loss.ceb_head, mesh=mesh)
+    losses = []
+    for each in (model, plain):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
         for _ in range(4):
-            model(*batch()).loss.backward()
-            assert all(p.grad is not None for p in model.parameters())
-            model.zero_grad()
-    finally:
-        dist.destroy_process_group()
+            out = each(*batch())
+            out.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(out.loss)
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize(

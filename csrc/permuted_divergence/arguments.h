@@ -24,6 +24,7 @@ struct PermutedDivergenceArguments {
     const int64_t M = contributions.size(0), N = contributions.size(1), C = contributions.size(2);
     STD_TORCH_CHECK(M >= 1 && M <= kMaxModalities, "permuted_divergence: 1 to ", kMaxModalities,
                     " modalities, got ", M);
+    STD_TORCH_CHECK(C >= 1, "permuted_divergence: contributions must have at least 1 class");
     on.check("bias", bias, Holds::kFloats, {C});
     on.check("order", order, Holds::kIndices, {N});
     if (donors && donors->dim() > 0) {

@@ -39,12 +39,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def objective_of(config: Path | None) -> mcr_fast.MCRObjective:
+def objective_of(config: Path | None, group: object) -> mcr_fast.MCRObjective:
+    """With L_Con over the rows of all processes."""
     if config is None:
-        return make_objective(warmup=100)
+        return make_objective(group, warmup=100)
     # the sizes are this model's; all else, such as the window, is the configuration's
+    sizes = {"latent_dims": [LATENT, LATENT], "num_classes": NUM_CLASSES}
     return mcr_fast.MCRObjective.from_released_config(
-        json.loads(config.read_text()), latent_dims=[LATENT, LATENT], num_classes=NUM_CLASSES
+        json.loads(config.read_text()), **sizes, process_group=group
     )
 
 
@@ -75,12 +77,11 @@ def main() -> None:
     loader = DataLoader(
         train, batch_size=BATCH // accelerator.num_processes, shuffle=True, drop_last=True
     )
-    model = TwoHalves(objective_of(arguments.config))
+    group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+    model = TwoHalves(objective_of(arguments.config, group))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    set_seed(accelerator.process_index)  # every process draws permutations of its own
     inner = accelerator.unwrap_model(model)
-    group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
     monitor = mcr_fast.MCRMonitor(HALVES, every=20, process_group=group)
     monitor.watch(inner.objective)
     for epoch in range(arguments.epochs):

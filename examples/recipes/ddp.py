@@ -29,7 +29,7 @@ def step(model, optimizer, batches, device) -> None:
     """One update from a few batches: the mean of their gradients over batches and processes.
 
     L_MIPD, L_CEB and the task losses are means over rows, so theirs is the gradient of one batch of
-    all rows. L_Con compares the rows of one batch on one process.
+    all rows. L_Con compares the rows of one batch, those of all processes.
     """
     for index, batch in enumerate(batches):
         last = index + 1 == len(batches)
@@ -50,15 +50,14 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
     dist.init_process_group("nccl" if on_gpu else "gloo")
-    rank = dist.get_rank()
-    torch.manual_seed(0)  # first weights, which DDP takes from rank 0 in any case
+    rank, group = dist.get_rank(), dist.group.WORLD
+    torch.manual_seed(0)  # the loss, which knows the group, draws other permutations on each rank
     train, test = load()
-    model = TwoHalves(make_objective(warmup=100)).to(device)
+    model = TwoHalves(make_objective(group, warmup=100)).to(device)
     model = DistributedDataParallel(model, device_ids=[local_rank] if on_gpu else None)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    monitor = MCRMonitor(HALVES, every=20, process_group=dist.group.WORLD)
+    monitor = MCRMonitor(HALVES, every=20, process_group=group)
     monitor.watch(model.module.objective)
-    torch.manual_seed(rank)  # every process draws permutations of its own
     sampler = DistributedSampler(train, seed=0)
     loader = DataLoader(
         train, batch_size=BATCH // dist.get_world_size(), sampler=sampler, drop_last=True

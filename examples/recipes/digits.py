@@ -36,10 +36,14 @@ def encoder() -> nn.Module:
     )
 
 
-def make_objective(**options: object) -> mcr_fast.MCRObjective:
-    """Algorithm 1, with the weights of examples/train_digits.py."""
+def make_objective(process_group: object = None, **options: object) -> mcr_fast.MCRObjective:
+    """Algorithm 1, with the weights of examples/train_digits.py; L_Con over the group's rows."""
     regularizer = mcr_fast.MCRLoss(
-        [LATENT, LATENT], NUM_CLASSES, mipd_weight=0.01, contrastive_weight=3.0
+        [LATENT, LATENT],
+        NUM_CLASSES,
+        mipd_weight=0.01,
+        contrastive_weight=3.0,
+        process_group=process_group,
     )
     return mcr_fast.MCRObjective(regularizer, unimodal_weight=3.0, **options)
 

@@ -30,8 +30,8 @@ class OfRanks(nn.Module):
 
     _held: HeldGroup | None = None
     _over_ranks = False  # whether there is another rank
-    exchange: Exchange
-    rows: int | None
+    exchange: Exchange = "gather"
+    rows: int | None = None
 
     def _set_ranks(self, process_group: Any, exchange: Exchange, rows: int | None) -> None:
         ranks(process_group, exchange, rows)

@@ -27,19 +27,24 @@ def call_fusion(
     if torch.compiler.is_compiling():
         logits: Tensor = run(inputs)
     elif reached is None:
-        logits = _explained(run, inputs)
+        logits = explained(run, inputs)
     else:
         called = {id(module): module for module in reached.modules}
         # compiled code would be compiled anew for a hook
         unknown = not (reached.compiled or isinstance(fusion, nn.Module))
         with looking_hooks_only(reached.modules), noting(called) if unknown else nullcontext():
-            logits = _explained(run, inputs)
+            logits = explained(run, inputs)
         reached.modules[:] = called.values()
     checks.fusion_output(logits, latents[0].shape[0], num_classes)
     return logits
 
 
-def _explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) -> Tensor:
+def explained(fusion: Callable[[Any], Tensor], inputs: Tensor | list[Tensor]) -> Tensor:
+    """What it gives; an error of a fusion that takes something else says what it is given.
+
+    Raises:
+        TypeError: that error.
+    """
     try:
         return fusion(inputs)
     except RuntimeError as error:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from mcr_fast._wrapping import is_sharded, is_unit, unwrapped
 from mcr_fast.mipd.apart import noting, without_trace
+from mcr_fast.mipd.clean import explained
 from mcr_fast.mipd.reach import reach
 from mcr_fast.mipd.request import Request
 from mcr_fast.ops.regularizer import Terms
@@ -58,8 +59,8 @@ def _run_by(request: Request) -> list[nn.Module]:
     rows = [z[:2].clone() for z in request.latents]
     try:
         with torch.no_grad(), without_trace(rows[0].device, reached), noting(called):
-            fusion(rows)
-    except RuntimeError:
+            explained(fusion, rows)
+    except (RuntimeError, TypeError):
         _refuse_sharded(called.values())
         raise
     return sorted(called.values(), key=lambda m: -sum(1 for _ in m.modules()))

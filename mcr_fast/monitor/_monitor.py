@@ -1,7 +1,6 @@
 """The monitor: what it takes from a step, what it reads, what it says."""
 
 import math
-import weakref
 from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
@@ -10,17 +9,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
-from torch.utils.hooks import RemovableHandle
 
 from mcr_fast import _checks as checks
 from mcr_fast._checks.later import LateValues
 from mcr_fast._watch import LEAST
-from mcr_fast.monitor._gradients import write_products
+from mcr_fast.monitor._gradients import Contrasted, write_products
+from mcr_fast.monitor._hooks import Norms, Watch
 from mcr_fast.monitor._means import Means, Span
 from mcr_fast.monitor._numbers import Numbers
-from mcr_fast.monitor._rows import NO_GRADIENT, TERMS, kinds, per_modality
+from mcr_fast.monitor._rows import TERMS, kinds, per_modality
 from mcr_fast.monitor._seen import (
-    facts_of_call,
     group_of,
     names_of,
     same_device,
@@ -28,7 +26,7 @@ from mcr_fast.monitor._seen import (
     write_hits,
 )
 from mcr_fast.monitor._story import Record, summary_of
-from mcr_fast.ops.regularizer import Heard, listen
+from mcr_fast.ops._listen import Heard, listen
 
 Average = Literal["window", "exponential"]
 Log = Callable[[int, dict[str, float]], Any] | MutableMapping[str, float]
@@ -118,6 +116,7 @@ class MCRMonitor:
         self.history: list[Record] = []
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
+        self._contrasted: Contrasted | None = None  # of the forward that runs
         self._idle: list[LateValues] = []  # whose pinned memory serves again
         self._device = torch.device("cpu")
         self._form: tuple[Any, Any] = (None, None)  # of the last output
@@ -215,30 +214,38 @@ class MCRMonitor:
         torch._foreach_copy_(self._means["terms"].next_row(like)[: len(made)], made)
 
     def _listen(self, out: Any, latents: Sequence[Tensor] | None) -> None:
+        contrasted, self._contrasted = self._contrasted, None
         if out.mipd.requires_grad:
-            listen(out.mipd, self._hear)
+            absent = not out.contrastive.requires_grad
+            listen(out.mipd, partial(self._hear, contrasted, absent))
         if latents is None:
             return
         if len(latents) != len(self.modalities):
             wanted = len(self.modalities)
             raise ValueError(f"latents must hold {wanted} modalities, got {len(latents)}")
-        norms = _Norms(self._means["norms"])
+        norms = Norms(self._means["norms"])
         for m, z in enumerate(latents):
             if z.requires_grad:
                 z.register_hook(partial(norms.hear, m))
 
-    def _hear(self, heard: Heard) -> None:
-        write_products(self._means["products"].next_row(heard.unit_grad), heard, self._numbers)
+    def _hear(self, contrasted: Contrasted | None, absent: bool, heard: Heard) -> None:
+        if contrasted is not None and heard.unit_grad_rows is None:
+            contrasted.join(partial(self._write, absent, heard))
+        else:
+            self._write(absent, heard)
 
-    def watch(self, module: nn.Module, *, unimodal_logits: Any = None) -> RemovableHandle:
+    def _write(self, absent: bool, heard: Heard, *contrasted: Tensor) -> None:
+        row = self._means["products"].next_row(heard.unit_grad)
+        write_products(row, self._numbers, heard, *contrasted, absent=absent)
+
+    def watch(self, module: nn.Module, *, unimodal_logits: Any = None) -> Watch:
         """Update after every training forward of an `MCRLoss` or `MCRObjective`, by a hook.
 
         Labels, latents and candidates are those of the call. The hook sees no unimodal logits of
         an `MCRLoss`; `unimodal_logits` may be a callable that gives them. `remove()` of what
         comes back ends it.
         """
-        hook = _Watcher(self, module, unimodal_logits)
-        return module.register_forward_hook(hook, with_kwargs=True)
+        return Watch(self, module, unimodal_logits)
 
     def read(self, span: Span = "recent") -> dict[str, float]:
         """The means of the last updates, or of the epoch so far; waits for the device, once.
@@ -366,49 +373,3 @@ class MCRMonitor:
             if group is None or group.rank() == 0:
                 for log in self.logs:
                     log.update(values) if isinstance(log, MutableMapping) else log(step, values)
-
-
-class _Watcher:
-    """The forward hook of `watch`; copies of the module, also in other processes, go unwatched."""
-
-    def __init__(self, monitor: MCRMonitor, module: nn.Module, unimodal_logits: Any) -> None:
-        self._monitor, self._unimodal_logits = monitor, unimodal_logits
-        self._module = weakref.ref(module)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Unwatched, ()
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        if not (module.training and torch.is_grad_enabled() and trains(out.divergences)):
-            return
-        if self._module() is not module:
-            return
-        given = facts_of_call(module, args, kwargs, out)
-        if self._unimodal_logits is not None and given["labels"] is not None:
-            given["unimodal_logits"] = self._unimodal_logits()
-        self._monitor.update(out, **given)
-
-
-class _Unwatched:
-    """What stands in for the hook in a copy."""
-
-    def __call__(self, *_: Any) -> None:
-        pass
-
-
-class _Norms:
-    """Gradient hooks of one step's latents, which leave the norms; they hold no tensor."""
-
-    def __init__(self, means: Means) -> None:
-        self._means, self._backward = means, -1
-        self._row: Tensor | None = None
-
-    @torch.no_grad()
-    def hear(self, modality: int, grad: Tensor) -> None:
-        """One latent's gradient; the first one of a backward takes a row."""
-        backward = torch._C._current_graph_task_id()
-        if self._row is None or backward != self._backward:
-            (self._row,), self._backward = self._means.next_row(grad), backward
-            self._row.fill_(NO_GRADIENT)
-        norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-        self._row[1 + modality].copy_(norm)

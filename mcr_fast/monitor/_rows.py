@@ -10,7 +10,7 @@ from mcr_fast.monitor._means import Derive
 TERMS = ("loss", "mipd", "contrastive", "ceb", "task", "mutual_information_bound")
 GRADIENTS = ("grad_task", "grad_regularizer", "grad_mipd", "grad_contrastive", "grad_cosine")
 PRODUCTS = 6  # of a modality's three gradients with each other
-FACTORS = 7  # columns of a backward's row before the products
+FACTORS = 8  # columns of a backward's row before the products
 NO_GRADIENT = -1.0  # in place of a norm
 
 
@@ -48,13 +48,16 @@ def of_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, n if the task has a gradient; upstream gradients of the loss, MIPD and L_Con; the two
-    weights; products of task, MIPD and L_Con for each modality: tt, tp, pp, tr, pr, rr].
+    """[n, n if the task's gradient is known, n if that of L_Con is; upstream gradients of the loss,
+    MIPD and L_Con; the two weights; products of task, MIPD and L_Con for each modality: tt, tp, pp,
+    tr, pr, rr].
 
     Those of MIPD are of the sum of the divergences, whose negative the loss takes.
     """
     factors, products = rows[:, :FACTORS], rows[:, FACTORS:]
-    count, of_task, loss, mipd, contrastive, to_mipd, to_contrastive = factors[:, None].unbind(-1)
+    count, of_task, of_both, loss, mipd, contrastive, to_mipd, to_contrastive = factors[
+        :, None
+    ].unbind(-1)
     f, g = -(to_mipd * loss + mipd), to_contrastive * loss + contrastive
     tt, tp, pp, tr, pr, rr = products.unflatten(1, (PRODUCTS, -1)).unbind(1)
     pp, rr, pr = _scaled(f * f, pp), _scaled(g * g, rr), _scaled(f * g, pr)
@@ -62,9 +65,10 @@ def of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
     squares = tt * both
     cosine = (_scaled(f, tp) + _scaled(g, tr)) / squares.sqrt()
     values = (tt.sqrt(), both.sqrt(), pp.sqrt(), rr.sqrt(), cosine.clamp(-1, 1))
-    defined = torch.where(squares == 0, 0.0, of_task)  # a gradient of 0 has no direction
-    counts = count.expand_as(tt)
-    weights = (of_task.expand_as(tt), counts, counts, counts, defined)
+    # a gradient of 0 has no direction
+    defined = torch.where((squares == 0) | (of_both == 0), 0.0, of_task)
+    every, of_task, of_both = (x.expand_as(tt) for x in (count, of_task, of_both))
+    weights = (of_task, of_both, every, of_both, defined)
     return torch.cat(values, 1), torch.cat(weights, 1)
 
 
@@ -94,5 +98,5 @@ def kinds(modalities: Sequence[str]) -> dict[str, Kind]:
         ),
         "hits": Kind((1 + count, 1 + count), accuracies, of_hits),
         "norms": Kind((1 + count,), norms, of_norms),
-        "products": Kind((FACTORS, PRODUCTS * count), gradients, of_products),
+        "products": Kind((*(None,) * FACTORS, PRODUCTS * count), gradients, of_products),
     }

@@ -112,6 +112,17 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
     return {"latents": latents, "labels": labels, "present": present, "candidates": candidates}
 
 
+def contrasted_latents(loss: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
+    """The latents of a call whose L_Con is over ranks and has nothing but them; None: another."""
+    latents = kwargs["latents"] if "latents" in kwargs else args[0] if args else None
+    if not loss._over_ranks or kwargs.get("embeddings") is not None:
+        return None
+    if not isinstance(latents, list | tuple) or not all(isinstance(z, Tensor) for z in latents):
+        return None  # which the loss refuses
+    apart = all(z.requires_grad and z.ndim == 2 for z in latents)
+    return list(latents) if apart and len(latents) else None
+
+
 def group_of(process_group: Any) -> Any:
     """The group that is meant; None: this process alone."""
     if process_group != "world":

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from mcr_fast.modules import MCRLoss
+from mcr_fast.monitor._hooks import Watch
 from mcr_fast.monitor._monitor import MCRMonitor
 from mcr_fast.objective import MCRObjective
 
@@ -24,7 +24,7 @@ class Watched:
         if not isinstance(monitor, MCRMonitor):
             raise TypeError(f"monitor must be an MCRMonitor, got {type(monitor).__name__}")
         self.monitor, self._loss = monitor, loss
-        self._handle: RemovableHandle | None = None
+        self._handle: Watch | None = None
         self._passed_on = 0  # records
 
     def start(self, model: nn.Module) -> None:

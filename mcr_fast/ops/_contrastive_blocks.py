@@ -27,8 +27,8 @@ def _sums_fake(rows: Tensor, *_: Any) -> Tensor:
 
 def _pairs_fake(rows: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     loss = others[-3]
-    log_weight = rows[:0, 0] if loss == "sup_con" else rows
-    return _sums_fake(rows), _sums_fake(rows), _sums_fake(log_weight)
+    log_weight = _sums_fake(rows) if loss != "sup_con" else _sums_fake(rows[:0])
+    return _sums_fake(rows), _sums_fake(rows), log_weight
 
 
 def _gradient_fake(rows: Tensor, *_: Any) -> Tensor:

@@ -19,6 +19,7 @@ from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import resolve, shared_memory
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._limits import MAX_MODALITIES, Call, pairs_of
+from mcr_fast.ops._listen import Heard
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
@@ -78,6 +79,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     latents, weight, bias, *ctx.arguments, _ = inputs
     ctx.mark_non_differentiable(*output[1:3])
     ctx.save_for_backward(*output[1:], weight, bias, *latents)
+    ctx.listener = None
 
 
 def _backward(
@@ -90,6 +92,11 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     refuse_batched("permuted_divergence", grad, grad_contributions)
     unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
+    if ctx.listener is not None:
+        # every divergence has the same, minus that of L_MIPD
+        of_mipd = None if grad is None else grad[0].neg()
+        parts = (grad_contributions, unit_grad, None, (1.0, 1.0), weight)
+        ctx.listener(Heard((None, of_mipd, None), *parts, tuple(z.shape[1] for z in latents)))
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     to_task = grad_contributions if torch.is_grad_enabled() else None
     if grad is None and to_task is not None:

@@ -17,6 +17,7 @@ from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import can_take, resolve
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._limits import Call
+from mcr_fast.ops._listen import Heard
 from mcr_fast.ops._modes import (
     autocast_enabled,
     holds_values,
@@ -42,26 +43,6 @@ class Terms(NamedTuple):
     logits: Tensor  # [N, C]
     divergences: Tensor  # [S]
     importance: Tensor  # [M]
-
-
-class Heard(NamedTuple):
-    """What a backward has apart: the task's gradient, and those of the divergences and L_Con."""
-
-    grads: tuple[Tensor | None, ...]  # upstream ones of the loss, of L_MIPD, of L_Con, each []
-    to_logits: Tensor | None  # [N, C], of whatever was done with the logits
-    unit_grad: Tensor  # [M, N, C], of the divergences' sum to the contributions
-    unit_grad_rows: Tensor  # [M * N, D], of L_Con to the latents
-    weights: tuple[float, float]  # of L_MIPD and of L_Con in the loss
-    weight: Tensor  # [C, M * D], of the layer
-
-
-def listen(mipd: Tensor, listener: Callable[[Heard], None]) -> bool:
-    """Have the backward of a step heard; False if this op did not make the step's L_MIPD."""
-    node: Any = mipd.grad_fn
-    if not hasattr(node, "listener"):
-        return False
-    node.listener = listener
-    return True
 
 
 def _forward_fake(latents: list[Tensor], weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -110,8 +91,8 @@ def _backward(
     refuse_batched("MCRLoss", *of_terms, to_logits)
     unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
     if ctx.listener is not None:
-        heard = (to_logits, unit_grad, unit_grad_rows, tuple(ctx.weights), weight)
-        ctx.listener(Heard(tuple(of_terms), *heard))
+        parts = (to_logits, unit_grad, unit_grad_rows, tuple(ctx.weights), weight)
+        ctx.listener(Heard(tuple(of_terms), *parts, tuple(z.shape[1] for z in latents)))
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
