@@ -97,10 +97,8 @@ def test_no_framework_is_imported_with_the_package():
 
 
 def test_bench(tmp_path):
-    pytest.importorskip("tabulate")
-    from bench.monitor import Size, measure
-
-    lines = measure(Size(8, 4, 6, 5, 3), 2, tmp_path)
+    bench = pytest.importorskip("bench.monitor")
+    lines = bench.measure(bench.Size(8, 4, 6, 5, 3), 2, tmp_path)
     names = [name for name, *_ in lines]
     assert names[:2] == ["with it", "of which the regularizer"]
     assert "MCRMonitor, with a CSV file" in names

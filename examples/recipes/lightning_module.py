@@ -38,6 +38,9 @@ class DigitsModule(pl.LightningModule):
         self.log("loss", out.loss, on_step=False, on_epoch=True)
         return out.loss
 
+    def on_fit_start(self) -> None:
+        torch.manual_seed(self.global_rank)  # every process draws permutations of its own
+
     def on_train_epoch_start(self) -> None:
         self.model.objective.set_epoch(self.current_epoch)  # for a window in epochs
 
