@@ -11,7 +11,7 @@ from mcr_fast._ceb import drift_looked_for, evaluate_ceb, settled
 from mcr_fast._checks.rows import label_codes
 from mcr_fast._options import MCROptions
 from mcr_fast._watch import importance_of
-from mcr_fast._wrapping import unbound
+from mcr_fast._wrapping import unbound, with_idle
 from mcr_fast.functional import contrastive as contrastive_loss
 from mcr_fast.fusion import Additive
 from mcr_fast.mipd.clean import call_fusion
@@ -31,17 +31,6 @@ def _added(loss: Tensor, term: Tensor, weight: float) -> Tensor:
     if torch.compiler.is_compiling():
         return loss + weight * term
     return torch.add(loss, term, alpha=weight)
-
-
-def _with_a_way_back(loss: Tensor, latents: list[Tensor], logits: Tensor) -> Tensor:
-    """A loss that none of its terms connects to anything: so that it can go backward, with zeros.
-
-    By no element at all, which no infinite value can spoil.
-    """
-    wanted = [z for z in latents if z.requires_grad] or [logits] * logits.requires_grad
-    for x in wanted:
-        loss = loss + x[:0].sum().to(loss.dtype)
-    return loss
 
 
 class MCRTerms(MCROptions):
@@ -116,8 +105,12 @@ class MCRTerms(MCROptions):
         if self.ceb_weight != 0:
             ceb = self._ceb(pooled, labels, terms.logits, present)
             terms = terms._replace(loss=_added(terms.loss, ceb, self.ceb_weight))
-        if torch.is_grad_enabled() and not terms.loss.requires_grad:
-            terms = terms._replace(loss=_with_a_way_back(terms.loss, parts, terms.logits))
+        if embeddings is not None and self.contrastive_weight == 0:
+            terms = terms._replace(loss=with_idle(terms.loss, embeddings))
+        if not terms.loss.requires_grad:
+            # no term connects it to anything: so that it can go backward, with zeros
+            ends = [z for z in parts if z.requires_grad] or [terms.logits]
+            terms = terms._replace(loss=with_idle(terms.loss, ends))
         return terms, ceb
 
     def _request(

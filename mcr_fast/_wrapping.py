@@ -6,7 +6,7 @@ take part in a call, so a weight may be read past the call only where these func
 
 import functools
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from types import MethodType
 from typing import Any, TypeGuard, cast
 
@@ -182,6 +182,22 @@ def is_unit(module: nn.Module) -> bool:
 def _is_unit(kind: Hashable) -> bool:
     assert isinstance(kind, type)
     return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
+
+
+def with_idle(loss: Tensor, idle: Iterable[Tensor]) -> Tensor:
+    """The same loss, with a gradient of zeros for tensors that it would else not depend on.
+
+    What averages gradients over processes waits for that of every parameter.
+    """
+    if not torch.is_grad_enabled():
+        return loss
+    for x in idle:
+        if x.requires_grad:
+            # this process's part, for a sum of a DTensor would make the loss one
+            part = cast(Any, x).to_local() if type(x).__name__ == "DTensor" else x
+            # none of its elements, so that no value can become NaN
+            loss = loss + part.flatten()[:0].sum().to(loss.dtype)
+    return loss
 
 
 def base_of(kind: type) -> type:

@@ -17,6 +17,7 @@ from mcr_fast._released import loss_options
 from mcr_fast._terms import MCRTerms
 from mcr_fast._torchscript import refuse_script
 from mcr_fast._watch import ImportanceWatch
+from mcr_fast._wrapping import with_idle
 from mcr_fast.mipd.evaluate import runs as runs_fusion
 from mcr_fast.mipd.known import KnownForms, form_of
 from mcr_fast.mipd.request import Fusion
@@ -276,6 +277,8 @@ class MCRLoss(MCRTerms):
         loss, mipd, contrastive, logits, divergences, importance = terms
         if self.training and self.mipd_weight != 0 and loss.requires_grad:
             self._watch.see(importance)
+        if self.ceb_weight == 0 and self.ceb_head is not None:
+            loss = with_idle(loss, self.ceb_head.parameters())
         return MCROutput(loss, mipd, contrastive, ceb, logits, divergences, importance)
 
 

@@ -14,6 +14,7 @@ from mcr_fast._released import read_released
 from mcr_fast._schedule import Schedule, Unit, Window
 from mcr_fast._task import DIVERGENCE_OF, RegressionLoss, Task, TaskLoss
 from mcr_fast._torchscript import refuse_script
+from mcr_fast._wrapping import with_idle
 from mcr_fast.mipd.request import Fusion
 from mcr_fast.modules import MCRLoss, MCROutput
 
@@ -257,11 +258,16 @@ class MCRObjective(nn.Module):
         task = self.task_loss(out.logits, labels, sample_weight)
         losses, logits = self._unimodal(latents, labels, heads, task, **masks)
         total = task
-        for unimodal_weight, unimodal in zip(self._unimodal_weight, losses, strict=True):
+        for unimodal_weight, unimodal, head in zip(
+            self._unimodal_weight, losses, heads, strict=True
+        ):
             if unimodal_weight != 0:
                 total = torch.add(total, unimodal, alpha=unimodal_weight)
-        if weight is None:
-            total = _idle(total, self.loss)
+            elif isinstance(head, nn.Module):
+                total = with_idle(total, head.parameters())
+        if weight is None:  # of what only the regularizer trains
+            embeddings = given.get("embeddings") or ()
+            total = with_idle(total, [*self.loss.parameters(), *embeddings])
         elif isinstance(weight, Tensor):
             total = total + weight * out.loss
         else:
@@ -410,16 +416,6 @@ def _without_terms(loss: MCRLoss) -> MCRLoss:
         divergence=loss.divergence,
         subsets=loss.subsets,
     )
-
-
-def _idle(total: Tensor, loss: MCRLoss) -> Tensor:
-    """The same, with a gradient of zeros for what only the regularizer trains."""
-    for parameter in loss.parameters():
-        # FSDP's, which are of another type here, do without
-        if parameter.requires_grad and type(parameter) is nn.Parameter:
-            # none of its elements, so that no value can become NaN
-            total = total + parameter.flatten()[:0].sum()
-    return total
 
 
 def _factor_tensor(objective: MCRObjective, like: Tensor | None) -> Tensor | None:

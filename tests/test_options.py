@@ -136,6 +136,23 @@ def test_a_head_is_made_when_its_weight_is_raised():
         )
 
 
+@pytest.mark.parametrize("weights", [{}, {"mipd_weight": 0.0, "contrastive_weight": 0.0}])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_head_whose_weight_was_lowered_gets_zeros(compiled, weights):
+    """What averages gradients waits for that of every parameter, in steps of a known form too."""
+    fusion, latents = setting()
+    loss = mcr(ceb_weight=0.5, **weights).double()
+    loss.ceb_weight = 0.0
+    torch._dynamo.reset()
+    run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+    for _ in range(3):
+        out = run(latents, LABELS, fusion=fusion)
+        grads = torch.autograd.grad(out.loss, list(loss.parameters()))
+        assert not any(grad.any() for grad in grads)
+    with torch.no_grad():
+        assert not loss(latents, LABELS, fusion=fusion).loss.requires_grad
+
+
 def test_a_head_that_was_made_without_gradients_is_trained():
     fusion, latents = setting()
     loss = mcr()

@@ -20,7 +20,7 @@ LABELS = torch.arange(N) % C
 class Model(nn.Module):
     """Encoders, fusion, heads and objective in one."""
 
-    def __init__(self, **options):
+    def __init__(self, embedded=False, **options):
         super().__init__()
         torch.manual_seed(0)
         self.encoders = nn.ModuleList(nn.Linear(D, D) for _ in range(2))
@@ -28,10 +28,14 @@ class Model(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(D, C) for _ in range(2))
         loss = MCRLoss([D, D], C, num_permutations=3, ceb_weight=0.5)
         self.objective = MCRObjective(loss, **options)
+        self.projection = nn.Linear(D, D) if embedded else None
 
     def forward(self, *xs):
         latents = [encode(x) for encode, x in zip(self.encoders, xs, strict=True)]
-        return self.objective(latents, LABELS, fusion=self.fusion, unimodal_heads=self.heads)
+        given = {"fusion": self.fusion, "unimodal_heads": self.heads}
+        if self.projection is not None:
+            given["embeddings"] = [self.projection(z) for z in latents]
+        return self.objective(latents, LABELS, **given)
 
 
 def batch(seed=1):
@@ -169,13 +173,24 @@ def group():
     dist.destroy_process_group()
 
 
-def test_data_parallel_training_goes_on_across_the_window(group):
+@pytest.mark.parametrize(
+    "changed",
+    ["window", "ceb_weight", "unimodal_weight", "embeddings", "contrastive_weight"],
+)
+def test_data_parallel_training_goes_on(changed, group):
     """A parameter without a gradient would stop the next step."""
-    model = DistributedDataParallel(Model(window=(1, 2)))
-    for _ in range(4):
+    options = {"window": (1, 2)} if changed in ("window", "embeddings") else {}
+    embedded = changed in ("embeddings", "contrastive_weight")
+    inner = Model(embedded=embedded, **options)
+    model, objective = DistributedDataParallel(inner), inner.objective
+    for step in range(4):
         model(*batch()).loss.backward()
         assert all(p.grad is not None for p in model.parameters())
         model.zero_grad()
+        if changed == "unimodal_weight":
+            objective.unimodal_weight = step % 2
+        elif changed.endswith("weight"):
+            setattr(objective.loss, changed, step % 2)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -189,7 +204,9 @@ def test_sharded_training_goes_on_across_the_window(group, whole):
         optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
         for _ in range(4):
             out = each(*batch())
+            assert type(out.loss) is torch.Tensor
             out.loss.backward()
+            assert all(p.grad is not None for p in each.parameters())
             optimizer.step()
             optimizer.zero_grad()
         losses.append(out.loss)
