@@ -1,23 +1,48 @@
 """Activation checkpointing around the loss: the forward that runs again in the backward.
 
 Checkpointing restores torch's own random state before it runs a function again, not that of a
-generator that somebody passed. So the state is noted with the checkpoint that is being made, and
-the donors of the second run are drawn from it.
+generator that somebody passed, and no counter of steps. So the generator's state and a schedule's
+factor are noted with the checkpoint that is being made, and the second run takes them from there.
 """
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-# The states in which generators were found, call by call, in the function of one checkpoint; and
-# how many of them a recomputation has taken, by the backward that it belongs to.
-_noted: "weakref.WeakKeyDictionary[Any, list[Tensor]]" = weakref.WeakKeyDictionary()
-_taken: "weakref.WeakKeyDictionary[Any, dict[int, int]]" = weakref.WeakKeyDictionary()
+T = TypeVar("T")
+
+
+class _Notes(Generic[T]):
+    """What was noted, call by call, in the function of one checkpoint."""
+
+    def __init__(self) -> None:
+        self._noted: weakref.WeakKeyDictionary[Any, list[T]] = weakref.WeakKeyDictionary()
+        # how many of them a recomputation has taken, by the backward that it belongs to
+        self._taken: weakref.WeakKeyDictionary[Any, dict[int, int]] = weakref.WeakKeyDictionary()
+
+    def add(self, frame: Any, value: T) -> None:
+        """In the first run."""
+        self._noted.setdefault(frame, []).append(value)
+
+    def take(self, frame: Any) -> T | None:
+        """In a recomputation: what the same call of the first run noted, None if nothing."""
+        noted = self._noted.get(frame, []) if frame is not None else []
+        taken = self._taken.setdefault(frame, {}) if frame is not None else {}
+        task = torch._C._current_graph_task_id()
+        index = taken.get(task, 0)
+        if index >= len(noted):
+            return None
+        taken[task] = index + 1
+        return noted[index]
+
+
+_states: _Notes[Tensor] = _Notes()  # in which generators were found
+_factors: _Notes[float] = _Notes()  # of schedules
 
 
 def generator_of_step(generator: torch.Generator | None) -> torch.Generator | None:
@@ -31,30 +56,34 @@ def generator_of_step(generator: torch.Generator | None) -> torch.Generator | No
     frame, recomputing = _checkpoint()
     if not recomputing:
         if frame is not None:
-            _noted.setdefault(frame, []).append(generator.get_state())
+            _states.add(frame, generator.get_state())
         return generator
-    states = _noted.get(frame, []) if frame is not None else []
-    taken = _taken.setdefault(frame, {}) if frame is not None else {}
-    task = torch._C._current_graph_task_id()
-    index = taken.get(task, 0)
-    if index >= len(states):
+    state = _states.take(frame)
+    if state is None:
         raise RuntimeError(
             "donors are drawn again in the backward (activation checkpointing), where generator= "
             "would draw others: pass permutations=sample_permutations(...), drawn outside of the "
             "checkpointed function, or checkpoint with use_reentrant=False"
         )
-    taken[task] = index + 1
     again = torch.Generator(generator.device)
-    again.set_state(states[index])
+    again.set_state(state)
     return again
 
 
-def runs_again() -> bool:
-    """Whether this is the second run of a checkpointed function whose first run saw gradients."""
-    if torch._C._current_graph_task_id() == -1:
-        return False
+def factor_of_step(count: Callable[[], float], last: Callable[[], float]) -> float:
+    """What a step counts as: in a recomputation that of the first run, or the last one.
+
+    The first run of a reentrant checkpoint sees no gradients, so that the second one counts. The
+    last one is for a checkpoint inside of a recomputed one, which is made anew.
+    """
     frame, recomputing = _checkpoint()
-    return recomputing and frame is not None
+    if recomputing and frame is not None:
+        factor = _factors.take(frame)
+        return last() if factor is None else factor
+    factor = count()
+    if frame is not None:
+        _factors.add(frame, factor)
+    return factor
 
 
 def _checkpoint() -> tuple[Any, bool]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
-from mcr_fast._checkpointing import runs_again
+from mcr_fast._checkpointing import factor_of_step
 from mcr_fast._released import read_released
 from mcr_fast._schedule import Schedule, Unit, Window
 from mcr_fast._task import DIVERGENCE_OF, RegressionLoss, Task, TaskLoss
@@ -281,7 +281,7 @@ class MCRObjective(nn.Module):
             return 1.0 if at.open else 0.0  # to count would specialise the graph
         if not (self.training and torch.is_grad_enabled()):
             return at.factor()
-        return at.last if runs_again() else at.count()
+        return factor_of_step(at.count, lambda: at.last)
 
     def _checked_rows(self, latents: Any, labels: Any) -> Tensor | None:  # [N, ...]
         """The first modality's latents, if they are any, with which the labels were compared."""

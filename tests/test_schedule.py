@@ -126,6 +126,30 @@ def test_a_checkpointed_step_counts_once(reentrant):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("options", [{"warmup": 4}, {"window": (0, 1)}])
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_checkpointed_forward_keeps_its_own_factor(compiled, calls, options):
+    """Also where others ran before its backward."""
+
+    def loss_of(*xs):
+        return sum(model(*xs).loss for _ in range(calls))
+
+    def checkpointed(*xs):
+        torch._dynamo.reset()
+        run = torch.compile(loss_of, backend="aot_eager") if compiled else loss_of
+        return checkpoint(run, *xs, use_reentrant=False)
+
+    found = []
+    for run in (loss_of, checkpointed):
+        model = Model(**options)
+        torch.manual_seed(2)
+        total = run(*batch()) + run(*batch(2))
+        found.append([total, *torch.autograd.grad(total, list(model.parameters()))])
+        assert model.objective.schedule.steps == 2 * calls
+    torch.testing.assert_close(*found)
+
+
 def test_a_checkpoint_of_training_goes_on(tmp_path):
     model = Model(warmup=10, window=(1, 30))
     model.objective.set_epoch(3)
