@@ -101,9 +101,10 @@ class TaskLoss(nn.Module):
         """What each row counts in torch's mean; None for 1."""
         if self.task != "classification" or labels.dtype.is_floating_point:
             return None
+        labels = labels.to(torch.int64)  # in uint8 -100 would be class 156
         counts = labels != checks.IGNORED_LABEL
         if self.class_weight is not None:
-            counts = counts * self.class_weight[labels.clamp(min=0).to(torch.int64)]
+            counts = counts * self.class_weight[labels.clamp(min=0)]
         return counts
 
     def _weight_on(self, logits: Tensor) -> Tensor | None:  # [C]

@@ -82,7 +82,9 @@ class MCRObjective(nn.Module):
             which `set_epoch` tells.
         share_labels: whether the regularizer compares rows by the task's labels: rows of equal
             label are then L_Con's positives. None: if they are class numbers, in classification
-            and with a callable. False: instance labels. True: by any [N] or [N, 1] labels.
+            and with a callable. False: instance labels. True: by any [N] or [N, 1] labels. A row
+            of -100 in classification is then like no other row; ``ceb_source="labels"`` refuses it
+            (on a GPU, where no value is read, L_CEB is NaN).
 
     Raises:
         ValueError, TypeError: a bad option, or a task that the loss does not fit; in `forward` also
@@ -93,8 +95,9 @@ class MCRObjective(nn.Module):
         when gradients are accumulated; a checkpointed function's second run is none. Their number
         and the epoch are in the `state_dict`, as one int64 tensor. Nothing waits for a device. With
         a warm-up or a window in steps, ``torch.compile`` breaks the graph once, to count. Losses
-        are computed in float32 at least. Outside of the window the parameters of L_CEB get a zero
-        gradient, so that data-parallel training goes on.
+        are computed in float32 at least. What only a term outside of the window or of weight 0
+        trains, L_CEB's head, a modality's head that is a module or the way to `embeddings`, gets a
+        zero gradient, so that data-parallel training goes on.
 
     Reference:
         Algorithm 1 of arXiv 2411.07335.
@@ -325,7 +328,8 @@ class MCRObjective(nn.Module):
         """The labels that the regularizer gets."""
         if given is not None:
             return given
-        share, shape = self.share_labels, tuple(getattr(labels, "shape", ()))
+        loss, share, shape = self.loss, self.share_labels, tuple(getattr(labels, "shape", ()))
+        sees_labels = loss.ceb_weight != 0 and loss.ceb_source == "labels"
         if share is None:
             numbers = isinstance(labels, Tensor) and not labels.dtype.is_floating_point
             share = numbers and len(shape) == 1 and self.task_loss.task not in _NO_NUMBERS
@@ -335,10 +339,12 @@ class MCRObjective(nn.Module):
                     f"labels must be [N] or [N, 1] for share_labels=True, got {list(shape)}; give "
                     "the regularizer contrastive_labels= of its own"
                 )
-            return labels.flatten()
-        loss = self.loss
+            labels = labels.flatten()
+            if self.task_loss.task == "classification" and not labels.dtype.is_floating_point:
+                labels = _apart(labels, one_hot=sees_labels)
+            return labels
         needed_by = "exclude='same_label'" if loss.exclude == "same_label" else None
-        if loss.ceb_weight != 0 and loss.ceb_source == "labels":
+        if sees_labels:
             needed_by = "ceb_source='labels'"
         if needed_by:
             raise ValueError(
@@ -404,6 +410,22 @@ def _check_fit(task: Task, loss: MCRLoss) -> None:
             f"loss must have divergence={wanted!r} for task={task!r}, got {loss.divergence!r}; "
             f"make it with MCRLoss(..., divergence={wanted!r}), or pass task= a callable"
         )
+
+
+def _apart(labels: Tensor, *, one_hot: bool) -> Tensor:  # [N] -> [N] int64
+    """With a code of its own for each row without a label, which is like no other row."""
+    labels = labels.to(torch.int64)
+    without = labels == checks.IGNORED_LABEL
+    if one_hot:
+        if checks.may_read(labels) and without.any():
+            raise ValueError(
+                f"labels must hold no {checks.IGNORED_LABEL} for ceb_source='labels' of the loss, "
+                "which has no one-hot vector for a row without a label; take ceb_source='logits', "
+                "or give contrastive_labels= of every row"
+            )
+        return labels
+    others = checks.IGNORED_LABEL - 1 - torch.arange(len(labels), device=labels.device)
+    return torch.where(without, others, labels)
 
 
 def _without_terms(loss: MCRLoss) -> MCRLoss:

@@ -221,7 +221,40 @@ def test_rows_without_a_label():
     assert objective(latents, labels.to(torch.int32), **given).task == out.task
 
 
+def test_rows_of_the_class_that_is_minus_100_in_uint8():
+    task = MCRObjective(MCRLoss([D, D], 200)).task_loss
+    labels, weight = torch.tensor([156, 3, 156], dtype=torch.uint8), torch.tensor([1.0, 2.0, 3.0])
+    logits = torch.randn(3, 200)
+    rows = F.cross_entropy(logits, labels.long(), reduction="none")
+    torch.testing.assert_close(task(logits, labels, weight), (weight * rows).sum() / 6)
+
+
 # Labels that the regularizer compares rows by
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8])
+def test_rows_without_a_label_are_like_no_other(dtype):
+    fusion, latents, own = setting()
+    labels, apart = LABELS.clone(), LABELS.clone()
+    if dtype != torch.uint8:  # where -100 is a class
+        labels[[1, 4]], apart[[1, 4]] = -100, torch.tensor([7, 8])
+    loss = regularizer(exclude="same_label", contrastive="sup_con")
+    given = {"fusion": fusion, "unimodal_heads": own, "permutations": TABLE}
+    out = MCRObjective(loss)(latents, labels.to(dtype), **given)
+    expected = loss(latents, apart, fusion=fusion, permutations=TABLE)
+    for name in ("contrastive", "divergences", "mipd"):
+        torch.testing.assert_close(getattr(out, name), getattr(expected, name))
+
+
+def test_rows_without_a_label_have_no_one_hot_vector():
+    fusion, latents, own = setting()
+    labels = LABELS.clone()
+    labels[1] = -100
+    objective = MCRObjective(regularizer(ceb_weight=1.0, ceb_source="labels")).double()
+    given = {"fusion": fusion, "unimodal_heads": own}
+    with pytest.raises(ValueError, match=r"no -100 for ceb_source='labels'.*contrastive_labels="):
+        objective(latents, labels, **given)
+    objective(latents, labels, **given, contrastive_labels=LABELS)
 
 
 def contrastive(objective, labels, **given):
