@@ -39,6 +39,12 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
             "ceb_weight was raised from 0, and the term's head cannot be made in compiled code: "
             "set ceb_weight outside of it"
         )
+    with torch.inference_mode(False):  # what is made here is trained later
+        return ceb_head(num_classes, latent_dims)
+
+
+def warn_of_late_head() -> None:
+    """That nobody trains it, said where ceb_weight is set."""
     warnings.warn(
         "ceb_weight was raised from 0 after MCRLoss was made, so the term's head is new and no "
         "optimizer trains it yet: call optimizer.add_param_group({'params': "
@@ -47,8 +53,6 @@ def late_ceb_head(num_classes: int, latent_dims: tuple[int, ...]) -> nn.Module:
         UserWarning,
         stacklevel=3,
     )
-    with torch.inference_mode(False):  # what is made here is trained later
-        return ceb_head(num_classes, latent_dims)
 
 
 def settled(head: nn.Module, like: Tensor) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._ceb import late_ceb_head
+from mcr_fast._ceb import late_ceb_head, warn_of_late_head
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._checks.ranks import EXCHANGES
 from mcr_fast._names import BACKENDS, CLEAN_PATHS, DIVERGENCES, STRATEGIES, SUBSETS
@@ -88,12 +88,16 @@ class MCROptions(OfRanks):
             )
         if name in _NAMES or name in _NUMBERS:
             value = self._option(name, value)
+        head = None
+        if name == "ceb_weight" and value != 0 and getattr(self, "ceb_head", self) is None:
+            head = late_ceb_head(self.num_classes, self.latent_dims)
         super().__setattr__(name, value)
         if name == "subsets":
             self._subsets = checks.subset_bits(value, len(self.latent_dims))
-        elif name == "ceb_weight" and value != 0 and getattr(self, "ceb_head", self) is None:
-            self.ceb_head = late_ceb_head(self.num_classes, self.latent_dims)
+        elif head is not None:
+            self.ceb_head = head
             self._head_is_late = self._head_may_drift = True
+            warn_of_late_head()  # last, for it may be an error
 
     def _option(self, name: str, value: Any) -> Any:
         """The value as it is kept."""

@@ -93,7 +93,7 @@ def read_released(
         loss |= _strategy(found)
     if task == "regression":
         loss["divergence"] = "mse"
-    if found.get("training_mode"):
+    if _read(found.get("training_mode")):
         loss["fusion_mode"] = "own"
     objective = _of_objective(found, task)
     if exclude == "same_label" and objective.get("share_labels") is False:
@@ -173,7 +173,7 @@ def _found(levels: list[Mapping[str, Any]]) -> Options:
     for level in levels:  # a width or number of outputs belongs to the innermost one
         found |= {key: level[key] for key in ("d_model", "num_classes") if level.get(key)}
     for name, wanted in _FIXED.items():
-        if name in found and found[name] != wanted:
+        if name in found and _read(found[name]) != wanted:
             raise ValueError(
                 f"{name} must be {wanted!r}, got {found[name]!r}: what the published code does "
                 "then is another method, which is not here"
@@ -185,6 +185,8 @@ def _read(value: Any) -> Any:
     """A value that a command line may have left a string."""
     if not isinstance(value, str):
         return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     try:
         return int(value)
     except ValueError:
@@ -196,8 +198,8 @@ def _read(value: Any) -> Any:
 
 
 def _number(found: Options, name: str, default: float = 0.0) -> float:
-    value = found.get(name, default)
-    return finite(name, float(value) if isinstance(value, bool) else _read(value))
+    value = _read(found.get(name, default))
+    return finite(name, float(value) if isinstance(value, bool) else value)
 
 
 def _strategy(found: Options) -> Options:
@@ -261,6 +263,7 @@ def _unimodal_weights(found: Options) -> Options:
     weights = section.get("multi_supervised_w") if isinstance(section, Mapping) else None
     if not isinstance(weights, Mapping):
         return {}
+    weights = {name: _read(weight) for name, weight in weights.items()}
     if weights.get("combined", 1) != 1:
         raise ValueError(
             "multi_supervised_w must have combined=1, the weight of the task loss, got "

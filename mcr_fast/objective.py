@@ -254,7 +254,7 @@ class MCRObjective(nn.Module):
             weight = _uncompiled_factor(self, rows)
         else:
             weight = self._factor() or None
-        loss = self._outside_of_window[0] if weight is None else self.loss
+        loss = self._outside() if weight is None else self.loss
         masks = {"present": present, "sample_weight": sample_weight}
         compared = self._compared(labels, contrastive_labels)
         out: MCROutput = loss(latents, compared, fusion=fusion, **masks, **given)
@@ -276,6 +276,13 @@ class MCRObjective(nn.Module):
         else:
             total = torch.add(total, out.loss, alpha=weight)
         return ObjectiveOutput(total, *out[1:7], task, torch.stack(losses), logits)
+
+    def _outside(self) -> MCRLoss:
+        """What runs outside of the window, with the options of the loss that an output shows."""
+        kept, loss = self._outside_of_window[0], self.loss
+        if kept.subsets != loss.subsets or kept.divergence != loss.divergence:
+            kept.subsets, kept.divergence = loss.subsets, loss.divergence
+        return kept
 
     def _factor(self) -> float:
         """The schedule's factor for this forward, which is counted if it is trained on."""

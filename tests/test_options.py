@@ -164,6 +164,17 @@ def test_a_head_that_was_made_without_gradients_is_trained():
     assert all(p.grad is not None for p in loss.ceb_head.parameters())
 
 
+def test_a_warning_of_a_late_head_may_be_an_error():
+    fusion, latents = setting()
+    loss = mcr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="head is new"):
+            loss.ceb_weight = 0.5
+        loss(latents, LABELS, fusion=fusion).loss.backward()
+    assert all(p.grad is not None for p in loss.ceb_head.parameters())
+
+
 def test_a_head_that_was_taken_away_is_asked_for():
     fusion, latents = setting()
     loss = mcr(ceb_weight=0.5).double()

@@ -104,6 +104,18 @@ def test_arguments_of_the_run_script():
     assert objective.unimodal_weight == (3.0, 3.0)
 
 
+def test_a_command_line_leaves_strings():
+    fixed = {"shuffle": "True", "use": "true", "noise": "False", "l_gradnorm": "0"}
+    weights = {"combined": "1", "a": "0.0", "b": "2"}
+    config = {"l": "0.1", **fixed, "multil": "3", "multi_loss": {"multi_supervised_w": weights}}
+    for mode, kept in (("False", "eval"), ("True", "own"), ("0", "eval"), (True, "own")):
+        loss = MCRLoss.from_released_config({**config, "training_mode": mode}, [4, 4], 3)
+        assert (loss.fusion_mode, loss.mipd_weight) == (kept, 0.1)
+    assert MCRObjective.from_released_config(config, [4, 4], 3).unimodal_weight == (0, 3)
+    with pytest.raises(ValueError, match="noise must be False, got 'True'"):
+        MCRLoss.from_released_config({**config, "noise": "True"}, [4, 4], 3)
+
+
 def test_nested():
     config = released(3, "greedy", contr_coeff=2, starting_epoch=5, ending_epoch=30)
     loss = MCRLoss.from_released_config(config)

@@ -103,6 +103,21 @@ def test_only_training_forwards_count():
     assert model.objective.schedule.steps == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_outside_of_the_window_options_set_later_count(compiled):
+    model = Model(window=(4, None))
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    loss = model.objective.loss
+    run(*batch())
+    loss.divergence, loss.subsets = "mse", "single"
+    assert run(*batch()).divergences.shape == (2,)
+    three = MCRObjective(MCRLoss([D] * 3, C), window=(4, None), unimodal_weight=0)
+    three.loss.subsets = "single"
+    latents = [torch.randn(N, D) for _ in range(3)]
+    assert three(latents, LABELS, fusion=nn.Linear(3 * D, C)).divergences.shape == (3,)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_step_counts_once(reentrant):
     gradients = []
