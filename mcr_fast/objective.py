@@ -422,17 +422,11 @@ def _check_fit(task: Task, loss: MCRLoss) -> None:
 def _apart(labels: Tensor, *, one_hot: bool) -> Tensor:  # [N] -> [N] int64
     """With a code of its own for each row without a label, which is like no other row."""
     labels = labels.to(torch.int64)
-    without = labels == checks.IGNORED_LABEL
     if one_hot:
-        if checks.may_read(labels) and without.any():
-            raise ValueError(
-                f"labels must hold no {checks.IGNORED_LABEL} for ceb_source='labels' of the loss, "
-                "which has no one-hot vector for a row without a label; take ceb_source='logits', "
-                "or give contrastive_labels= of every row"
-            )
+        checks.all_labelled(labels)
         return labels
     others = checks.IGNORED_LABEL - 1 - torch.arange(len(labels), device=labels.device)
-    return torch.where(without, others, labels)
+    return torch.where(labels == checks.IGNORED_LABEL, others, labels)
 
 
 def _without_terms(loss: MCRLoss) -> MCRLoss:

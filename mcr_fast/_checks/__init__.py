@@ -33,7 +33,7 @@ from mcr_fast._checks.rows import (
     label_codes,
     row_index,
 )
-from mcr_fast._checks.task import IGNORED_LABEL, task_labels
+from mcr_fast._checks.task import IGNORED_LABEL, all_labelled, task_labels
 from mcr_fast._checks.tensors import (
     float_tensor,
     may_read,

@@ -43,3 +43,13 @@ def _class_numbers(labels: Tensor, num_classes: int) -> None:
             f"labels must be in 0..{num_classes - 1}, or {IGNORED_LABEL} for a row without one, "
             f"got {least}..{most}"
         )
+
+
+def all_labelled(labels: Tensor) -> None:  # [N] int64
+    """Raise for a row without a label, where L_CEB sees the labels."""
+    if may_read(labels) and (labels == IGNORED_LABEL).any():
+        raise ValueError(
+            f"labels must hold no {IGNORED_LABEL} for ceb_source='labels' of the loss, which has "
+            "no one-hot vector for a row without a label; take ceb_source='logits', or give "
+            "contrastive_labels= of every row"
+        )
