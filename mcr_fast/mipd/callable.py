@@ -14,6 +14,7 @@ from mcr_fast.mipd.gradients import GradientSums, Pulled, own
 from mcr_fast.mipd.owners import Owners, find_owners
 from mcr_fast.mipd.request import Fusion, Request
 from mcr_fast.mipd.source import Turn
+from mcr_fast.mipd.uses import Heard
 
 
 class CallableSource:
@@ -23,6 +24,7 @@ class CallableSource:
         self.fusion, self.permutes = _as_function(request.fusion), request.permutes()
         self.request, self.modules = request, modules
         self.noise: list[Tensor] = []
+        self.heard: Heard | None = None  # the gradients of the last run, use by use
         if request.perturbation == "noise":
             how = (request.generator, request.rank, request.fixed)
             self.noise = draw_noise(request.latents, request.num_draws(), *how)
@@ -54,12 +56,24 @@ class CallableSource:
                 rows = torch.zeros_like(rows) if noise is None else rows + noise
             edges.append(edge)
             inputs.append(rows)
-        return edges, self.fusion(inputs)
+        return edges, self._call(turn, inputs)
+
+    def _call(self, turn: Turn, inputs: list[Tensor]) -> Tensor:
+        """Run the fusion, and listen to what has several owners if its gradient is wanted."""
+        self.heard = None
+        if not (torch.is_grad_enabled() and self.wants_used(turn) and self.owners.split):
+            return self.fusion(inputs)
+        calls, started = self.owners.calls(), torch._C._autograd._get_sequence_nr()
+        with calls.noted():
+            output = self.fusion(inputs)
+        if isinstance(output, Tensor):  # and anything else is refused where others see it
+            self.heard = Heard(output, started, self.owners.split, calls)
+        return output
 
     def collect(self, turn: Turn, pulled: Pulled, sums: GradientSums) -> None:
         """A donor's row to the donor, a clean row to the row itself."""
         for x, to_used in pulled.used:
-            self.owners.add(sums.of(x), x, to_used, turn.route, turn.head)
+            self.owners.add(sums.of(x), x, to_used, turn, self.heard)
         for m, (z, grad) in enumerate(zip(self.players, pulled.rows, strict=True)):
             if grad is None:
                 continue
