@@ -443,6 +443,31 @@ def test_objectives_of_other_tasks(task):
     close(values["mutual_information_bound"], math.log(9) - out.contrastive.item())
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"classes": torch.arange(9) % C},
+        torch.stack([torch.arange(9) % C] * 2, 1),
+        torch.arange(9) % C,
+        torch.arange(9).float(),
+    ],
+    ids=["dict", "integers of another shape", "integers", "numbers"],
+)
+def test_labels_of_a_callable_task_have_no_accuracy(labels):
+    """They are whatever the callable takes; `watch` leaves them alone."""
+    game, monitor = Game(), MCRMonitor(NAMES)
+    objective = mcr_fast.MCRObjective(
+        game.mcr, task=lambda logits, _: cross_entropy(logits, game.labels, reduction="none")
+    )
+    monitor.watch(objective)
+    latents, _, _ = game.forward()
+    out = objective(latents, labels, fusion=game.fusion, unimodal_heads=game.heads)
+    values = monitor.read()
+    close(values["task"], out.task.item())
+    for name in ("accuracy", "unimodal_accuracy/image"):
+        assert math.isnan(values[name])
+
+
 def test_steps_without_the_regularizer_count_for_nothing():
     game, monitor = Game(), MCRMonitor(NAMES)
     objective = mcr_fast.MCRObjective(game.mcr, window=(1, 2))
