@@ -195,6 +195,26 @@ def test_other_fusions_have_no_gradient_apart():
             assert math.isnan(values[f"{kind}/{name}"])
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_leaves_that_live_on_have_one_hook(stride):
+    """Also when the latents are no encoder's outputs, and the same tensors in every step."""
+    game, monitor = Game(), MCRMonitor(NAMES, every=None, stride=stride)
+    monitor.watch(game.mcr)
+    latents, norms = [z.detach().requires_grad_() for z in game.forward()[0]], []
+    monitor.reset()
+    for _ in range(7):
+        out = game.mcr(latents, game.labels, fusion=game.fusion)
+        (grad,) = torch.autograd.grad(out.loss, latents[:1], retain_graph=True)
+        monitor._means["norms"].reset()  # that one was heard too
+        out.loss.backward()
+        assert len(latents[0]._backward_hooks) <= 1
+        assert monitor._means["norms"]._at == (monitor.step % stride == 1 or stride == 1)
+        norms.append(grad.norm().item())
+    close(monitor.read()["grad_norm/image"], norms[-1])
+    copy.deepcopy(monitor)
+    pickle.dumps(monitor)
+
+
 def test_norms_of_an_epoch_miss_no_step():
     game, monitor = Game(), MCRMonitor(NAMES, every=2, stride=1)
     norms = []

@@ -14,7 +14,7 @@ from mcr_fast import _checks as checks
 from mcr_fast._checks.later import LateValues
 from mcr_fast._watch import LEAST
 from mcr_fast.monitor._gradients import Contrasted, write_products
-from mcr_fast.monitor._hooks import Norms, Watch
+from mcr_fast.monitor._hooks import Leaves, Norms, Watch
 from mcr_fast.monitor._means import Means, Span
 from mcr_fast.monitor._numbers import Numbers
 from mcr_fast.monitor._rows import TERMS, kinds, per_modality
@@ -117,6 +117,7 @@ class MCRMonitor:
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
         self._contrasted: Contrasted | None = None  # of the forward that runs
+        self._leaves = Leaves()
         self._idle: list[LateValues] = []  # whose pinned memory serves again
         self._device = torch.device("cpu")
         self._form: tuple[Any, Any] = (None, None)  # of the last output
@@ -161,6 +162,8 @@ class MCRMonitor:
             if self.step % self.stride == 0 and labels is not None:
                 row = self._means["hits"].next_row(out.divergences)
                 write_hits(row, out.logits, labels, unimodal_logits, present)
+        if latents is not None:
+            self._leaves.release(latents)
         if self.step % self.stride == 0 and self.gradients:
             self._listen(out, latents)
         self.step += 1
@@ -226,7 +229,7 @@ class MCRMonitor:
         norms = Norms(self._means["norms"])
         for m, z in enumerate(latents):
             if z.requires_grad:
-                z.register_hook(partial(norms.hear, m))
+                self._leaves.keep(z, z.register_hook(partial(norms.hear, m)))
 
     def _hear(self, contrasted: Contrasted | None, absent: bool, heard: Heard) -> None:
         if contrasted is not None and heard.unit_grad_rows is None:
