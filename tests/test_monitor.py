@@ -31,6 +31,47 @@ def test_means_over_the_window():
         close(values[f"importance/{name}"], (single[m] / single.sum()).item())
 
 
+def test_terms_of_frozen_encoders():
+    """They are in the loss, though L_Con has no gradient."""
+    game, monitor = Game(), MCRMonitor(NAMES)
+    latents = [z.detach() for z in game.forward()[0]]
+    fusion = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, C))
+    out = game.mcr(latents, None, fusion=fusion)
+    assert not out.contrastive.requires_grad
+    monitor.update(out, candidates=9)
+    values = monitor.read()
+    for name in ("loss", "mipd", "contrastive"):
+        close(values[name], getattr(out, name).item())
+    close(values["mutual_information_bound"], math.log(9) - out.contrastive.item())
+    assert math.isnan(values["ceb"])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0, 0.0), (0.5, 0.0, 1.0)])
+def test_terms_without_gradients(weights):
+    """What has weight 0 was not seen, the rest was."""
+    names = ("mipd", "contrastive", "ceb")
+    options = {f"{name}_weight": weight for name, weight in zip(names, weights, strict=True)}
+    game, monitor = Game(**options), MCRMonitor(NAMES)
+    with torch.no_grad():
+        _, out, _ = game.forward(labels=None)
+        monitor.update(out, candidates=9)
+    values = monitor.read()
+    for name, weight in zip(names, weights, strict=True):
+        close(values[name], getattr(out, name).item() if weight else math.nan)
+    close(values["divergence/image"], out.divergences[0].item() if weights[0] else math.nan)
+    bound = math.log(9) - out.contrastive.item() if weights[1] else math.nan
+    close(values["mutual_information_bound"], bound)
+
+
+def test_a_term_of_zero_with_a_gradient_counts():
+    """A single row has no negatives; the candidates' logarithm is 0 too."""
+    game, monitor = Game(rows=1), MCRMonitor(NAMES)
+    _, out, _ = game.forward(labels=None)
+    monitor.update(out, candidates=1)
+    values = monitor.read()
+    assert out.contrastive == values["contrastive"] == values["mutual_information_bound"] == 0
+
+
 def test_batches_count_by_their_rows():
     monitor = MCRMonitor(NAMES, every=None)
     outs = [Game(rows, seed=rows).step(monitor) for rows in (9, 4, 0)]

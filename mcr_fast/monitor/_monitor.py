@@ -194,9 +194,9 @@ class MCRMonitor:
         self, out: Any, unimodal_logits: Sequence[Tensor | None] | None, candidates: int | None
     ) -> None:
         like, rows, count = out.divergences, len(out.logits), len(self.modalities)
-        trained = out.loss.requires_grad  # and then a term without a gradient is not computed
         terms = (out.mipd, out.contrastive, out.ceb)
-        there = [rows if term.requires_grad or not trained else 0 for term in terms]
+        # without a gradient it may not have been computed, which its value tells once it is read
+        there = [rows if term.requires_grad else -rows for term in terms]
         own, task, bound, logarithm = [0] * count, 0, 0, 0.0
         values = [out.loss, *terms]
         if hasattr(out, "task"):
