@@ -268,6 +268,20 @@ def test_norms_of_an_epoch_miss_no_step():
 
 
 @needs_library
+@pytest.mark.parametrize("contrastive_weight", [1.0, 0.0])
+def test_two_monitors_of_one_loss(contrastive_weight):
+    """Each hears every backward, whichever way it came to the loss."""
+    game = Game(contrastive_weight=contrastive_weight)
+    one, other = MCRMonitor(NAMES), MCRMonitor(NAMES)
+    one.watch(game.mcr)
+    latents, out, _ = game.forward()
+    other.update(out, game.labels, latents=latents)
+    (cross_entropy(out.logits, game.labels) + out.loss).backward()
+    assert one.read()["grad_cosine/image"] == other.read()["grad_cosine/image"]
+    close(one.read(), other.read())
+
+
+@needs_library
 def test_the_training_feels_nothing():
     """The same bits with and without the monitor."""
     grads = []

@@ -45,8 +45,10 @@ def contrasted(rank, group):
     found = []
     for watched in (True, False):
         game, monitor = Game(6 - rank, seed=rank, process_group=group), MCRMonitor(NAMES)
+        second = MCRMonitor(NAMES)
         if watched:
             monitor.watch(game.mcr)
+            second.watch(game.mcr)
         torch.manual_seed(0)
         latents, out, _ = game.forward()
         task = torch.nn.functional.cross_entropy(out.logits, game.labels)
@@ -55,8 +57,7 @@ def contrasted(rank, group):
             name: torch.autograd.grad(x, latents, retain_graph=True) for name, x in terms.items()
         }
         monitor.reset()
-        if watched:  # the ones above were heard too
-            monitor.read()
+        second.reset()  # the ones above were heard too
         (task + out.loss).backward()
         found.append([p.grad.tolist() for p in game.encoders.parameters()])
         if watched:
@@ -69,8 +70,8 @@ def contrasted(rank, group):
             for m, *parts in both:
                 flat = (x.flatten() for x in parts)
                 norms[f"grad_cosine/{m}"] = torch.cosine_similarity(*flat, dim=0).item()
-            values = monitor.read()
-    return values, norms, found
+            values, second_values = monitor.read(), second.read()
+    return values, second_values, norms, found
 
 
 def worker(rank, address, queue):
@@ -139,7 +140,8 @@ def test_a_rank_without_a_batch_joins_in(found):
 
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_gradients_apart_with_a_contrastive_term_over_ranks(rank, found):
-    values, norms, (watched, unwatched) = found[rank, "contrasted"]
+    values, of_second_monitor, norms, (watched, unwatched) = found[rank, "contrasted"]
     for name, wanted in norms.items():
         assert values[name] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+        assert of_second_monitor[name] == values[name], name
     assert watched == unwatched

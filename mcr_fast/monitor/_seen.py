@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
+from mcr_fast.monitor._gradients import Apart
 
 
 def names_of(modalities: Any) -> tuple[str, ...]:
@@ -122,7 +123,10 @@ def _of_accuracies(labels: Any, task: Any, logits: Tensor) -> Tensor | None:
 def contrasted_latents(loss: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The latents of a call whose L_Con is over ranks and has nothing but them; None: another."""
     latents = kwargs["latents"] if "latents" in kwargs else args[0] if args else None
-    if not loss._over_ranks or kwargs.get("embeddings") is not None:
+    embeddings = kwargs.get("embeddings")
+    if isinstance(embeddings, Apart):  # from another monitor, which hears through this one's
+        latents, embeddings = embeddings, None
+    if not loss._over_ranks or embeddings is not None:
         return None
     if not isinstance(latents, list | tuple) or not all(isinstance(z, Tensor) for z in latents):
         return None  # which the loss refuses
