@@ -40,6 +40,17 @@ def never_stepped(rank):
     return monitor.read()
 
 
+def told(rank):
+    """One rank asks for words, and there is no record yet: these, and those of its rows alone."""
+    monitors = [MCRMonitor(NAMES, every=None, process_group=group) for group in ("world", None)]
+    for monitor in monitors:
+        torch.manual_seed(0)
+        Game(seed=rank).step(monitor)
+    with mock.patch.object(dist, "all_reduce") as reduce:  # which would wait for the others
+        words = [monitor.summary() for monitor in monitors]
+    return words, reduce.call_count
+
+
 def contrasted(rank, group):
     """The parts where L_Con is over all ranks, and by autograd; and the gradients, unwatched."""
     found = []
@@ -82,6 +93,7 @@ def worker(rank, address, queue):
     found = {(rank, name): run(rank, rows, group) for name, rows in ROWS.items()}
     found[rank, "contrasted"] = contrasted(rank, group)
     found[rank, "never"] = never_stepped(rank)
+    found[rank, "told"] = told(rank)
     queue.put(found)
     dist.barrier()
     dist.destroy_process_group()
@@ -136,6 +148,14 @@ def test_means_are_over_all_ranks(name, found):
 def test_a_rank_without_a_batch_joins_in(found):
     assert found[0, "never"] == pytest.approx(found[1, "never"], nan_ok=True)
     assert found[0, "never"]["loss"] > 0
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_words_before_a_record_take_no_collective(rank, found):
+    (words, of_its_rows), collectives = found[rank, "told"]
+    assert collectives == 0
+    assert words == of_its_rows
+    assert "importance" in words
 
 
 @pytest.mark.parametrize("rank", range(WORLD))

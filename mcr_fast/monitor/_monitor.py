@@ -256,12 +256,18 @@ class MCRMonitor:
         With a process group a collective: every rank must call it.
         """
         checks.choice("span", span, get_args(Span))
+        return self._now(span, group_of(self.process_group))
+
+    def _now(self, span: Span, group: Any) -> dict[str, float]:
         late = LateValues()
-        late.ask(self._sums(span))
+        late.ask(self._sums(span, group))
         return self._values(late.take(wait=True) or [])
 
     def end_epoch(self) -> dict[str, float]:
-        """The epoch's means, also kept in `epochs`; then a new epoch begins."""
+        """The epoch's means, also kept in `epochs`; then a new epoch begins.
+
+        With a process group a collective, as `read`.
+        """
         values = self.read("epoch")
         self.epochs.append({"step": self.step, "epoch": self.epoch, **values})
         for means in self._means.values():
@@ -288,14 +294,19 @@ class MCRMonitor:
             getattr(log, "close", lambda: None)()
 
     def summary(self) -> str:
-        """In words: which modality starves, and since which step."""
+        """In words: which modality starves, and since which step.
+
+        Of the history; before its first record of the means of now, with a process group of this
+        rank's rows alone, so that one rank may ask.
+        """
         self.flush()
         return summary_of(self._told(), self.modalities, self.starves_below)
 
     def plot(self, path: Any = None) -> Any:
         """One figure of the history: who starves, and when that turned; needs matplotlib.
 
-        Also written to `path`, if there is one.
+        Also written to `path`, if there is one. Before the first record it is of what `summary`
+        tells then.
         """
         from mcr_fast.monitor._plot import figure_of
 
@@ -306,10 +317,10 @@ class MCRMonitor:
         return figure
 
     def _told(self) -> list[Record]:
-        """The history, or the means of now if there is none."""
+        """The history, or this rank's means of now if there is none."""
         if self.history or self.step == 0:
             return self.history
-        return [{"step": self.step, "epoch": self.epoch, **self.read()}]
+        return [{"step": self.step, "epoch": self.epoch, **self._now("recent", None)}]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the options and logs, on the CPU; waits for the device."""
@@ -330,8 +341,8 @@ class MCRMonitor:
         self.history = [dict(record) for record in state["history"]]
         self.epochs = [dict(record) for record in state["epochs"]]
 
-    def _sums(self, span: Span) -> Tensor:  # [2, G], of all ranks
-        device, group = self._device, group_of(self.process_group)
+    def _sums(self, span: Span, group: Any) -> Tensor:  # [2, G], of all ranks of a group
+        device = self._device
         if group is not None:
             device = same_device(group, device)
         parts = [means.sums(span, device) for means in self._means.values()]
@@ -357,7 +368,7 @@ class MCRMonitor:
 
     def _record(self) -> None:
         late = self._idle.pop() if self._idle else LateValues()
-        late.ask(self._sums("recent"))
+        late.ask(self._sums("recent", group_of(self.process_group)))
         self._asked.append((self.step, self.epoch, late))
         self._deliver(wait=False)
 
