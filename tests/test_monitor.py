@@ -31,6 +31,47 @@ def test_means_over_the_window():
         close(values[f"importance/{name}"], (single[m] / single.sum()).item())
 
 
+def test_terms_of_frozen_encoders():
+    """They are in the loss, though L_Con has no gradient."""
+    game, monitor = Game(), MCRMonitor(NAMES)
+    latents = [z.detach() for z in game.forward()[0]]
+    fusion = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, C))
+    out = game.mcr(latents, None, fusion=fusion)
+    assert not out.contrastive.requires_grad
+    monitor.update(out, candidates=9)
+    values = monitor.read()
+    for name in ("loss", "mipd", "contrastive"):
+        close(values[name], getattr(out, name).item())
+    close(values["mutual_information_bound"], math.log(9) - out.contrastive.item())
+    assert math.isnan(values["ceb"])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0, 0.0), (0.5, 0.0, 1.0)])
+def test_terms_without_gradients(weights):
+    """What has weight 0 was not seen, the rest was."""
+    names = ("mipd", "contrastive", "ceb")
+    options = {f"{name}_weight": weight for name, weight in zip(names, weights, strict=True)}
+    game, monitor = Game(**options), MCRMonitor(NAMES)
+    with torch.no_grad():
+        _, out, _ = game.forward(labels=None)
+        monitor.update(out, candidates=9)
+    values = monitor.read()
+    for name, weight in zip(names, weights, strict=True):
+        close(values[name], getattr(out, name).item() if weight else math.nan)
+    close(values["divergence/image"], out.divergences[0].item() if weights[0] else math.nan)
+    bound = math.log(9) - out.contrastive.item() if weights[1] else math.nan
+    close(values["mutual_information_bound"], bound)
+
+
+def test_a_term_of_zero_with_a_gradient_counts():
+    """A single row has no negatives; the candidates' logarithm is 0 too."""
+    game, monitor = Game(rows=1), MCRMonitor(NAMES)
+    _, out, _ = game.forward(labels=None)
+    monitor.update(out, candidates=1)
+    values = monitor.read()
+    assert out.contrastive == values["contrastive"] == values["mutual_information_bound"] == 0
+
+
 def test_batches_count_by_their_rows():
     monitor = MCRMonitor(NAMES, every=None)
     outs = [Game(rows, seed=rows).step(monitor) for rows in (9, 4, 0)]
@@ -195,6 +236,26 @@ def test_other_fusions_have_no_gradient_apart():
             assert math.isnan(values[f"{kind}/{name}"])
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_leaves_that_live_on_have_one_hook(stride):
+    """Also when the latents are no encoder's outputs, and the same tensors in every step."""
+    game, monitor = Game(), MCRMonitor(NAMES, every=None, stride=stride)
+    monitor.watch(game.mcr)
+    latents, norms = [z.detach().requires_grad_() for z in game.forward()[0]], []
+    monitor.reset()
+    for _ in range(7):
+        out = game.mcr(latents, game.labels, fusion=game.fusion)
+        (grad,) = torch.autograd.grad(out.loss, latents[:1], retain_graph=True)
+        monitor._means["norms"].reset()  # that one was heard too
+        out.loss.backward()
+        assert len(latents[0]._backward_hooks) <= 1
+        assert monitor._means["norms"]._at == (monitor.step % stride == 1 or stride == 1)
+        norms.append(grad.norm().item())
+    close(monitor.read()["grad_norm/image"], norms[-1])
+    copy.deepcopy(monitor)
+    pickle.dumps(monitor)
+
+
 def test_norms_of_an_epoch_miss_no_step():
     game, monitor = Game(), MCRMonitor(NAMES, every=2, stride=1)
     norms = []
@@ -204,6 +265,20 @@ def test_norms_of_an_epoch_miss_no_step():
         latents[0].register_hook(lambda grad: norms.append(grad.norm().item()))
         out.loss.backward()
     close(monitor.end_epoch()["grad_norm/image"], sum(norms) / 5)
+
+
+@needs_library
+@pytest.mark.parametrize("contrastive_weight", [1.0, 0.0])
+def test_two_monitors_of_one_loss(contrastive_weight):
+    """Each hears every backward, whichever way it came to the loss."""
+    game = Game(contrastive_weight=contrastive_weight)
+    one, other = MCRMonitor(NAMES), MCRMonitor(NAMES)
+    one.watch(game.mcr)
+    latents, out, _ = game.forward()
+    other.update(out, game.labels, latents=latents)
+    (cross_entropy(out.logits, game.labels) + out.loss).backward()
+    assert one.read()["grad_cosine/image"] == other.read()["grad_cosine/image"]
+    close(one.read(), other.read())
 
 
 @needs_library
@@ -441,6 +516,31 @@ def test_objectives_of_other_tasks(task):
     right = (out.logits > 0).float().eq(labels).float().mean().item()
     close(values["accuracy"], right if task == "multilabel" else math.nan)
     close(values["mutual_information_bound"], math.log(9) - out.contrastive.item())
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"classes": torch.arange(9) % C},
+        torch.stack([torch.arange(9) % C] * 2, 1),
+        torch.arange(9) % C,
+        torch.arange(9).float(),
+    ],
+    ids=["dict", "integers of another shape", "integers", "numbers"],
+)
+def test_labels_of_a_callable_task_have_no_accuracy(labels):
+    """They are whatever the callable takes; `watch` leaves them alone."""
+    game, monitor = Game(), MCRMonitor(NAMES)
+    objective = mcr_fast.MCRObjective(
+        game.mcr, task=lambda logits, _: cross_entropy(logits, game.labels, reduction="none")
+    )
+    monitor.watch(objective)
+    latents, _, _ = game.forward()
+    out = objective(latents, labels, fusion=game.fusion, unimodal_heads=game.heads)
+    values = monitor.read()
+    close(values["task"], out.task.item())
+    for name in ("accuracy", "unimodal_accuracy/image"):
+        assert math.isnan(values[name])
 
 
 def test_steps_without_the_regularizer_count_for_nothing():

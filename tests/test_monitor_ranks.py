@@ -40,13 +40,26 @@ def never_stepped(rank):
     return monitor.read()
 
 
+def told(rank):
+    """One rank asks for words, and there is no record yet: these, and those of its rows alone."""
+    monitors = [MCRMonitor(NAMES, every=None, process_group=group) for group in ("world", None)]
+    for monitor in monitors:
+        torch.manual_seed(0)
+        Game(seed=rank).step(monitor)
+    with mock.patch.object(dist, "all_reduce") as reduce:  # which would wait for the others
+        words = [monitor.summary() for monitor in monitors]
+    return words, reduce.call_count
+
+
 def contrasted(rank, group):
     """The parts where L_Con is over all ranks, and by autograd; and the gradients, unwatched."""
     found = []
     for watched in (True, False):
         game, monitor = Game(6 - rank, seed=rank, process_group=group), MCRMonitor(NAMES)
+        second = MCRMonitor(NAMES)
         if watched:
             monitor.watch(game.mcr)
+            second.watch(game.mcr)
         torch.manual_seed(0)
         latents, out, _ = game.forward()
         task = torch.nn.functional.cross_entropy(out.logits, game.labels)
@@ -55,8 +68,7 @@ def contrasted(rank, group):
             name: torch.autograd.grad(x, latents, retain_graph=True) for name, x in terms.items()
         }
         monitor.reset()
-        if watched:  # the ones above were heard too
-            monitor.read()
+        second.reset()  # the ones above were heard too
         (task + out.loss).backward()
         found.append([p.grad.tolist() for p in game.encoders.parameters()])
         if watched:
@@ -69,8 +81,8 @@ def contrasted(rank, group):
             for m, *parts in both:
                 flat = (x.flatten() for x in parts)
                 norms[f"grad_cosine/{m}"] = torch.cosine_similarity(*flat, dim=0).item()
-            values = monitor.read()
-    return values, norms, found
+            values, second_values = monitor.read(), second.read()
+    return values, second_values, norms, found
 
 
 def worker(rank, address, queue):
@@ -81,6 +93,7 @@ def worker(rank, address, queue):
     found = {(rank, name): run(rank, rows, group) for name, rows in ROWS.items()}
     found[rank, "contrasted"] = contrasted(rank, group)
     found[rank, "never"] = never_stepped(rank)
+    found[rank, "told"] = told(rank)
     queue.put(found)
     dist.barrier()
     dist.destroy_process_group()
@@ -138,8 +151,17 @@ def test_a_rank_without_a_batch_joins_in(found):
 
 
 @pytest.mark.parametrize("rank", range(WORLD))
+def test_words_before_a_record_take_no_collective(rank, found):
+    (words, of_its_rows), collectives = found[rank, "told"]
+    assert collectives == 0
+    assert words == of_its_rows
+    assert "importance" in words
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
 def test_gradients_apart_with_a_contrastive_term_over_ranks(rank, found):
-    values, norms, (watched, unwatched) = found[rank, "contrasted"]
+    values, of_second_monitor, norms, (watched, unwatched) = found[rank, "contrasted"]
     for name, wanted in norms.items():
         assert values[name] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+        assert of_second_monitor[name] == values[name], name
     assert watched == unwatched

@@ -11,6 +11,10 @@ from mcr_fast.monitor._numbers import Numbers
 from mcr_fast.ops._listen import Heard
 
 
+class Apart(list[Tensor]):
+    """Latents that L_Con alone gets."""
+
+
 class Contrasted:
     """The gradients of L_Con alone, where it is an op of its own: of latents that only it gets.
 
@@ -23,10 +27,10 @@ class Contrasted:
         self._grads: dict[int, Tensor] = {}
         self._join: Callable[[Tensor], None] | None = None
 
-    def of(self, latents: list[Tensor]) -> list[Tensor]:
+    def of(self, latents: list[Tensor]) -> Apart:
         """The latents again, for L_Con."""
         self._count = len(latents)
-        made = [z.view_as(z) for z in latents]
+        made = Apart(z.view_as(z) for z in latents)
         for m, z in enumerate(made):
             z.register_hook(partial(self._hear, m))
         return made

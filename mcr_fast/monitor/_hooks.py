@@ -1,11 +1,12 @@
 """Hooks: of a loss that is watched, and of the latents whose gradients are measured."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mcr_fast.monitor._gradients import Contrasted
 from mcr_fast.monitor._means import Means
@@ -84,3 +85,32 @@ class Norms:
             self._row.fill_(NO_GRADIENT)
         norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
         self._row[1 + modality].copy_(norm)
+
+
+class Leaves:
+    """The hooks of leaf latents, which may be the same tensors in each step: one hook each.
+
+    Any other tensor's hooks go with the step's graph. Copies of a monitor have none of these.
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[int, RemovableHandle] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Leaves, ()
+
+    def release(self, latents: Sequence[Tensor]) -> None:
+        """Take back the hooks that an earlier step gave these."""
+        for z in latents if self._handles else ():
+            if z.is_leaf:
+                handle = self._handles.pop(id(z), None)
+                if handle is not None:
+                    handle.remove()  # nothing, if that tensor is gone and this one has its id
+
+    def keep(self, z: Tensor, handle: RemovableHandle) -> None:
+        """Remember a new hook, and no longer those of leaves that are gone."""
+        if not z.is_leaf:
+            return
+        kept = self._handles.items()
+        self._handles = {k: x for k, x in kept if x.hooks_dict_ref() is not None}
+        self._handles[id(z)] = handle

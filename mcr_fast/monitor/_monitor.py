@@ -14,7 +14,7 @@ from mcr_fast import _checks as checks
 from mcr_fast._checks.later import LateValues
 from mcr_fast._watch import LEAST
 from mcr_fast.monitor._gradients import Contrasted, write_products
-from mcr_fast.monitor._hooks import Norms, Watch
+from mcr_fast.monitor._hooks import Leaves, Norms, Watch
 from mcr_fast.monitor._means import Means, Span
 from mcr_fast.monitor._numbers import Numbers
 from mcr_fast.monitor._rows import TERMS, kinds, per_modality
@@ -117,6 +117,7 @@ class MCRMonitor:
         self.epochs: list[Record] = []
         self._asked: deque[tuple[int, int, LateValues]] = deque()
         self._contrasted: Contrasted | None = None  # of the forward that runs
+        self._leaves = Leaves()
         self._idle: list[LateValues] = []  # whose pinned memory serves again
         self._device = torch.device("cpu")
         self._form: tuple[Any, Any] = (None, None)  # of the last output
@@ -161,6 +162,8 @@ class MCRMonitor:
             if self.step % self.stride == 0 and labels is not None:
                 row = self._means["hits"].next_row(out.divergences)
                 write_hits(row, out.logits, labels, unimodal_logits, present)
+        if latents is not None:
+            self._leaves.release(latents)
         if self.step % self.stride == 0 and self.gradients:
             self._listen(out, latents)
         self.step += 1
@@ -191,9 +194,9 @@ class MCRMonitor:
         self, out: Any, unimodal_logits: Sequence[Tensor | None] | None, candidates: int | None
     ) -> None:
         like, rows, count = out.divergences, len(out.logits), len(self.modalities)
-        trained = out.loss.requires_grad  # and then a term without a gradient is not computed
         terms = (out.mipd, out.contrastive, out.ceb)
-        there = [rows if term.requires_grad or not trained else 0 for term in terms]
+        # without a gradient it may not have been computed, which its value tells once it is read
+        there = [rows if term.requires_grad else -rows for term in terms]
         own, task, bound, logarithm = [0] * count, 0, 0, 0.0
         values = [out.loss, *terms]
         if hasattr(out, "task"):
@@ -226,7 +229,7 @@ class MCRMonitor:
         norms = Norms(self._means["norms"])
         for m, z in enumerate(latents):
             if z.requires_grad:
-                z.register_hook(partial(norms.hear, m))
+                self._leaves.keep(z, z.register_hook(partial(norms.hear, m)))
 
     def _hear(self, contrasted: Contrasted | None, absent: bool, heard: Heard) -> None:
         if contrasted is not None and heard.unit_grad_rows is None:
@@ -253,12 +256,18 @@ class MCRMonitor:
         With a process group a collective: every rank must call it.
         """
         checks.choice("span", span, get_args(Span))
+        return self._now(span, group_of(self.process_group))
+
+    def _now(self, span: Span, group: Any) -> dict[str, float]:
         late = LateValues()
-        late.ask(self._sums(span))
+        late.ask(self._sums(span, group))
         return self._values(late.take(wait=True) or [])
 
     def end_epoch(self) -> dict[str, float]:
-        """The epoch's means, also kept in `epochs`; then a new epoch begins."""
+        """The epoch's means, also kept in `epochs`; then a new epoch begins.
+
+        With a process group a collective, as `read`.
+        """
         values = self.read("epoch")
         self.epochs.append({"step": self.step, "epoch": self.epoch, **values})
         for means in self._means.values():
@@ -285,14 +294,19 @@ class MCRMonitor:
             getattr(log, "close", lambda: None)()
 
     def summary(self) -> str:
-        """In words: which modality starves, and since which step."""
+        """In words: which modality starves, and since which step.
+
+        Of the history; before its first record of the means of now, with a process group of this
+        rank's rows alone, so that one rank may ask.
+        """
         self.flush()
         return summary_of(self._told(), self.modalities, self.starves_below)
 
     def plot(self, path: Any = None) -> Any:
         """One figure of the history: who starves, and when that turned; needs matplotlib.
 
-        Also written to `path`, if there is one.
+        Also written to `path`, if there is one. Before the first record it is of what `summary`
+        tells then.
         """
         from mcr_fast.monitor._plot import figure_of
 
@@ -303,10 +317,10 @@ class MCRMonitor:
         return figure
 
     def _told(self) -> list[Record]:
-        """The history, or the means of now if there is none."""
+        """The history, or this rank's means of now if there is none."""
         if self.history or self.step == 0:
             return self.history
-        return [{"step": self.step, "epoch": self.epoch, **self.read()}]
+        return [{"step": self.step, "epoch": self.epoch, **self._now("recent", None)}]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the options and logs, on the CPU; waits for the device."""
@@ -327,8 +341,8 @@ class MCRMonitor:
         self.history = [dict(record) for record in state["history"]]
         self.epochs = [dict(record) for record in state["epochs"]]
 
-    def _sums(self, span: Span) -> Tensor:  # [2, G], of all ranks
-        device, group = self._device, group_of(self.process_group)
+    def _sums(self, span: Span, group: Any) -> Tensor:  # [2, G], of all ranks of a group
+        device = self._device
         if group is not None:
             device = same_device(group, device)
         parts = [means.sums(span, device) for means in self._means.values()]
@@ -354,7 +368,7 @@ class MCRMonitor:
 
     def _record(self) -> None:
         late = self._idle.pop() if self._idle else LateValues()
-        late.ask(self._sums("recent"))
+        late.ask(self._sums("recent", group_of(self.process_group)))
         self._asked.append((self.step, self.epoch, late))
         self._deliver(wait=False)
 

@@ -20,17 +20,21 @@ def per_modality(kinds: Sequence[str], modalities: Sequence[str]) -> tuple[str, 
 
 
 def of_terms(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[n or 0 for each term, n or 0 for each modality's own loss; the terms, with the logarithm of
-    the candidates as the last; D_m; the own losses].
+    """[n, -n or 0 for each term, n or 0 for each modality's own loss; the terms, with the logarithm
+    of the candidates as the last; D_m; the own losses].
 
-    A weight of 0 says that the step did not have it.
+    0 says that the step did not have it, -n that it did not if it is exactly 0: a term that is not
+    computed is a 0 without a gradient.
     """
-    terms = len(TERMS)
+    terms, at = len(TERMS), TERMS.index("contrastive")
     modalities = (rows.shape[1] - 2 * terms) // 3
     parts = (terms, modalities, terms, modalities, modalities)
     of_terms, of_own, values, divergences, own = rows.split(parts, 1)
-    bound = values[:, -1:] - values[:, TERMS.index("contrastive")][:, None]
-    values = torch.cat((values[:, :-1], bound, divergences, own), 1)
+    logarithm, values = values[:, -1:], values[:, :-1]
+    of_bound = values[:, at : at + 1]
+    computed = torch.cat((values, of_bound), 1) != 0  # NaN is
+    of_terms = torch.where(of_terms < 0, -of_terms * computed, of_terms)
+    values = torch.cat((values, logarithm - of_bound, divergences, own), 1)
     of_divergences = of_terms[:, TERMS.index("mipd")][:, None].expand_as(divergences)
     return values, torch.cat((of_terms, of_divergences, of_own), 1)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
+from mcr_fast.monitor._gradients import Apart
 
 
 def names_of(modalities: Any) -> tuple[str, ...]:
@@ -104,18 +105,28 @@ def facts_of_call(module: nn.Module, args: Any, kwargs: Any, out: Any) -> dict[s
         loss = loss.loss
     alone = present is None and getattr(loss, "process_group", None) is None
     candidates = len(out.logits) if compared is None and alone else None
-    if isinstance(labels, Tensor) and labels.is_floating_point():
-        several = getattr(objective, "task", None) == "multilabel"
-        labels = labels.gt(0.5) if several else None
-    elif getattr(objective, "task", None) == "regression":
-        labels = None
+    labels = _of_accuracies(labels, getattr(objective, "task", None), out.logits)
     return {"latents": latents, "labels": labels, "present": present, "candidates": candidates}
+
+
+def _of_accuracies(labels: Any, task: Any, logits: Tensor) -> Tensor | None:
+    """The labels of a call if it is known that they are what the logits have to find."""
+    if not isinstance(labels, Tensor) or labels.shape not in (logits.shape[:1], logits.shape):
+        return None
+    if callable(task) or task == "regression":  # what a callable makes of them is its own business
+        return None
+    if labels.is_floating_point():
+        return labels.gt(0.5) if task == "multilabel" else None
+    return labels
 
 
 def contrasted_latents(loss: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The latents of a call whose L_Con is over ranks and has nothing but them; None: another."""
     latents = kwargs["latents"] if "latents" in kwargs else args[0] if args else None
-    if not loss._over_ranks or kwargs.get("embeddings") is not None:
+    embeddings = kwargs.get("embeddings")
+    if isinstance(embeddings, Apart):  # from another monitor, which hears through this one's
+        latents, embeddings = embeddings, None
+    if not loss._over_ranks or embeddings is not None:
         return None
     if not isinstance(latents, list | tuple) or not all(isinstance(z, Tensor) for z in latents):
         return None  # which the loss refuses

@@ -21,12 +21,12 @@ class Heard(NamedTuple):
 def listen(mipd: Tensor, listener: Callable[[Heard], None]) -> bool:
     """Have the backward of a step heard; False if no op that can be heard made its L_MIPD.
 
-    Ops whose backward is heard set ``ctx.listener`` to None when they save what they need.
+    Ops whose backward is heard make ``ctx.listeners`` empty when they save what they need.
     """
     node: Any = mipd.grad_fn
     for _ in range(3):  # the op's own output, or minus the sum of one
-        if hasattr(node, "listener"):
-            node.listener = listener
+        if hasattr(node, "listeners"):
+            node.listeners = (*node.listeners, listener)
             return True
         if node is None or len(node.next_functions) != 1:
             break

@@ -79,7 +79,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     latents, weight, bias, *ctx.arguments, _ = inputs
     ctx.mark_non_differentiable(*output[1:3])
     ctx.save_for_backward(*output[1:], weight, bias, *latents)
-    ctx.listener = None
+    ctx.listeners = ()
 
 
 def _backward(
@@ -92,11 +92,13 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     refuse_batched("permuted_divergence", grad, grad_contributions)
     unit_grad, unit_grad_bias, contributions, weight, bias, *latents = ctx.saved_tensors
-    if ctx.listener is not None:
+    if ctx.listeners:
         # every divergence has the same, minus that of L_MIPD
         of_mipd = None if grad is None else grad[0].neg()
         parts = (grad_contributions, unit_grad, None, (1.0, 1.0), weight)
-        ctx.listener(Heard((None, of_mipd, None), *parts, tuple(z.shape[1] for z in latents)))
+        heard = Heard((None, of_mipd, None), *parts, tuple(z.shape[1] for z in latents))
+        for listener in ctx.listeners:
+            listener(heard)
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     to_task = grad_contributions if torch.is_grad_enabled() else None
     if grad is None and to_task is not None:

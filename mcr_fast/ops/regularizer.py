@@ -78,7 +78,7 @@ def _triton_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     latents, weight, _, *arguments = inputs
     ctx.weights = arguments[-3:-1]  # of MIPD, of the contrastive loss
-    ctx.listener = None
+    ctx.listeners = ()
     ctx.save_for_backward(*output[_OUTPUTS:], weight, *latents)
 
 
@@ -90,9 +90,11 @@ def _backward(
     *of_terms, to_logits = grads[:4]
     refuse_batched("MCRLoss", *of_terms, to_logits)
     unit_grad, unit_grad_bias, unit_grad_rows, weight, *latents = ctx.saved_tensors
-    if ctx.listener is not None:
+    if ctx.listeners:
         parts = (to_logits, unit_grad, unit_grad_rows, tuple(ctx.weights), weight)
-        ctx.listener(Heard(tuple(of_terms), *parts, tuple(z.shape[1] for z in latents)))
+        heard = Heard(tuple(of_terms), *parts, tuple(z.shape[1] for z in latents))
+        for listener in ctx.listeners:
+            listener(heard)
     wanted = ctx.needs_input_grad[FIRST:-1]  # of the latents, of the weight
     # the logits are the task's: what is done with their gradient is nobody else's business
     to_task = to_logits if torch.is_grad_enabled() else None
