@@ -42,12 +42,28 @@ def bad_arguments_of_one_rank(rank, world):
     said = "labels must have shape" if rank == 0 else "another rank of process_group"
     with pytest.raises(ValueError, match=said):
         of_group(tensors(rank), labels)
+    x = tensors(rank)
+    for given, more, kind, said in (
+        (x, {"backend": "cuda"}, RuntimeError, "not available for nt_xent with process_group="),
+        ([y.detach().numpy() for y in x], {}, TypeError, "must be a tensor"),
+    ):
+        if rank == 0:
+            with pytest.raises(kind, match=said):
+                of_group(given, **more)
+        else:
+            with pytest.raises(ValueError, match="another rank of process_group"):
+                of_group(x)
 
 
 def differences_without_a_wait_are_nan(rank, world):
-    for exchange in EXCHANGES:
+    labels = torch.arange(ROWS) if rank else None
+    for more in (
+        *({"exchange": e, "temperature": 0.25 if rank else 0.5} for e in EXCHANGES),
+        *({"exchange": e, "labels": labels} for e in EXCHANGES),
+        {"loss": "sup_con" if rank else "nt_xent", "temperature": 0.5},
+    ):
         x = tensors(rank)
-        loss = of_group(x, temperature=0.25 if rank else 0.5, exchange=exchange, rows=ROWS)
+        loss = of_group(x, **more, rows=ROWS)
         loss.backward()
         assert loss.isnan()
         assert x[0].grad.isnan().all()
@@ -153,6 +169,32 @@ def one_row_is_not_finite(rank, world):
                 value.backward()
                 assert x[1].grad.isnan().all()
             assert value.isnan()
+
+
+def no_positives_and_a_row_that_is_not_finite(rank, world):
+    """As the local losses: no term, no gradient, whatever the rows hold."""
+    for exchange in EXCHANGES:
+        for loss in ("nt_xent", "sup_con"):
+            (x,) = tensors(rank, modalities=1)
+            x = x.detach().clone()
+            x[0, 0] = float("nan") if rank == 0 else x[0, 0]
+            x.requires_grad_()
+            value = of_group(x, torch.arange(ROWS) + ROWS * rank, loss, exchange=exchange)
+            value.backward()
+            assert value.item() == 0
+            assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def written_to_afterwards(rank, world):
+    """Neither the loss nor the embeddings are what the backward reads."""
+    leaf = tensors(rank, modalities=1)[0]
+    labels = torch.arange(ROWS) % 2
+    (wanted,) = torch.autograd.grad(of_group(leaf * 2, labels), leaf)
+    x = leaf * 2
+    loss = of_group(x, labels)
+    loss += 1.0
+    x.mul_(3)
+    assert torch.equal(torch.autograd.grad(loss, leaf)[0], wanted)
 
 
 def groups_of_two(rank, world):
@@ -324,6 +366,8 @@ TRIES = {
         memory_of_a_ring,
         a_whole_step,
         one_row_is_not_finite,
+        no_positives_and_a_row_that_is_not_finite,
+        written_to_afterwards,
         groups_of_two,
         a_mesh,
         one_process,

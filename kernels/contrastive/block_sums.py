@@ -24,6 +24,7 @@ from mcr_fast.kernels.math import LN2, LOG2E, exp2, log2_1p, log2_of_double
 
 # Partial sums that are kept at once: 64 MB, twice that with maxima.
 _PARTIALS = 1 << 24
+_MOST_BANDS = (1 << 16) - 1  # of programs along a grid's second axis
 
 
 @triton.jit
@@ -149,7 +150,7 @@ def log_sums(block: Block, past_class: bool) -> Tensor:  # [R] float32
     rows, columns, blocks = block.rows, block.columns, block.every.blocks
     padded, block_n = rows.padded_rows, blocks["BLOCK_N"]
     tiles = columns.padded_rows // block_n
-    band = min(tiles, max(1, _PARTIALS // padded))
+    band = min(tiles, _MOST_BANDS, max(1, _PARTIALS // padded))
     partials = rows.inverse.new_empty((2 if block.running_max else 1, band, padded))
     total, top = rows.per_row(torch.float64), rows.per_row(torch.float32)
     made = rows.inverse.new_empty(len(rows.order))

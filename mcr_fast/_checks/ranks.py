@@ -66,6 +66,13 @@ def group_of(process_group: Any) -> tuple[Any, int, int]:
     return process_group, rank, dist.get_world_size(process_group)
 
 
+def device_of(group: Any) -> torch.device:
+    """One whose tensors the group's collectives take."""
+    if "nccl" in str(torch.distributed.get_backend(group)):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def _of_mesh(mesh: Any) -> Any:
     if mesh.ndim != 1:
         raise ValueError(

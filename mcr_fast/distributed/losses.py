@@ -5,6 +5,7 @@ talks to nobody, so that it may run at any time, or not at all.
 """
 
 import math
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from mcr_fast import _checks as checks
-from mcr_fast._checks.ranks import Ranks, group_of
+from mcr_fast._checks.ranks import Ranks, device_of, group_of
 from mcr_fast.distributed.agreement import Agreed, agree, agree_to_raise, asked
 from mcr_fast.distributed.collectives import Columns, Gather, Home, Ring
 from mcr_fast.distributed.passes import Anchors, value_and_gradient
+from mcr_fast.ops._backend import resolve
 from mcr_fast.ops._modes import has_tangent, recorded, refuse_batched
 from mcr_fast.ops.nt_xent import nt_xent
 from mcr_fast.ops.sup_con import sup_con
@@ -80,7 +82,9 @@ def _of_ranks(
     group, rank, size = group_of(ranks.process_group)
     try:
         given = _given(loss, embeddings, labels, temperature, present, backend, name)
-    except (TypeError, ValueError):
+        if size > 1:
+            _check_backend(given)
+    except (TypeError, ValueError, RuntimeError):
         _let_others_know(ranks, group, size, embeddings)
         raise
     x = given.x
@@ -97,7 +101,7 @@ def _of_ranks(
     _check_capacity(given, ranks)  # after the collectives, in which others wait for this rank
     if slopes is None or not (derived and x.requires_grad):
         return value
-    result: Tensor = _Attached.apply(x, value, slopes, loss)
+    result: Tensor = _Attached.apply(x, value, [slopes], loss)[0]
     return result
 
 
@@ -160,13 +164,24 @@ def _check_capacity(given: Given, ranks: Ranks) -> None:
         )
 
 
+def _check_backend(given: Given) -> None:
+    """Raise for a backend that has no kernels of blocks, or cannot take these rows, before work."""
+    try:
+        resolve("contrastive_sums", given.backend, given.x.device, given.x.dtype)
+    except RuntimeError as error:
+        words = str(error).replace("contrastive_sums", f"{given.loss} with process_group=")
+        raise RuntimeError(words) from None
+
+
 def _let_others_know(ranks: Ranks, group: Any, size: int, embeddings: Any) -> None:
-    """Have the other ranks raise too, where there is a collective to tell them and a device."""
+    """Have the other ranks raise too, where there is a collective to tell them."""
     if size == 1 or ranks.rows is not None:
         return
-    tensors = [embeddings] if isinstance(embeddings, Tensor) else embeddings
-    if isinstance(tensors, (list, tuple)) and tensors and isinstance(tensors[0], Tensor):
-        agree_to_raise(group, tensors[0].device)
+    first = embeddings
+    if isinstance(embeddings, (list, tuple)) and embeddings:
+        first = embeddings[0]
+    with suppress(RuntimeError):  # the caller's own error says more
+        agree_to_raise(group, first.device if isinstance(first, Tensor) else device_of(group))
 
 
 def _refuse(loss: str) -> NoReturn:
@@ -178,32 +193,30 @@ def _refuse(loss: str) -> NoReturn:
 
 
 class _Attached(torch.autograd.Function):
-    """The value as a node of the graph, whose gradient is known."""
+    """The value as a node of the graph, whose gradient is known.
+
+    That is an output of the node too, so that a second backward comes here, to an error, and not to
+    a constant; and not to the embeddings, which may be written to once the loss is made.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, slopes: Tensor, loss: str) -> Tensor:
-        ctx.save_for_backward(x, slopes)
-        ctx.loss = loss
-        return value.clone()
+    def forward(
+        ctx: Any, x: Tensor, value: Tensor, slopes: list[Tensor], loss: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*slopes)
+        ctx.loss, ctx.dtype = loss, x.dtype
+        return value.clone(), slopes[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, to_slopes: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad is None or to_slopes is not None:
+            raise RuntimeError(
+                f"{ctx.loss} with process_group= cannot be differentiated twice: its gradient is "
+                "made in the forward, together with the other processes"
+            )
         refuse_batched(ctx.loss, grad)
-        x, slopes = ctx.saved_tensors
-        return _Scaled.apply(x, grad, slopes, ctx.loss), None, None, None
-
-
-class _Scaled(torch.autograd.Function):
-    """The backward of `_Attached`: of x, so that a second one comes here and not to a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, slopes: Tensor, loss: str) -> Tensor:
-        ctx.loss = loss
-        return (grad * slopes).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise RuntimeError(
-            f"{ctx.loss} with process_group= cannot be differentiated twice: its gradient is made "
-            "in the forward, together with the other processes"
-        )
+        (slopes,) = ctx.saved_tensors
+        return (grad * slopes).to(ctx.dtype), None, None, None

@@ -48,7 +48,7 @@ def value_and_gradient(
     take = _nt_xent if anchors.loss == "nt_xent" else _sup_con
     sums, stats = take(anchors, exchange)
     total, terms = exchange.total(sums, stats if derived else None)
-    terms = terms.clamp(min=1)  # NaN stays NaN
+    some, terms = terms != 0, terms.clamp(min=1)  # NaN stays NaN
     loss = (total / terms).to(stats.dtype)
     if not derived:
         return loss, None
@@ -57,7 +57,8 @@ def value_and_gradient(
         (anchors.gradient(block, stats, others) for block, others in exchange.blocks_with_stats()),
     )
     slopes *= (factor / (anchors.temperature * terms)).to(slopes.dtype)
-    return loss, through_normalization(anchors.own.rows, anchors.own.marks, slopes)
+    grad = through_normalization(anchors.own.rows, anchors.own.marks, slopes)
+    return loss, torch.where(some, grad, 0.0)  # without terms, whatever the rows hold
 
 
 def _nt_xent(anchors: Anchors, exchange: Gather | Ring) -> tuple[Tensor, Tensor]:

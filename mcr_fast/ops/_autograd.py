@@ -28,6 +28,7 @@ def make_node(
     backward: Callable[..., tuple[Tensor | None, ...]],
     run: Callable[..., Any],  # what `backward` calls
     attached: int | None = None,  # outputs that have a gradient, before the others; None: all
+    leads_back: bool = False,  # whether the others keep their place in an eager graph
 ) -> Node:
     """The node of an op, as `_dispatch.register` describes `setup` and `backward`."""
     taken, given = _List(target._schema.arguments[:leading]), _List(target._schema.returns)
@@ -45,8 +46,9 @@ def make_node(
                 with _outer_derivatives() if transformed() else nullcontext():
                     output = below_autograd(target, keyset, args)
             ctx.set_materialize_grads(False)
+            ctx.leads_back = leads_back and keyset is None
             setup(ctx, args, output)
-            if attached is None:
+            if attached is None or ctx.leads_back:
                 return given.flat(output)
             if keyset is None:  # every output that the graph does not see saves a microsecond
                 others[-1].extend(output[attached:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr_fast.ops._backend import resolve
-from mcr_fast.ops._dispatch import call, find, register
+from mcr_fast.ops._dispatch import call, find, raise_double_backward, register
 from mcr_fast.ops._limits import Call
 from mcr_fast.ops._modes import wants_gradient
 from mcr_fast.pairing import of_all_rows
@@ -19,14 +19,28 @@ from mcr_fast.reference._similarity import accumulation_dtype
 
 def register_contrastive(op: str) -> None:
     """Register `<op>_fwd -> (loss, unit_grad)` and `<op>_bwd`."""
+
+    def backward(
+        ctx: Any, run: Callable[..., Tensor], grad: Tensor | None, to_unit_grad: Tensor | None
+    ) -> tuple[Tensor]:
+        if to_unit_grad is not None or grad is None:
+            raise_double_backward(op)
+        *loss, unit_grad = ctx.saved_tensors
+        if loss and torch.is_grad_enabled():
+            # The unit gradient is a constant here, which would let a second backward pass with
+            # wrong numbers. The loss, whose value is not used, leads it to the error of <op>_bwd.
+            grad = torch.where(torch.ones_like(grad, dtype=torch.bool), grad, loss[0])
+        return (run(grad, unit_grad, ctx.dtype),)
+
     register(
         op,
         differentiable=1,
         attached=1,
+        leads_back=True,
         forward_fake=_forward_fake,
         backward_fake=lambda grad, unit_grad, dtype: torch.empty_like(unit_grad, dtype=dtype),
         setup=_setup,
-        backward=_backward,
+        backward=backward,
     )
 
 
@@ -43,17 +57,9 @@ def _forward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output)
+    # Not the loss where that can be helped: `loss += ...` changes what is saved.
+    ctx.save_for_backward(*(output[1:] if ctx.leads_back else output))
     ctx.dtype = inputs[0].dtype
-
-
-def _backward(ctx: Any, run: Callable[..., Tensor], grad: Tensor, *_: None) -> tuple[Tensor]:
-    loss, unit_grad = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        # The unit gradient is a constant, which would let a second backward pass with wrong
-        # numbers. The loss, whose value is not used, leads it to the error of the backward op.
-        grad = torch.where(torch.ones_like(grad, dtype=torch.bool), grad, loss)
-    return (run(grad, unit_grad, ctx.dtype),)
 
 
 def contrastive(

@@ -51,6 +51,7 @@ def register(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
     attached: int | None = None,
+    leads_back: bool = False,
     triton_backward_fake: Callable[..., Any] | None = None,
 ) -> None:
     """Give every overload of `<op>_fwd` and `<op>_bwd` its fake, its autograd and its vmap.
@@ -59,8 +60,10 @@ def register(
     inputs, output)` saves what `backward(ctx, run, *grads)` reads, which is called unless all
     `grads` are None. It calls `run`, which is `<op>_bwd`, and returns the gradients, each tensor of
     a list its own. Those that are not wanted are dropped. Only the first outputs, as many as are
-    `attached`, can have gradients; None: all. Triton's backward may lay its outputs out in a way
-    of its own, which only a fake of its own can say.
+    `attached`, can have gradients; None: all. With `leads_back` the others are outputs of the node
+    all the same in eager mode, so that what is made of them leads a second backward there, to an
+    error; `ctx.leads_back` says whether it is so. Triton's backward may lay its outputs out in a
+    way of its own, which only a fake of its own can say.
     """
     for backend in _with_overloads(op):
         forward, reverse = find(f"{op}_fwd", backend), find(f"{op}_bwd", backend)
@@ -77,7 +80,8 @@ def register(
         of_triton = triton_backward_fake if backend == "triton" else None
         torch.library.register_fake(reverse.name(), of_triton or backward_fake)
         every = len(reverse._schema.arguments)
-        _NODES[forward] = make_node(forward, differentiable, setup, backward, run, attached)
+        outputs = (attached, leads_back)
+        _NODES[forward] = make_node(forward, differentiable, setup, backward, run, *outputs)
         _NODES[reverse] = make_node(reverse, every, lambda *_: None, none_twice, run)
         for target in (forward, reverse):
             kernel = autograd_kernel(op, target, _NODES[target])
