@@ -258,8 +258,8 @@ class MCRLoss(MCRTerms):
             runs = self.mipd_weight != 0 and runs_fusion(fusion, self.perturbation)
             if runs:
                 refuse_programs("MCRLoss")
-            step = _uncompiled_step if runs or self._over_ranks else MCRTerms._step
-            return self._output(*step(self, latents, labels, fusion, *given, generator, None))
+            step = _uncompiled_step if runs or self._over_ranks else MCRLoss._whole_step
+            return step(self, latents, labels, fusion, *given, generator, None)
         form = None
         plain = logits is None and permutations is None and embeddings is None
         plain = plain and not self._over_ranks
@@ -269,9 +269,16 @@ class MCRLoss(MCRTerms):
                 layer, form = found
                 backend = self._known.backend(form)
                 if backend is not None:
-                    known = self._known_step(list(latents), labels, layer, generator, backend)
-                    return self._output(*known)
-        return self._output(*self._step(latents, labels, fusion, *given, generator, form))
+                    known = (list(latents), labels, layer, generator, backend)
+                    return self._whole_known_step(*known)
+        return self._whole_step(latents, labels, fusion, *given, generator, form)
+
+    # As deep as each other below the caller, whose line a warning names.
+    def _whole_step(self, *given: Any) -> MCROutput:
+        return self._output(*self._step(*given))
+
+    def _whole_known_step(self, *given: Any) -> MCROutput:
+        return self._output(*self._known_step(*given))
 
     def _output(self, terms: Terms, ceb: Tensor) -> MCROutput:
         loss, mipd, contrastive, logits, divergences, importance = terms
@@ -284,7 +291,7 @@ class MCRLoss(MCRTerms):
 
 # torch.compiler.disable, but without importing the compiler with the package. The whole step, so
 # that the graph breaks once: at the engine it would break in each function on the way there.
-_uncompiled_step: Callable[..., tuple[Terms, Tensor]] = _disable_dynamo(MCRTerms._step)
+_uncompiled_step: Callable[..., MCROutput] = _disable_dynamo(MCRLoss._whole_step)
 # what torch says where a graph may not break
 _uncompiled_step.__dict__.update(
     _torchdynamo_disable=True,
