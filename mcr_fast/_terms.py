@@ -26,6 +26,11 @@ from mcr_fast.reference._similarity import accumulation_dtype
 from mcr_fast.sampling import CyclicPermutations
 
 
+def average_over_middle(z: Tensor) -> Tensor:  # [N, ..., D] -> [N, D]
+    """What a loss or a head that knows rows alone takes of latents with more dimensions."""
+    return z if z.ndim == 2 else z.flatten(1, -2).mean(1)
+
+
 def _added(loss: Tensor, term: Tensor, weight: float) -> Tensor:
     """With the term's weight, which in a graph compiled for any is no constant of an op."""
     if torch.compiler.is_compiling():
@@ -90,7 +95,7 @@ class MCRTerms(MCROptions):
         )
         given = (logits, permutations, present, sample_weight, generator)
         request = self._request(parts, codes, unbound(fusion), *given)
-        pooled = [z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in parts]
+        pooled = [average_over_middle(z) for z in parts]
         named = ("latents", pooled) if embeddings is None else ("embeddings", embeddings)
         flat = embeddings is None and pooled[0] is parts[0]
 

@@ -9,15 +9,13 @@ from mcr_fast import _checks as checks
 from mcr_fast._checks import Backend, CleanPath, Divergence, Exclude, Strategy, Subsets
 from mcr_fast._checks.ranks import Exchange, Ranks
 from mcr_fast._torchscript import unscriptable
-from mcr_fast.distributed.losses import contrastive_of_ranks
+from mcr_fast.distributed.losses import contrastive_of_ranks, contrastive_of_rows
 from mcr_fast.ops.linear_permuted_divergence import (
     linear_permuted_divergence as _linear_permuted_divergence,
 )
-from mcr_fast.ops.nt_xent import nt_xent as _nt_xent
 from mcr_fast.ops.permuted_divergence import permuted_divergence as _permuted_divergence
 from mcr_fast.ops.reconstruction_loss import reconstruction_loss as _reconstruction_loss
 from mcr_fast.ops.row_divergence import row_divergence as _row_divergence
-from mcr_fast.ops.sup_con import sup_con as _sup_con
 from mcr_fast.sampling import CyclicPermutations
 
 __all__ = [
@@ -357,11 +355,10 @@ def contrastive(
     if ranks is not None:
         given = (embeddings, labels, temperature, present, backend, name)
         return contrastive_of_ranks(ranks, loss, *given)
-    temperature = checks.positive("temperature", temperature)
-    checks.known_backend(backend)
-    x, codes, rows_present = checks.embedding_rows(embeddings, labels, present, name)
-    op = _sup_con if loss == "sup_con" else _nt_xent
-    return op(x, codes, rows_present, temperature=temperature, backend=backend)
+    temperature, rows = checks.contrastive_arguments(
+        embeddings, labels, temperature, present, backend, name
+    )
+    return contrastive_of_rows(loss, *rows, temperature, backend)
 
 
 @unscriptable

@@ -14,13 +14,12 @@ from mcr_fast._released import read_released
 from mcr_fast._schedule import Schedule, Unit, Window
 from mcr_fast._task import DIVERGENCE_OF, RegressionLoss, Task, TaskLoss
 from mcr_fast._torchscript import refuse_script
+from mcr_fast._unimodal import NO_HEADS, Head, checked_heads, unimodal_losses
 from mcr_fast._wrapping import with_idle
 from mcr_fast.mipd.request import Fusion
 from mcr_fast.modules import MCRLoss, MCROutput
 
 __all__ = ["MCRObjective", "ObjectiveOutput"]
-
-Head = Callable[[Tensor], Tensor]
 
 
 class ObjectiveOutput(NamedTuple):
@@ -259,7 +258,10 @@ class MCRObjective(nn.Module):
         compared = self._compared(labels, contrastive_labels)
         out: MCROutput = loss(latents, compared, fusion=fusion, **masks, **given)
         task = self.task_loss(out.logits, labels, sample_weight)
-        losses, logits = self._unimodal(latents, labels, heads, task, **masks)
+        wanted = [head if w else None for head, w in zip(heads, self._unimodal_weight, strict=True)]
+        losses, logits = unimodal_losses(
+            self.task_loss, self.loss.num_classes, latents, labels, wanted, task, **masks
+        )
         total = task
         for unimodal_weight, unimodal, head in zip(
             self._unimodal_weight, losses, heads, strict=True
@@ -304,32 +306,15 @@ class MCRObjective(nn.Module):
         return first
 
     def _heads(self, heads: Any) -> list[Head | None]:
-        """One a modality."""
+        """One a modality; without any a warning, once."""
         num_modalities = len(self.loss.latent_dims)
-        if heads is None:
-            self._warn_of_no_heads()
-            return [None] * num_modalities
-        if not isinstance(heads, Iterable) or isinstance(heads, Mapping):
-            raise TypeError(
-                f"unimodal_heads must be a list of {num_modalities} modules or callables, one a "
-                f"modality, got {type(heads).__name__}"
-            )
-        heads = list(heads)
-        if len(heads) != num_modalities:
-            raise ValueError(
-                f"unimodal_heads must hold {num_modalities} heads, one a modality, got {len(heads)}"
-            )
-        for m, head in enumerate(heads):
-            if head is not None and not callable(head):
-                raise TypeError(f"unimodal_heads[{m}] must be callable, got {type(head).__name__}")
-        return heads
-
-    def _warn_of_no_heads(self) -> None:
-        if self._warned or not self.training or torch.compiler.is_compiling():
-            return
-        if any(weight != 0 for weight in self._unimodal_weight):
+        if heads is not None:
+            return checked_heads(heads, num_modalities)
+        told = self._warned or not self.training or torch.compiler.is_compiling()
+        if not told and any(weight != 0 for weight in self._unimodal_weight):
             self._warned = True
-            warnings.warn(_NO_HEADS, UserWarning, stacklevel=6)
+            warnings.warn(NO_HEADS, UserWarning, stacklevel=5)
+        return [None] * num_modalities
 
     def _compared(self, labels: Any, given: Tensor | None) -> Tensor | None:  # [N]
         """The labels that the regularizer gets."""
@@ -360,51 +345,12 @@ class MCRObjective(nn.Module):
             )
         return None
 
-    def _unimodal(
-        self,
-        latents: Sequence[Tensor],
-        labels: Any,
-        heads: list[Head | None],
-        task: Tensor,
-        *,
-        present: Tensor | None,
-        sample_weight: Tensor | None,
-    ) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:  # M of [], M of [N, C]
-        """The losses of the heads whose weight is not 0, and their logits."""
-        losses, outputs = [], []
-        wanted = (len(latents[0]), self.loss.num_classes)
-        for m, (head, z) in enumerate(zip(heads, latents, strict=True)):
-            loss, logits = task.new_zeros(()), None
-            if head is not None and self._unimodal_weight[m] != 0:
-                z = z if z.ndim == 2 else z.flatten(1, -2).mean(1)
-                weight = sample_weight
-                if present is not None:
-                    here = present[:, m]
-                    # what is in missing rows may be NaN, which a weight of 0 does not stop
-                    z = torch.where(here[:, None], z, z.new_zeros(()))
-                    weight = here.to(task.dtype) if weight is None else weight * here
-                logits = head(z)
-                if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-                    got = getattr(logits, "shape", type(logits).__name__)
-                    raise ValueError(
-                        f"unimodal_heads[{m}] must return logits [N, C] = {list(wanted)}, got {got}"
-                    )
-                loss = self.task_loss(logits, labels, weight).to(task.dtype)
-            losses.append(loss)
-            outputs.append(logits)
-        return losses, tuple(outputs)
-
 
 OPTIONS = (
     *("unimodal_weight", "task", "label_smoothing", "class_weight", "regression_loss"),
     *("warmup", "window", "unit", "share_labels"),
 )
 _NO_NUMBERS = ("multilabel", "regression")  # tasks whose labels are no class numbers
-_NO_HEADS = (
-    "MCRObjective: no unimodal_heads were given, so the unimodal losses of Algorithm 1 are left "
-    "out, and without them a modality that is learned slowly can end up ignored. Pass a linear "
-    "head a modality, or set unimodal_weight=0 to say that none is wanted. This warning comes once."
-)
 
 
 def _check_fit(task: Task, loss: MCRLoss) -> None:
@@ -425,7 +371,7 @@ def _apart(labels: Tensor, *, one_hot: bool) -> Tensor:  # [N] -> [N] int64
     if one_hot:
         checks.all_labelled(labels)
         return labels
-    others = checks.IGNORED_LABEL - 1 - torch.arange(len(labels), device=labels.device)
+    others = checks.IGNORED_LABEL - 1 - torch.arange(labels.shape[0], device=labels.device)
     return torch.where(labels == checks.IGNORED_LABEL, others, labels)
 
 

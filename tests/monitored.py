@@ -1,5 +1,6 @@
 """What the tests of the monitor share: a small model with two modalities, and its steps."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -8,6 +9,10 @@ import mcr_fast
 
 D, C = 5, 4
 NAMES = ("image", "audio")
+
+
+def close(found, wanted, rel=1e-5):
+    assert found == pytest.approx(wanted, rel=rel, abs=1e-9, nan_ok=True)
 
 
 class Game:

@@ -52,3 +52,32 @@ def _rank(work, rank, world, address, queue):
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def found_by_rank_0(worker, worlds, limit):
+    """What rank 0 of each world sends: dictionaries, merged; anything else is an error's text.
+
+    `worker(rank, world, port, queue)` is a function of a module, and starts its group itself.
+    """
+    context = mp.get_context("spawn")
+    queue, processes = context.Queue(), []
+    for world in worlds:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        for rank in range(world):
+            processes.append(context.Process(target=worker, args=(rank, world, port, queue)))
+    for process in processes:
+        process.start()
+    found = {}
+    try:
+        for _ in worlds:
+            sent = queue.get(timeout=limit)
+            assert isinstance(sent, dict), sent
+            found |= sent
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    return found

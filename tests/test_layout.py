@@ -58,6 +58,7 @@ LAYER = {
     "_terms": 9,
     "modules": 10,
     "monitor": 12,
+    "_unimodal": 10,
     "objective": 11,
     "recipes": 12,
 }

@@ -19,3 +19,9 @@ def test_local_term_of_classes_not_apart_is_another_one():
     cosine, ratio = local_term.compared("nt_xent", 1, 0.0, 0)
     assert cosine == pytest.approx(1)
     assert ratio == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("apart", "cosine"), [(0.0, 0.5), (1.0, 0.99)])
+def test_more_rows_help_where_classes_are_apart(apart, cosine):
+    found, _ = local_term.compared("nt_xent", 4, apart, 0, rows=512)
+    assert found == pytest.approx(cosine, abs=0.02)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import sys
 import traceback
 import types
@@ -11,8 +10,8 @@ import types
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from programs import ROOT, run_python
+from ranks import found_by_rank_0
 from torch import nn
 
 import mcr_fast
@@ -228,28 +227,7 @@ def worker(rank, world, port, queue):
 def steps():
     """The gradients of rank 0 by processes, recipe and accumulation."""
     pytest.importorskip("accelerate")
-    context = mp.get_context("spawn")
-    queue, processes = context.Queue(), []
-    for world in WORLDS:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        for rank in range(world):
-            processes.append(context.Process(target=worker, args=(rank, world, port, queue)))
-    for process in processes:
-        process.start()
-    found = {}
-    try:
-        for _ in WORLDS:
-            sent = queue.get(timeout=120)
-            assert isinstance(sent, dict), sent
-            found |= sent
-    finally:
-        for process in processes:
-            process.join(30)
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-    return found
+    return found_by_rank_0(worker, WORLDS, limit=120)
 
 
 @pytest.mark.slow

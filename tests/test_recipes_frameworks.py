@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import sys
 import tempfile
 import traceback
@@ -10,8 +9,8 @@ import traceback
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from programs import ROOT
+from ranks import found_by_rank_0
 from test_recipes import ACCUMULATIONS, RECIPES, WORLDS, batch_of, build, moved, run_python
 
 pytest.importorskip("sklearn")
@@ -187,28 +186,7 @@ def steps():
     """The gradients of rank 0 by processes, framework and accumulation."""
     for needed in ("lightning", "transformers", "accelerate"):
         pytest.importorskip(needed)
-    context = mp.get_context("spawn")
-    queue, processes = context.Queue(), []
-    for world in WORLDS:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        for rank in range(world):
-            processes.append(context.Process(target=worker, args=(rank, world, port, queue)))
-    for process in processes:
-        process.start()
-    found = {}
-    try:
-        for _ in WORLDS:
-            sent = queue.get(timeout=240)
-            assert isinstance(sent, dict), sent
-            found |= sent
-    finally:
-        for process in processes:
-            process.join(30)
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-    return found
+    return found_by_rank_0(worker, WORLDS, limit=240)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ only with MCR_FAST_CHECK=1.
 
 from mcr_fast._checks.batch import batch, given_donors
 from mcr_fast._checks.inputs import (
-    embedding_rows,
+    contrastive_arguments,
     fusion_output,
     linear_latents,
     reconstruction_target,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcr_fast._checks.options import known_backend
 from mcr_fast._checks.rows import check_present, label_codes
 from mcr_fast._checks.tensors import (
     FLOAT_DTYPES,
@@ -14,6 +15,7 @@ from mcr_fast._checks.tensors import (
     same_form,
     shaped,
 )
+from mcr_fast._numbers import positive
 from mcr_fast.ops._modes import autocast_enabled
 
 
@@ -136,6 +138,20 @@ def embedding_rows(
     if present is not None and codes.shape[0] != num_rows:
         present = present.T.reshape(-1)
     return torch.cat(parts), codes, present
+
+
+def contrastive_arguments(
+    embeddings: Any,
+    labels: Any,
+    temperature: Any,
+    present: Any,
+    backend: Any,
+    name: str,
+) -> tuple[float, tuple[Tensor, Tensor, Tensor | None]]:
+    """The temperature of a contrastive loss, and its rows as `embedding_rows` gives them."""
+    temperature = positive("temperature", temperature)
+    known_backend(backend)
+    return temperature, embedding_rows(embeddings, labels, present, name)
 
 
 def reconstruction_target(latents: Any, reconstruction: Any) -> None:

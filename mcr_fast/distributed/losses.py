@@ -47,15 +47,27 @@ def _given(
     backend: Any,
     name: str,
 ) -> Given:
-    """As `functional.contrastive` checks them."""
-    temperature = checks.positive("temperature", temperature)
-    checks.known_backend(backend)
-    x, codes, present = checks.embedding_rows(embeddings, labels, present, name)
+    temperature, (x, codes, present) = checks.contrastive_arguments(
+        embeddings, labels, temperature, present, backend, name
+    )
     modalities = 1 if isinstance(embeddings, Tensor) else len(embeddings)
     kind = "None"
     if labels is not None:
         kind = "floats" if labels.dtype.is_floating_point else "integers"
     return Given(loss, x, codes, present, modalities, kind, temperature, backend)
+
+
+def contrastive_of_rows(
+    loss: str,  # "nt_xent" or "sup_con"
+    x: Tensor,  # [L, D]
+    codes: Tensor,  # [L] or [N] int64
+    present: Tensor | None,  # [L] or [N, M] bool
+    temperature: float,
+    backend: str | None,
+) -> Tensor:  # []
+    """The loss of this process's rows alone."""
+    op = sup_con if loss == "sup_con" else nt_xent
+    return op(x, codes, present, temperature=temperature, backend=backend)
 
 
 def contrastive_of_ranks(
@@ -92,9 +104,8 @@ def _of_ranks(
         _refuse(loss)
     if size == 1:
         _check_capacity(given, ranks)
-        local = sup_con if loss == "sup_con" else nt_xent
-        rows = (x, given.codes, given.present)
-        return local(*rows, temperature=given.temperature, backend=given.backend)
+        how = (given.temperature, given.backend)
+        return contrastive_of_rows(loss, x, given.codes, given.present, *how)
     derived = torch.is_grad_enabled()
     with torch.no_grad():
         value, slopes = _of_group(given, ranks, (group, rank, size), derived)
