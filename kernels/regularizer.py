@@ -207,10 +207,13 @@ def _layer_gradients(
     latents: list[Tensor],
     weight: Tensor,
 ) -> tuple[list[Tensor], Tensor]:
-    """The gradients of the latents, in one product if all are wanted, and of the weight."""
+    """The gradients of the latents, in one product [M, N, D] if all are wanted, and of the weight.
+
+    An op's outputs have a storage each: what was made together is given as one tensor.
+    """
     columns = _columns(weight, len(latents))
     if all(wanted[:-1]):
-        grads = list(torch.baddbmm(rows, to_contributions, columns).unbind())
+        grads = [torch.baddbmm(rows, to_contributions, columns)]
     else:
         parts = zip(wanted[:-1], rows, to_contributions, columns, strict=True)
         grads = [torch.addmm(*part) if want else rows.new_empty(0, 0) for want, *part in parts]
@@ -294,7 +297,10 @@ def regularizer_bwd(
     latents: list[Tensor],
     weight: Tensor,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The gradients of the latents, the weight and the bias; those not wanted are empty."""
+    """The gradients of the latents, the weight and the bias; those not wanted are empty.
+
+    Of the latents it is a list of M, or of one [M, N, D] if all are wanted.
+    """
     _check_layer(latents, weight)
     (num_rows, width), num_classes, count = latents[0].shape, weight.shape[0], len(latents)
     check("unit_grad", unit_grad, weight, FLOAT32, count, num_rows, num_classes)

@@ -5,6 +5,7 @@ import random
 import fuzz_ops
 import pytest
 import torch
+import torch._functorch.config
 from contrastive import needs_library
 from tiers import sample
 from torch.testing._internal.optests.generate_tests import OpCheckError
@@ -17,6 +18,15 @@ CHECKS = (
     *("test_schema", "test_autograd_registration", "test_faketensor"),
     "test_aot_dispatch_dynamic",
 )
+
+
+@pytest.fixture(autouse=True)
+def shared_memory_is_an_error():
+    """Elsewhere torch warns of outputs that share memory, unless the environment has CI."""
+    option = "error_on_custom_op_aliasing"
+    known = hasattr(torch._functorch.config, option)  # which is newer than the oldest torch
+    with torch._functorch.config.patch({option: True} if known else {}):
+        yield
 
 
 def registered() -> list[str]:

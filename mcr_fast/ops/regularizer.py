@@ -68,10 +68,10 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def _triton_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor, Tensor]:
-    """One product makes the gradients of all latents, if all are wanted: parts of one tensor."""
+    """One product makes the gradients of all latents, if all are wanted: one tensor [M, N, D]."""
     grads, grad_weight, grad_bias = _backward_fake(*arguments)
     if all(arguments[-3][:-1]):
-        grads = list(grads[0].new_empty(len(grads), *grads[0].shape).unbind())
+        grads = [grads[0].new_empty(len(grads), *grads[0].shape)]
     return grads, grad_weight, grad_bias
 
 
@@ -104,6 +104,8 @@ def _backward(
         units = (unit_grad, unit_grad_bias, unit_grad_rows)
         rest = (*units, *ctx.weights, wanted, latents, weight)
         grad_latents, grad_weight, grad_bias = run(*of_terms, to_logits, *rest)
+        if grad_latents[0].dim() == 3:  # of all latents, as Triton's kernels give them
+            grad_latents = list(grad_latents[0].unbind())
         made = (*grad_latents, grad_weight, grad_bias)
     if to_task is None:
         return made
