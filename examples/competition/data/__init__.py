@@ -1,0 +1,19 @@
+"""A file for each data set; a seed redraws rows, noise and split."""
+
+from .av_digits import DIGITS, NOISE
+from .base import Data, Family, MissingPackage
+from .figure1 import FIGURE1
+from .htad import HTAD
+from .speed import SPEED
+from .uci import UCI
+
+FAMILIES: dict[str, Family] = {
+    "speed": SPEED,
+    "figure1": FIGURE1,
+    "digits": DIGITS,
+    "noise": NOISE,
+    "uci": UCI,
+    "htad": HTAD,
+}
+
+__all__ = ["FAMILIES", "Data", "Family", "MissingPackage"]

@@ -1,0 +1,89 @@
+"""Rows of results in CSV files that grow row by row, so that a run can be stopped and taken up."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
+from pathlib import Path
+
+from bench import machine
+from bench.results import ENVIRONMENT, read
+
+from .jobs import KEY, Job
+from .training import Scores
+
+RESULTS = machine.ROOT / "bench" / "results" / "competition"
+MEASURED = (
+    *("test", "test_last", "validation", "best_epoch", "test_without_0", "test_without_1"),
+    "step_ms",
+)
+COLUMNS = ("experiment", *KEY, "epochs", *MEASURED, *ENVIRONMENT)
+
+Row = Mapping[str, str]
+
+
+def environment() -> dict[str, str]:
+    """Where a row was measured, and with how much else going on."""
+    return {**machine.environment(), "load": f"{machine.load():.1f}"}
+
+
+def row_of(job: Job, scores: Scores, epochs: int, where: Row) -> dict[str, str]:
+    """A row of a file; accuracies are shares from 0 to 1."""
+    found = astuple(scores)
+    test, last, validation, best_epoch, without, step_ms = found
+    cells = (test, last, validation, best_epoch, *without, step_ms)
+    return {
+        "experiment": job.experiment,
+        **dict(zip(KEY, job.key, strict=True)),
+        "epochs": str(epochs),
+        **{name: f"{x:.6g}" for name, x in zip(MEASURED, cells, strict=True)},
+        **where,
+    }
+
+
+def path_of(folder: Path, experiment: str) -> Path:
+    """The file of an experiment."""
+    return folder / f"{experiment}.csv"
+
+
+def append(path: Path, row: Row) -> None:
+    """One row, written at once; the header first if the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not path.exists() or path.stat().st_size == 0:
+        writer.writeheader()
+    writer.writerow(row)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(text.getvalue())
+
+
+def repair(path: Path) -> None:
+    """Drop a last line that was not written to its end."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none if there is no file."""
+    return read(path)
+
+
+def keys(found: Iterable[Row]) -> set[tuple[str, ...]]:
+    """What the rows are called."""
+    return {tuple(row[column] for column in KEY) for row in found}
+
+
+def missing(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """The jobs without a row, in their order, each once."""
+    done: dict[str, set[tuple[str, ...]]] = {}
+    left: dict[tuple[str, ...], Job] = {}
+    for job in jobs:
+        if job.experiment not in done:
+            done[job.experiment] = keys(rows(path_of(folder, job.experiment)))
+        if job.key not in done[job.experiment]:
+            left.setdefault((job.experiment, *job.key), job)
+    return list(left.values())
