@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple
 from pathlib import Path
 
 from bench import machine
@@ -14,7 +13,9 @@ from .training import Scores
 
 RESULTS = machine.ROOT / "bench" / "results" / "competition"
 MEASURED = (
-    *("test", "test_last", "validation", "best_epoch", "test_without_0", "test_without_1"),
+    *("test", "test_last", "validation", "best_epoch"),
+    *("without_0", "without_1"),  # test accuracy with this modality's sensor lost
+    *("alone_0", "alone_1"),  # of the unimodal models
     "step_ms",
 )
 COLUMNS = ("experiment", *KEY, "epochs", *MEASURED, *ENVIRONMENT)
@@ -29,14 +30,20 @@ def environment() -> dict[str, str]:
 
 def row_of(job: Job, scores: Scores, epochs: int, where: Row) -> dict[str, str]:
     """A row of a file; accuracies are shares from 0 to 1."""
-    found = astuple(scores)
-    test, last, validation, best_epoch, without, step_ms = found
-    cells = (test, last, validation, best_epoch, *without, step_ms)
+    figures: dict[str, float] = {
+        "test": scores.test,
+        "test_last": scores.test_last,
+        "validation": scores.validation,
+        "best_epoch": scores.best_epoch,
+        "step_ms": scores.step_ms,
+    }
+    for name in ("without", "alone"):
+        figures |= {f"{name}_{m}": x for m, x in enumerate(getattr(scores, name))}
     return {
         "experiment": job.experiment,
         **dict(zip(KEY, job.key, strict=True)),
         "epochs": str(epochs),
-        **{name: f"{x:.6g}" for name, x in zip(MEASURED, cells, strict=True)},
+        **{name: f"{x:.6g}" for name, x in figures.items()},
         **where,
     }
 
@@ -50,7 +57,7 @@ def append(path: Path, row: Row) -> None:
     """One row, written at once; the header first if the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     if not path.exists() or path.stat().st_size == 0:
         writer.writeheader()
     writer.writerow(row)

@@ -11,7 +11,7 @@ from .data import FAMILIES, Data
 from .model import MultimodalModel, mlp
 from .rivals import find
 from .rivals.unimodal import Unimodal
-from .strategy import Strategy
+from .strategy import Strategy, accuracy
 from .trainer import Schedule, Trained, evaluate, evaluate_without, train
 
 HIDDEN, LATENT = 64, 16
@@ -46,6 +46,7 @@ class Scores:
     validation: float
     best_epoch: int
     without: tuple[float, ...]  # test, with the latents of this modality at their training mean
+    alone: tuple[float, ...]  # test, of each unimodal model; empty for other methods
     step_ms: float
 
 
@@ -103,6 +104,7 @@ def score(trained: Trained, data: Data) -> Scores:
         max(trained.validation),
         trained.best_epoch,
         tuple(without(best, data, m) for m in range(len(data.test.inputs))),
+        alone(best, data) if isinstance(best, Unimodal) else (),
         1e3 * trained.seconds_per_step,
     )
 
@@ -112,3 +114,10 @@ def without(strategy: Strategy, data: Data, lost: int) -> float:
     """Test accuracy with one modality's sensor lost."""
     mean = strategy.encode(data.train.inputs)[lost].mean(0)
     return evaluate_without(strategy, data.test, lost, mean)
+
+
+@torch.no_grad()
+def alone(unimodal: Unimodal, data: Data) -> tuple[float, ...]:
+    """Test accuracy of each modality's own model."""
+    own = unimodal.best_model.own(unimodal.encode(data.test.inputs))
+    return tuple(accuracy(logits, data.test.labels) for logits in own)
