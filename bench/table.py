@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +34,18 @@ WORK = {  # where an op has another name than its stem
 
 def write_tables(path: Path, folder: Path) -> int:
     """Fill every marked part of a file; returns how many there are."""
+    return fill_marks(path, {name: partial(table, folder) for name, table in TABLES.items()})
+
+
+def fill_marks(path: Path, tables: Mapping[str, Callable[[], str]]) -> int:
+    """The same with other tables."""
     text = path.read_text(encoding="utf-8")
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"] or "headline"
-        if name not in TABLES:
-            raise ValueError(f"{path.name}: bench:begin {name}, known are {', '.join(TABLES)}")
-        return f"{match[1]}{TABLES[name](folder)}\n{match[4]}"
+        if name not in tables:
+            raise ValueError(f"{path.name}: bench:begin {name}, known are {', '.join(tables)}")
+        return f"{match[1]}{tables[name]()}\n{match[4]}"
 
     filled, count = MARKED.subn(fill, text)
     if filled != text:
