@@ -153,6 +153,7 @@ def test_mmpareto_of_gradients_that_cancel_or_vanish():
     close(weight_of_fused(one, -1e-6 * one)[None], 0.001)
     assert not combine(zero, zero, weight_of_fused(zero, zero), 1.5).any()
     assert not combine(one, -one, tensor(0.5)[0], 1.5).any()
+    assert not combine(one, -3 * one, tensor(0.75)[0], 1.5).any()  # shorter than the sum, yet 0
 
 
 @pytest.mark.parametrize("against", [False, True])

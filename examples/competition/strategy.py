@@ -123,9 +123,11 @@ def evaluating(strategy: Strategy) -> Iterator[None]:
     """Eval mode and no gradients inside of it; the mode is as it was after it."""
     was_training = strategy.training
     strategy.eval()
-    with torch.no_grad():
-        yield
-    strategy.train(was_training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        strategy.train(was_training)
 
 
 @torch.no_grad()
