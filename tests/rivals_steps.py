@@ -70,10 +70,10 @@ def steps(strategy: Strategy, batch: Batch, optimizer: type[torch.optim.Optimize
     return dict(strategy.model.named_parameters())
 
 
-def learn(name: str, modalities: int) -> Trained:
+def learn(name: str, modalities: int, epochs: int) -> Trained:
     """Train on labels that a linear map of the inputs tells."""
     batch = batch_of(modalities, 240)
     scores = torch.stack([x[:, :3] for x in batch.inputs]).sum(0)
     rows = Batch(batch.inputs, scores.argmax(1))
     parts = (rows.rows(torch.arange(160)), rows.rows(torch.arange(160, 240)))
-    return train(find(name)(model_of(modalities)), *parts, Schedule(15, lr=0.02), 0)
+    return train(find(name)(model_of(modalities)), *parts, Schedule(epochs, lr=0.02), 0)
