@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import tuning
 from .data import FAMILIES
-from .rivals import STRATEGIES
+from .rivals import STRATEGIES, find
 from .training import EPOCHS
 from .tuning import Options, text_of
 
@@ -43,12 +43,12 @@ class Effort:
     seeds: int = 8
     epochs: int = EPOCHS
     tries: int | None = None  # of a method, None for all
-    tuning_seeds: int | None = None
+    tuning_places: int | None = None  # settings and seeds of a family
 
     @staticmethod
     def quick() -> "Effort":
         """To see that all of it runs; its figures say nothing."""
-        return Effort(seeds=2, epochs=3, tries=2, tuning_seeds=1)
+        return Effort(seeds=2, epochs=3, tries=2, tuning_places=1)
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,12 @@ class Chosen:
 
     def teacher(self, family: str, method: str) -> str:
         """Those of the unimodal models, for a method that learns from them."""
-        return text_of(self.options(family, "unimodal")) if learns_from_teachers(method) else "{}"
+        return text_of(self.options(family, "unimodal")) if find(method).needs_teachers else "{}"
 
 
 def tuned_on(family: str) -> str:
     """The family whose choice of options is used."""
     return FAMILIES[family].tuned_on or family
-
-
-def learns_from_teachers(method: str) -> bool:
-    """Without importing the methods' files."""
-    return method in ("UMT", "frozen")
 
 
 def tries(family: str, method: str, chosen: Mapping[str, Mapping[str, Options]]) -> list[Options]:
@@ -138,18 +133,16 @@ def tuning_jobs(
 ) -> Iterator[Job]:
     """All tries that can be made at this stage."""
     for family in dict.fromkeys(map(tuned_on, families)):
-        values = FAMILIES[family].values
-        seeds = tuning.seeds_of(len(values))[: effort.tuning_seeds]
+        places = tuning.places(FAMILIES[family].values)[: effort.tuning_places]
         for method in methods:
             options = tries(family, method, chosen.by_family)[: effort.tries]
             teacher = chosen.teacher(family, method) if options else "{}"
             # the only try is not compared with anything: one training makes it known
             several = len(options) > 1
             for each in options:
-                for value in values if several else values[:1]:
-                    for seed in seeds if several else seeds[:1]:
-                        text = text_of(each)
-                        yield Job("tuning", family, value, method, "", text, seed, teacher)
+                for value, seed in places if several else places[:1]:
+                    text = text_of(each)
+                    yield Job("tuning", family, value, method, "", text, seed, teacher)
 
 
 def final_jobs(family: str, methods: Iterable[str], seeds: int, chosen: Chosen) -> Iterator[Job]:

@@ -53,9 +53,10 @@ def protocol() -> str:
     return (
         f"{settings:.0f} settings, {effort.seeds} seeds each, {effort.epochs} epochs of 8 steps. "
         f"Encoders have two hidden layers of {HIDDEN}, latents {LATENT} numbers. "
-        f"{most} tries a method (fewer, as there is no more to choose: {exceptions}), each on "
-        f"seeds {', '.join(map(str, tuning.SEEDS))}, of which a family of several settings uses "
-        f"the first {len(tuning.SEEDS_OF_SEVERAL)} in each setting."
+        f"{most} tries a method (fewer, as there is no more to choose: {exceptions}), each in "
+        f"every setting of a family with a seed of its own, or with {tuning.SEEDS_OF_ONE} seeds "
+        f"where there is one setting; seeds from {tuning.SEEDS[0]} on, results have 0 to "
+        f"{effort.seeds - 1}."
     )
 
 

@@ -29,7 +29,10 @@ def run_job(job: Job, epochs: int) -> dict[str, str]:
     torch.set_num_threads(1)  # the layers are too small to share
     options, teacher = job.decoded()
     setting = Setting(job.family, job.value, job.seed)
-    trained = fit(job.method, options, setting, epochs, teacher)
+    try:
+        trained = fit(job.method, options, setting, epochs, teacher)
+    except Exception as error:
+        raise RuntimeError(f"{job} failed") from error
     return records.row_of(job, score(trained, data_of(setting)), epochs, records.environment())
 
 
@@ -69,8 +72,12 @@ def execute(wanted: Iterable[Job], folder: Path, epochs: int, processes: int, na
             return
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             waiting = [pool.submit(run_group, group, epochs) for group in groups_of(missing)]
-            for done in as_completed(waiting):
-                write(done.result(), bar)
+            try:
+                for done in as_completed(waiting):
+                    write(done.result(), bar)
+            except BaseException:  # a stop, too: what has not begun is not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def available(families: Iterable[str], complain: Callable[[str], None]) -> list[str]:

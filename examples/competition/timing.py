@@ -15,7 +15,7 @@ from . import jobs, records
 from .outcomes import origin
 from .strategy import Strategy
 from .tables import NOTHING, markdown, shown
-from .training import FusedAdam, Setting, data_of, fit
+from .training import OPTIMIZER, Setting, data_of, fit
 
 FAMILY, VALUE = "speed", 1.0
 TURNS, STEPS = 20, 40
@@ -27,7 +27,7 @@ def prepared(method: str) -> tuple[Strategy, torch.optim.Optimizer]:
     """A method with its defaults after some epochs, in training mode."""
     setting = Setting(FAMILY, VALUE, 0)
     strategy = fit(method, {}, setting, WARM_UP).last
-    return strategy.train(), FusedAdam(strategy.parameter_groups(1e-3), lr=1e-3)
+    return strategy.train(), OPTIMIZER(strategy.parameter_groups(1e-3), lr=1e-3)
 
 
 def steps(

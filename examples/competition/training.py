@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,18 +14,15 @@ from .rivals.unimodal import Unimodal
 from .strategy import Strategy, accuracy
 from .trainer import Schedule, Trained, evaluate, evaluate_without, train
 
-HIDDEN, LATENT = 64, 16
+HIDDEN, LATENT = 128, 16
 EPOCHS = 40
 LEARNING_RATE = 3e-3  # where none was chosen
 
 Options = Mapping[str, Any]
 
 
-class FusedAdam(torch.optim.Adam):
-    """Adam as one operation over all parameters: the layers are so small that it counts."""
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, lr=lr, fused=True)
+# One operation over all parameters: the layers are so small that it counts.
+OPTIMIZER = partial(torch.optim.Adam, fused=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def fit(
     data = data_of(setting)
     found = dict(options)
     schedule = Schedule(
-        epochs, FAMILIES[setting.family].batch_size, found.pop("lr", LEARNING_RATE), FusedAdam
+        epochs, FAMILIES[setting.family].batch_size, found.pop("lr", LEARNING_RATE), OPTIMIZER
     )
     kind = find(method)
     if kind.needs_teachers:
