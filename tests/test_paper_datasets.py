@@ -6,12 +6,10 @@ import numpy as np
 import papers
 import pytest
 import torch
-from scipy import signal
-from scipy.io import wavfile
-
-pytest.importorskip("PIL")
 from paper import audio, ave, cremad, images
 from PIL import Image
+from scipy import signal
+from scipy.io import wavfile
 
 NAMES = papers.CREMAD_NAMES
 
@@ -179,7 +177,9 @@ def test_boxes_are_within_the_image_and_of_the_range():
     assert images.random_box(3, 300, rng) == (0, 148, 3, 4)  # no box fits: the middle
 
 
-def test_half_of_the_boxes_are_mirrored():
+def test_half_of_the_boxes_are_mirrored(monkeypatch):
+    resized = images.resized
+    monkeypatch.setattr(images, "resized", lambda image: resized(image, 16))
     rng = np.random.default_rng(0)
     image = torch.linspace(0, 1, 40).expand(3, 30, 40)  # from left to right
     rises = [bool(images.augmented(image, rng)[0, 0].diff().sum() > 0) for _ in range(60)]
@@ -241,6 +241,7 @@ def test_missing_clips_are_counted(crema, tmp_path):
         (b"", "no WAV file"),
         (b"RIFF", "no WAV file"),
         (b"\0" * 100, "no WAV file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         ("cut", "no WAV file"),
         ("no samples", "has no samples"),
     ],
@@ -318,6 +319,11 @@ def test_bad_folds_are_named(content, tmp_path):
 def test_a_fold_that_is_none_is_an_error(crema):
     with pytest.raises(ValueError, match="fold must be 0 to 4, got 5"):
         cremad.CremaD(crema, "train", fold=5)
+
+
+def test_a_split_without_clips_is_an_error(crema):
+    with pytest.raises(ValueError, match=r"data_splits_VALV\.pkl has no clip for this split"):
+        cremad.CremaD(crema, "train", fold=1)
 
 
 def test_a_name_that_is_none_is_an_error(tmp_path):

@@ -1,5 +1,6 @@
 """ResNet-18, the published schedule, and train.py: both stages, stopped anywhere and gone on."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -10,11 +11,9 @@ import time
 import papers
 import pytest
 import torch
+from paper import engine, images, models, resnet, runs, schedule, train
 from programs import ROOT, run_python
 from torch import nn
-
-pytest.importorskip("PIL")
-from paper import engine, images, models, resnet, runs, schedule, train
 
 from mcr_fast.recipes import PUBLISHED
 
@@ -201,6 +200,9 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been(
     """
     write = papers.write_mosi if name == "mosi-vt" else papers.write_cremad
     write(tmp_path)
+    run = runs.RUNS[name]
+    annealed_soon = dataclasses.replace(run.recipe, lr_warmup_steps=3)
+    monkeypatch.setitem(runs.RUNS, name, dataclasses.replace(run, recipe=annealed_soon))
     more = ("--epochs", str(epochs), "--start", "scratch", "--save-every", "2", "--batch-size", "2")
     straight, stopped = (command(name, tmp_path, tmp_path / out, *more) for out in ("one", "two"))
     train.main(straight)
@@ -222,6 +224,7 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been(
     one, two = (trained(tmp_path / out, "mcr-scratch", name) for out in ("one", "two"))
     assert same(one, two)
     assert one[0]["state"]["epoch"] == epochs
+    assert one[0]["optimizer"]["param_groups"][0]["lr"] < run.recipe.learning_rate
     assert done == one[0]["scheduler"]["last_epoch"]  # no step was done twice
 
 
@@ -271,6 +274,26 @@ def test_the_stages_follow_each_other(small, tmp_path, capsys):
     lines = (folder / "mcr/history.csv").read_text().splitlines()
     assert lines[0] == "epoch,loss,accuracy"
     assert len(lines) == 2
+
+
+def test_resnets_start_from_a_file_of_weights(tmp_path, monkeypatch):
+    papers.write_cremad(tmp_path)
+    given = resnet.ResNet18(num_classes=1000).state_dict()
+    torch.save(given, tmp_path / "resnet18.pth")
+    started = {}
+
+    def fit(trainer, stop):
+        started[trainer.main] = trainer.model.encoder, trainer.settings.start
+
+    monkeypatch.setattr(engine.Trainer, "fit", fit)
+    monkeypatch.setattr(train, "report", lambda trainer: None)
+    more = ("--stage", "unimodal", "--weights", str(tmp_path / "resnet18.pth"))
+    train.main(command("cremad", tmp_path, tmp_path / "out", *more))
+    for modality in ("audio", "video"):
+        encoder, start = started[modality]
+        assert start == "weights"
+        assert torch.equal(encoder.layer1[0].conv1.weight, given["layer1.0.conv1.weight"])
+    assert torch.equal(started["video"][0].conv1.weight, given["conv1.weight"])
 
 
 def test_the_best_epoch_is_the_validations(small, tmp_path, monkeypatch):

@@ -12,6 +12,9 @@ from torch import Tensor
 
 WINDOW = 512  # samples, of both sets
 FLOOR = 1e-7  # added before the logarithm, so that silence is finite
+# CREMA-D's repository holds its audio this way, and downloads have the pointers
+POINTER = b"version https://git-lfs"
+POINTER_HINT = "it is a pointer of Git LFS: `git lfs pull` fetches the file"
 
 
 def read_wav(path: Path, rate: int) -> Tensor:  # [samples]
@@ -31,7 +34,8 @@ def read_wav(path: Path, rate: int) -> Tensor:  # [samples]
     except FileNotFoundError:
         raise
     except Exception as error:  # scipy raises what its parser happens to stumble upon
-        raise ValueError(f"{path}: no WAV file that can be read ({error})") from error
+        why = POINTER_HINT if path.read_bytes()[: len(POINTER)] == POINTER else str(error)
+        raise ValueError(f"{path}: no WAV file that can be read ({why})") from error
     if samples.size == 0:
         raise ValueError(f"{path} has no samples")
     if samples.dtype == np.uint8:

@@ -69,7 +69,9 @@ class Ave(Clips):
         require(root, LAYOUT, [self.source])
         clips = _clips(root, self.source)
         super().__init__(
-            those_there(clips, root, LAYOUT, modalities, allow_missing=allow_missing),
+            those_there(
+                clips, root, LAYOUT, modalities, source=self.source, allow_missing=allow_missing
+            ),
             spectrogram,
             num_frames=NUM_FRAMES,
             modalities=modalities,

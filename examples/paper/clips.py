@@ -87,13 +87,17 @@ def those_there(
     layout: str,
     modalities: Sequence[str],
     *,
+    source: Path,
     allow_missing: bool,
 ) -> list[Clip]:
-    """The clips, after a look for their files.
+    """The clips, which `source` lists, after a look for their files.
 
     Raises:
         FileNotFoundError: one is not there, unless that is allowed; or none of them is.
+        ValueError: there are none.
     """
+    if not clips:
+        raise ValueError(f"{source} has no clip for this split")
     folders = {path for clip in clips for path in (clip.wav.parent, clip.frames.parent)}
     names = {folder: names_in(folder) for folder in folders}
 

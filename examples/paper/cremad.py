@@ -70,7 +70,9 @@ class CremaD(Clips):
         names, self.source = _names(root, split, fold)
         clips = [_clip(root, name, self.source) for name in names]
         super().__init__(
-            those_there(clips, root, LAYOUT, modalities, allow_missing=allow_missing),
+            those_there(
+                clips, root, LAYOUT, modalities, source=self.source, allow_missing=allow_missing
+            ),
             spectrogram,
             num_frames=NUM_FRAMES,
             modalities=modalities,

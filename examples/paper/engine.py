@@ -94,7 +94,7 @@ class Trainer:
         self.data, self.main, self.by = data, main, by
         self.folder, self.settings, self.limits = folder, settings, limits
         self.device = torch.device(limits.device)
-        self.model = model.to(self.device)
+        self.model: Any = model.to(self.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, lr=settings.learning_rate)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -60,7 +60,7 @@ def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, 
 
 def augmented(image: Tensor, rng: np.random.Generator) -> Tensor:  # [3, h, w] -> [3, SIZE, SIZE]
     """A random box of the image, resized, and mirrored half of the time."""
-    top, left, height, width = random_box(*image.shape[1:], rng)
+    top, left, height, width = random_box(image.shape[1], image.shape[2], rng)
     image = resized(image[:, top : top + height, left : left + width])
     return image.flip(2) if rng.random() < 0.5 else image
 

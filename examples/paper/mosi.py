@@ -106,7 +106,7 @@ class Sentiment(Dataset[Sample]):
 def collate(samples: Sequence[Sample]) -> tuple[list[Tensor], Tensor]:
     """Features of each modality [N, longest, width], zeros at the end, and labels [N]."""
     features, labels = zip(*samples, strict=True)
-    padded = [pad_sequence(each, batch_first=True) for each in zip(*features, strict=True)]
+    padded = [pad_sequence(list(x), batch_first=True) for x in zip(*features, strict=True)]
     return padded, torch.stack(labels)
 
 

@@ -50,15 +50,12 @@ class Run:
 
 
 def _clips(name: str, patience: int) -> Run:
-    rates = {"unimodal_rate": 1e-3, "scratch_rate": 1e-3}
-    ends = {"epochs": 1500, "unimodal_patience": 100, "patience": patience}
-    return Run(PUBLISHED[name], ("audio", "video"), **rates, **ends, by="accuracy")
+    modalities = ("audio", "video")
+    return Run(PUBLISHED[name], modalities, 1e-3, 1e-3, 1500, 100, patience, "accuracy")
 
 
 def _sentiment(name: str, *modalities: str) -> Run:
-    rates = {"unimodal_rate": 1e-4, "scratch_rate": 1e-4}
-    ends = {"epochs": 100, "unimodal_patience": 30, "patience": 30}
-    return Run(PUBLISHED[name], modalities, **rates, **ends, by="mae")
+    return Run(PUBLISHED[name], modalities, 1e-4, 1e-4, 100, 30, 30, "mae")
 
 
 RUNS = {
@@ -83,7 +80,7 @@ class Data:
 
     def describe(self) -> str:
         """A line for people."""
-        sizes = [f"{len(getattr(self, split))} {split}" for split in SPLITS]  # type: ignore[arg-type]
+        sizes = [f"{len(getattr(self, split))} {split}" for split in SPLITS]
         return f"{', '.join(sizes)}; from {getattr(self.train, 'source', '?')}"
 
 
@@ -102,13 +99,14 @@ def open_data(
         content = read_pickle(feature_file(root, data))
         options: dict[str, Any] = {"data": data, "modalities": modalities, "content": content}
         parts = [Sentiment(root, split, **options) for split in SPLITS]
-        return Data(*parts, collate, parts[0].widths)
+        return Data(parts[0], parts[1], parts[2], collate, parts[0].widths)
     options = {"modalities": modalities, "allow_missing": allow_missing, "seed": seed}
     if name == "cremad":
         clips: list[Dataset[Any]] = [CremaD(root, split, fold=fold, **options) for split in SPLITS]
     else:
         clips = [Ave(root, split, **options) for split in SPLITS]
-    return Data(*clips, None, tuple(1 if name == "audio" else 3 for name in modalities))
+    widths = tuple(1 if modality == "audio" else 3 for modality in modalities)
+    return Data(clips[0], clips[1], clips[2], None, widths)
 
 
 def encoder(run: Run, width: int) -> nn.Module:
