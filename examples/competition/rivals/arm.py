@@ -14,7 +14,7 @@ from ..strategy import Strategy, true_class_scores
 
 
 def binned(x: Tensor, bins: int) -> Tensor:
-    """Numbers of any shape -> the bin 0..bins-1 of each, [n]; bins of one width between extremes."""
+    """Numbers of any shape -> the bin of each, [n], 0..bins-1: of one width between extremes."""
     x = x.detach().flatten()
     low, high = x.min(), x.max()
     width = torch.where(high > low, high - low, torch.ones_like(high))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import Batch, MultimodalModel
 from ..strategy import Strategy
@@ -27,12 +27,12 @@ def next_projection(projection: Tensor, mean: Tensor, alpha: float) -> Tensor:
 def gates(logits: Sequence[Tensor], rows: bool = True) -> Tensor:
     """M of [N, C] -> weights [M, N] that add up to 1: proportional to exp(max_j H_j - H_m).
 
-    H_m is the entropy of softmax(o_m), of each row or, if not `rows`, its mean over them.
+    H_m is the entropy of softmax(o_m), of each row or, if not `rows`, its sum over them.
     """
     p = torch.stack(list(logits)).softmax(2)
     entropies = torch.special.entr(p).sum(2)
     if not rows:
-        entropies = entropies.mean(1, keepdim=True).expand_as(entropies)
+        entropies = entropies.sum(1, keepdim=True).expand_as(entropies)
     return (-entropies).softmax(0)
 
 
@@ -47,8 +47,9 @@ class MLA(Strategy):
         model: what is trained; its first head is the one in common, so that all latents have to be
             of one width, and its fusion is not used.
         project: False for plain alternation, which is what the published code does as it is found.
-        row_gates: whether each row has its own gates, or all rows those of their mean entropies
-            (which then depend on what is predicted together).
+        row_gates: False for one gate for all rows that are predicted together, of the sum of their
+            entropies, as in the published code (whose softmax runs over the rows, too): with many
+            rows one modality takes all.
     """
 
     published = "CVPR 2024"
@@ -61,10 +62,16 @@ class MLA(Strategy):
             raise ValueError(f"one head for all needs latents of one width, not {model.widths}")
         self.project, self.row_gates = project, row_gates
         self.projection: Tensor
-        eye = torch.eye(model.widths[0]).to(model.heads[0].weight)
-        self.register_buffer("projection", eye)
+        self.register_buffer("projection", torch.eye(model.widths[0]).to(self.head.weight))
         self._updates = 0
         self._progress = 0.0  # share of the epoch's batches that are done
+
+    @property
+    def head(self) -> nn.Linear:
+        """The one in common."""
+        found = self.model.heads[0]
+        assert isinstance(found, nn.Linear)
+        return found
 
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
         for index, batch in enumerate(super().batches(train, size, generator)):
@@ -72,19 +79,20 @@ class MLA(Strategy):
             yield batch
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-        head = self.model.heads[0]
         for encoder, x in zip(self.model.encoders, batch.inputs, strict=True):
             optimizer.zero_grad()
             z = encoder(x)
-            self.backward(F.cross_entropy(head(z), batch.labels))
+            self.backward(F.cross_entropy(self.head(z), batch.labels))
             if self.project and self._updates > 0:
                 alpha = 0.1 ** (self._progress + 1)
                 self.projection = next_projection(self.projection, z.detach().mean(0), alpha)
-                head.weight.grad = head.weight.grad @ self.projection.T
+                grad = self.head.weight.grad
+                assert grad is not None
+                grad.copy_(grad @ self.projection.T)
             self._updates += 1
             self.update(optimizer)
 
     def predict_latents(self, latents: Sequence[Tensor]) -> Tensor:
-        logits = [self.model.heads[0](z) for z in latents]
+        logits = [self.head(z) for z in latents]
         weights = gates(logits, self.row_gates)
         return (weights[:, :, None] * torch.stack(logits)).sum(0).softmax(1)

@@ -17,7 +17,7 @@ from .unimodal import Unimodal
 
 
 def frozen_encoders(teachers: Unimodal, model: MultimodalModel) -> torch.nn.ModuleList:
-    """Copies of the teachers' best encoders, which no longer train; ValueError if they don't fit."""
+    """Copies of the teachers' best encoders, not to be trained; ValueError if they don't fit."""
     if teachers.best_model.widths != model.widths:
         raise ValueError(f"teachers of widths {teachers.best_model.widths}, not {model.widths}")
     return copy.deepcopy(teachers.best_model.encoders).requires_grad_(False).eval()
