@@ -15,6 +15,15 @@ from examples.competition.rivals.remix import Remix, certainties, least_certain
 from examples.competition.strategy import Strategy
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are tiny: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def close(found, *expected: float) -> None:
     torch.testing.assert_close(found.double().flatten(), tensor(*expected), rtol=0, atol=1e-8)
 
