@@ -60,13 +60,13 @@ def test_relearning_in_numbers():
 
 
 def test_separability_is_of_scaled_features():
-    """Classes that a small feature tells and a large one hides; fewer rows than classes do, too."""
+    """Nine small features tell the classes, one large one has its own two clusters."""
     labels = torch.arange(60) % 3
-    told = labels[:, None] + torch.linspace(0, 0.1, 60)[:, None]
-    hidden = (1e3 * torch.arange(60)[:, None]) % 2
+    told = (labels + torch.linspace(0, 0.1, 60))[:, None].repeat(1, 9)
+    other = 1e3 * (torch.arange(60)[:, None] // 3 % 2)
     assert separability(told, labels, 3) == 1
-    assert separability(torch.cat((told, told.flip(1), hidden), 1), labels, 3) == 1
-    assert separability(told[:2], labels[:2], 3) == 1
+    assert separability(torch.cat((told, other), 1), labels, 3) == 1
+    assert separability(told[:2], labels[:2], 3) == 1  # fewer rows than classes
 
 
 def test_relearning_mixes_encoders_with_their_first_weights_and_nothing_else():
@@ -109,6 +109,10 @@ def test_reconboost_in_numbers():
     own, other = OWN
     by_hand = (own.softmax(1) - other.softmax(1)).square().mean()
     torch.testing.assert_close(agreement_loss(own, other), by_hand)
+    own, other = own.clone().requires_grad_(), other.clone().requires_grad_()
+    loss = boosting_losses(own, other, LABELS, 5.0, 1.0).sum() + agreement_loss(own, other)
+    given = torch.autograd.grad(loss, [own, other], allow_unused=True)
+    assert [g is not None for g in given] == [True, False]
 
 
 def test_reconboost_takes_turns():
@@ -230,6 +234,15 @@ def test_remix_in_numbers():
     assert Remix(toy_model()).assign(toy_batch()).tolist() == [1, 1, 0]
     sure = certainties(tensor(1e3, 0, 0)[None])  # probabilities of 0
     torch.testing.assert_close(sure, tensor(3).log2(), rtol=0, atol=1e-6)
+
+
+def test_remix_shares_out_in_eval_mode():
+    """With dropout two assignments of one model would differ."""
+    model, batch = three()
+    model.encoders = nn.ModuleList([nn.Sequential(e, nn.Dropout(0.5)) for e in model.encoders])
+    remix = Remix(model).train()
+    assert torch.equal(remix.assign(batch), remix.assign(batch))
+    assert model.encoders[0][1].training
 
 
 def test_remix_warms_up_as_multi_loss():
