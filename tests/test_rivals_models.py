@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rivals_toy import FUSED, LABELS, OWN, random_batch, tensor, toy_batch, toy_model, trained_model
+from rivals_steps import batch_of, model_of
+from rivals_toy import FUSED, LABELS, OWN, tensor, toy_batch, toy_model, trained_model
 from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
@@ -305,15 +306,17 @@ RIVALS = {
 @pytest.mark.parametrize("name", list(RIVALS))
 def test_training_learns_and_repeats(name, modalities):
     """Labels that a linear map of all inputs tells; the same seed gives the same weights."""
-    rows = three_batch(160)
-    if modalities == 2:
-        batch = random_batch(160)
-        rows = Batch(batch.inputs, sum(x[:, :3] for x in batch.inputs).argmax(1))
+    batch = batch_of(modalities, 160)
+    rows = Batch(batch.inputs, sum(x[:, :3] for x in batch.inputs).argmax(1))
     train_rows, validation = rows.rows(torch.arange(120)), rows.rows(torch.arange(120, 160))
     schedule = Schedule(18, lr=0.04)
 
     def model():
-        return trained_model() if modalities == 2 else three_model()
+        found = model_of(modalities)
+        if name in ("MLA", "ARM") and modalities == 3:  # latents of one width
+            encoders = [nn.Linear(x.shape[1], 3) for x in rows.inputs]
+            return MultimodalModel(encoders, (3, 3, 3), 3)
+        return found
 
     def run():
         options = dict(RIVALS[name])

@@ -13,7 +13,7 @@ from sklearn.preprocessing import minmax_scale
 from torch import Tensor
 
 from ..model import Batch, MultimodalModel
-from ..strategy import Strategy
+from ..strategy import Strategy, evaluating
 
 
 def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
@@ -83,13 +83,11 @@ class Relearning(Strategy):
         if epoch > 0 and epoch % self.every == 0 and self._done < self.times:
             self._amounts = amounts(self.gaps(train, validation), self.strength)
 
-    @torch.no_grad()
     def gaps(self, train: Batch, validation: Batch) -> Tensor:
         """Each modality's purity in training less that in validation: [M]."""
-        self.eval()
-        seen, unseen = (
-            [separability(z, rows.labels, self.model.classes) for z in self.encode(rows.inputs)]
-            for rows in (train, validation)
-        )
-        self.train()
+        with evaluating(self):
+            seen, unseen = (
+                [separability(z, rows.labels, self.model.classes) for z in self.encode(rows.inputs)]
+                for rows in (train, validation)
+            )
         return torch.tensor(seen) - torch.tensor(unseen)

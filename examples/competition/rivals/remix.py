@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import Batch, MultimodalModel
+from ..strategy import evaluating
 from .multi_loss import MultiLoss
 
 
@@ -63,13 +64,11 @@ class Remix(MultiLoss):
     def epoch_start(self, epoch: int, train: Batch) -> None:
         self._assignment = self.assign(train) if epoch >= self.warmup else None
 
-    @torch.no_grad()
     def assign(self, train: Batch) -> Tensor:
         """The modality that each row is to train: [N]."""
-        self.eval()
-        own = self.model.own(self.encode(train.inputs))
-        self.train()
-        return least_certain(torch.stack([certainties(o) for o in own]))
+        with evaluating(self):
+            own = self.model.own(self.encode(train.inputs))
+            return least_certain(torch.stack([certainties(o) for o in own]))
 
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
         if self._assignment is None:
