@@ -8,8 +8,8 @@ times as fast. Meanwhile the other view fits the training rows, and what is left
 nothing to teach.
 
 The constants, and the width of the encoders, were chosen by joint and unimodal training alone, on
-seeds 100 and 101: joint training is to be above 90 % at s = 1 and to fall by ten points or more, and
-the first view alone is to be learned at every s, so that it ends above joint training.
+seeds 100 and 101: joint training is to be above 90 % at s = 1 and to fall by ten points or more,
+and the first view alone is to be learned at every s, so that it ends above joint training.
 """
 
 import torch
