@@ -36,11 +36,19 @@ def contents(outcomes: Outcomes, folder: Path) -> dict[str, Callable[[], str]]:
         "null_differences": partial(tables.differences, outcomes, sentences.NULL),
         "last_epoch": partial(tables.last_epoch, outcomes, FAMILIES),
     }
+    found["ranks_figure"] = partial(image, "ranks", "mean ranks", bool(outcomes.ranks()))
     for family in figures.SWEPT:
+        title, there = FAMILIES[family].title, bool(outcomes.places(family))
+        found[f"{family}_figure"] = partial(image, family, title, there)
         found[family] = partial(tables.accuracy, outcomes, [family])
         found[f"{family}_differences"] = partial(tables.differences, outcomes, [family])
         found[f"{family}_lost"] = partial(tables.lost_sensors, outcomes, family)
     return found
+
+
+def image(name: str, title: str, there: bool) -> str:
+    """A figure in a page, if it was drawn."""
+    return f"![{title}]({FIGURES.name}/{name}.png)" if there else tables.NOTHING
 
 
 def protocol() -> str:
