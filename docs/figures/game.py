@@ -34,11 +34,12 @@ WORDS = {
 
 def box(ax: Axes, x: float, y: float, text: str, colour: str, width: float = 1.0) -> None:
     """A rounded box around a word, its left edge at x and its middle at y."""
+    size = 12 if "$" in text else 10
     patch = FancyBboxPatch(
         (x, y - 0.3), width, 0.6, boxstyle="round,pad=0.04", fc=colour + "22", ec=colour, lw=1.6
     )
     ax.add_patch(patch)
-    ax.text(x + width / 2, y, text, ha="center", va="center", color=colour, fontsize=12)
+    ax.text(x + width / 2, y, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def arrow(
@@ -98,7 +99,7 @@ def edge(ax: Axes, reward: int, encoder: int, factor: int, colour: str) -> None:
     if reward == encoder:
         x, y = start[0] + (0.34 if reward else -0.34), 0.96
     else:  # a third of the way down, above the line
-        x, y = start[0] + 0.3 * (end[0] - start[0]), 1.56 - 0.3 * 1.2 + 0.24
+        x, y = start[0] + 0.34 * (end[0] - start[0]), 1.56 - 0.34 * 1.2 + 0.24
     ax.text(x, y, label, ha="center", va="center", color=colour, fontsize=12)
 
 

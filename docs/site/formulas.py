@@ -32,7 +32,8 @@ CHARACTERS = (
 def font() -> bytes:
     """STIX Two Math with CHARACTERS and all that stretches, as a WOFF file."""
     package = importlib.util.find_spec("ziamath")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     options = subset.Options(flavor="woff", hinting=False, layout_features=["*"])
     path = Path(package.origin).parent / "fonts/STIXTwoMath-Regular.ttf"
     whole = subset.load_font(str(path), options)
@@ -50,12 +51,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def mathml(found: re.Match[str], display: str) -> str:
+    """A formula of a page as MathML."""
+    return convert(html.unescape(found[1]).strip(), display=display)
+
+
 def on_page_content(content: str, **_: Any) -> str:
     """Turn every formula of a page into MathML."""
-    content = INLINE.sub(lambda found: convert(html.unescape(found[1]).strip()), content)
+    content = INLINE.sub(lambda found: mathml(found, "inline"), content)
     return BLOCK.sub(
-        lambda found: (
-            f'<div class="formula">{convert(html.unescape(found[1]).strip(), display="block")}</div>'
-        ),
+        lambda found: f'<div class="formula">{mathml(found, "block")}</div>',
         content,
     )
