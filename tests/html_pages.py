@@ -61,8 +61,9 @@ def broken(pages: dict[str, Html], site: Path) -> list[str]:
             path, anchor = unquote(urlsplit(link).path), unquote(urlsplit(link).fragment)
             target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
             target = name if not path else target
-            if not (site / target).is_file():
-                found.append(f"{name}: {link}")
-            elif anchor and target in pages and anchor not in pages[target].ids:
+            leads = (site / target).is_file()
+            if anchor and target in pages:
+                leads = leads and anchor in pages[target].ids
+            if not leads:
                 found.append(f"{name}: {link}")
     return found

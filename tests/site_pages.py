@@ -1,10 +1,16 @@
-"""The pages as they lie in docs/, and the site's list of them."""
+"""The pages as they lie in docs/, the site's list of them, and the site."""
 
+import functools
 import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 from programs import ROOT
 
 DOCS = ROOT / "docs"
+NEEDED = ("mkdocs", "material", "mkdocstrings", "ziamath", "markdown_it")  # the `docs` group
 LISTED = re.compile(r"(\S+\.md)$", re.MULTILINE)  # in mkdocs.yml
 # ```python is run; ```py shows a part of something.
 RUN = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -31,3 +37,24 @@ def program(page: str) -> str:
     """The blocks of a page that run, one after the other."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return "\n".join(block[1] for block in RUN.finditer(text))
+
+
+def build(folder: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """`make docs` of a tree."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """It lives as long as the tests do."""
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def built_site() -> Path:
+    """The site of this tree, built once for all tests."""
+    out = Path(_folder().name) / "site"
+    done = build(ROOT, out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
