@@ -11,7 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -30,6 +31,8 @@ for (const page of PAGES) {
   await Promise.all(images.map((image) => image.decode().catch(() => {})));
   await page_.fonts.ready;
   const overflow = {}, root = page_.scrollingElement;
+  const still = page_.head.appendChild(page_.createElement("style"));
+  still.textContent = "* { transition: none !important; animation: none !important }";
   for (const width of WIDTHS) {
     frame.style.width = `${width}px`;
     overflow[width] = root.scrollWidth - root.clientWidth;

@@ -23,7 +23,7 @@ INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
 CHARACTERS = (
     *((0x20, 0x7E), (0xA0, 0xFF), (0x370, 0x3FF), (0x2010, 0x2040), (0x2100, 0x214F)),
-    *((0x2190, 0x22FF), (0x239B, 0x23B3), (0x27E6, 0x27EF)),  # arrows, operators, brackets
+    *((0x2190, 0x22FF), (0x239B, 0x23E1), (0x27E6, 0x27EF)),  # arrows, operators, brackets
     *((0x1D434, 0x1D467), (0x1D49C, 0x1D4CF), (0x1D6FC, 0x1D71B)),  # italic, script, Greek italic
 )
 
