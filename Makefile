@@ -75,7 +75,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict
 
 docs-serve: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs serve --dirty
+	$(BIN)/python -m mkdocs serve
 
 # Where there is nvcc a wheel serves every GPU, unless told otherwise. auditwheel looks for patchelf
 # on PATH.

@@ -62,7 +62,7 @@ def test_nothing_is_fetched_from_elsewhere(html, site):
 
 
 def test_no_formula_is_left_unread(texts):
-    assert not [name for name, text in texts.items() if "arithmatex" in article(text)]
+    assert not [name for name, text in texts.items() if 'class="arithmatex"' in article(text)]
     assert article(texts["how-it-works.html"]).count("<math") > 20
     assert "\\" not in re.sub(r"<pre.*?</pre>", "", article(texts["how-it-works.html"]), flags=re.S)
 
@@ -70,6 +70,19 @@ def test_no_formula_is_left_unread(texts):
 def test_public_names_lead_to_the_api(html):
     assert "api/losses.html#mcr_fast.MCRObjective" in html["how-it-works.html"].links
     assert "../training.html" in html["api/losses.html"].links  # which docstrings name
+
+
+def test_docstrings_are_read_as_sections(texts):
+    for name in (built(page) for page in pages() if page.startswith("api/")):
+        text = article(texts[name])
+        assert "<blockquote" not in text, f"{name}: an example is text"
+        assert 'class="example"' not in text, f"{name}: an example is no section"
+        assert not re.search(r"<code>\w+,</code>", text), f"{name}: names of a group are one name"
+    losses = article(texts["api/losses.html"])
+    assert losses.count("Examples:") >= 4
+    assert "Parameters:" in losses
+    for option in ("contrastive_weight", "exchange"):
+        assert f"<b><code>{option}</code></b>" in losses
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if not page.startswith("api/")])
