@@ -1,0 +1,35 @@
+"""Multi-loss: joint training, and the cross-entropy of a head on each modality."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import Batch, MultimodalModel
+from ..strategy import Strategy
+
+
+class MultiLoss(Strategy):
+    """CE(f) + sum over m of weight_m * CE(o_m), o_m of the modality's own head.
+
+    Args:
+        model: what is trained.
+        weight: of the unimodal losses, a number or one a modality; published per data set, from
+            .001 to 1.
+    """
+
+    def __init__(self, model: MultimodalModel, weight: float | Sequence[float] = 1.0) -> None:
+        super().__init__(model)
+        same = isinstance(weight, (int, float))
+        self.weights = [float(weight)] * model.num_modalities if same else list(weight)
+
+    def losses(self, latents: list[Tensor], labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """CE(f), and CE(o_m) of each modality."""
+        task = F.cross_entropy(self.model.fuse(latents), labels)
+        return task, [F.cross_entropy(o, labels) for o in self.model.own(latents)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        task, own = self.losses(self.model.encode(batch.inputs), batch.labels)
+        for weight, each in zip(self.weights, own, strict=True):
+            task = task + weight * each
+        return task
