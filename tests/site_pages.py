@@ -52,9 +52,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
+def _once() -> subprocess.CompletedProcess[str]:
+    return build(ROOT, Path(_folder().name) / "site")
+
+
 def built_site() -> Path:
     """The site of this tree, built once for all tests."""
-    out = Path(_folder().name) / "site"
-    done = build(ROOT, out)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+    assert _once().returncode == 0, _once().stderr[-4000:]
+    return Path(_folder().name) / "site"

@@ -5,7 +5,7 @@ from programs import ROOT, run_python
 from site_pages import described, listed, pages, program
 
 import mcr_fast
-from mcr_fast import functional, monitor, recipes
+from mcr_fast import functional, monitor, recipes, tune
 
 # Pages whose ```python blocks are run one after the other, as a reader would.
 RUN = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/how-it-works.md", "docs/faq.md")
@@ -17,7 +17,7 @@ def test_every_page_is_in_the_list_once():
 
 
 def test_every_public_name_is_described():
-    of_module = {"functional": functional, "recipes": recipes, "monitor": monitor}
+    of_module = {"functional": functional, "recipes": recipes, "monitor": monitor, "tune": tune}
     names = {f"mcr_fast.{x}" for x in mcr_fast.__all__ if x not in (*of_module, "__version__")}
     for short, module in of_module.items():
         names |= {f"mcr_fast.{short}.{x}" for x in module.__all__}
