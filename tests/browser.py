@@ -87,6 +87,16 @@ class Server(ThreadingHTTPServer):
         self.errors: list[str] = []
 
 
+def dom(address: str) -> str:
+    """A page after its scripts have had 20 seconds of their own time."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory() as profile:
+        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}/profile"]
+        command += ["--virtual-time-budget=20000", "--dump-dom", address]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return done.stdout
+
+
 def visit(folder: Path, pages: list[str], *widths: int) -> tuple[dict[str, Any], list[str]]:
     """What each page shows, its overflow by width in pixels, and all that went wrong meanwhile."""
     assert CHROMIUM is not None
@@ -99,7 +109,7 @@ def visit(folder: Path, pages: list[str], *widths: int) -> tuple[dict[str, Any],
         command += ["--window-size=1400,900", "--remote-debugging-port=0", address]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True)
         try:
-            done = server.done.wait(240)
+            done = server.done.wait(600)
         finally:
             browser.terminate()
             browser.wait(30)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, visit
+from browser import CHROMIUM, dom, visit
 from site_pages import NEEDED, built_site
 
 for needed in NEEDED:
@@ -36,6 +36,14 @@ def test_pages_render():
         assert all(natural > 0 for _, natural in shown["images"]), (page, shown["images"])
         assert set(shown["overflow"].values()) == {0}, (page, shown["overflow"])
     assert found["how-it-works.html"]["formulas"] > 20
+
+
+@pytest.mark.parametrize(
+    ("query", "page"), [("greedy", "gradient-routing.html"), ("xent", "math/nt_xent.html")]
+)
+def test_search_works_from_a_disk(query, page):
+    shown = dom(f"{(built_site() / 'index.html').as_uri()}?q={query}")
+    assert f"/{page}" in shown[shown.index("md-search-result__list") :]
 
 
 def test_what_is_wrong_is_noticed(tmp_path: Path):
