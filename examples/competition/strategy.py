@@ -1,6 +1,7 @@
 """The interface of all strategies, which is joint training as it stands."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -65,11 +66,14 @@ class Strategy(nn.Module):
             group["lr"] = scale * group["base_lr"]
         optimizer.step()
 
+    def scaled(self, modality: int) -> list[nn.Parameter]:
+        """What a modality's learning rate and factor are for: the parameters of its encoder."""
+        return list(self.model.encoders[modality].parameters())
+
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """One group of parameters for each encoder, and one for all others."""
         groups: list[dict[str, Any]] = [
-            {"params": list(encoder.parameters()), "modality": m}
-            for m, encoder in enumerate(self.model.encoders)
+            {"params": self.scaled(m), "modality": m} for m in range(self.model.num_modalities)
         ]
         of_encoders = {id(p) for group in groups for p in group["params"]}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in of_encoders]
@@ -108,10 +112,22 @@ class Strategy(nn.Module):
         if as_lr:
             self.lr_scale = [float(factor) for factor in factors]
             return
-        for encoder, factor in zip(self.model.encoders, factors, strict=True):
-            for p in encoder.parameters():
+        for m, factor in enumerate(factors):
+            for p in self.scaled(m):
                 if p.grad is not None:
                     p.grad.mul_(factor)
+
+
+@contextmanager
+def evaluating(strategy: Strategy) -> Iterator[None]:
+    """Eval mode and no gradients inside of it; the mode is as it was after it."""
+    was_training = strategy.training
+    strategy.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        strategy.train(was_training)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ class Schedule:
     epochs: int
     batch_size: int = 32
     lr: float = 1e-3
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
 
 
 @dataclass(frozen=True)

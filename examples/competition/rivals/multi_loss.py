@@ -20,16 +20,20 @@ class MultiLoss(Strategy):
 
     def __init__(self, model: MultimodalModel, weight: float | Sequence[float] = 1.0) -> None:
         super().__init__(model)
-        same = isinstance(weight, (int, float))
-        self.weights = [float(weight)] * model.num_modalities if same else list(weight)
+        if isinstance(weight, (int, float)):
+            weight = [float(weight)] * model.num_modalities
+        self.weights = list(weight)
 
     def losses(self, latents: list[Tensor], labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """CE(f), and CE(o_m) of each modality."""
         task = F.cross_entropy(self.model.fuse(latents), labels)
         return task, [F.cross_entropy(o, labels) for o in self.model.own(latents)]
 
-    def loss(self, batch: Batch) -> Tensor:
-        task, own = self.losses(self.model.encode(batch.inputs), batch.labels)
+    def weighted(self, task: Tensor, own: list[Tensor]) -> Tensor:
+        """CE(f) + the weighted sum of the others, 0-d."""
         for weight, each in zip(self.weights, own, strict=True):
             task = task + weight * each
         return task
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.weighted(*self.losses(self.model.encode(batch.inputs), batch.labels))
