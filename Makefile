@@ -24,8 +24,8 @@ CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel wheel-test format \
-	clean
+.PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel \
+	wheel-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
