@@ -16,7 +16,7 @@ from .records import RESULTS
 from .training import HIDDEN, LATENT
 
 PAGES = (ROOT / "docs" / "competition.md", ROOT / "docs" / "when-does-it-help.md")
-FIGURES = ROOT / "docs" / "competition"
+FIGURES = ROOT / "docs" / "figures" / "competition"
 
 
 def contents(outcomes: Outcomes, folder: Path) -> dict[str, Callable[[], str]]:
@@ -48,7 +48,7 @@ def contents(outcomes: Outcomes, folder: Path) -> dict[str, Callable[[], str]]:
 
 def image(name: str, title: str, there: bool) -> str:
     """A figure in a page, if it was drawn."""
-    return f"![{title}]({FIGURES.name}/{name}.png)" if there else tables.NOTHING
+    return f"![{title}](figures/{FIGURES.name}/{name}.png)" if there else tables.NOTHING
 
 
 def protocol() -> str:
