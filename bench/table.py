@@ -167,9 +167,9 @@ def _markdown(
     return f"{table}\n\n{_caption(rows)}"
 
 
-def _estimator(folder: Path, make: Callable[[Path], estimator.Table]) -> str:
+def _estimator(_: Path, make: Callable[[Path], estimator.Table]) -> str:
     """What the draw of donors does."""
-    lines, header, rows = make(folder)
+    lines, header, rows = make(estimator.FOLDER)
     return _markdown(lines, header, ("right",) * len(header), rows)
 
 

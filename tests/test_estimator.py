@@ -9,14 +9,18 @@ import math
 
 import pytest
 import torch
+from divergences import on_threads
 from inputs import generator
+from programs import ROOT
 
 from mcr_fast import functional
 from mcr_fast.sampling import CyclicPermutations, draw_permutations
 
 pytest.importorskip("tabulate")
 
-from bench.estimator import theory
+from bench import results, table
+from bench.__main__ import main
+from bench.estimator import report, theory
 
 CLASSES = 3
 
@@ -219,3 +223,30 @@ def test_draws_are_dealt_as_asked():
     assert isinstance(sample, CyclicPermutations)
     assert sample.order.tolist() == [0, 1, 2, 3]
     assert sample.shifts.tolist() == [1, 2]
+
+
+def test_page_has_what_the_files_say(tmp_path):
+    page = ROOT / "docs/estimator.md"
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    made = [name for makers in report.TABLES.values() for name in makers]
+    assert table.write_tables(copy, tmp_path) == len(made)
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+
+
+def test_command_writes_every_draw(tmp_path, capsys):
+    with on_threads(1):
+        assert main(["estimator", "--quick", "--only", "draws", "--out", str(tmp_path)]) == 0
+    rows = results.read(tmp_path / report.FILES["draws"])
+    kinds = {(r["M"], r["steps"], r["scheme"], r["donors"], r["K"]) for r in rows}
+    assert len(kinds) == len(rows)
+    exhaustive = [
+        r for r in rows if (r["scheme"], r["donors"], r["K"]) == ("cyclic", "shared", "31")
+    ]
+    assert exhaustive
+    for row in exhaustive:
+        assert abs(float(row["bias"])) < 1e-6
+        assert float(row["encoders_error"]) < 1e-9
+    others = [float(r["encoders_error"]) for r in rows if r["K"] == "1"]
+    assert min(others) > 0.01
+    assert "Sampling variance of the value" in capsys.readouterr().out

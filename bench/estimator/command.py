@@ -1,6 +1,6 @@
 """`python -m bench estimator`: bias and variance over draws of donors, their cost, and accuracy.
 
-    python -m bench estimator [--only draws|cost|training] [--seeds 8] [--quick] [--out DIR]
+    python -m bench estimator [--only draws|cost|training|figure] [--seeds 8] [--quick] [--out DIR]
 
 One thread; all of it takes some 15 minutes of a core.
 """
@@ -39,7 +39,7 @@ class Effort:
         return Effort(batches, self.draws, between, self.seconds)
 
 
-FULL, QUICK = Effort(80, 4, 320, 0.4), Effort(2, 2, 4, 0.002)
+FULL, QUICK = Effort(48, 4, 240, 0.3), Effort(2, 2, 4, 0.002)
 
 
 def draws_of(num_rows: int) -> list[Draw]:
@@ -109,24 +109,23 @@ def _rows_of_cost(quick: bool) -> Iterator[dict[str, str]]:
 
 def _rows_of_training(quick: bool, seeds: int) -> Iterator[dict[str, str]]:
     steps, seconds = (4, 0.002) if quick else (training.STEPS, 4.0)
-    for setting in training.SETTINGS:
-        rows = training.run(setting, seeds, steps, seconds)
-        yield from tqdm(rows, desc="training", total=seeds * training.ROWS_A_SEED, disable=None)
+    rows = training.run(seeds, steps, seconds)
+    yield from tqdm(rows, desc="training", total=seeds * training.ROWS_A_SEED, disable=None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("--only", choices=report.FILES, action="append", help="can be repeated")
+    parser.add_argument("--only", choices=(*report.FILES, "figure"), action="append")
     parser.add_argument("--seeds", type=int, default=8, help="models of each arm")
     parser.add_argument("--quick", action="store_true", help="few draws, small batches, two seeds")
-    parser.add_argument("--out", type=Path, help="folder, instead of bench/results/<machine>")
+    parser.add_argument("--out", type=Path, default=report.FOLDER, help="folder of the results")
     parser.set_defaults(command=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Measure, replace the results, print and draw them."""
     torch.set_num_threads(1)
-    folder = options.out or results.folder()
+    folder = options.out
     makers = {
         "draws": lambda: _rows_of_draws(options.quick),
         "cost": lambda: _rows_of_cost(options.quick),
@@ -134,9 +133,12 @@ def main(options: argparse.Namespace) -> int:
             options.quick, min(options.seeds, 2) if options.quick else options.seeds
         ),
     }
-    for part in options.only or makers:
-        rows = [_placed(row) for row in makers[part]()]
-        results.write(folder / report.FILES[part], rows, tuple(rows[0]))
+    for part in [name for name in makers if options.only is None or name in options.only]:
+        rows: list[dict[str, str]] = []
+        for row in makers[part]():
+            rows.append(_placed(row))
+            # each time: whoever stops it has what there is
+            results.write(folder / report.FILES[part], rows, tuple(rows[0]))
         for make in report.TABLES[part].values():
             lines, header, _ = make(folder)
             print("", make.__doc__, tabulate(lines, header, disable_numparse=True), sep="\n")

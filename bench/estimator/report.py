@@ -5,13 +5,12 @@ from pathlib import Path
 
 from bench.estimator import training
 from bench.estimator.training import BY_STEPS, BY_TIME
-from bench.results import Row, number, read, significant
+from bench.results import RESULTS, Row, number, read, significant
 
-FILES = {
-    "draws": "estimator.csv",
-    "cost": "estimator_cost.csv",
-    "training": "estimator_training.csv",
-}
+# of no machine: most of it is the same on all of them, and the rows name theirs
+FOLDER = RESULTS / "estimator"
+FILES = {"draws": "draws.csv", "cost": "cost.csv", "training": "training.csv"}
+WHOLE = "MCRLoss"  # the term that is all of the regularizer
 Table = tuple[list[tuple[str, ...]], tuple[str, ...], list[Row]]  # lines, header, rows used
 Cell = Callable[[Row], str]
 
@@ -164,6 +163,29 @@ def costs(folder: Path) -> Table:
     return table, header, rows
 
 
+def decision(folder: Path) -> Table:
+    """What K = 32 leaves, and how many times its step's time all pairs take, by batch."""
+    rows, timed = _drawn(folder), read(folder / FILES["cost"])
+    sizes = list(dict.fromkeys(row["size"] for row in timed))
+    lines = []
+    for row in rows:
+        n, last = row["N"], row["steps"] == _stages(rows)[-1]
+        # up to 33 rows the default is all pairs
+        default = row["scheme"] == "cyclic" and row["K"] == str(min(32, int(n) - 1))
+        if last and default:
+            shares = (_percent("value_predicted"), _percent("encoders_variance"))
+            cosine = f"{float(row['encoders_cosine']):.3f}"
+            ratios = [_all_over_default(timed, size, n) for size in sizes]
+            lines.append((n, *(cell(row) for cell in shares), cosine, *ratios))
+    header = ("N", "value, %", "gradient, %", "cosine")
+    return lines, (*header, *(f"all / 32: {size}" for size in sizes)), rows
+
+
+def _all_over_default(rows: Sequence[Row], size: str, n: str) -> str:
+    ms = {r["K"]: r["p50_ms"] for r in rows if (r["size"], r["N"], r["term"]) == (size, n, WHOLE)}
+    return f"{float(ms['all']) / float(ms['32']):.2f}" if ms else ""
+
+
 def trainings(folder: Path) -> Table:
     """Accuracy against the default, in points with 95 % intervals over seeds."""
     rows = read(folder / FILES["training"])
@@ -213,6 +235,6 @@ TABLES: dict[str, dict[str, Callable[[Path], Table]]] = {
         "estimator_step": step,
         "estimator_own": own,
     },
-    "cost": {"estimator_cost": costs},
+    "cost": {"estimator_cost": costs, "estimator_decision": decision},
     "training": {"estimator_training": trainings},
 }
