@@ -7,6 +7,7 @@ default's, by the processor's time of a step.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from time import thread_time
 
@@ -44,7 +45,6 @@ ARMS = (
     *(Arm("uniform", count) for count in (1, 4, 32)),
     Arm("", 0),
 )
-ROWS_A_SEED = 2 * len(ARMS) - 1  # of a setting: both budgets, which are one for the default
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Setting:
 
 
 SETTINGS = (Setting(64, 0.1), Setting(128, 0.3))
+# both budgets, which are one for the default
+ROWS_A_SEED = len(SETTINGS) * (2 * len(ARMS) - 1)
 
 
 def step_times(setting: Setting, seconds: float) -> dict[Arm, float]:
@@ -82,23 +84,22 @@ def step_times(setting: Setting, seconds: float) -> dict[Arm, float]:
     return {arm: 1e3 * found[str(arm)].p50 for arm in ARMS}
 
 
-def run(setting: Setting, seeds: int, steps: int, seconds: float) -> Iterator[dict[str, str]]:
-    """A row for each seed, arm and budget."""
-    taken = step_times(setting, seconds)
-    for seed in range(seeds):
-        for arm in ARMS:
-            for budget in (BY_STEPS, BY_TIME):
-                if budget == BY_TIME and arm == DEFAULT:
-                    continue  # its own time
-                fits = steps if budget == BY_STEPS else round(steps * taken[DEFAULT] / taken[arm])
-                how = {"steps": fits, "batch": setting.batch}
-                found = two_speed.train(setting.form(arm), seed, two_speed.Model.fresh, **how)
-                yield {
-                    **{"batch": str(setting.batch), "weight": str(setting.weight)},
-                    **{"scheme": arm.scheme, "K": str(arm.count), "seed": str(seed)},
-                    **{"budget": budget, "steps": str(fits), "step_ms": f"{taken[arm]:.4f}"},
-                    "accuracy": f"{found.accuracy:.3f}",
-                }
+def run(seeds: int, steps: int, seconds: float) -> Iterator[dict[str, str]]:
+    """A row for each seed, setting, arm and budget; seed by seed, so that any part is balanced."""
+    taken = {setting: step_times(setting, seconds) for setting in SETTINGS}
+    for seed, setting, arm, budget in product(range(seeds), SETTINGS, ARMS, (BY_STEPS, BY_TIME)):
+        ms, allowed = taken[setting][arm], taken[setting][DEFAULT]
+        if budget == BY_TIME and arm == DEFAULT:
+            continue  # its own time
+        fits = steps if budget == BY_STEPS else round(steps * allowed / ms)
+        how = {"steps": fits, "batch": setting.batch}
+        found = two_speed.train(setting.form(arm), seed, two_speed.Model.fresh, **how)
+        yield {
+            **{"batch": str(setting.batch), "weight": str(setting.weight)},
+            **{"scheme": arm.scheme, "K": str(arm.count), "seed": str(seed)},
+            **{"budget": budget, "steps": str(fits), "step_ms": f"{ms:.4f}"},
+            "accuracy": f"{found.accuracy:.3f}",
+        }
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
