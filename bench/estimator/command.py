@@ -1,13 +1,16 @@
 """`python -m bench estimator`: bias and variance over draws of donors, their cost, and accuracy.
 
-    python -m bench estimator [--only draws|cost|training|figure] [--seeds 8] [--quick] [--out DIR]
+    python -m bench estimator [--only PART] [--seeds 8] [--quick] [--out DIR]
+
+Parts: draws, step (draws again, on training rows), cost, training, and figure, of what there is.
 
 One thread; all of it takes some 15 minutes of a core.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from tqdm import tqdm
 from bench import machine, results
 from bench.estimator import cost, report, training
 from bench.estimator.draws import Draw, measure
-from bench.estimator.models import trained
+from bench.estimator.models import Batch, Model, trained
 
 STAGES = (40, 640)  # training steps of the model that is measured
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -75,16 +78,40 @@ def _rows_of_draws(quick: bool) -> Iterator[dict[str, str]]:
         draws = draws_of(n) if num_modalities == 2 else draws_of_three(n)
         timed = num_modalities == 2 and steps == last
         taken = cost.step_times(model, n, draws, effort.seconds) if timed else {}
-        how = {"batches": part.batches, "draws_a_batch": part.draws}
-        for draw, found in measure(model, n, draws, **how, batches_between=part.between):
-            yield {
-                **{"M": str(num_modalities), "steps": str(steps), "N": str(n)},
+        make = partial(model.fresh_rows, n)
+        for draw, cells in _measured(model, make, draws, part):
+            what = {"M": str(num_modalities), "steps": str(steps), "N": str(n)}
+            yield {**what, **cells, "p50_ms": results.significant(taken.get(draw))}
+
+
+def _rows_of_steps(quick: bool) -> Iterator[dict[str, str]]:
+    effort, stages = (QUICK, (2, 4)) if quick else (FULL, STAGES)
+    tasks = [(steps, n) for steps in stages for n in ((32,) if quick else (32, 128))]
+    for steps, n in tqdm(tasks, desc="step", disable=None):
+        model = trained(2, steps)
+        draws = [Draw("cyclic", min(k, n - 1)) for k in (1, 8, 32)]
+        for _, cells in _measured(model, partial(model.training_rows, n), draws, effort.at(n)):
+            yield {"steps": str(steps), "N": str(n), **cells}
+
+
+def _measured(
+    model: Model,
+    make: Callable[[torch.Generator], Batch],
+    draws: Sequence[Draw],
+    effort: Effort,
+) -> Iterator[tuple[Draw, dict[str, str]]]:
+    """Each draw with its cells."""
+    how = {"batches": effort.batches, "draws_a_batch": effort.draws}
+    for draw, found in measure(model, make, draws, **how, batches_between=effort.between):
+        yield (
+            draw,
+            {
                 **{"donors": "shared" if draw.shared else "own", "scheme": draw.scheme},
-                **{"K": str(draw.count), "batches": str(part.batches), "draws": str(part.draws)},
-                **{"between": str(part.between)},
+                **{"K": str(draw.count), "batches": str(effort.batches)},
+                **{"draws": str(effort.draws), "between": str(effort.between)},
                 **{name: results.significant(value, 6) for name, value in found.items()},
-                "p50_ms": results.significant(taken.get(draw)),
-            }
+            },
+        )
 
 
 def _rows_of_cost(quick: bool) -> Iterator[dict[str, str]]:
@@ -128,6 +155,7 @@ def main(options: argparse.Namespace) -> int:
     folder = options.out
     makers = {
         "draws": lambda: _rows_of_draws(options.quick),
+        "step": lambda: _rows_of_steps(options.quick),
         "cost": lambda: _rows_of_cost(options.quick),
         "training": lambda: _rows_of_training(
             options.quick, min(options.seeds, 2) if options.quick else options.seeds

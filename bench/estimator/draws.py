@@ -1,11 +1,11 @@
 """Bias and variance of the value and the gradient of L_MIPD over draws of donors, measured.
 
-Every batch is of fresh rows. Its exact value and gradient are those of all ordered pairs; each draw
-is what `MCRLoss` makes of the same batch with its own random donors.
+A batch's exact value and gradient are those of all ordered pairs; each draw is what `MCRLoss` makes
+of the same batch with its own random donors.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mcr_fast
 from bench.estimator import theory
-from bench.estimator.models import Batch, Model, make_batch
+from bench.estimator.models import Batch, Model
 from bench.two_speed import NUM_CLASSES
 
 PARTS = ("latents", "fusion", "encoders")  # what a gradient is taken of
@@ -96,13 +96,12 @@ class Between:
     step: float  # of the whole step's gradient of the encoders
 
 
-def between(model: Model, num_rows: int, batches: int, generator: torch.Generator) -> Between:
-    """Variances over fresh batches."""
+def between(model: Model, batches: Iterable[Batch]) -> Between:
+    """Variances over batches."""
     exact, whole = Draw().loss(model), mcr_fast.MCRLoss(model.latent_dims, NUM_CLASSES)
     whole.num_permutations = "all"
     spreads = {name: Spread() for name in ("value", "fusion", "encoders", "step")}
-    for _ in range(batches):
-        batch = make_batch(len(model.latent_dims), num_rows, generator)
+    for batch in batches:
         found = estimate(model, model.encode(batch.views), exact)
         spreads["value"].add(torch.tensor(found.value, dtype=torch.float64))
         for part in ("fusion", "encoders"):
@@ -174,7 +173,7 @@ def _ratio(name: str, part: Sequence[float], whole: Sequence[float]) -> dict[str
 
 def measure(
     model: Model,
-    num_rows: int,
+    make: Callable[[torch.Generator], Batch],
     draws: Sequence[Draw],
     *,
     batches: int,
@@ -185,13 +184,12 @@ def measure(
     """Every kind of draw on the same batches."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # of the draws
-    noise = between(model, num_rows, batches_between, generator)
+    noise = between(model, (make(generator) for _ in range(batches_between)))
     errors = {draw: Errors() for draw in draws}
     losses = {draw: draw.loss(model) for draw in draws}
     for_all = Draw().loss(model)
     for _ in range(batches):
-        batch = make_batch(len(model.latent_dims), num_rows, generator)
-        latents = model.encode(batch.views)
+        latents = model.encode(make(generator).views)
         exact = estimate(model, latents, for_all)
         matrix = None
         if len(latents) == 2:  # subsets of one member alone, so donors are shared

@@ -40,6 +40,8 @@ def make_batch(num_modalities: int, num_rows: int, generator: torch.Generator) -
 class Model(nn.Module):
     """Encoders, a linear head on the latents of each, and a linear fusion of all."""
 
+    rows: Batch  # that it was trained on
+
     def __init__(self, num_modalities: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(
@@ -49,6 +51,15 @@ class Model(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(LATENT, NUM_CLASSES) for _ in self.encoders)
         self.fusion = nn.Linear(num_modalities * LATENT, NUM_CLASSES)
         self.latent_dims = [LATENT] * num_modalities
+
+    def fresh_rows(self, num_rows: int, generator: torch.Generator) -> Batch:
+        """Independent of what it was trained on."""
+        return make_batch(len(self.latent_dims), num_rows, generator)
+
+    def training_rows(self, num_rows: int, generator: torch.Generator) -> Batch:
+        """A batch of its training set, as a step sees it."""
+        index = torch.randperm(len(self.rows.labels), generator=generator)[:num_rows]
+        return Batch([x[index] for x in self.rows.views], self.rows.labels[index])
 
     def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
         return [encode(x) for encode, x in zip(self.encoders, views, strict=True)]
@@ -74,11 +85,9 @@ def trained(num_modalities: int, steps: int, seed: int = 0) -> Model:
     model = Model(num_modalities)
     regularizer = mcr_fast.MCRLoss(model.latent_dims, NUM_CLASSES)
     optimizer = torch.optim.Adam(model.parameters(), lr=two_speed.LEARNING_RATE)
-    rows = make_batch(num_modalities, two_speed.TRAIN, generator)
+    model.rows = model.fresh_rows(two_speed.TRAIN, generator)
     for _ in range(steps):
-        index = torch.randperm(two_speed.TRAIN, generator=generator)[:BATCH]
-        batch = Batch([x[index] for x in rows.views], rows.labels[index])
         optimizer.zero_grad()
-        model.loss(batch, regularizer).backward()
+        model.loss(model.training_rows(BATCH, generator), regularizer).backward()
         optimizer.step()
     return model

@@ -9,7 +9,7 @@ from bench.results import RESULTS, Row, number, read, significant
 
 # of no machine: most of it is the same on all of them, and the rows name theirs
 FOLDER = RESULTS / "estimator"
-FILES = {"draws": "draws.csv", "cost": "cost.csv", "training": "training.csv"}
+FILES = {"draws": "draws.csv", "step": "step.csv", "cost": "cost.csv", "training": "training.csv"}
 WHOLE = "MCRLoss"  # the term that is all of the regularizer
 Table = tuple[list[tuple[str, ...]], tuple[str, ...], list[Row]]  # lines, header, rows used
 Cell = Callable[[Row], str]
@@ -117,14 +117,14 @@ def gradient(folder: Path) -> Table:
 
 def step(folder: Path) -> Table:
     """Cosines with the exact gradient, and the draw's share in the noise of a whole step."""
-    rows = _drawn(folder)
-    columns = {k: {"scheme": "cyclic", "K": k} for k in ("1", "8", "32")}
+    rows = read(folder / FILES["step"])
     cells: dict[str, Cell] = {
         "cosine": lambda row: f"{float(row['encoders_cosine']):.3f}",
+        "of L_MIPD's noise, %": _percent("encoders_variance"),
         "of a step's noise": lambda row: _millionths(row["step_variance"]),
     }
-    header = [f"{name}, K = {k}" for name in cells for k in columns]
-    return _by_size(rows, _stages(rows), columns, cells.values()), ("steps", "N", *header), rows
+    lines = [(r["steps"], r["N"], r["K"], *(cell(r) for cell in cells.values())) for r in rows]
+    return lines, ("steps", "N", "K", *cells), rows
 
 
 def _millionths(share: str) -> str:
@@ -232,9 +232,9 @@ TABLES: dict[str, dict[str, Callable[[Path], Table]]] = {
         "estimator_bias": bias,
         "estimator_value": value,
         "estimator_gradient": gradient,
-        "estimator_step": step,
         "estimator_own": own,
     },
+    "step": {"estimator_step": step},
     "cost": {"estimator_cost": costs, "estimator_decision": decision},
     "training": {"estimator_training": trainings},
 }
