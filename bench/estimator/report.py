@@ -87,9 +87,18 @@ def value(folder: Path) -> Table:
     uniform = _by_size(
         rows, _stages(rows), {"32": {"scheme": "uniform", "K": "32"}}, [_percent("value_predicted")]
     )
-    joined = [(*line, more[2]) for line, more in zip(lines, uniform, strict=True)]
+    joined = [
+        (*line, more[2], _error_of_variance(rows, line[1]))
+        for line, more in zip(lines, uniform, strict=True)
+    ]
     names = (f"K = {k}" for k in counts)
-    return joined, ("steps", "N", *names, "uniform, K = 32"), rows
+    return joined, ("steps", "N", *names, "uniform, K = 32", "error"), rows
+
+
+def _error_of_variance(rows: Sequence[Row], n: str) -> str:
+    """Relative standard error of the variance between so many batches of a normal variable."""
+    batches = next(int(row["between"]) for row in rows if row["N"] == n)
+    return f"± {100 * (2 / (batches - 1)) ** 0.5:.0f} %"
 
 
 def _of_value(row: Row) -> str:
@@ -99,7 +108,7 @@ def _of_value(row: Row) -> str:
     return f"{predicted} ({measured})"
 
 
-GRADIENT_COUNTS = ("1", "8", "32", "64")
+GRADIENT_COUNTS = ("1", "8", "32")
 
 
 def gradient(folder: Path) -> Table:
