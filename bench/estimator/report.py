@@ -158,7 +158,7 @@ def costs(folder: Path) -> Table:
     rows = read(folder / FILES["cost"])
     places = {(row["size"], row["N"]): None for row in rows}
     columns = {
-        f"{term}, K = {k}": {"term": term, "K": k}
+        f"{term}, {k}": {"term": term, "K": k}
         for term in ("L_MIPD", "MCRLoss")
         for k in ("32", "all")
     }
@@ -168,7 +168,7 @@ def costs(folder: Path) -> Table:
         times = [significant(number(row, "p50_ms"), 3) if row else "" for row in found]
         memory = [significant(number(row, "peak_mb"), 2) if row else "" for row in found[:2]]
         table.append((line["size"], line["N"], *times, *memory))
-    header = ("fusion", "N", *(f"{name}, ms" for name in columns), "K = 32, MB", "all, MB")
+    header = ("fusion", "N", *(f"{name}, ms" for name in columns), "32, MB", "all, MB")
     return table, header, rows
 
 
@@ -187,7 +187,7 @@ def decision(folder: Path) -> Table:
             ratios = [_all_over_default(timed, size, n) for size in sizes]
             lines.append((n, *(cell(row) for cell in shares), cosine, *ratios))
     header = ("N", "value, %", "gradient, %", "cosine")
-    return lines, (*header, *(f"all / 32: {size}" for size in sizes)), rows
+    return lines, (*header, *(f"all / 32: {size}" for size in sizes)), [*rows, *timed]
 
 
 def _all_over_default(rows: Sequence[Row], size: str, n: str) -> str:
