@@ -1,5 +1,6 @@
 """Results of the draws as tables of docs/estimator.md."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -200,10 +201,13 @@ def trainings(folder: Path) -> Table:
     rows = read(folder / FILES["training"])
     table = []
     for batch, weight in dict.fromkeys((row["batch"], row["weight"]) for row in rows):
-        here = [row for row in rows if (row["batch"], row["weight"]) == (batch, weight)]
+        here = _whole_seeds([r for r in rows if (r["batch"], r["weight"]) == (batch, weight)])
+        seeds = str(len({row["seed"] for row in here}))
         default = _accuracies(here, training.DEFAULT, BY_STEPS)
         for arm in training.ARMS:
             mine = _accuracies(here, arm, BY_STEPS)
+            if not mine:
+                continue
             ms = next(row["step_ms"] for row in here if _is(row, arm))
             mean = f"{sum(mine.values()) / len(mine):.2f}"
             cells = [significant(float(ms), 3), mean]
@@ -213,9 +217,15 @@ def trainings(folder: Path) -> Table:
             cells.append(fits[0] if fits else here[0]["steps"])
             name = f"{arm.scheme}, K = {arm.count}" if arm.count else "no L_MIPD"
             name = "all pairs" if arm.count == "all" else name
-            table.append((batch, weight, name, *cells))
-    header = ("N", "weight", "donors", "ms a step", "accuracy, %", "equal steps, points")
+            table.append((batch, weight, name, seeds, *cells))
+    header = ("N", "weight", "donors", "seeds", "ms a step", "accuracy, %", "equal steps, points")
     return table, (*header, "equal time, points", "steps then"), rows
+
+
+def _whole_seeds(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Of a setting: a run that was stopped leaves a seed that not all arms have."""
+    counts = Counter(row["seed"] for row in rows)
+    return [row for row in rows if counts[row["seed"]] == max(counts.values())]
 
 
 def _is(row: Row, arm: training.Arm) -> bool:
