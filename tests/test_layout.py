@@ -61,6 +61,7 @@ LAYER = {
     "_unimodal": 10,
     "objective": 11,
     "recipes": 12,
+    "tune": 12,
 }
 
 
