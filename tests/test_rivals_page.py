@@ -12,7 +12,7 @@ from examples.competition.rivals import STRATEGIES, find
 PAGE = Path(__file__).resolve().parent.parent / "docs/competition-methods.md"
 # MMCosine's fusion is not the module that counts its forwards.
 COUNTED = ["joint", "unimodal", "multi-loss", "OGM", "OPM", "AGM", "MLB", "MSLR", "MILES"]
-COUNTED += ["MMPareto", "SFC"]
+COUNTED += ["MMPareto", "D&R", "Remix", "SFC"]
 
 
 def rows() -> dict[str, list[str]]:

@@ -35,6 +35,7 @@ class Strategy(nn.Module):
     """
 
     published: ClassVar[str] = ""  # paper and venue
+    needs_teachers: ClassVar[bool] = False  # takes `teachers`, a trained `unimodal.Unimodal`
 
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ STRATEGIES = {
     "OMIB": ("omib", "OMIB"),
     "ARM": ("arm", "ARM"),
     "UMT": ("umt", "UMT"),
+    "frozen": ("frozen", "Frozen"),
     "SFC": ("sfc", "SFC"),
     "MCR": ("mcr", "MCR"),
 }
