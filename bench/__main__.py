@@ -8,6 +8,7 @@ import torch
 from tabulate import tabulate
 
 from bench import launches, local_term, machine, monitor, results, tune_triton, two_speed
+from bench.estimator import command as estimator
 from bench.gpu import command as gpu_command
 from bench.measure import Effort, measure
 from bench.model import command as model_command
@@ -16,7 +17,8 @@ from bench.registry import MODES, STEMS, default_modes, select
 
 SHOWN = ("provider", "p20_ms", "p50_ms", "p80_ms", "ratio_to_ours", "peak_mb", "element_ns")
 SHOWN += ("floor_fraction", "compile_s", "skipped")
-PAGES = ("README.md", "docs/benchmarks.md", "docs/scaling.md", "docs/training.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/estimator.md", "docs/scaling.md")
+PAGES += ("docs/training.md",)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, module, words in (
         ("two_speed", two_speed, "accuracy: train on a task of two speeds"),
         ("monitor", monitor, "what MCRMonitor costs a step, and what it takes by hand"),
+        ("estimator", estimator, "bias, variance, cost and accuracy of the draw of donors"),
         ("launches", launches, "count what a step starts on a GPU; needs none"),
         ("local_term", local_term, "what contrasting each rank's rows alone changes"),
         ("model", model_command, "predict the rows of the goals on an H200; needs no GPU"),

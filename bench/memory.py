@@ -11,6 +11,7 @@ import ctypes
 import gc
 import multiprocessing
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -40,14 +41,19 @@ def _run(case: Case, provider_name: str) -> int:
         forward().backward()
         for leaf in inputs.leaves():
             leaf.grad = None
+    rise = peak_rise(lambda: forward().backward())
+    gradients = sum(x.grad.nbytes for x in inputs.leaves() if x.grad is not None)
+    return max(0, rise - gradients)
+
+
+def peak_rise(call: Callable[[], object]) -> int:
+    """Bytes that resident memory rises by at most while this process makes a call; Linux only."""
     gc.collect()
     _trim()
     before = _resident("VmRSS")
     CLEAR.write_text("5")
-    forward().backward()
-    peak = _resident("VmHWM")
-    gradients = sum(x.grad.nbytes for x in inputs.leaves() if x.grad is not None)
-    return max(0, peak - before - gradients)
+    call()
+    return _resident("VmHWM") - before
 
 
 def _trim() -> None:

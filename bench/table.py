@@ -2,7 +2,7 @@
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
 `targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`, `scaling_nt_xent`,
-`scaling_sup_con`.
+`scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
 """
 
 import re
@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from bench import two_speed
 from bench.case import Case
+from bench.estimator import report as estimator
 from bench.model import command as model
 from bench.model import scaling
 from bench.model.figures import PREDICTED
@@ -171,6 +172,12 @@ def _markdown(
     return f"{table}\n\n{_caption(rows)}"
 
 
+def _estimator(_: Path, make: Callable[[Path], estimator.Table]) -> str:
+    """What the draw of donors does."""
+    lines, header, rows = make(estimator.FOLDER)
+    return _markdown(lines, header, ("right",) * len(header), rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "headline": _headline,
     "targets": _targets,
@@ -184,5 +191,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
             scaling.Cluster(), scaling.Term(loss=loss)
         )
         for loss in scaling.ROUNDS
+    },
+    **{
+        name: partial(_estimator, make=make)
+        for makers in estimator.TABLES.values()
+        for name, make in makers.items()
     },
 }

@@ -33,12 +33,12 @@ class Step:
         """Both; what the call returned."""
         return self.call(self.setup())
 
-    def seconds(self) -> float:
-        """Time of one call by the clock of the CPU."""
+    def seconds(self, clock: Callable[[], float] = perf_counter) -> float:
+        """Time of one call by a clock of the CPU."""
         prepared = self.setup()
-        start = perf_counter()
+        start = clock()
         kept = self.call(prepared)
-        elapsed = perf_counter() - start
+        elapsed = clock() - start
         del kept  # not earlier: freeing the result is no part of the call
         return elapsed
 
@@ -74,33 +74,44 @@ def step(forward: Callable[[], Tensor], leaves: list[Tensor], mode: str) -> Step
     }[mode]
 
 
-def race(contestants: Mapping[str, Step], seconds: float, rounds: int) -> dict[str, Times]:
-    """Times of each, from about `seconds` of calls in `rounds` turns; slow ones get fewer turns."""
+def race(
+    contestants: Mapping[str, Step],
+    seconds: float,
+    rounds: int,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[str, Times]:
+    """Times of each, from about `seconds` of calls in `rounds` turns; slow ones get fewer turns.
+
+    `clock=time.thread_time` is the processor's time for this thread, which programs beside it do
+    not lengthen; it misses what other threads of a call take.
+    """
     estimate = {}
     for name, c in contestants.items():
-        first = c.seconds()
+        first = c.seconds(clock)
         # the first call loads and allocates; a slow one's is close enough
-        estimate[name] = first if first > seconds else min(c.seconds() for _ in range(3))
+        estimate[name] = first if first > seconds else min(c.seconds(clock) for _ in range(3))
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     gc.collect()
     gc.disable()
     try:
         for turn in range(rounds):
             for name, c in contestants.items():
-                samples[name] += _take_turn(c, estimate[name], seconds, rounds, turn)
+                samples[name] += _take_turn(c, estimate[name], seconds, rounds, turn, clock)
     finally:
         gc.enable()
     return {name: percentiles(taken) for name, taken in samples.items()}
 
 
-def _take_turn(c: Step, estimate: float, seconds: float, rounds: int, turn: int) -> list[float]:
+def _take_turn(
+    c: Step, estimate: float, seconds: float, rounds: int, turn: int, clock: Callable[[], float]
+) -> list[float]:
     turns = int(min(rounds, max(MIN_CALLS, seconds / max(estimate, 1e-9))))
     if turn * turns // rounds == (turn + 1) * turns // rounds:
         return []
     calls = int(min(MAX_CALLS_A_TURN, max(1, seconds / rounds / max(estimate, 1e-9))))
     if calls > 3:
-        c.seconds()  # the caches are full of the contestant before
-    return [c.seconds() for _ in range(calls)]
+        c.seconds(clock)  # the caches are full of the contestant before
+    return [c.seconds(clock) for _ in range(calls)]
 
 
 def percentiles(samples: list[float]) -> Times:

@@ -10,9 +10,11 @@ takes long to find it. Joint training is content with the fast one.
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -85,7 +87,7 @@ class Model:
 
 
 def algorithm(
-    unimodal_weight: float, options: dict[str, float] | None = None
+    unimodal_weight: float, options: dict[str, Any] | None = None
 ) -> Callable[[Model], BatchLoss]:
     """Algorithm 1 of the paper with these options of the regularizer; without it if None."""
 
@@ -139,7 +141,14 @@ def score(model: Model, test: Split) -> Score:
     return Score(100 * hits.mean().item(), 100 * importance[1].item())
 
 
-def train(form: Callable[[Model], BatchLoss], seed: int, fresh: Callable[[], Model]) -> Score:
+def train(
+    form: Callable[[Model], BatchLoss],
+    seed: int,
+    fresh: Callable[[], Model],
+    *,
+    steps: int = EPOCHS * TRAIN // BATCH,
+    batch: int = BATCH,
+) -> Score:
     """One model; the seed sets data, first weights and batches, alike for every form."""
     generator = torch.Generator().manual_seed(1000 + seed)
     rows, test = make_split(TRAIN, generator), make_split(TEST, generator)
@@ -147,12 +156,17 @@ def train(form: Callable[[Model], BatchLoss], seed: int, fresh: Callable[[], Mod
     model = fresh()
     batch_loss = form(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    for _ in range(EPOCHS):
-        for index in torch.randperm(TRAIN, generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            batch_loss(rows.fast[index], rows.slow[index], rows.labels[index]).backward()
-            optimizer.step()
+    for index in islice(_batches(batch, generator), steps):
+        optimizer.zero_grad()
+        batch_loss(rows.fast[index], rows.slow[index], rows.labels[index]).backward()
+        optimizer.step()
     return score(model, test)
+
+
+def _batches(batch: int, generator: torch.Generator) -> Iterator[Tensor]:  # [batch] each
+    """Rows of the training set, epoch after epoch."""
+    while True:
+        yield from torch.randperm(TRAIN, generator=generator).split(batch)
 
 
 COLUMNS = ("form", "seed", "accuracy", "slow_importance", *results.ENVIRONMENT)

@@ -85,7 +85,7 @@ class MCRLoss(MCRTerms):
             others -1 (``"greedy"``), 0 (``"independent"``) or +1 (``"collaborative"``) times.
         num_permutations: K. ``"all"``: every ordered pair of rows, exact, with one donor for all of
             S. Cyclic permutations are at most N-1: a larger K takes N-1, which is exact for
-            singletons.
+            singletons. docs/estimator.md says what a K costs and is worth.
         scheme: ``"cyclic"`` or ``"uniform"``, see `sample_permutations`.
         mipd_weight, contrastive_weight, ceb_weight: weights of the terms.
         temperature: of L_Con.

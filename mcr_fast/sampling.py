@@ -66,7 +66,8 @@ def sample_permutations(
     and every donor j != i is equally likely; K = N-1 covers all pairs. The shifts are consecutive
     from a random one on, so that rows next to each other in the order have all donors but one in
     common and kernels find them in their caches. The order is random: a row's donors are any K
-    others, and a mean over the pairs has the variance that scattered shifts would give it.
+    others, and a mean over the pairs has the variance that scattered shifts would give it;
+    docs/estimator.md has bias and variance of both schemes.
 
     Args:
         num_permutations: K >= 1.

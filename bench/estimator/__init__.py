@@ -1,0 +1,1 @@
+"""What the draw of donors does to L_MIPD: bias and variance, time and memory, accuracy."""
