@@ -1,8 +1,8 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`, `scaling_nt_xent`,
-`scaling_sup_con`.
+`targets`, `cases`, `two_speed`, `two_speed_all`, `demo`, `demo_all`, `model_steps`,
+`model_kernels`, `scaling_nt_xent`, `scaling_sup_con`.
 """
 
 import re
@@ -157,6 +157,11 @@ def _two_speed(folder: Path, forms: Iterable[str] = two_speed.HEADLINE) -> str:
     return f"{table} Means over {seeds} seeds and their standard errors." if rows else table
 
 
+def _written(file: Path) -> str:
+    """A text that a run has left."""
+    return file.read_text(encoding="utf-8").rstrip("\n") if file.exists() else _caption([])
+
+
 def _markdown(
     lines: list[tuple[str, ...]], header: tuple[str, ...], align: tuple[str, ...], rows: list[Row]
 ) -> str:
@@ -172,6 +177,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cases": _cases,
     "two_speed": _two_speed,
     "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
+    # written by examples/digits_demo.py --out FOLDER
+    "demo": lambda folder: _written(folder / "digits_short.md"),
+    "demo_all": lambda folder: _written(folder / "digits.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
     **{
