@@ -19,6 +19,7 @@ sys.path.append(str(ROOT / "examples"))
 import digits_data
 from digits_compare import Run
 from digits_data import load_halves, load_recordings, load_seen_and_heard, pair_by_label
+from digits_demo import write
 from digits_evaluate import NAN, Scores, probabilities, score, score_of
 from digits_report import Interval, paired_interval, report
 from digits_settings import SETTINGS
@@ -27,7 +28,9 @@ from scipy import stats
 from train_digits import METHODS, TwoModalities, mcr, multi_loss, train
 
 import mcr_fast
+from bench import table
 
+TABLES = ("demo", "demo_all")
 RECORDINGS, FRAMES = 40, 5  # of each label, of each recording
 
 
@@ -241,6 +244,21 @@ def test_a_missed_goal_is_said(gain, words):
 def test_where_the_ensemble_is_as_good_is_said(gain, words):
     said = report(made_up(gain - 0.001, "late"), ("image", "audio"))
     assert words in next(line for line in said.splitlines() if "nsemble" in line and "- " in line)
+
+
+def test_pages_get_what_a_run_wrote(tmp_path):
+    runs = made_up(0.03, "as recorded") + made_up(0.02, "late")
+    write(runs, ("image", "audio"), tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- bench:begin {x} -->\n<!-- bench:end -->\n" for x in TABLES))
+    assert table.write_tables(page, tmp_path) == len(TABLES)
+    short, whole = page.read_text().split("<!-- bench:begin demo_all -->")
+    assert "| image alone " in short
+    assert "**as recorded**" not in short
+    assert "**as recorded**" in whole
+    for part in (short, whole):
+        assert '"late", MCR against joint: +2.1 (+1.9 to +2.3) points.' in part
+        assert "3 seeds; written by `examples/digits_demo.py`." in part
 
 
 # Methods
