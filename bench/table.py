@@ -18,7 +18,9 @@ from bench.model import command as model
 from bench.model import scaling
 from bench.model.figures import PREDICTED
 from bench.registry import benchmarks
-from bench.results import NAMES, Row, number, read, significant
+from bench.results import NAMES, RESULTS, Row, number, read, significant
+
+DEMO = RESULTS / "demo"  # written by examples/digits_demo.py --out bench/results/demo
 
 MARKED = re.compile(
     r"(<!-- bench:begin ?(?P<name>\w*) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL
@@ -177,9 +179,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cases": _cases,
     "two_speed": _two_speed,
     "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
-    # written by examples/digits_demo.py --out FOLDER
-    "demo": lambda folder: _written(folder / "digits_short.md"),
-    "demo_all": lambda folder: _written(folder / "digits.md"),
+    "demo": lambda _: _written(DEMO / "digits_short.md"),
+    "demo_all": lambda _: _written(DEMO / "digits.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
     **{

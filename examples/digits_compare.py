@@ -27,7 +27,7 @@ class Run:
     method: str
     seed: int
     scores: Scores
-    accuracies: tuple[float, ...] = ()  # after each epoch, on the validation rows
+    accuracies: tuple[float, ...] = ()  # at each look, on the validation rows
     importances: tuple[float, ...] = ()  # of the second modality, the same
 
 
@@ -48,7 +48,9 @@ def compare(task: Task) -> list[Run]:
     digits = digits.scaled(setting.scale)
     runs, members = [], []
     for method, make in METHODS.items():
-        monitor = None if method in ALONE else mcr_fast.MCRMonitor(digits.names, every=1)
+        monitor = None
+        if method not in ALONE:
+            monitor = mcr_fast.MCRMonitor(digits.names, every=1, stride=1)
         batch_loss = make(*setting.weights(method))
         model = train(batch_loss, digits, task.epochs, task.seed, monitor)
         scores = score(model, method, digits, digits.test)

@@ -7,7 +7,7 @@ alone, their ensemble, joint training, multi-loss, MCR, and MCR without either o
 (`train_digits.py` has them all). Prints tables and what they say, writes runs, tables and a plot.
 Without the recordings the modalities are the two halves of each image.
 
-    python examples/digits_demo.py [--seeds 16] [--epochs 120] [--out demo-out] [--quick] [--tune]
+    python examples/digits_demo.py [--seeds 12] [--epochs 120] [--out demo-out] [--quick] [--tune]
 """
 
 import argparse
@@ -37,7 +37,7 @@ COLUMNS = (
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=16, help="models of each kind; 2 at least")
+    parser.add_argument("--seeds", type=int, default=12, help="models of each kind; 2 at least")
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the files")

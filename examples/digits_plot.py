@@ -8,6 +8,7 @@ import numpy as np
 from digits_compare import Run
 from digits_report import Names, Setting, accuracies, by_setting
 from matplotlib.axes import Axes
+from train_digits import LOOK_EVERY
 
 matplotlib.use("Agg")  # writes files, needs no screen
 import matplotlib.pyplot as plt
@@ -19,14 +20,14 @@ CURVES = ("joint", "multi-loss", "MCR")
 def draw_curves(axes: Axes, setting: Setting, curve: str) -> None:
     """Mean over the seeds, with a band of one standard deviation."""
     for method in CURVES:
-        x = 100 * np.array([getattr(run, curve) for run in setting[method]])  # [seeds, epochs]
+        x = 100 * np.array([getattr(run, curve) for run in setting[method]])  # [seeds, looks]
         mean, deviation = x.mean(0), x.std(0)
-        epochs = np.arange(1, len(mean) + 1)
+        epochs = 1 + LOOK_EVERY * np.arange(len(mean))
         axes.plot(epochs, mean, color=COLORS[method], label=method, linewidth=1.8)
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=COLORS[method], alpha=0.18, lw=0
         )
-    axes.set(xlabel="epoch", xlim=(1, len(mean)))
+    axes.set(xlabel="epoch", xlim=(0, epochs[-1]))
 
 
 def draw_lost(axes: Axes, setting: Setting, names: Names) -> None:

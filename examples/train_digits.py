@@ -20,6 +20,7 @@ import mcr_fast
 
 HIDDEN, LATENT = 128, 16
 BATCH, LEARNING_RATE = 32, 1e-3
+LOOK_EVERY = 4  # epochs
 
 
 class TwoModalities(nn.Module):
@@ -119,14 +120,14 @@ def train(
     model = TwoModalities(digits.widths)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         order = torch.randperm(len(digits.train), generator=generator)
         for index in order[: len(order) // BATCH * BATCH].split(BATCH):
             loss = batch_loss(model, digits.train.rows(index))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if monitor is not None:
+        if monitor is not None and epoch % LOOK_EVERY == 0:
             look(model, digits.validation, monitor)
     return model
 
@@ -149,7 +150,7 @@ def look(model: TwoModalities, split: Split, monitor: mcr_fast.MCRMonitor) -> No
 def main() -> None:
     torch.set_num_threads(1)  # layers this small gain nothing from more
     digits = find_loader()(seed=0).scaled(0.05)
-    monitor = mcr_fast.MCRMonitor(digits.names, every=1)  # a record a look
+    monitor = mcr_fast.MCRMonitor(digits.names, every=1, stride=1)  # a record a look
     loss = mcr(unimodal=10.0, mipd=0.01, contrastive=3.0)
     model = train(loss, digits, epochs=120, seed=0, monitor=monitor)
     print(monitor.summary())

@@ -25,7 +25,7 @@ from digits_report import Interval, paired_interval, report
 from digits_settings import SETTINGS
 from digits_tune import GRIDS, TUNE_SEEDS
 from scipy import stats
-from train_digits import METHODS, TwoModalities, mcr, multi_loss, train
+from train_digits import LOOK_EVERY, METHODS, TwoModalities, mcr, multi_loss, train
 
 import mcr_fast
 from bench import table
@@ -246,7 +246,8 @@ def test_where_the_ensemble_is_as_good_is_said(gain, words):
     assert words in next(line for line in said.splitlines() if "nsemble" in line and "- " in line)
 
 
-def test_pages_get_what_a_run_wrote(tmp_path):
+def test_pages_get_what_a_run_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "DEMO", tmp_path)
     runs = made_up(0.03, "as recorded") + made_up(0.02, "late")
     write(runs, ("image", "audio"), tmp_path)
     page = tmp_path / "page.md"
@@ -280,10 +281,10 @@ def test_training_depends_on_the_seed_alone():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_monitor_has_a_record_an_epoch():
+def test_the_monitor_has_a_record_a_look():
     digits = load_halves(0)
-    monitor = mcr_fast.MCRMonitor(digits.names, every=1)
-    train(METHODS["joint"](), digits, 2, 0, monitor)
+    monitor = mcr_fast.MCRMonitor(digits.names, every=1, stride=1)
+    train(METHODS["joint"](), digits, LOOK_EVERY + 1, 0, monitor)
     monitor.flush()
     assert len(monitor.history) == 2
     last = monitor.history[-1]
