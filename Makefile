@@ -24,8 +24,8 @@ CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*
 # What a change of calls for a new build; Python files are used where they lie.
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
 
-.PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs wheel wheel-test format \
-	clean
+.PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel \
+	wheel-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-recordings
@@ -35,7 +35,8 @@ demo: $(VENV)/.installed-demo $(VENV)/.installed-recordings
 test: $(VENV)/.installed-test $(VENV)/.installed-recordings
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed-test $(VENV)/.installed-recipes $(VENV)/.installed-recordings
+test-all: $(VENV)/.installed-test $(VENV)/.installed-recipes $(VENV)/.installed-docs \
+		$(VENV)/.installed-recordings
 	$(BIN)/python -m pytest --doctest-modules mcr_fast tests --slow $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
@@ -69,8 +70,13 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench run $(BENCH_ARGS)
 
+# The site, in build/site; anything that is amiss is an error. CONTRIBUTING.md: adding a page.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.installed-docs
-	$(BIN)/pdoc --docformat google --math --output-directory build/docs mcr_fast
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs serve
 
 # Where there is nvcc a wheel serves every GPU, unless told otherwise. auditwheel looks for patchelf
 # on PATH.

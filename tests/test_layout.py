@@ -61,6 +61,7 @@ LAYER = {
     "_unimodal": 10,
     "objective": 11,
     "recipes": 12,
+    "tune": 12,
 }
 
 
@@ -124,7 +125,7 @@ def test_op_is_built_and_public(op):
 )
 def test_no_file_without_its_stem(folder, suffix):
     stems = {path.stem for path in (ROOT / folder).glob(f"*{suffix}") if path.stem[0] != "_"}
-    assert stems - {"index", "registry", *BLOCKS} <= {*OPS, *INNER}
+    assert stems - {"README", "index", "registry", *BLOCKS} <= {*OPS, *INNER}
 
 
 @pytest.mark.parametrize("op", OPS)
