@@ -1,8 +1,8 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `two_speed_all`, `model_steps`, `model_kernels`, `scaling_nt_xent`,
-`scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
+`targets`, `cases`, `two_speed`, `two_speed_all`, `demo`, `demo_all`, `model_steps`,
+`model_kernels`, `scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
 """
 
 import re
@@ -19,7 +19,9 @@ from bench.model import command as model
 from bench.model import scaling
 from bench.model.figures import PREDICTED
 from bench.registry import benchmarks
-from bench.results import NAMES, Row, number, read, significant
+from bench.results import NAMES, RESULTS, Row, number, read, significant
+
+DEMO = RESULTS / "demo"  # written by examples/digits_demo.py --out bench/results/demo
 
 MARKED = re.compile(
     r"(<!-- bench:begin ?(?P<name>\w*) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL
@@ -163,6 +165,11 @@ def _two_speed(folder: Path, forms: Iterable[str] = two_speed.HEADLINE) -> str:
     return f"{table} Means over {seeds} seeds and their standard errors." if rows else table
 
 
+def _written(file: Path) -> str:
+    """A text that a run has left."""
+    return file.read_text(encoding="utf-8").rstrip("\n") if file.exists() else _caption([])
+
+
 def _markdown(
     lines: list[tuple[str, ...]], header: tuple[str, ...], align: tuple[str, ...], rows: list[Row]
 ) -> str:
@@ -184,6 +191,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cases": _cases,
     "two_speed": _two_speed,
     "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
+    "demo": lambda _: _written(DEMO / "digits_short.md"),
+    "demo_all": lambda _: _written(DEMO / "digits.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
     **{

@@ -1,176 +1,194 @@
-"""The table, the sentences under it, and the plot."""
+"""The tables, and what they say in words; all from the runs, nothing is known beforehand."""
 
 import math
-from collections.abc import Iterable
-from pathlib import Path
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
-import torch
-from digits_evaluate import Curve, Scores
-from digits_step_time import StepTime
-from matplotlib.axes import Axes
+from digits_compare import Run
+from digits_evaluate import ALONE
+from scipy import stats
 from tabulate import tabulate
 
-matplotlib.use("Agg")  # writes files, needs no screen
-import matplotlib.pyplot as plt
+GOAL = 1.0  # points of MCR over joint training where one modality learns late, at the lower end
+RIVALS = ("joint", "multi-loss", "ensemble")
+PARTS = {"L_MIPD": "MCR without L_MIPD", "L_Con": "MCR without L_Con"}
 
-Results = dict[str, list[Scores]]  # by method, one entry a seed
-
-COLORS = {"joint": "#5b6770", "multi-loss": "#d98b1f", "MCR": "#1f6fb4"}
-ALONE_COLOR = "#b9c0c5"
+Setting = dict[str, list[Run]]  # by method, in the order of the seeds
+Names = tuple[str, str]
 
 
-def spread(values: Iterable[float]) -> str:
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference in points, and the 95 % interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no clear difference"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+
+def paired_interval(ours: Sequence[float], others: Sequence[float]) -> Interval:
+    """Student's t over the differences of equal seeds, of shares 0 to 1.
+
+    A seed draws split, pairing, first weights and batches, so its differences have all of that.
+    """
+    gains = 100 * (np.array(ours) - np.array(others))  # [seeds]
+    mean, error = float(gains.mean()), float(stats.sem(gains)) if len(gains) > 1 else math.nan
+    half = 0.0 if error == 0 else error * float(stats.t.ppf(0.975, len(gains) - 1))
+    return Interval(mean, mean - half, mean + half)
+
+
+def by_setting(runs: Iterable[Run]) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        found.setdefault(run.setting, {}).setdefault(run.method, []).append(run)
+    return found
+
+
+def accuracies(runs: Iterable[Run], lost: int | None = None) -> list[float]:
+    """Of each seed, with both sensors or without one."""
+    return [run.scores.accuracy if lost is None else run.scores.lost[lost] for run in runs]
+
+
+def against(setting: Setting, other: str, lost: int | None = None) -> Interval:
+    return paired_interval(accuracies(setting["MCR"], lost), accuracies(setting[other], lost))
+
+
+def titled(method: str, names: Names) -> str:
+    """A method as it is printed: which of the modalities is alone."""
+    return f"{names[ALONE[method]]} alone" if method in ALONE else method
+
+
+def spread(shares: Iterable[float]) -> str:
     """Mean and sample standard deviation, in percent."""
-    x = 100 * np.array(list(values))
-    deviation = x.std(ddof=1) if len(x) > 1 else 0.0
-    return "-" if np.isnan(x).any() else f"{x.mean():.1f} ± {deviation:.1f}"
+    x = 100 * np.array(list(shares))
+    return "-" if np.isnan(x).any() else f"{x.mean():.1f} ± {x.std(ddof=1):.1f}"
 
 
-def shares(scores: list[Scores]) -> str:
-    """Importance of the left and the right half; both deviate alike, since they add up to 100 %."""
-    left, right = 100 * np.array([s.importance for s in scores]).mean(0)
-    return "-" if np.isnan(left) else f"{left:.1f} / {spread(s.importance[1] for s in scores)}"
+def importance_of(runs: Sequence[Run]) -> float:
+    return 100 * float(np.mean([run.scores.importance for run in runs]))
 
 
-def results_table(test: Results, validation: Results) -> str:
+def methods_table(setting: Setting, names: Names, form: str = "simple") -> str:
+    headers = ["", "test accuracy, %", *(f"{name} lost, %" for name in names)]
+    headers.append(f"importance of the {names[1]}, %")
     rows = [
         (
-            method,
-            spread(s.accuracy for s in scores),
-            spread(s.accuracy for s in validation[method]),
-            *(spread(s.probes[half] for s in scores) for half in range(2)),
-            shares(scores),
+            titled(method, names),
+            *(spread(accuracies(runs, lost)) for lost in (None, 0, 1)),
+            spread(run.scores.importance for run in runs),
         )
-        for method, scores in test.items()
+        for method, runs in setting.items()
     ]
-    headers = (
-        "",
-        "test\naccuracy %",
-        "validation\naccuracy %",
-        "left half\nprobe %",
-        "right half\nprobe %",
-        "importance %\nleft / right",
-    )
-    return tabulate(rows, headers, colalign=("left", *["right"] * 5), disable_numparse=True)
-
-
-def compare_methods(results: Results, method: str, other: str) -> str:
-    """The difference over the same test images, with the uncertainty of a test set of this size."""
-    hits = [torch.stack([s.correct for s in results[m]]).mean(0) for m in (method, other)]
-    gain = 100 * (hits[0] - hits[1])  # [N], each image's mean over seeds
-    mean = gain.mean().item()
-    half_width = 1.96 * gain.std().item() / math.sqrt(len(gain))
-    verdict = "no clear difference"
-    if abs(mean) > half_width:
-        verdict = "better" if mean > 0 else "worse"
-    return (
-        f"  against {other + ':':<17s} {mean:+.2f} points, "
-        f"95 % interval {mean - half_width:+.2f} to {mean + half_width:+.2f}: {verdict}"
+    return tabulate(
+        rows, headers, tablefmt=form, colalign=("left", *["right"] * 4), disable_numparse=True
     )
 
 
-def mean_probe(results: Results, method: str, half: int) -> float:
-    return 100 * float(np.mean([s.probes[half] for s in results[method]]))
-
-
-def time_sentence(timing: StepTime | None) -> str:
-    if timing is None:
-        return "Time of the loss: not compared, pytorch-metric-learning is not installed."
-    return (
-        f"Time of L_MIPD + L_Con, forward and backward ({timing.sizes},\n"
-        f"one thread), medians of {timing.turns} turns of both:\n"
-        f"  fused    {timing.fused:8.2f} ms a step, every row against all others\n"
-        f"  released {timing.released:8.2f} ms a step, {timing.released / timing.fused:.0f} times "
-        f"as long\n"
-        "           (six fusion passes on permuted copies, pytorch-metric-learning's NTXentLoss)"
+def differences_table(setting: Setting, names: Names, form: str = "simple") -> str:
+    """MCR against the others, over the same seeds."""
+    rows: list[tuple[str, str, str, str, str]] = []
+    for other in (*RIVALS, *PARTS.values()):
+        whole = against(setting, other)
+        lost = [str(against(setting, other, modality)) for modality in range(2)]
+        rows.append((f"MCR against {other}", str(whole), whole.verdict, *lost))
+    headers = ("points (95 % interval)", "accuracy", "", *(f"{name} lost" for name in names))
+    return tabulate(
+        rows, headers, tablefmt=form, colalign=("left", "right", "left", "right", "right")
     )
 
 
-def print_report(results: Results, validation: Results, timing: StepTime | None) -> None:
-    some = results["MCR"]
-    print(f"\n{results_table(results, validation)}\n")
-    print(
-        f"Mean ± standard deviation over {len(some)} seeds, the same {len(some[0].labels)} test "
-        "images for all.\n"
-        "The weights of multi-loss and MCR were chosen on the validation images.\n"
-        "Probe: test accuracy of a linear classifier fitted on the frozen latents of one encoder.\n"
-        "Importance: share of a half in how far predictions move (Jensen-Shannon divergence) when\n"
-        "that half is taken from another image; all pairs of test images.\n"
+def ensemble_words(setting: Setting) -> str:
+    found = against(setting, "ensemble")
+    words = {
+        "better": "MCR is above the ensemble, in one model",
+        "worse": "the ensemble of two models wins",
+        "no clear difference": "the ensemble of two models ties with MCR",
+    }
+    return f"{words[found.verdict]}: MCR against it {found} points, {found.verdict}"
+
+
+def importance_words(setting: Setting, names: Names) -> str:
+    shares = {method: importance_of(setting[method]) for method in ("joint", "multi-loss", "MCR")}
+    listed = ", ".join(f"{method} {share:.1f} %" for method, share in shares.items())
+    return f"importance of the {names[1]} at the end: {listed}"
+
+
+def lost_words(setting: Setting, names: Names) -> str:
+    means = {m: 100 * np.mean(accuracies(setting[m], 0)) for m in ("joint", "multi-loss", "MCR")}
+    listed = ", ".join(f"{method} {mean:.1f} %" for method, mean in means.items())
+    return f"right with the {names[0]} lost: {listed}"
+
+
+def part_words(setting: Setting) -> str:
+    """What each term of the regularizer gave: MCR against MCR without it."""
+    found = {term: against(setting, method) for term, method in PARTS.items()}
+    return "; ".join(f"{term} gave {gain} points, {_sure(gain)}" for term, gain in found.items())
+
+
+def _sure(gain: Interval) -> str:
+    return {"better": "a gain", "worse": "a loss"}.get(gain.verdict, "no clear difference")
+
+
+def goal_words(setting: Setting, name: str) -> str:
+    """Whether this run showed what the demo is for."""
+    found = against(setting, "joint")
+    aim = f'"{name}", MCR against joint: {found} points. The goal is a lower end above +{GOAL:.0f}'
+    if found.low > GOAL:
+        return f"{aim}: reached."
+    shown = {"better": "smaller", "worse": "a loss"}.get(found.verdict, "not distinct from none")
+    return f"{aim}: NOT reached in this run; the gain is {shown}."
+
+
+def words_on(setting: Setting, names: Names) -> str:
+    words = [
+        importance_words(setting, names),
+        lost_words(setting, names),
+        part_words(setting),
+        ensemble_words(setting),
+    ]
+    return "\n".join(f"- {line[0].upper()}{line[1:]}." for line in words)
+
+
+def report(runs: Sequence[Run], names: Names, form: str = "simple") -> str:
+    """Everything that is said, for a terminal or (form="github") for a page."""
+    settings = by_setting(runs)
+    parts = []
+    for name, setting in settings.items():
+        title = f"**{name}**" if form == "github" else f"{name}\n{'=' * len(name)}"
+        tables = (methods_table(setting, names, form), differences_table(setting, names, form))
+        parts += [title, *tables, words_on(setting, names)]
+    last = list(settings)[-1]
+    return "\n\n".join([*parts, goal_words(settings[last], last)])
+
+
+def short_report(runs: Sequence[Run], names: Names) -> str:
+    """For a page's first screen: the setting in which one modality is learned late."""
+    name, setting = list(by_setting(runs).items())[-1]
+    return f"{methods_table(setting, names, 'github')}\n\n{goal_words(setting, name)}"
+
+
+def explanation(seeds: int, rows: int, tries: int, names: Names) -> str:
+    """How the tables came about."""
+    sentences = (
+        f"Mean ± standard deviation over {seeds} seeds; each draws pairs, split ({rows} test "
+        "rows), first weights and batches anew, alike for all methods.",
+        "Intervals: Student's t over the seeds' differences.",
+        "A sensor is lost by putting its latents' mean over the training rows in their place, for "
+        "every method.",
+        f"Importance of the {names[1]}: its share in how far predictions move (Jensen-Shannon "
+        "divergence) when one modality comes from another row.",
+        f"Weights of multi-loss and MCR: the best of {tries} tries each for digits seen and heard, "
+        "on validation rows of other seeds; MCR without a term keeps the other weights.",
     )
-    print("Test accuracy of MCR, same images, mean over seeds:")
-    for other in ("joint", "multi-loss", "ensemble", "left half alone"):
-        print(compare_methods(results, "MCR", other))
-    print("What the encoder of the noisy right half learned (probe):")
-    alone = mean_probe(results, "right half alone", 1)
-    for method in COLORS:
-        probe = mean_probe(results, method, 1)
-        print(f"  {method:<13s} {probe:.1f} %, {probe - alone:+.1f} against the right half alone")
-    print(f"\n{time_sentence(timing)}\n")
-
-
-def draw_curves(axes: Axes, curves: dict[str, list[list[float]]]) -> None:
-    """Mean over the seeds, with a band of one standard deviation."""
-    for method, runs in curves.items():
-        x = 100 * np.array(runs)  # [seeds, epochs]
-        mean, deviation = x.mean(0), x.std(0)
-        epochs = np.arange(1, len(mean) + 1)
-        axes.plot(epochs, mean, color=COLORS[method], label=method, linewidth=1.8)
-        axes.fill_between(
-            epochs, mean - deviation, mean + deviation, color=COLORS[method], alpha=0.18, lw=0
-        )
-    axes.set_xlabel("epoch")
-    axes.set_xlim(1, len(mean))
-
-
-def draw_probes(axes: Axes, results: Results) -> None:
-    """What each encoder of the right half learned."""
-    methods = ["right half alone", *COLORS]
-    probes = [[100 * s.probes[1] for s in results[m]] for m in methods]
-    means, deviations = [np.mean(p) for p in probes], [np.std(p) for p in probes]
-    colors = [ALONE_COLOR, *COLORS.values()]
-    bars = axes.bar(["alone", *COLORS], means, yerr=deviations, color=colors, width=0.65)
-    axes.bar_label(bars, [f"{m:.1f}" for m in means], padding=3, fontsize=9)
-    axes.margins(y=0.12)
-
-
-def plot(curves: dict[str, list[Curve]], results: Results, path: Path) -> Path:
-    """Accuracy and importance over the epochs, and what the noisy half's encoder learned."""
-    figure, (accuracy, share, probes) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    draw_curves(accuracy, {m: [c.accuracy for c in runs] for m, runs in curves.items()})
-    accuracy.set(title="Accuracy", ylabel="validation accuracy (%)")
-    final = 100 * np.mean([c.accuracy[-1] for runs in curves.values() for c in runs])
-    accuracy.set_ylim(max(0, final - 9), min(100, final + 3))
-    accuracy.legend(loc="lower right", frameon=False)
-    draw_curves(share, {m: [c.right_importance for c in runs] for m, runs in curves.items()})
-    share.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    share.annotate(
-        "both halves count the same",
-        (1, 50),
-        (0, 3),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        fontsize=9,
-    )
-    share.set(title="Importance of the noisy right half", ylabel="share on validation images (%)")
-    share.set_ylim(0, 60)
-    share.legend(loc="upper right", bbox_to_anchor=(1, 0.84), frameon=False)
-    draw_probes(probes, results)
-    probes.set(
-        title="What the right half's encoder learned", ylabel="linear probe, test accuracy (%)"
-    )
-    for axes in (accuracy, share, probes):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-        axes.set_axisbelow(True)
-    seeds = len(results["MCR"])
-    figure.suptitle(
-        f"Handwritten digits cut in two, the right half under noise: "
-        f"mean and standard deviation over {seeds} seeds"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return textwrap.fill(" ".join(sentences), width=100)

@@ -1,67 +1,69 @@
-"""How the settings of train_digits.py were chosen: by validation accuracy, over several seeds."""
+"""How the weights of digits_settings.py were chosen: by validation accuracy, over several seeds."""
 
 import itertools
-import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from digits_evaluate import Scores
+import numpy as np
+from digits_compare import in_processes
+from digits_data import Loader
+from digits_evaluate import score
+from digits_settings import SETTINGS
 from tabulate import tabulate
-from tqdm import tqdm
+from train_digits import METHODS, train
 
-TUNE_SEEDS = (100, 101, 102, 103)  # none of them is a seed of the table
-NOISE_LEVELS = (0.5, 0.75, 1.0, 1.25, 1.5)
-MULTI_LOSS_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-UNIMODAL_WEIGHTS = (0.3, 1.0, 3.0)
-MIPD_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
-CONTRASTIVE_WEIGHTS = (0.3, 1.0, 3.0)
-
-# (noise, method, weights, seed) -> scores on the validation images
-Fit = Callable[[float, str, Sequence[float], int], Scores]
+TUNE_SEEDS = (100, 101, 102)  # none of them is a seed of the tables
+# Equally many tries for both.
+GRIDS: dict[str, list[tuple[float, ...]]] = {
+    "multi-loss": [(u,) for u in (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)],
+    "MCR": list(itertools.product((3.0, 10.0), (0.01, 0.1), (1.0, 3.0))),
+}
+WEIGHTS = ("unimodal", "mipd", "contrastive")
 
 
-def tune(fit: Fit, noise: float) -> None:
-    """Print the sweeps of the noise, of the weight of multi-loss and of the weights of MCR."""
-    sweep_noise(fit)
-    sweep_weights(fit, noise, "joint", [()])
-    sweep_weights(fit, noise, "multi-loss", [(u,) for u in MULTI_LOSS_WEIGHTS])
-    grid = itertools.product(UNIMODAL_WEIGHTS, MIPD_WEIGHTS, CONTRASTIVE_WEIGHTS)
-    sweep_weights(fit, noise, "MCR", list(grid))
+@dataclass(frozen=True)
+class Try:
+    """One method with weights of its own, in one setting with one seed."""
+
+    load: Loader
+    setting: str
+    method: str
+    weights: tuple[float, ...]
+    seed: int
+    epochs: int
 
 
-def mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
+def validated(attempt: Try) -> tuple[float, float]:
+    """Accuracy and importance of the second modality, on validation rows."""
+    digits = attempt.load(attempt.seed)
+    digits = digits.scaled(SETTINGS[digits.names][attempt.setting].scale)
+    batch_loss = METHODS[attempt.method](*attempt.weights)
+    model = train(batch_loss, digits, attempt.epochs, attempt.seed)
+    scores = score(model, attempt.method, digits, digits.validation)
+    return scores.accuracy, scores.importance
 
 
-def sweep_noise(fit: Fit) -> None:
-    """The least noise at which joint training lets the right half decide less than a quarter.
-
-    The criterion looks at joint training only, neither at multi-loss nor at MCR.
-    """
-    rows = []
-    for noise in tqdm(NOISE_LEVELS, desc="noise", unit="level"):
-        alone = mean(fit(noise, "right half alone", (), s).probes[1] for s in TUNE_SEEDS)
-        scores = [fit(noise, "joint", (), s) for s in TUNE_SEEDS]
-        within = mean(s.probes[1] for s in scores)
-        share = mean(s.importance[1] for s in scores)
-        rows.append((noise, 100 * alone, 100 * within, 100 * (alone - within), 100 * share))
-    headers = ("noise", "right alone %", "right in joint %", "left behind", "right importance %")
-    print(tabulate(rows, headers, floatfmt=("g", ".1f", ".1f", ".1f", ".1f")))
-    neglected = [row[0] for row in rows if row[4] < 25]
-    print(f"Least noise with an importance below 25 %: {min(neglected, default=math.nan):g}\n")
-
-
-def sweep_weights(fit: Fit, noise: float, method: str, grid: list[tuple[float, ...]]) -> None:
-    """Every setting, the best validation accuracy first; the other columns choose nothing."""
-    rows = []
-    for weights in tqdm(grid, desc=method, unit="setting"):
-        scores = [fit(noise, method, weights, s) for s in TUNE_SEEDS]
-        accuracy = mean(s.accuracy for s in scores)
-        probe = mean(s.probes[1] for s in scores)
-        share = mean(s.importance[1] for s in scores)
-        rows.append((*weights, 100 * accuracy, 100 * probe, 100 * share))
-    names = ("unimodal", "mipd", "contrastive")[: len(grid[0])]
-    rows.sort(key=lambda row: row[len(names)], reverse=True)
-    print(f"{method}, means over {len(TUNE_SEEDS)} seeds on validation images:")
-    headers = (*names, "accuracy %", "right probe %", "right importance %")
-    print(tabulate(rows, headers, floatfmt=(*["g"] * len(names), ".2f", ".1f", ".1f")), "\n")
+def tune(load: Loader, settings: Sequence[str], epochs: int, jobs: int) -> None:
+    """Print every try of each method in each setting, the best one first."""
+    sweeps = list(itertools.product(settings, GRIDS))
+    tries = [
+        Try(load, setting, method, weights, seed, epochs)
+        for setting, method in sweeps
+        for weights in GRIDS[method]
+        for seed in TUNE_SEEDS
+    ]
+    found = dict(in_processes(validated, tries, jobs, "tries"))
+    for setting, method in sweeps:
+        rows = []
+        for weights in GRIDS[method]:
+            same = (setting, method, weights)
+            of_seeds = [v for t, v in found.items() if (t.setting, t.method, t.weights) == same]
+            rows.append((*weights, *(100 * np.mean(of_seeds, axis=0))))
+        names = WEIGHTS[: len(rows[0]) - 2]
+        rows.sort(key=lambda row: row[len(names)], reverse=True)
+        print(
+            f"\n{method}, {setting}: {len(rows)} tries, means over {len(TUNE_SEEDS)} seeds on "
+            "validation rows"
+        )
+        headers = (*names, "accuracy %", "importance of the second %")
+        print(tabulate(rows, headers, floatfmt=(*["g"] * len(names), ".2f", ".1f")))

@@ -66,17 +66,6 @@ def test_views_of_digits_are_standardized_by_the_training_rows():
     torch.testing.assert_close(audio.std(0), torch.ones(audio.shape[1]), rtol=0.01, atol=0)
 
 
-def test_every_image_has_a_recording_of_its_own_digit():
-    from examples.competition.data import av_digits
-
-    load("digits", 1.0)
-    labels = torch.arange(10).repeat(100).numpy()
-    audio_labels = av_digits.recordings()[1]
-    index = av_digits.partners(labels, audio_labels, 3)
-    assert (audio_labels[index] == labels).all()
-    assert len(set(index.tolist())) == len(labels)
-
-
 def test_the_second_view_of_figure_1_knows_less_the_more_is_unique():
     """By the distance of the classes' means over the noise, in each view."""
 

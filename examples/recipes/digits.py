@@ -10,20 +10,18 @@ from torch.utils.data import TensorDataset
 import mcr_fast
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from digits_data import NUM_CLASSES, PIXELS, load_halves
+from digits_data import NUM_CLASSES, load_halves
 
+PIXELS = 32  # of a half
 HIDDEN, LATENT, BATCH = 128, 16, 32
 HALVES = ("left", "right")
 
 
 def load() -> tuple[TensorDataset, TensorDataset]:
     """Rows of (left [32], right [32] under noise, label): to train on, and to test with."""
-    digits = load_halves(noise=1.0)
-    left, right = digits.train.halves
-    generator = torch.Generator().manual_seed(0)
-    noisy = right + digits.noise * torch.randn(right.shape, generator=generator)
-    train = TensorDataset(left, noisy, digits.train.labels)
-    return train, TensorDataset(*digits.test.halves, digits.test.labels)
+    digits = load_halves(seed=0, train_share=0.2)
+    train, test = (TensorDataset(*part.inputs, part.labels) for part in (digits.train, digits.test))
+    return train, test
 
 
 def encoder() -> nn.Module:
@@ -37,7 +35,7 @@ def encoder() -> nn.Module:
 
 
 def make_objective(process_group: object = None, **options: object) -> mcr_fast.MCRObjective:
-    """Algorithm 1, with the weights of examples/train_digits.py; L_Con over the group's rows."""
+    """Algorithm 1, with weights of 3 for what is learned alone; L_Con over the group's rows."""
     regularizer = mcr_fast.MCRLoss(
         [LATENT, LATENT],
         NUM_CLASSES,

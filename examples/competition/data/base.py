@@ -79,13 +79,9 @@ def split_rows(
     return first, second, third
 
 
-def standardized(x: np.ndarray, train: np.ndarray, floor: float = 1e-6) -> np.ndarray:
-    """Each column [N, D] by the mean and deviation of the training rows, taken as `floor` or more.
-
-    Pixels need one that is not tiny: a single grey value in a corner that is always blank would
-    outweigh the rest of the image.
-    """
-    return (x - x[train].mean(0)) / np.maximum(x[train].std(0), floor)
+def standardized(x: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Each column [N, D] by the mean and deviation of the training rows."""
+    return (x - x[train].mean(0)) / np.maximum(x[train].std(0), 1e-6)
 
 
 def batch(views: tuple[np.ndarray, ...], labels: np.ndarray, index: np.ndarray) -> Batch:
