@@ -1,7 +1,6 @@
 """Writes the tables, sentences and figures of the pages from the files of results."""
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ def contents(outcomes: Outcomes, folder: Path) -> dict[str, Callable[[], str]]:
         "ranks": partial(tables.mean_ranks, outcomes),
         "ablations": partial(tables.ablations, outcomes),
         "choices": partial(tables.choices, outcomes),
-        "protocol": protocol,
+        "protocol": partial(protocol, outcomes),
         "time": partial(timing.table, folder),
         "null": partial(tables.accuracy, outcomes, sentences.NULL),
         "null_differences": partial(tables.differences, outcomes, sentences.NULL),
@@ -51,20 +50,33 @@ def image(name: str, title: str, there: bool) -> str:
     return f"![{title}](figures/{FIGURES.name}/{name}.png)" if there else tables.NOTHING
 
 
-def protocol() -> str:
-    """How much of everything, as the code has it."""
+def protocol(outcomes: Outcomes) -> str:
+    """How much of everything, as the code has it, and how much of it there are results of."""
     effort = jobs.Effort()
     most = max(map(len, tuning.TRIES.values()))
     fewer = {name: len(tries) for name, tries in tuning.TRIES.items() if len(tries) < most}
     exceptions = ", ".join(f"{tables.shown(name)} {count}" for name, count in fewer.items())
-    settings = math.fsum(len(family.values) for family in FAMILIES.values())
+    settings = sum(len(family.values) for family in FAMILIES.values())
     return (
-        f"{settings:.0f} settings, {effort.seeds} seeds each, {effort.epochs} epochs of 8 steps. "
+        f"{settings} settings, {effort.seeds} seeds each, {effort.epochs} epochs of 8 steps. "
         f"Encoders have two hidden layers of {HIDDEN}, latents {LATENT} numbers. "
         f"{most} tries a method (fewer, as there is no more to choose: {exceptions}), each in "
         f"every setting of a family with a seed of its own, or with {tuning.SEEDS_OF_ONE} seeds "
         f"where there is one setting; seeds from {tuning.SEEDS[0]} on, results have 0 to "
-        f"{effort.seeds - 1}."
+        f"{effort.seeds - 1}.{missing(outcomes)}"
+    )
+
+
+def missing(outcomes: Outcomes) -> str:
+    """What there are no results of yet, if anything."""
+    methods = {name for family in FAMILIES for name in outcomes.methods(family)}
+    every = jobs.available_methods()
+    there, settings = len(outcomes.all_places()), sum(len(f.values) for f in FAMILIES.values())
+    if len(methods) == len(every) and there == settings:
+        return ""
+    return (
+        f" **Not complete**: these are results of {len(methods)} of {len(every)} methods in "
+        f"{there} of {settings} settings."
     )
 
 
