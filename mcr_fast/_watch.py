@@ -64,7 +64,7 @@ def _text(modality: int, num_modalities: int) -> str:
         f"MCRLoss: the importance of modality {modality} (of 0..{num_modalities - 1}, in the order "
         f"of latents) stayed under {LEAST:.0%} in the last {PATIENCE} looks, one every {EVERY} "
         "training forwards: the fusion hardly uses it. Add the unimodal losses of Algorithm 1, the "
-        "task loss of a linear head on each modality's own latents, with weight 1 to 3; if they "
-        "are there, raise their weight or lower contrastive_weight. See 'Use' in README.md and "
-        "docs/training.md. This warning comes once."
+        "task loss of a linear head on each modality's own latents, with a weight of about "
+        "three times contrastive_weight; if they are there, raise their weight or lower "
+        "contrastive_weight. See 'Use' in README.md and docs/training.md. This warning comes once."
     )

@@ -74,9 +74,9 @@ class MCRLoss(MCRTerms):
 
     The paper's Algorithm 1 minimises task loss + u * unimodal losses + this loss, which
     `MCRObjective` adds up. The unimodal losses are the task loss of a linear head on each
-    modality's own latents, u is 1 to 3. They are not optional: alone, with the default weights,
-    L_Con drives the fusion, and a modality that is learned slowly ends up ignored
-    (docs/training.md has figures).
+    modality's own latents, u about three times `contrastive_weight`. They are not optional: alone,
+    with the default weights, L_Con drives the fusion, and a modality that is learned slowly ends
+    up ignored (docs/training.md has figures).
 
     Args:
         latent_dims: D_m, the last dimension of each modality's latents; at least 2 modalities.

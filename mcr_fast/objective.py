@@ -66,7 +66,8 @@ class MCRObjective(nn.Module):
     Args:
         loss: the regularizer; its `divergence` has to be that of the task, ``"jsd"`` for
             classification, ``"binary_jsd"`` for several labels at once, ``"mse"`` for regression.
-        unimodal_weight: of the unimodal losses, a number or one a modality; 1 to 3 is usual.
+        unimodal_weight: of the unimodal losses, a number or one a modality; about three times the
+            loss's `contrastive_weight` is a place to start (docs/training.md has figures).
         task: ``"classification"``: labels [N] class numbers (-100 leaves a row out), or [N, C]
             probabilities. ``"multilabel"``: labels [N, C] in 0..1, binary cross entropy with
             logits, mean over C. ``"regression"``: labels [N, C], or [N] for C = 1. Or a callable

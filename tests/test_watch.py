@@ -37,7 +37,7 @@ def test_warns_once_and_says_what_to_do():
         f"{PATIENCE} looks",
         "under 2%",
         "unimodal losses",
-        "weight 1 to 3",
+        "three times contrastive_weight",
         "docs/training",
     ):
         assert part in text
