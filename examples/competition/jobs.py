@@ -1,21 +1,22 @@
 """What the experiments consist of: trainings, each with a name that a rerun knows it by."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from . import tuning
+from .chosen import Chosen, Effort, tuned_on
 from .data import FAMILIES
-from .rivals import STRATEGIES, find
-from .training import EPOCHS
+from .rivals import find
 from .tuning import Options, text_of
 
 EXPERIMENTS = (*FAMILIES, "ablations")
 ABLATED = (("speed", 0.05), ("digits", 0.05))
+AS_CHOSEN = "as chosen"
 
-# Changes of the chosen MCR; a variant that is the chosen one itself is trained all the same.
+# Changes of the chosen MCR. "As chosen" is the main result's row, as is any that changes nothing.
 ABLATIONS: dict[str, Options] = {
-    "as chosen": {},
+    AS_CHOSEN: {},
     "independent": {"strategy": "independent"},
     "collaborative": {"strategy": "collaborative"},
     "without MIPD": {"mipd": 0.0},
@@ -34,21 +35,7 @@ ABLATIONS: dict[str, Options] = {
     "weight of MIPD: 0.3": {"mipd": 0.3},
     "weight of MIPD: 1": {"mipd": 1.0},
 }
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much of everything; the defaults are what is published."""
-
-    seeds: int = 8
-    epochs: int = EPOCHS
-    tries: int | None = None  # of a method, None for all
-    tuning_places: int | None = None  # settings and seeds of a family
-
-    @staticmethod
-    def quick() -> "Effort":
-        """To see that all of it runs; its figures say nothing."""
-        return Effort(seeds=2, epochs=3, tries=2, tuning_places=1)
+KEY = ("family", "value", "method", "variant", "options", "seed", "teacher", "epochs")
 
 
 @dataclass(frozen=True)
@@ -62,111 +49,104 @@ class Job:
     variant: str  # of an ablation
     options: str  # JSON
     seed: int
-    teacher: str = "{}"  # options of the unimodal models, JSON
+    teacher: str  # options of the unimodal models, JSON
+    epochs: int
 
     @property
     def key(self) -> tuple[str, ...]:
         """The cells that tell rows of a file apart."""
         cells = (self.family, f"{self.value:g}", self.method, self.variant, self.options)
-        return (*cells, str(self.seed), self.teacher)
+        return (*cells, str(self.seed), self.teacher, str(self.epochs))
 
     def decoded(self) -> tuple[Options, Options]:
         """The options and those of the unimodal models."""
         return json.loads(self.options), json.loads(self.teacher)
 
 
-KEY = ("family", "value", "method", "variant", "options", "seed", "teacher")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The options of a family's methods, as tuning chose them so far."""
-
-    by_family: Mapping[str, Mapping[str, Options]]
-
-    @staticmethod
-    def of(rows: Iterable[Mapping[str, str]], methods: Sequence[str]) -> "Chosen":
-        """From the rows of tuning, those of these methods and of tries that are tried today."""
-        rows = list(rows)
-        found: dict[str, dict[str, Options]] = {}
-        for family in FAMILIES:
-            for method in methods:
-                tried = {text_of(options) for options in tries(family, method, found)}
-                own = [
-                    row
-                    for row in rows
-                    if (row["family"], row["method"]) == (family, method)
-                    and row["options"] in tried
-                ]
-                best = tuning.best(own)
-                if best is not None:
-                    found.setdefault(family, {})[method] = json.loads(best)
-        return Chosen(found)
-
-    def options(self, family: str, method: str) -> Options:
-        """Of a method; the family that it is tuned on may be another one."""
-        return self.by_family[tuned_on(family)][method]
-
-    def teacher(self, family: str, method: str) -> str:
-        """Those of the unimodal models, for a method that learns from them."""
-        return text_of(self.options(family, "unimodal")) if find(method).needs_teachers else "{}"
-
-
-def tuned_on(family: str) -> str:
-    """The family whose choice of options is used."""
-    return FAMILIES[family].tuned_on or family
-
-
-def tries(family: str, method: str, chosen: Mapping[str, Mapping[str, Options]]) -> list[Options]:
-    """The tries of a method: at joint training's rate, unless it chooses its own.
-
-    None as long as joint training has not chosen.
-    """
-    if method in tuning.OWN_RATE:
-        return tuning.TRIES[method]
-    joint = chosen.get(family, {}).get("joint")
-    return [] if joint is None else [{**options, **joint} for options in tuning.TRIES[method]]
-
-
 def tuning_jobs(
     families: Iterable[str], methods: Iterable[str], chosen: Chosen, effort: Effort
 ) -> Iterator[Job]:
-    """All tries that can be made at this stage."""
+    """All tries that can be made at this stage: the second one once the first one has chosen."""
+    methods = list(methods)
     for family in dict.fromkeys(map(tuned_on, families)):
-        places = tuning.places(FAMILIES[family].values)[: effort.tuning_places]
         for method in methods:
-            options = tries(family, method, chosen.by_family)[: effort.tries]
-            teacher = chosen.teacher(family, method) if options else "{}"
-            # the only try is not compared with anything: one training makes it known
-            several = len(options) > 1
-            for each in options:
-                for value, seed in places if several else places[:1]:
-                    text = text_of(each)
-                    yield Job("tuning", family, value, method, "", text, seed, teacher)
+            teacher = chosen.teacher(family, method)
+            if teacher is None:
+                continue
+            for options in chosen.tries(family, method, effort):
+                for value, seed in effort.places(family):
+                    text = text_of(options)
+                    yield Job(
+                        "tuning", family, value, method, "", text, seed, teacher, effort.epochs
+                    )
 
 
-def final_jobs(family: str, methods: Iterable[str], seeds: int, chosen: Chosen) -> Iterator[Job]:
-    """Every method with its chosen options, seed by seed."""
-    for seed in range(seeds):
+def final(family: str, value: float, method: str, seed: int, chosen: Chosen, epochs: int) -> Job:
+    """A method with its chosen options."""
+    options, teacher = text_of(chosen.options(family, method)), chosen.teacher(family, method)
+    assert teacher is not None  # nothing is chosen before the unimodal models are
+    return Job(family, family, value, method, "", options, seed, teacher, epochs)
+
+
+def final_jobs(
+    family: str, methods: Iterable[str], chosen: Chosen, effort: Effort
+) -> Iterator[Job]:
+    """Every method that has chosen, seed by seed."""
+    there = [method for method in methods if chosen.has(family, method)]
+    for seed in range(max(effort.seeds, effort.more_seeds)):
         for value in FAMILIES[family].values:
-            for method in methods:
-                text = text_of(chosen.options(family, method))
-                teacher = chosen.teacher(family, method)
-                yield Job(family, family, value, method, "", text, seed, teacher)
+            for method in there:
+                if seed < effort.seeds_of(family, method):
+                    yield final(family, value, method, seed, chosen, effort.epochs)
 
 
-def ablation_jobs(seeds: int, chosen: Chosen) -> Iterator[Job]:
-    """Every variant of MCR, and joint training and multi-loss beside them."""
-    for seed in range(seeds):
+def variant_options(family: str, variant: str, chosen: Chosen) -> Options:
+    """Those of the chosen MCR, with the change."""
+    return {**chosen.options(family, "MCR"), **ABLATIONS[variant]}
+
+
+def changes(family: str, variant: str, chosen: Chosen) -> bool:
+    """Whether a variant is another training than the chosen MCR."""
+    return variant_options(family, variant, chosen) != chosen.options(family, "MCR")
+
+
+def ablation_jobs(chosen: Chosen, effort: Effort) -> Iterator[Job]:
+    """Every variant of MCR; the chosen one is a row of the main result."""
+    for seed in range(effort.seeds):
         for family, value in ABLATED:
-            for method in ("joint", "multi-loss"):
-                text = text_of(chosen.options(family, method))
-                yield Job("ablations", family, value, method, "", text, seed)
-            for variant, change in ABLATIONS.items():
-                text = text_of({**chosen.options(family, "MCR"), **change})
-                yield Job("ablations", family, value, "MCR", variant, text, seed)
+            if not chosen.has(family, "MCR"):
+                continue
+            yield final(family, value, "MCR", seed, chosen, effort.epochs)
+            for variant in ABLATIONS:
+                if changes(family, variant, chosen):
+                    text = text_of(variant_options(family, variant, chosen))
+                    cells = ("MCR", variant, text, seed, "{}", effort.epochs)
+                    yield Job("ablations", family, value, *cells)
 
 
-def available_methods() -> list[str]:
-    """All strategies that have tries."""
-    return [name for name in STRATEGIES if name in tuning.TRIES]
+def planned(
+    experiments: Iterable[str], families: Iterable[str], methods: Iterable[str], effort: Effort
+) -> dict[str, int]:
+    """Trainings of each experiment if nothing was done before, those of teachers included."""
+    families, methods = list(families), list(methods)
+    taught = any(find(method).needs_teachers for method in methods)
+    tuned = list(dict.fromkeys(map(tuned_on, families)))
+    places = sum(len(effort.places(family)) for family in tuned)
+    found = {"tuning": places * sum(effort.number_of_tries(m) for m in with_needed(methods))}
+    found["tuning"] += places * taught
+    for family in families:
+        if family in experiments:
+            settings = len(FAMILIES[family].values)
+            seeds = sum(effort.seeds_of(family, method) for method in methods)
+            found[family] = settings * (seeds + effort.seeds * taught)
+    if "ablations" in experiments:
+        found["ablations"] = len(ABLATED) * effort.seeds * (len(ABLATIONS) - 1)
+    return found
+
+
+def with_needed(methods: Iterable[str]) -> list[str]:
+    """In the order of the tables, with those whose choices others take."""
+    found = set(methods)
+    found |= {"multi-loss" for method in methods if method in tuning.HEIR}
+    found |= {"unimodal" for method in methods if find(method).needs_teachers}
+    return [method for method in tuning.TRIES if method in found]

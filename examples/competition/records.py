@@ -2,23 +2,24 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from bench import machine
-from bench.results import ENVIRONMENT, read
+from bench.results import ENVIRONMENT, read, write
 
-from .jobs import KEY, Job
+from .jobs import EXPERIMENTS, KEY, Job
 from .training import Scores
 
 RESULTS = machine.ROOT / "bench" / "results" / "competition"
 MEASURED = (
     *("test", "test_last", "validation", "best_epoch"),
+    "first_epoch",  # in which the method did something of its own
     *("without_0", "without_1"),  # test accuracy with this modality's sensor lost
     *("alone_0", "alone_1"),  # of the unimodal models
     "step_ms",
 )
-COLUMNS = ("experiment", *KEY, "epochs", *MEASURED, *ENVIRONMENT)
+COLUMNS = ("experiment", *KEY, *MEASURED, *ENVIRONMENT)
 
 Row = Mapping[str, str]
 
@@ -28,13 +29,14 @@ def environment() -> dict[str, str]:
     return {**machine.environment(), "load": f"{machine.load():.1f}"}
 
 
-def row_of(job: Job, scores: Scores, epochs: int, where: Row) -> dict[str, str]:
+def row_of(job: Job, scores: Scores, where: Row) -> dict[str, str]:
     """A row of a file; accuracies are shares from 0 to 1."""
     figures: dict[str, float] = {
         "test": scores.test,
         "test_last": scores.test_last,
         "validation": scores.validation,
         "best_epoch": scores.best_epoch,
+        "first_epoch": getattr(scores, "first_epoch", 0),
         "step_ms": scores.step_ms,
     }
     for name in ("without", "alone"):
@@ -42,7 +44,6 @@ def row_of(job: Job, scores: Scores, epochs: int, where: Row) -> dict[str, str]:
     return {
         "experiment": job.experiment,
         **dict(zip(KEY, job.key, strict=True)),
-        "epochs": str(epochs),
         **{name: f"{x:.6g}" for name, x in figures.items()},
         **where,
     }
@@ -60,6 +61,8 @@ def append(path: Path, row: Row) -> None:
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     if not path.exists() or path.stat().st_size == 0:
         writer.writeheader()
+    else:
+        check_header(path)
     writer.writerow(row)
     with path.open("a", newline="", encoding="utf-8") as file:
         file.write(text.getvalue())
@@ -74,9 +77,33 @@ def repair(path: Path) -> None:
         path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
+def check_header(path: Path) -> None:
+    """A ValueError if a file has other columns than rows are written with."""
+    with path.open(newline="", encoding="utf-8") as file:
+        found = tuple(next(csv.reader(file), ()))
+    if found != COLUMNS:
+        differ = ", ".join(sorted(set(found) ^ set(COLUMNS))) or "their order"
+        raise ValueError(f"{path} has other columns ({differ}): move it away and train anew")
+
+
 def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none if there is no file."""
+    """The rows of a file, none if there is no file; a ValueError if its columns are others."""
+    if path.exists() and path.stat().st_size:
+        check_header(path)
     return read(path)
+
+
+def drop(folder: Path, methods: Collection[str]) -> int:
+    """Take the rows of these methods out of all files; how many there were."""
+    count = 0
+    for experiment in (*EXPERIMENTS, "tuning"):
+        path = path_of(folder, experiment)
+        found = rows(path)
+        kept = [row for row in found if row["method"] not in methods]
+        if len(kept) < len(found):
+            write(path, kept, COLUMNS)
+        count += len(found) - len(kept)
+    return count
 
 
 def keys(found: Iterable[Row]) -> set[tuple[str, ...]]:

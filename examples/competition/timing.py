@@ -11,22 +11,25 @@ from tqdm import tqdm
 
 from bench import results
 
-from . import jobs, records
+from . import records
+from .chosen import available_methods
 from .outcomes import origin
 from .strategy import Strategy
 from .tables import NOTHING, markdown, shown
 from .training import OPTIMIZER, Setting, data_of, fit
 
 FAMILY, VALUE = "speed", 1.0
-TURNS, STEPS = 20, 40
+TURNS, STEPS = 20, 64  # eight epochs
+# What happens between epochs is to happen in the steps that are timed: k-means every fourth epoch.
+OPTIONS = {"D&R": {"every": 4, "times": 1_000_000}}
 COLUMNS = ("method", "seed", "epochs", "step_ms", "over_joint", "turns", *results.ENVIRONMENT)
 WARM_UP = 12  # epochs before, past the warm-up of methods that have one
 
 
 def prepared(method: str) -> tuple[Strategy, torch.optim.Optimizer]:
-    """A method with its defaults after some epochs, in training mode."""
+    """A method with its defaults, or `OPTIONS`, after some epochs, in training mode."""
     setting = Setting(FAMILY, VALUE, 0)
-    strategy = fit(method, {}, setting, WARM_UP).last
+    strategy = fit(method, OPTIONS.get(method, {}), setting, WARM_UP).last
     return strategy.train(), OPTIMIZER(strategy.parameter_groups(1e-3), lr=1e-3)
 
 
@@ -77,19 +80,20 @@ def table(folder: Path) -> str:
         [shown(row["method"]), row["step_ms"], f"{float(row['over_joint']):.2f}"] for row in rows
     ]
     header = ["", "step, ms", "over a step of joint training"]
-    return f"{markdown(lines, header)}\n\nMedians of {rows[0]['turns']} turns. {origin(rows)}"
+    note = f"Medians of {rows[0]['turns']} turns of {STEPS} steps; D&R with k-means every 4 epochs."
+    return f"{markdown(lines, header)}\n\n{note} {origin(rows)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=TURNS)
-    parser.add_argument("--methods", nargs="+", choices=jobs.available_methods(), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=available_methods(), metavar="NAME")
     parser.add_argument("--out", type=Path, default=records.RESULTS)
     parser.set_defaults(command=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """The command `time`."""
-    methods = options.methods or jobs.available_methods()
+    methods = list(options.methods or available_methods())
     rows = list(measure(methods, options.turns))
     results.write(options.out / "time.csv", rows, COLUMNS)
     print(table(options.out))
