@@ -1,5 +1,6 @@
 """Rows of results as a run of examples/competition would write them, without any training."""
 
+from functools import cache
 from pathlib import Path
 
 from examples.competition import jobs, outcomes, records
@@ -9,13 +10,14 @@ from examples.competition.jobs import Job
 from examples.competition.training import Scores
 
 # one try a method, in one setting of a family
+WHERE = cache(records.environment)
 EFFORT = Effort(seeds=4, more_seeds=4, epochs=2, tries=1, tuning_places=1)
 
 
 def row(job: Job, test: float = 0.5, validation: float = 0.5, alone=()) -> dict[str, str]:
     """That of a job; with a sensor lost a half and three quarters of its accuracy."""
     scores = Scores(test, test - 0.01, validation, 1, (0.5 * test, 0.75 * test), alone, 1.0)
-    return records.row_of(job, scores, records.environment())
+    return records.row_of(job, scores, WHERE())
 
 
 def chosen(folder: Path, effort: Effort = EFFORT) -> Chosen:
