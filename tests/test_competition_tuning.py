@@ -141,6 +141,8 @@ def test_the_plan_counts_what_is_trained(tmp_path):
     ablated = list(jobs.ablation_jobs(found, effort))
     of_main = [job for job in ablated if job.experiment != "ablations"]
     assert planned["ablations"] == len(ablated) - len(of_main)
+    alone = jobs.planned(["ablations"], ["speed", "digits"], ["joint"], effort)
+    assert alone["ablations"] == len(ablated)
     finals = set(jobs.final_jobs("speed", methods, found, effort))
     assert {job for job in of_main if job.family == "speed"} <= finals  # not trained twice
 

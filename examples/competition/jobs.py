@@ -129,18 +129,19 @@ def planned(
 ) -> dict[str, int]:
     """Trainings of each experiment if nothing was done before, those of teachers included."""
     families, methods = list(families), list(methods)
-    taught = any(find(method).needs_teachers for method in methods)
-    tuned = list(dict.fromkeys(map(tuned_on, families)))
-    places = sum(len(effort.places(family)) for family in tuned)
-    found = {"tuning": places * sum(effort.number_of_tries(m) for m in with_needed(methods))}
-    found["tuning"] += places * taught
+    ablated = "ablations" in experiments
+    tuned = with_needed([*methods, *["MCR"] * ablated])
+    places = sum(len(effort.places(family)) for family in dict.fromkeys(map(tuned_on, families)))
+    teachers = any(find(method).needs_teachers for method in methods)
+    found = {"tuning": places * (sum(map(effort.number_of_tries, tuned)) + teachers)}
     for family in families:
         if family in experiments:
-            settings = len(FAMILIES[family].values)
             seeds = sum(effort.seeds_of(family, method) for method in methods)
-            found[family] = settings * (seeds + effort.seeds * taught)
-    if "ablations" in experiments:
-        found["ablations"] = len(ABLATED) * effort.seeds * (len(ABLATIONS) - 1)
+            found[family] = len(FAMILIES[family].values) * (seeds + effort.seeds * teachers)
+    if ablated:
+        of_main = sum(f not in experiments or "MCR" not in methods for f, _ in ABLATED)
+        variants = len(ABLATED) * (len(ABLATIONS) - 1)
+        found["ablations"] = effort.seeds * (variants + of_main)
     return found
 
 

@@ -98,6 +98,7 @@ def drop(folder: Path, methods: Collection[str]) -> int:
     count = 0
     for experiment in (*EXPERIMENTS, "tuning"):
         path = path_of(folder, experiment)
+        repair(path)
         found = rows(path)
         kept = [row for row in found if row["method"] not in methods]
         if len(kept) < len(found):
