@@ -3,7 +3,6 @@
 import json
 
 import torch
-from paper import images, models
 from torch import nn
 
 
@@ -19,6 +18,9 @@ def trained(out, job, name="mosi-vt"):
 
 
 def shrink(monkeypatch):
+    # here, so that this file can be imported where `paper` cannot
+    from paper import images, models
+
     resized = images.resized
     monkeypatch.setattr(models, "encoder", tiny)
     monkeypatch.setattr(images, "resized", lambda image: resized(image, 16))
