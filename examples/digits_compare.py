@@ -89,9 +89,12 @@ def in_processes(
         tqdm(total=len(tasks), desc=what) as bar,
     ):
         asked = {pool.submit(work, task): task for task in tasks}
-        for done in as_completed(asked):
-            bar.update()
-            yield asked[done], done.result()
+        try:
+            for done in as_completed(asked):
+                bar.update()
+                yield asked[done], done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error: what has not begun
 
 
 def default_jobs() -> int:

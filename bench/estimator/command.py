@@ -145,14 +145,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=(*report.FILES, "figure"), action="append")
     parser.add_argument("--seeds", type=int, default=8, help="models of each arm")
     parser.add_argument("--quick", action="store_true", help="few draws, small batches, two seeds")
-    parser.add_argument("--out", type=Path, default=report.FOLDER, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results; --quick needs one")
     parser.set_defaults(command=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Measure, replace the results, print and draw them."""
+    if options.quick and options.out is None:
+        raise SystemExit("--quick needs --out: its rows are not to replace those of a whole run")
     torch.set_num_threads(1)
-    folder = options.out
+    folder = options.out or report.FOLDER
     makers = {
         "draws": lambda: _rows_of_draws(options.quick),
         "step": lambda: _rows_of_steps(options.quick),

@@ -72,7 +72,8 @@ def _variance(area: Axes, rows: list[dict[str, str]], column: str, predicted: st
         if predicted:
             area.plot(counts, [float(row[predicted]) for row in found], color=colour, linewidth=1)
     area.set_xscale("log", base=2)
-    ticks = sorted({int(row["K"]) for row in rows if int(row["K"]) <= 64 and row["N"] == "1024"})
+    largest = max(rows, key=lambda row: int(row["N"]))["N"]
+    ticks = sorted({int(row["K"]) for row in rows if int(row["K"]) <= 64 and row["N"] == largest})
     area.set_xticks(ticks, [str(k) for k in ticks])
     area.set_yscale("log")
     area.set_xlabel("K" + (", lines: the formula" if predicted else ""))
