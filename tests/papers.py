@@ -106,9 +106,9 @@ def write_pickle(path: Path, parts: dict[str, object]) -> None:
     path.write_bytes(pickle.dumps(parts, protocol=4))
 
 
-def write_mosi(root: Path, rows: tuple[int, int, int] = (14, 6, 6)) -> Path:
+def write_mosi(root: Path, rows: tuple[int, int, int] = (14, 6, 6), seed: int = 0) -> Path:
     """MultiBench's file."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     names = ("train", "valid", "test")
     parts = {name: multibench(n, rng) for name, n in zip(names, rows, strict=True)}
     write_pickle(root / "mosi_data.pkl", parts)

@@ -1,6 +1,7 @@
 """The loaders of CREMA-D and AVE: what comes out of tiny files, and each error."""
 
 import json
+import warnings
 
 import numpy as np
 import papers
@@ -258,6 +259,28 @@ def test_a_bad_wav_is_named(content, message, tmp_path):
     assert str(error.value).startswith(str(path))
 
 
+def chunk(name, content=b"\0" * 10):
+    return name + len(content).to_bytes(4, "little") + content
+
+
+@pytest.mark.parametrize("name", [b"bext", b"id3 ", b"PEAK", b"cue ", b"LIST"])
+@pytest.mark.parametrize("first", [True, False])
+def test_chunks_without_samples_are_passed_over(name, first, tmp_path):
+    """Recorders and editors write them before the samples and after them."""
+    path = tmp_path / "x.wav"
+    papers.write_wav(path, 16000, 0.1)
+    wanted = audio.read_wav(path, 16000)
+    content = path.read_bytes()[12:]
+    both = chunk(name) + content if first else content + chunk(name)
+    path.write_bytes(b"RIFF" + (len(both) + 4).to_bytes(4, "little") + b"WAVE" + both)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(audio.read_wav(path, 16000), wanted)
+    path.write_bytes(path.read_bytes()[:1000])  # and one that is cut short is still none
+    with pytest.raises(ValueError, match="Reached EOF prematurely"):
+        audio.read_wav(path, 16000)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
 def test_wavs_of_every_depth_are_in_the_same_range(dtype, tmp_path):
     wave = np.sin(np.linspace(0, 30, 400)) * 0.5
@@ -304,8 +327,10 @@ def test_an_event_after_the_audios_end_is_named(events, tmp_path):
     "line", ["Bark&d&good&0", "Barks&d&good&0&1", "Bark&d&good&zero&1", "no list at all"]
 )
 def test_a_bad_line_of_aves_list_is_named(line, tmp_path):
-    (tmp_path / "trainSet.txt").write_text(f"Bark&d&good&0&1\n{line}\n")
-    with pytest.raises(ValueError, match=r"trainSet\.txt, line 2: .* is not <category>"):
+    """With its number in the file, of which empty lines and a header are some."""
+    before = "\nCategory&VideoID&Quality&StartTime&EndTime\n\nBark&d&good&0&1\n \n"
+    (tmp_path / "trainSet.txt").write_text(f"{before}{line}\n")
+    with pytest.raises(ValueError, match=r"trainSet\.txt, line 6: .* is not <category>"):
         ave.Ave(tmp_path, "train")
 
 

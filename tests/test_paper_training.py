@@ -11,11 +11,10 @@ import time
 import papers
 import pytest
 import torch
-from paper import engine, images, models, resnet, runs, schedule, train
+from paper import engine, models, resnet, runs, schedule, train
+from paper_tiny import command, shrink, trained
 from programs import ROOT, run_python
 from torch import nn
-
-from mcr_fast.recipes import PUBLISHED
 
 TORCHVISION = {  # parameters and buffers of torchvision.models.resnet18, layer by layer
     "conv1.weight": (64, 3, 7, 7),
@@ -97,15 +96,6 @@ def test_the_learning_rate_is_that_of_torchs_restarts():
         assert schedule.factor(step) == pytest.approx(1.0 if step < 780 else wanted, abs=1e-9)
 
 
-def test_runs_have_the_published_settings():
-    for name, run in runs.RUNS.items():
-        assert len(run.modalities) == len(run.recipe.latent_dims)
-        assert run.by == ("mae" if run.recipe.task == "regression" else "accuracy"), name
-    used = {id(run.recipe) for run in runs.RUNS.values()}
-    assert used < {id(recipe) for recipe in PUBLISHED.values()}
-    assert runs.RUNS["cremad"].recipe is PUBLISHED["crema_d/resnet18"]
-
-
 @pytest.mark.parametrize("method", models.METHODS)
 def test_methods_differ_by_what_they_leave_out(method):
     run = runs.RUNS["mosi-vta"]
@@ -134,29 +124,10 @@ class Died(Exception):
     pass
 
 
-def tiny(run, width):
-    """An encoder that draws, as dropout does, and has statistics, as batch norm has."""
-    if run.regression:
-        return nn.Sequential(Last(), nn.Linear(width, 40), nn.Dropout(0.5))
-    return nn.Sequential(Pooled(), nn.Linear(width, 512), nn.BatchNorm1d(512))
-
-
-class Last(nn.Module):
-    def forward(self, x):
-        return x[:, -1]
-
-
-class Pooled(nn.Module):
-    def forward(self, x):  # [N, (T,) C, h, w] -> [N, C]
-        return x.mean((-2, -1)) if x.ndim == 4 else x.mean((1, 3, 4))
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Tiny encoders and frames: what a run does around them is the same."""
-    resized = images.resized
-    monkeypatch.setattr(models, "encoder", tiny)
-    monkeypatch.setattr(images, "resized", lambda image: resized(image, 16))
+    shrink(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -165,17 +136,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def command(name, data, out, *more):
-    always = ("--device", "cpu", "--workers", "0", "--batch-size", "4")
-    return [name, "--data", str(data), "--out", str(out), *always, *more]
-
-
-def trained(out, job, name="mosi-vt"):
-    folder = out / name / "fold0-seed0" / job
-    state = torch.load(folder / "last.pt", weights_only=True)
-    return state, json.loads((folder / "results.json").read_text())
 
 
 def same(one, other):
@@ -224,7 +184,7 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been(
     one, two = (trained(tmp_path / out, "mcr-scratch", name) for out in ("one", "two"))
     assert same(one, two)
     assert one[0]["state"]["epoch"] == epochs
-    assert one[0]["optimizer"]["param_groups"][0]["lr"] < run.recipe.learning_rate
+    assert one[0]["optimizer"]["param_groups"][0]["lr"] < run.scratch_rate
     assert done == one[0]["scheduler"]["last_epoch"]  # no step was done twice
 
 
@@ -255,7 +215,9 @@ def test_the_stages_follow_each_other(small, tmp_path, capsys):
     """Unimodal training first, its best weights in the multimodal model, and all figures."""
     papers.write_cremad(tmp_path)
     out = tmp_path / "out"
-    with pytest.raises(FileNotFoundError, match=r"unimodal-audio/best\.pt is missing: run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"unimodal-audio/best\.pt is missing: run --stage unimodal"
+    ):
         train.main(command("cremad", tmp_path, out, "--stage", "multimodal"))
     train.main(command("cremad", tmp_path, out, "--epochs", "1", "--amp"))
     assert "test, fused, epoch 1: accuracy" in capsys.readouterr().out
@@ -321,26 +283,6 @@ def test_the_best_epoch_is_the_validations(small, tmp_path, monkeypatch):
     assert results["best"]["mae"] == 2.0
     assert torch.equal(weights[-1], weights[1])  # tested with the weights of epoch 2
     assert not torch.equal(weights[-1], state["model"]["fusion.bias"])
-
-
-def test_a_checkpoint_of_other_settings_is_refused(small, tmp_path):
-    papers.write_mosi(tmp_path)
-    start = ("--start", "scratch", "--epochs", "1")
-    train.main(command("mosi-vt", tmp_path, tmp_path / "out", *start))
-    other = command("mosi-vt", tmp_path, tmp_path / "out", *start, "--learning-rate", "0.01")
-    with pytest.raises(ValueError, match=r"made with learning_rate=0\.0001 instead of 0\.01"):
-        train.main(other)
-    more = ("--start", "scratch", "--epochs", "2")  # which changes no step
-    train.main(command("mosi-vt", tmp_path, tmp_path / "out", *more))
-    assert trained(tmp_path / "out", "mcr-scratch")[1]["epochs"] == 2
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(small, tmp_path, monkeypatch):
-    papers.write_mosi(tmp_path)
-    forward = models.Multimodal.forward
-    monkeypatch.setattr(models.Multimodal, "forward", lambda *x: forward(*x) * float("nan"))
-    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan"):
-        train.main(command("mosi-vt", tmp_path, tmp_path / "out", "--start", "scratch"))
 
 
 def test_missing_files_are_said_before_any_work(tmp_path):

@@ -1,9 +1,11 @@
 """The interface of examples/competition, and joint, multi-loss, ensemble, OGM and MCR on it."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from rivals_toy import LABELS, random_batch, tensor, toy_batch, toy_model, trained_model
+from rivals_toy import LABELS, OWN, random_batch, tensor, toy_batch, toy_model, trained_model
 
 import mcr_fast
 from examples.competition.model import Batch
@@ -14,7 +16,7 @@ from examples.competition.rivals.multi_loss import MultiLoss
 from examples.competition.rivals.ogm import OGM, coefficients
 from examples.competition.rivals.unimodal import Unimodal
 from examples.competition.strategy import true_class_scores
-from examples.competition.trainer import Schedule, evaluate_without, train
+from examples.competition.trainer import Schedule, evaluate, evaluate_without, train
 
 
 def close(found, *expected: float) -> None:
@@ -37,6 +39,14 @@ def test_ensemble():
     close(unimodal.loss(batch)[None], 0.490419717 + 1.204549822)
 
 
+def test_ensemble_of_logits():
+    probabilities = Unimodal(toy_model(), average="logits").predict(toy_batch().inputs)
+    geometric = (OWN[0].softmax(1) * OWN[1].softmax(1)).sqrt()
+    torch.testing.assert_close(probabilities, geometric / geometric.sum(1, keepdim=True))
+    with pytest.raises(ValueError, match="'probabilities' or 'logits', not 'votes'"):
+        Unimodal(toy_model(), average="votes")
+
+
 def test_each_modality_keeps_its_own_best_epoch():
     """Epoch 1 is better for the first modality, epoch 0 for the second."""
     unimodal, batch = Unimodal(toy_model()), toy_batch()
@@ -50,6 +60,43 @@ def test_each_modality_keeps_its_own_best_epoch():
         unimodal.epoch_end(1, batch, batch)
     torch.testing.assert_close(unimodal.best_model.heads[0].weight, unimodal.model.heads[0].weight)
     torch.testing.assert_close(unimodal.best_model.heads[1].weight, before)
+    assert unimodal.best_epochs == [1, 0]
+    chosen, epoch = unimodal.chosen()
+    assert epoch == 1
+    assert torch.equal(chosen.model.heads[1].weight, before)
+    assert torch.equal(second.weight, -before)  # the live one goes on as it was
+    found = torch.stack([OWN[0].softmax(1), OWN[1].softmax(1)]).mean(0)
+    torch.testing.assert_close(chosen.predict(batch.inputs), found)
+    found = torch.stack([OWN[0].softmax(1), (-OWN[1]).softmax(1)]).mean(0)
+    torch.testing.assert_close(unimodal.predict(batch.inputs), found)
+
+
+def test_unimodal_models_are_chosen_one_by_one_and_their_ensemble_is_not():
+    """Each has the weights of its own best epoch; the last ones are those of the last step."""
+    rows = random_batch(240)
+    rows = Batch(rows.inputs, (rows.inputs[0][:, :3] + rows.inputs[1][:, :3]).argmax(1))
+    train_rows, validation = rows.rows(torch.arange(160)), rows.rows(torch.arange(160, 240))
+    curves, states = [], []
+
+    def look(strategy):
+        with torch.no_grad():
+            own = strategy.model.own(strategy.model.encode(validation.inputs))
+        curves.append([(o.argmax(1) == validation.labels).double().mean().item() for o in own])
+        states.append(copy.deepcopy(strategy.model.state_dict()))
+
+    schedule = Schedule(12, lr=0.1)
+    trained = train(Unimodal(trained_model()), train_rows, validation, schedule, 0, look)
+    of_each = [list(curve) for curve in zip(*curves, strict=True)]
+    epochs = [curve.index(max(curve)) for curve in of_each]
+    assert len({*epochs, 11}) == 3  # two of their own, neither is the last
+    assert trained.best_epoch == max(epochs)
+    best, last = trained.best.model.state_dict(), trained.last.model.state_dict()
+    for key in (k for k in best if not k.startswith("fusion")):
+        modality = int(key.split(".")[1])
+        assert torch.equal(best[key], states[epochs[modality]][key]), key
+        assert torch.equal(last[key], states[-1][key]), key
+    assert trained.best_validation == evaluate(trained.best, validation)
+    assert trained.validation[-1] == evaluate(trained.last, validation)
 
 
 def test_ogm():
@@ -118,9 +165,12 @@ def test_training_learns_and_repeats(name):
 
     trained, validation = run()
     assert max(trained.validation) > trained.validation[0]
-    assert trained.validation[trained.best_epoch] == max(trained.validation) > 0.55
+    if name != "unimodal":  # whose modalities choose their epochs
+        assert trained.validation[trained.best_epoch] == max(trained.validation)
+        assert trained.best_validation == max(trained.validation)
+    assert trained.best_validation > 0.55
     lost = evaluate_without(trained.best, validation, 0, torch.zeros(3))
-    assert lost < max(trained.validation)
+    assert lost < trained.best_validation
     again = run()[0]
     for name, value in trained.last.state_dict().items():
         if isinstance(value, torch.Tensor):

@@ -139,9 +139,9 @@ def test_mmpareto():
     weight = weight_of_fused(fused, own)
     close(weight[None], 0.6)
     close(2 * weight * fused + 2 * (1 - weight) * own, 0.4, 0.8)
-    close(combine(fused, own, weight, 1.5), 0.670820393, 1.341640786)
+    close(1.5 * combine(fused, own, weight), 0.670820393, 1.341640786)
     own = tensor(1, 1)
-    close(combine(fused, own, weight_of_fused(fused, own), 1.5), 3, 1.5)
+    close(1.5 * combine(fused, own, weight_of_fused(fused, own)), 3, 1.5)
 
 
 def test_mmpareto_of_gradients_that_cancel_or_vanish():
@@ -149,16 +149,17 @@ def test_mmpareto_of_gradients_that_cancel_or_vanish():
     for fused, own, weight in ((one, -one, 0.5), (zero, one, 0.999), (one, zero, 0.001)):
         found = weight_of_fused(fused, own)
         close(found[None], weight)
-        assert torch.isfinite(combine(fused, own, found, 1.5)).all()
+        assert torch.isfinite(combine(fused, own, found)).all()
     close(weight_of_fused(one, -1e-6 * one)[None], 0.001)
-    assert not combine(zero, zero, weight_of_fused(zero, zero), 1.5).any()
-    assert not combine(one, -one, tensor(0.5)[0], 1.5).any()
-    assert not combine(one, -3 * one, tensor(0.75)[0], 1.5).any()  # shorter than the sum, yet 0
+    assert not combine(zero, zero, weight_of_fused(zero, zero)).any()
+    assert not combine(one, -one, tensor(0.5)[0]).any()
+    assert not combine(one, -3 * one, tensor(0.75)[0]).any()  # shorter than the sum, yet 0
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.3])
 @pytest.mark.parametrize("against", [False, True])
 @pytest.mark.parametrize("modalities", [2, 3])
-def test_mmpareto_mixes_the_gradients_of_encoders_only(modalities, against):
+def test_mmpareto_mixes_the_gradients_of_encoders_only(modalities, against, weight):
     """The first head says the same as the fusion, or `against` it, the opposite."""
     model, batch = model_of(modalities), batch_of(modalities)
     with torch.no_grad():
@@ -169,7 +170,7 @@ def test_mmpareto_mixes_the_gradients_of_encoders_only(modalities, against):
     expected = []
     for m, encoder in enumerate(model.encoders):
         parameters = list(encoder.parameters())
-        own = F.cross_entropy(model.heads[m](latents[m]), batch.labels)
+        own = weight * F.cross_entropy(model.heads[m](latents[m]), batch.labels)
         first, second = by_autograd(task, parameters), by_autograd(own, parameters)
         v = torch.cat([x.flatten() for x in first])
         u = torch.cat([x.flatten() for x in second])
@@ -182,8 +183,8 @@ def test_mmpareto_mixes_the_gradients_of_encoders_only(modalities, against):
         if m == 0:
             assert (k != 0.5) == against
     others = [*model.fusion.parameters(), *model.heads.parameters()]
-    plain = by_autograd(multi_loss(model, batch), others)
-    strategy = MMPareto(model)
+    plain = by_autograd(multi_loss(model, batch, weight), others)
+    strategy = MMPareto(model, weight=weight)
     gradients_of_step(strategy, batch)
     assert_gradients(model.encoders.parameters(), expected)
     assert_gradients(others, plain)
@@ -199,3 +200,21 @@ def test_mmpareto_leaves_frozen_parameters_alone():
     assert len(frozen) == 3
     assert all(p.grad is None for p in frozen)
     assert model.encoders[1].weight.grad.any()
+
+
+def test_mmpareto_gamma_as_a_learning_rate():
+    """The same step under SGD; under Adam it counts only as a rate."""
+    batch = batch_of(2)
+
+    def encoder(optimizer, **options):
+        return steps(MMPareto(model_of(2), **options), batch, optimizer, 3)["encoders.0.weight"]
+
+    torch.testing.assert_close(encoder(SGD, gamma=3.0, as_lr=True), encoder(SGD, gamma=3.0))
+    plain = encoder(ADAM, gamma=1.0)
+    torch.testing.assert_close(encoder(ADAM, gamma=3.0), plain, rtol=0, atol=1e-4)
+    assert not torch.allclose(encoder(ADAM, gamma=3.0, as_lr=True), plain, atol=0.1)
+    others = [
+        steps(MMPareto(model_of(2), gamma=g, as_lr=True), batch, ADAM)["fusion.weight"]
+        for g in (0.5, 3.0)
+    ]
+    assert torch.equal(*others)

@@ -93,6 +93,21 @@ class Strategy(nn.Module):
     def epoch_end(self, epoch: int, train: Batch, validation: Batch) -> None:
         """After it; the model is in training mode."""
 
+    def first_epoch(self) -> int:
+        """The first epoch in which it does something of its own, as after a warm-up.
+
+        Weights of an earlier epoch are not the strategy's.
+        """
+        return 0
+
+    def chosen(self) -> "tuple[Strategy, int] | None":
+        """Itself as of epochs of its own choice, and the latest of these; asked after the last.
+
+        None leaves the choice to the trainer, which takes the epoch with the best predictions on
+        the validation rows.
+        """
+        return None
+
     def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The latents [N, D_m] that predictions are made of."""
         return self.model.encode(inputs)

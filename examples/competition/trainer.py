@@ -1,4 +1,7 @@
-"""Trains any strategy; keeps the state of the best validation epoch and the last one."""
+"""Trains any strategy; keeps the state of the best validation epoch and the last one.
+
+A strategy that has chosen epochs itself (`Strategy.chosen`) is taken at its word.
+"""
 
 import copy
 import time
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .model import Batch
-from .strategy import Strategy, accuracy
+from .strategy import Strategy, accuracy, evaluating
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Trained:
-    """A strategy after its training, as of the best validation epoch."""
+    """A strategy after its training."""
 
-    best: Strategy
-    last: Strategy
-    best_epoch: int
+    best: Strategy  # as of the best validation epoch, or of what the strategy chose
+    last: Strategy  # as of the last epoch
+    best_epoch: int  # the latest one, if the strategy chose several
+    best_validation: float  # accuracy of `best`
     validation: list[float]  # accuracy after each epoch
     seconds_per_step: float
 
@@ -60,19 +64,21 @@ def train(
         if curve[-1] > max(curve[:-1], default=-1.0):
             best, best_epoch = copy.deepcopy(strategy.state_dict()), epoch
         after_epoch(strategy)
-    kept = copy.deepcopy(strategy)
-    kept.load_state_dict(best)
-    return Trained(kept.eval(), strategy.eval(), best_epoch, curve, seconds / max(steps, 1))
+    own_choice = strategy.chosen()
+    if own_choice is None:
+        kept = copy.deepcopy(strategy)
+        kept.load_state_dict(best)
+    else:
+        kept, best_epoch = own_choice
+    found = evaluate(kept, validation)
+    per_step = seconds / max(steps, 1)
+    return Trained(kept.eval(), strategy.eval(), best_epoch, found, curve, per_step)
 
 
-@torch.no_grad()
 def evaluate(strategy: Strategy, rows: Batch) -> float:
     """Accuracy of the predictions, in eval mode."""
-    was_training = strategy.training
-    strategy.eval()
-    found = accuracy(strategy.predict(rows.inputs), rows.labels)
-    strategy.train(was_training)
-    return found
+    with evaluating(strategy):
+        return accuracy(strategy.predict(rows.inputs), rows.labels)
 
 
 @torch.no_grad()

@@ -36,7 +36,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of right rows, 0 to 1, as of the best validation epoch unless said."""
+    """Shares of right rows, 0 to 1, as of the best validation epoch unless said.
+
+    Of the unimodal models each is as of its own best epoch, and `best_epoch` the latest of these.
+    """
 
     test: float
     test_last: float  # after the last epoch
@@ -45,6 +48,7 @@ class Scores:
     without: tuple[float, ...]  # test, with the latents of this modality at their training mean
     alone: tuple[float, ...]  # test, of each unimodal model; empty for other methods
     step_ms: float
+    first_epoch: int = 0  # in which the method did something of its own
 
 
 @cache
@@ -98,11 +102,12 @@ def score(trained: Trained, data: Data) -> Scores:
     return Scores(
         evaluate(best, data.test),
         evaluate(trained.last, data.test),
-        max(trained.validation),
+        trained.best_validation,
         trained.best_epoch,
         tuple(without(best, data, m) for m in range(len(data.test.inputs))),
         alone(best, data) if isinstance(best, Unimodal) else (),
         1e3 * trained.seconds_per_step,
+        best.first_epoch(),
     )
 
 
@@ -116,5 +121,5 @@ def without(strategy: Strategy, data: Data, lost: int) -> float:
 @torch.no_grad()
 def alone(unimodal: Unimodal, data: Data) -> tuple[float, ...]:
     """Test accuracy of each modality's own model."""
-    own = unimodal.best_model.own(unimodal.encode(data.test.inputs))
+    own = unimodal.best_model.own(unimodal.best_model.encode(data.test.inputs))
     return tuple(accuracy(logits, data.test.labels) for logits in own)

@@ -28,8 +28,10 @@ def read_wav(path: Path, rate: int) -> Tensor:  # [samples]
     """
     try:
         with warnings.catch_warnings():
-            # A file that ends before its header says is one, too.
-            warnings.simplefilter("error", wavfile.WavFileWarning)
+            # What scipy warns of are chunks that it skips, such as bext, id3 and cue, which hold
+            # no samples; but a file that ends before its header says has lost some.
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            warnings.filterwarnings("error", "Reached EOF prematurely", wavfile.WavFileWarning)
             found, samples = wavfile.read(path)
     except FileNotFoundError:
         raise

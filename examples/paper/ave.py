@@ -92,9 +92,9 @@ def spectrogram(clip: Clip) -> Tensor:  # [257, 1004]
 
 def _clips(root: Path, source: Path) -> list[Clip]:
     clips: dict[str, Clip] = {}
-    for number, line in enumerate(lines_of(source), start=1):
+    for place, (number, line) in enumerate(lines_of(source)):
         fields = line.split("&")
-        if number == 1 and fields[0] == "Category":
+        if place == 0 and fields[0] == "Category":
             continue  # a header, which Annotations.txt has
         try:
             category, name, _, start, end = fields

@@ -64,6 +64,10 @@ class Clips(Dataset[tuple[tuple[Tensor, ...], int]]):
         """Other random boxes for another epoch."""
         self.epoch = epoch
 
+    def identity(self) -> bytes:
+        """Which clips these are, with their labels and times."""
+        return repr([(x.name, x.label, x.start, x.end) for x in self.clips]).encode()
+
     def __len__(self) -> int:
         return len(self.clips)
 

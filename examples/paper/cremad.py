@@ -105,7 +105,7 @@ def _names(root: Path, split: Split, fold: int) -> tuple[list[str], Path]:
     if fold != 0:
         raise ValueError(f"fold must be 0 with {train.name} and {test.name}, got {fold}")
     source = test if split == "test" else train
-    names = [line.split(",")[0] for line in lines_of(source)]
+    names = [line.split(",")[0] for _, line in lines_of(source)]
     if split != "test":
         cut = int(len(names) * 0.9)
         names = names[:cut] if split == "train" else names[cut:]

@@ -10,7 +10,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,48 +23,11 @@ from tqdm import tqdm
 from paper import metrics
 from paper.runs import Data
 from paper.schedule import factor
+from paper.settings import Limits, Settings, State, differences
 from paper.stop import Stop
 
 Figures = dict[str, dict[str, float]]  # of each set of logits
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is made with; a checkpoint of other settings is refused."""
-
-    data: str
-    method: str
-    fold: int
-    seed: int
-    start: str
-    learning_rate: float
-    batch_size: int
-    lr_warmup_steps: int
-    clip_norm: float | None
-    amp: bool
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a run ends and how it runs: none of it changes what a step computes."""
-
-    epochs: int
-    patience: int
-    device: str = "cpu"
-    workers: int = 0
-    save_every: int = 200  # steps
-
-
-@dataclass
-class State:
-    """Where a run is."""
-
-    epoch: int = 0
-    batch: int = 0  # of the epoch, the next one
-    loss_sum: float = 0.0  # of the epoch's batches
-    best_epoch: int = -1
-    best_score: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
+RESULTS = "results.json"
 
 
 class Trainer:
@@ -76,7 +39,13 @@ class Trainer:
         main: which of the predicted logits decide the best epoch.
         by: the figure of these.
         make_optimizer: from parameters.
-        folder: for ``last.pt``, ``best.pt`` and ``history.csv``.
+        folder: for ``last.pt``, ``best.pt`` and ``history.csv``; ``results.json`` in it is taken
+            to be that of the finished run, and goes when there is something left to train.
+        settings: what the run is made with.
+        limits: when it ends.
+
+    Raises:
+        ValueError: the folder has a checkpoint of other settings.
     """
 
     def __init__(
@@ -110,14 +79,15 @@ class Trainer:
 
         Raises:
             SystemExit: it was asked to stop, and what it has is saved.
-            FloatingPointError: the loss of an epoch is not finite.
+            FloatingPointError: the loss or a weight is not finite. What was saved before is kept.
         """
         state, stop = self.state, stop or Stop()
+        if not self.finished:
+            (self.folder / RESULTS).unlink(missing_ok=True)
         while not self.finished:
             self._train_epoch(stop)
+            self._require_finite()
             loss = state.loss_sum / state.batch
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss of epoch {state.epoch + 1} is {loss}")
             figures = self.evaluate("validation")[self.main]
             now = metrics.score(figures, self.by)
             if now > state.best_score:
@@ -140,7 +110,16 @@ class Trainer:
         )
 
     def load_best(self) -> None:
-        """The weights of the best epoch."""
+        """The weights of the best epoch.
+
+        Raises:
+            FloatingPointError: there is none, since no epoch's figure is a number.
+        """
+        if self.state.best_epoch < 0:
+            raise FloatingPointError(
+                f"{self.folder}: no epoch of {self.state.epoch} was better than none: the "
+                f"validation's {self.by} is not a number in any of them"
+            )
         state = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
 
@@ -201,11 +180,27 @@ class Trainer:
             due = state.batch % self.limits.save_every == 0
             if (due or stop.asked) and state.batch < len(rows):
                 state.loss_sum = losses.item()
+                self._require_finite()
                 self.save()
                 if stop.asked:
                     bar.close()
                     self._leave()
         state.loss_sum = losses.item()
+
+    def _require_finite(self) -> None:
+        """Before anything is saved: a finite loss can have a gradient that is not."""
+        state, path = self.state, self.folder / "last.pt"
+        wrong = ""
+        if not math.isfinite(state.loss_sum):
+            wrong = f"the loss of epoch {state.epoch + 1} is {state.loss_sum}"
+        else:
+            for name, x in self.model.state_dict().items():
+                if x.is_floating_point() and not bool(x.isfinite().all()):
+                    wrong = f"{name} is not finite in epoch {state.epoch + 1}"
+                    break
+        if wrong:
+            kept = f"{path} is kept as it was before" if path.exists() else "nothing was saved yet"
+            raise FloatingPointError(f"{wrong}, after {state.batch} steps of it; {kept}")
 
     def _step(self, inputs: list[Tensor], labels: Tensor) -> Tensor:  # []
         with self._autocast():
@@ -249,11 +244,9 @@ class Trainer:
     def _restore(self) -> None:
         path = self.folder / "last.pt"
         content = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = asdict(self.settings)
-        other = {k: v for k, v in content["settings"].items() if wanted.get(k) != v}
+        other = differences(content["settings"], self.settings)
         if other:
-            was = ", ".join(f"{k}={v!r} instead of {wanted.get(k)!r}" for k, v in other.items())
-            raise ValueError(f"{path} was made with {was}; give another folder with --out")
+            raise ValueError(f"{path} was made with {other}; give another folder with --out")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.last_epoch = content["scheduler"]["last_epoch"]
@@ -263,11 +256,13 @@ class Trainer:
             torch.cuda.set_rng_state(content["generators"]["cuda"], self.device)
 
     def _line(self, figures: dict[str, float], loss: float) -> str:
-        best = abs(self.state.best_score)
+        best = "no best one yet"
+        if self.state.best_epoch >= 0:
+            score = abs(self.state.best_score)
+            best = f"best {score:.4f} in epoch {self.state.best_epoch + 1}"
         return (
             f"{self.folder.name}, epoch {self.state.epoch + 1}: loss {loss:.4f}, validation "
-            f"{self.by} {figures[self.by]:.4f} (best {best:.4f} in epoch "
-            f"{self.state.best_epoch + 1})"
+            f"{self.by} {figures[self.by]:.4f} ({best})"
         )
 
     def _write_history(self) -> None:
@@ -281,10 +276,12 @@ def _order(rows: int, settings: Settings, epoch: int) -> list[list[int]]:
     """The epoch's batches; a last one of a single row is left out, for batch norm and donors."""
     order = np.random.default_rng([settings.seed, epoch]).permutation(rows).tolist()
     size = settings.batch_size
+    if size < 2:
+        raise ValueError(f"batch_size (--batch-size) must be 2 or more, got {size}")
     batches = [order[i : i + size] for i in range(0, rows, size)]
     batches = [batch for batch in batches if len(batch) > 1]
     if not batches:
-        raise ValueError(f"a batch of at least 2 rows is needed, and {rows} are there to train on")
+        raise ValueError(f"2 rows at least are needed to train on, and there are {rows}")
     return batches
 
 

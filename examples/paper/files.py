@@ -40,13 +40,16 @@ def require(root: Path, layout: str, paths: Sequence[Path]) -> None:
             raise missing_error(root, layout, path)
 
 
-def lines_of(path: Path) -> list[str]:
-    """A text file's lines that are not empty; a mark of the byte order is left out."""
+def lines_of(path: Path) -> list[tuple[int, str]]:
+    """A text file's lines that are not empty, each with its number in the file, from 1.
+
+    A mark of the byte order is left out.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no text in UTF-8 ({error})") from error
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
+    numbered = [(number, text) for number, line in enumerate(lines, 1) if (text := line.strip())]
+    if not numbered:
         raise ValueError(f"{path} is empty")
-    return lines
+    return numbered

@@ -92,6 +92,11 @@ class Sentiment(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Nothing: the features are not augmented."""
 
+    def identity(self) -> bytes:
+        """Which utterances these are: their labels, and which steps of them count."""
+        spans = b"".join(self.spans[key].tobytes() for key in sorted(self.spans))
+        return self.labels.numpy().tobytes() + spans
+
     def __len__(self) -> int:
         return len(self.labels)
 

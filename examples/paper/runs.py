@@ -1,5 +1,6 @@
 """What is trained on what: the data sets, their encoders, and what the published runs set."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ class Run:
         recipe: of the multimodal stage; its optimizer serves all.
         modalities: in the order of the published encoders.
         unimodal_rate: learning rate of the unimodal stage.
-        scratch_rate: of joint and multi-loss training from random weights.
-        epochs: at most.
+        scratch_rate: of every method from random weights. Published are the joint, multi-loss and
+            unimodal runs; MCR starts there from unimodal training on CREMA-D and AVE.
+        unimodal_epochs, epochs: at most.
         unimodal_patience, patience: epochs without a better validation after which it ends.
         by: the figure of the validation that is compared: "accuracy", or "mae", of which less is
             better.
@@ -38,6 +40,7 @@ class Run:
     modalities: tuple[str, ...]
     unimodal_rate: float
     scratch_rate: float
+    unimodal_epochs: int
     epochs: int
     unimodal_patience: int
     patience: int
@@ -49,18 +52,37 @@ class Run:
         return self.recipe.task == "regression"
 
 
-def _clips(name: str, patience: int) -> Run:
-    modalities = ("audio", "video")
-    return Run(PUBLISHED[name], modalities, 1e-3, 1e-3, 1500, 100, patience, "accuracy")
+def _clips(name: str, *, unimodal_epochs: int, patience: int) -> Run:
+    return Run(
+        PUBLISHED[name],
+        ("audio", "video"),
+        unimodal_rate=1e-3,
+        scratch_rate=1e-3,
+        unimodal_epochs=unimodal_epochs,
+        epochs=1500,
+        unimodal_patience=100,
+        patience=patience,
+        by="accuracy",
+    )
 
 
 def _sentiment(name: str, *modalities: str) -> Run:
-    return Run(PUBLISHED[name], modalities, 1e-4, 1e-4, 100, 30, 30, "mae")
+    return Run(
+        PUBLISHED[name],
+        modalities,
+        unimodal_rate=1e-4,
+        scratch_rate=1e-4,
+        unimodal_epochs=100,
+        epochs=100,
+        unimodal_patience=30,
+        patience=30,
+        by="mae",
+    )
 
 
 RUNS = {
-    "cremad": _clips("crema_d/resnet18", patience=25),
-    "ave": _clips("ave/resnet18", patience=150),
+    "cremad": _clips("crema_d/resnet18", unimodal_epochs=1500, patience=25),
+    "ave": _clips("ave/resnet18", unimodal_epochs=1000, patience=150),
     "mosi-vt": _sentiment("mosi_vt/transformer", "video", "text"),
     "mosi-vta": _sentiment("mosi_vta/transformer", "video", "text", "audio"),
     "mosei-vt": _sentiment("mosei_vt/transformer", "video", "text"),
@@ -78,10 +100,33 @@ class Data:
     collate: Callable[..., Any] | None
     widths: tuple[int, ...]
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The splits in their order."""
+        return self.train, self.validation, self.test
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Examples of each split."""
+        return tuple(len(part) for part in self.parts)
+
+    @property
+    def source(self) -> str:
+        """The names of the files that say which examples there are, without their folder."""
+        return ", ".join(dict.fromkeys(part.source.name for part in self.parts))
+
+    @property
+    def content(self) -> str:
+        """A digest of which examples are in which split, and of their labels."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(hashlib.sha256(part.identity()).digest())
+        return digest.hexdigest()[:12]
+
     def describe(self) -> str:
         """A line for people."""
-        sizes = [f"{len(getattr(self, split))} {split}" for split in SPLITS]
-        return f"{', '.join(sizes)}; from {getattr(self.train, 'source', '?')}"
+        sizes = [f"{rows} {split}" for rows, split in zip(self.rows, SPLITS, strict=True)]
+        return f"{', '.join(sizes)}; from {self.train.source}"  # type: ignore[attr-defined]
 
 
 def open_data(

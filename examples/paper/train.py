@@ -10,6 +10,7 @@ has been reproduced with it, and it has run on made-up files of their formats on
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -20,39 +21,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import mcr_fast
-from paper.engine import Figures, Limits, Settings, Trainer
-from paper.models import FUSED, METHODS, Multimodal, Unimodal
+from paper import options
+from paper.engine import RESULTS, Figures, Trainer
+from paper.models import FUSED, Multimodal, Unimodal
+from paper.options import stages_of, start_of
 from paper.resnet import ResNet18, read_weights
-from paper.runs import RUNS, Data, open_data
+from paper.runs import RUNS, Data, Run, open_data
+from paper.settings import OF_DATA, Limits, Settings, differences
 from paper.stop import Stop
-
-STAGES = ("unimodal", "multimodal")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("name", choices=RUNS, help="the data set and its modalities: video, text, audio")
-    add("--data", type=Path, required=True, help="the folder (or feature file) of the data set")
-    add("--stage", choices=STAGES, help="only this one")
-    add("--method", choices=METHODS, default="mcr", help="of the multimodal stage")
-    add("--start", choices=("pretrained", "scratch"), help="default: as published for MCR")
-    add("--epochs", type=int, help="at most; default: as published")
-    add("--patience", type=int, help="epochs without a better one; default: as published")
-    add("--learning-rate", type=float, help="default: as published")
-    add("--batch-size", type=int, help="default: as published")
-    add("--fold", type=int, default=0, help="of CREMA-D, 0 to 4")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("paper-out"), help="for checkpoints and results")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--amp", action="store_true", help="forward in bfloat16 where that is safe")
-    add("--workers", type=int, default=4, help="processes that read")
-    add("--save-every", type=int, default=200, help="steps between two checkpoints in an epoch")
-    add("--allow-missing", action="store_true", help="leave out clips without their files")
-    add("--weights", type=Path, help="torchvision's ResNet-18 to start the unimodal stage from")
-    return parser.parse_args(arguments)
+    return options.parse(__doc__, arguments)
 
 
 def folder_of(args: argparse.Namespace, job: str) -> Path:
@@ -60,17 +40,19 @@ def folder_of(args: argparse.Namespace, job: str) -> Path:
 
 
 def open_all(args: argparse.Namespace, modalities: tuple[str, ...]) -> Data:
-    options = {"fold": args.fold, "allow_missing": args.allow_missing, "seed": args.seed}
-    return open_data(args.name, args.data, modalities, **options)
+    wanted = {"fold": args.fold, "allow_missing": args.allow_missing, "seed": args.seed}
+    return open_data(args.name, args.data, modalities, **wanted)
 
 
-def limits_of(args: argparse.Namespace, patience: int) -> Limits:
-    epochs = RUNS[args.name].epochs if args.epochs is None else args.epochs
+def limits_of(args: argparse.Namespace, epochs: int, patience: int) -> Limits:
+    epochs = epochs if args.epochs is None else args.epochs
     patience = patience if args.patience is None else args.patience
     return Limits(epochs, patience, args.device, args.workers, args.save_every)
 
 
-def settings_of(args: argparse.Namespace, method: str, start: str, rate: float) -> Settings:
+def settings_of(
+    args: argparse.Namespace, data: Data, *, method: str, start: str, rate: float
+) -> Settings:
     recipe = RUNS[args.name].recipe
     return Settings(
         data=args.name,
@@ -78,12 +60,21 @@ def settings_of(args: argparse.Namespace, method: str, start: str, rate: float) 
         fold=args.fold,
         seed=args.seed,
         start=start,
+        source=data.source,
+        rows=data.rows,
+        content=data.content,
+        allow_missing=args.allow_missing,
         learning_rate=rate if args.learning_rate is None else args.learning_rate,
         batch_size=recipe.batch_size if args.batch_size is None else args.batch_size,
         lr_warmup_steps=recipe.lr_warmup_steps,
         clip_norm=recipe.clip_norm,
         amp=args.amp,
     )
+
+
+def rate_of(run: Run, start: str) -> float:
+    """Of the multimodal stage: one for all methods, so that they can be compared."""
+    return run.recipe.learning_rate if start == "pretrained" else run.scratch_rate
 
 
 def run_unimodal(args: argparse.Namespace, stop: Stop) -> None:
@@ -96,7 +87,9 @@ def run_unimodal(args: argparse.Namespace, stop: Stop) -> None:
         if args.weights and isinstance(model.encoder, ResNet18):
             model.encoder.load_backbone(read_weights(args.weights))
         start = "weights" if args.weights else "scratch"
-        settings = settings_of(args, f"unimodal {modality}", start, run.unimodal_rate)
+        settings = settings_of(
+            args, data, method=f"unimodal {modality}", start=start, rate=run.unimodal_rate
+        )
         trainer = Trainer(
             model,
             data,
@@ -105,7 +98,7 @@ def run_unimodal(args: argparse.Namespace, stop: Stop) -> None:
             make_optimizer=run.recipe.optimizer,
             folder=folder_of(args, f"unimodal-{modality}"),
             settings=settings,
-            limits=limits_of(args, run.unimodal_patience),
+            limits=limits_of(args, run.unimodal_epochs, run.unimodal_patience),
         )
         trainer.fit(stop)
         report(trainer)
@@ -118,11 +111,14 @@ def run_multimodal(args: argparse.Namespace, stop: Stop) -> None:
     print(f"{args.name}, {args.method} from {start}: {data.describe()}")
     torch.manual_seed(args.seed)
     model = Multimodal(run, data.widths, args.method)
+    settings = settings_of(args, data, method=args.method, start=start, rate=rate_of(run, start))
     if start == "pretrained":
         for modality in run.modalities:
-            model.start_from(modality, pretrained(folder_of(args, f"unimodal-{modality}")))
-    published = start == "pretrained" or args.method == "mcr"
-    rate = run.recipe.learning_rate if published else run.scratch_rate
+            wanted = settings
+            if args.allow_missing:  # one modality's clips can be others than those of both
+                part = open_all(args, (modality,))
+                wanted = dataclasses.replace(settings, rows=part.rows, content=part.content)
+            model.start_from(modality, pretrained(args, modality, wanted))
     job = args.method if start == "pretrained" else f"{args.method}-scratch"
     trainer = Trainer(
         model,
@@ -131,8 +127,8 @@ def run_multimodal(args: argparse.Namespace, stop: Stop) -> None:
         by=run.by,
         make_optimizer=run.recipe.optimizer,
         folder=folder_of(args, job),
-        settings=settings_of(args, args.method, start, rate),
-        limits=limits_of(args, run.patience),
+        settings=settings,
+        limits=limits_of(args, run.epochs, run.patience),
     )
     monitor = mcr_fast.MCRMonitor(run.modalities, every=50)
     monitor.watch(model.objective)
@@ -143,19 +139,30 @@ def run_multimodal(args: argparse.Namespace, stop: Stop) -> None:
     report(trainer)
 
 
-def start_of(args: argparse.Namespace) -> str:
-    if args.start:
-        return args.start
-    return "pretrained" if RUNS[args.name].recipe.pretrained else "scratch"
+def pretrained(args: argparse.Namespace, modality: str, wanted: Settings) -> dict[str, Any]:
+    """The best weights of a modality alone, of a run that is finished and had the same data.
 
-
-def pretrained(folder: Path) -> dict[str, Any]:
-    """The best weights of a modality alone."""
-    if not (folder / "best.pt").exists():
-        raise FileNotFoundError(
-            f"{folder / 'best.pt'} is missing: run the same command with --stage unimodal first, "
-            "or start from random weights with --start scratch"
+    Raises:
+        FileNotFoundError: there is none, or it is not finished.
+        ValueError: it had other data than `wanted` says.
+    """
+    folder = folder_of(args, f"unimodal-{modality}")
+    for name, do in (("best.pt", "run"), (RESULTS, "finish")):
+        if not (folder / name).exists():
+            what = "" if do == "run" else ", so that training is not finished"
+            raise FileNotFoundError(
+                f"{folder / name} is missing{what}: {do} --stage unimodal with the same options "
+                "first, or start from random weights with --start scratch"
+            )
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    other = differences(results["settings"], wanted, OF_DATA)
+    if other:
+        raise ValueError(
+            f"{folder / RESULTS} was made with {other}: run --stage unimodal for these data with "
+            "another --out, or start from random weights with --start scratch"
         )
+    best = results["best"]["epoch"]
+    print(f"{modality} starts from its epoch {best}, the best of {results['epochs']}")
     return torch.load(folder / "best.pt", map_location="cpu", weights_only=True)["model"]
 
 
@@ -165,14 +172,16 @@ def report(trainer: Trainer) -> Figures:
     test = trainer.evaluate("test")
     validation = trainer.state.history[trainer.state.best_epoch]
     results = {
-        "settings": vars(trainer.settings),
+        "settings": dataclasses.asdict(trainer.settings),
         "epochs": trainer.state.epoch,
         "best": validation,
         "test": test,
         "versions": {"torch": torch.__version__, "mcr_fast": mcr_fast.__version__},
     }
-    text = json.dumps(results, indent=2)
-    (trainer.folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    path = trainer.folder / RESULTS
+    beside = path.with_suffix(".tmp")  # so that it is there whole or not at all
+    beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
     for name, figures in test.items():
         shown = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
         print(f"test, {name}, epoch {trainer.state.best_epoch + 1}: {shown}")
@@ -181,17 +190,12 @@ def report(trainer: Trainer) -> Figures:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    stages = [args.stage] if args.stage else [s for s in STAGES if needed(args, s)]
     work = {"unimodal": partial(run_unimodal, args), "multimodal": partial(run_multimodal, args)}
     if not RUNS[args.name].regression:
         open_all(args, RUNS[args.name].modalities)  # what is missing is said before any work
     with Stop() as stop:
-        for stage in stages:
+        for stage in stages_of(args):
             work[stage](stop)
-
-
-def needed(args: argparse.Namespace, stage: str) -> bool:
-    return stage == "multimodal" or start_of(args) == "pretrained"
 
 
 if __name__ == "__main__":

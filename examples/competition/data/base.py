@@ -84,6 +84,18 @@ def standardized(x: np.ndarray, train: np.ndarray) -> np.ndarray:
     return (x - x[train].mean(0)) / np.maximum(x[train].std(0), 1e-6)
 
 
+def standardized_batches(train: Batch, *others: Batch) -> tuple[Batch, ...]:
+    """Each column of each input [N, D] by the mean and deviation of the training rows."""
+    moments = [(x.mean(0), x.std(0).clamp_min(1e-6)) for x in train.inputs]
+    return tuple(
+        Batch(
+            tuple((x - mean) / std for x, (mean, std) in zip(rows.inputs, moments, strict=True)),
+            rows.labels,
+        )
+        for rows in (train, *others)
+    )
+
+
 def batch(views: tuple[np.ndarray, ...], labels: np.ndarray, index: np.ndarray) -> Batch:
     """The rows that an index names, as tensors of 32 bits."""
     inputs = tuple(torch.from_numpy(x[index].astype(np.float32)) for x in views)

@@ -20,7 +20,7 @@ from .base import Data, Family
 CLASSES = 10
 WIDTHS = (16, 32)  # of the views
 SEPARATION = (3.6, 2.4)  # length of the classes' means, on average; the noise has deviation 1
-TRAIN, VALIDATION, TEST = 512, 1000, 2000
+TRAIN, VALIDATION, TEST = 512, 1000, 10000
 
 
 def load(scale: float, seed: int) -> Data:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import Batch, MultimodalModel
-from ..strategy import Strategy, true_class_scores
+from ..strategy import Strategy, mean_of_others, true_class_scores
 
 
 def binned(x: Tensor, bins: int) -> Tensor:
@@ -60,8 +60,7 @@ def factors(of_each: Tensor, limit: float) -> Tensor:
     Kept within 1 / limit and limit. Contributions may be negative, and count as all but 0 then.
     """
     of_each = of_each.clamp(min=1e-8)
-    others = (of_each.sum() - of_each) / (len(of_each) - 1)
-    return (others / of_each).clamp(1 / limit, limit)
+    return (mean_of_others(of_each) / of_each).clamp(1 / limit, limit)
 
 
 class ARM(Strategy):

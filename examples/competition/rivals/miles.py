@@ -61,6 +61,10 @@ class MILES(MultiLoss):
         super().__init__(model, weight)
         self.threshold, self.factor, self.rows = threshold, factor, rows
 
+    def first_epoch(self) -> int:
+        """The first one after an epoch, multi-loss before it."""
+        return 1
+
     def epoch_end(self, epoch: int, train: Batch, validation: Batch) -> None:
         rows = validation if self.rows == "validation" else train
         with evaluating(self):

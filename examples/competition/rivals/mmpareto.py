@@ -26,15 +26,15 @@ def weight_of_fused(fused: Tensor, own: Tensor) -> Tensor:
     return torch.where(dot > 0, torch.full_like(dot, 0.5), shortest)
 
 
-def combine(fused: Tensor, own: Tensor, weight: Tensor, gamma: float) -> Tensor:
-    """The gradient of one tensor from the two losses': gamma * 2 (k * fused + (1 - k) * own).
+def combine(fused: Tensor, own: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of one tensor from the two losses': 2 (k * fused + (1 - k) * own).
 
     If that is shorter than fused + own it gets that length first; if it is 0 it stays 0.
     """
     mixed = 2 * weight * fused + 2 * (1 - weight) * own
     length, plain = mixed.norm(), (fused + own).norm()
     stretch = torch.where((length < plain) & (length > 0), plain / length, torch.ones_like(length))
-    return gamma * stretch * mixed
+    return stretch * mixed
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
@@ -45,7 +45,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[T
 
 
 class MMPareto(MultiLoss):
-    """CE(f) + sum over m of CE(o_m), own heads; the two gradients of each encoder are combined.
+    """CE(f) + sum of weight_m * CE(o_m), own heads; the two gradients of each encoder are combined.
 
     The weight is one for an encoder, from all its parameters, the length one for each tensor.
     Fusion and heads keep the plain gradient. The own losses share no parameter, so that one
@@ -54,19 +54,29 @@ class MMPareto(MultiLoss):
 
     Args:
         model: what is trained.
-        gamma: factor of the encoders' gradients; published 1.5 (CREMA-D), .5 (AVE), 3 (UCF).
+        weight: of the unimodal losses, a number or one a modality; published 1.
+        gamma: factor of the encoders' gradients; published 1.5 (CREMA-D), .5 (AVE), 3 (UCF), with
+            SGD. It is the same in every step, so that under Adam it cancels.
+        as_lr: multiply the encoders' learning rates by gamma instead of their gradients, see
+            `scale_gradients`. Under SGD without momentum both are the same.
     """
 
     published = "ICML 2024"
 
-    def __init__(self, model: MultimodalModel, gamma: float = 1.5) -> None:
-        super().__init__(model)
-        self.gamma = gamma
+    def __init__(
+        self,
+        model: MultimodalModel,
+        weight: float | Sequence[float] = 1.0,
+        gamma: float = 1.5,
+        as_lr: bool = False,
+    ) -> None:
+        super().__init__(model, weight)
+        self.gamma, self.as_lr = gamma, as_lr
         self._losses: list[Tensor] = []
 
     def loss(self, batch: Batch) -> Tensor:
         fused, own = self.losses(self.model.encode(batch.inputs), batch.labels)
-        self._losses = [fused, torch.stack(own).sum()]
+        self._losses = [fused, self.weighted(torch.zeros_like(fused), own)]
         return fused + self._losses[1]
 
     def backward(self, loss: Tensor) -> None:
@@ -82,6 +92,9 @@ class MMPareto(MultiLoss):
         for m in range(self.model.num_modalities):
             self._combine([(p, *pairs[p]) for p in self.scaled(m) if p in pairs])
 
+    def after_backward(self) -> None:
+        self.scale_gradients([self.gamma] * self.model.num_modalities, self.as_lr)
+
     def _combine(self, encoder: list[tuple[nn.Parameter, Tensor, Tensor]]) -> None:
         """Set the gradients of an encoder's parameters from those of the two losses."""
         if not encoder:
@@ -90,4 +103,4 @@ class MMPareto(MultiLoss):
         own = torch.cat([u.flatten() for _, _, u in encoder])
         weight = weight_of_fused(fused, own)
         for p, v, u in encoder:
-            p.grad = combine(v, u, weight, self.gamma)
+            p.grad = combine(v, u, weight)

@@ -60,6 +60,11 @@ class MSLR(Strategy):
         self.factors = list(self.rates)
         self._accuracies = [deque[float](maxlen=memory) for _ in initial]
 
+    def first_epoch(self) -> int:
+        """That of the first ratio, if the fixed rates are those of joint training."""
+        waits = self.dynamic and all(rate == 1 for rate in self.rates)
+        return self.memory + 1 if waits else 0
+
     def after_backward(self) -> None:
         self.scale_gradients(self.factors, self.as_lr)
 

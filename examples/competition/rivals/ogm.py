@@ -52,6 +52,9 @@ class OGM(Strategy):
         self._epoch = 0
         self._coefficients = torch.ones(model.num_modalities)
 
+    def first_epoch(self) -> int:
+        return 0 if self.window is None else self.window[0]
+
     def epoch_start(self, epoch: int, train: Batch) -> None:
         self._epoch = epoch
 

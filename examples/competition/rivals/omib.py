@@ -92,6 +92,9 @@ class OMIB(Strategy):
         self.task_heads = nn.ModuleList([nn.Linear(d + width, model.classes) for d in model.widths])
         self._warm = False
 
+    def first_epoch(self) -> int:
+        return self.warmup
+
     def epoch_start(self, epoch: int, train: Batch) -> None:
         self._warm = epoch < self.warmup
 

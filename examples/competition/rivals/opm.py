@@ -73,6 +73,9 @@ class OPM(Strategy):
         self.probability, self.warm_up = probability, warm_up
         self._epoch, self._rows = 0, 0
 
+    def first_epoch(self) -> int:
+        return self.warm_up
+
     def epoch_start(self, epoch: int, train: Batch) -> None:
         self._epoch = epoch
 

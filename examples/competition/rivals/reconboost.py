@@ -44,7 +44,9 @@ class ReconBoost(Strategy):
         model: what is trained; its fusion is not used.
         stage_epochs, correction_epochs: epochs of the two parts; published 1 and 1 (CREMA-D, AVE),
             4 and 4 (UCF101).
-        target_weight, others_weight: published 5 and 1 (AVE, UCF101), 3 and 1 (CREMA-D).
+        target_weight, others_weight: published 5 and 1 (AVE, UCF101), 3 and 1 (CREMA-D). A row's
+            factor is target_weight - others_weight * q_y: of a large target_weight little but a
+            constant is left, which Adam cancels.
         agreement: weight of `agreement_loss` with the modality before, from the second stage on.
             Published .5, but with both sides detached, which has no gradient: 0 trains the same.
     """

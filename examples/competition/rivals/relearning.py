@@ -69,6 +69,9 @@ class Relearning(Strategy):
         self._amounts: Tensor | None = None  # [M], while a mixing is due
         self._done = 0
 
+    def first_epoch(self) -> int:
+        return self.every + 1
+
     def epoch_start(self, epoch: int, train: Batch) -> None:
         if self._amounts is None:
             return

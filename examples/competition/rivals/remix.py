@@ -61,6 +61,9 @@ class Remix(MultiLoss):
         self._assignment: Tensor | None = None  # [rows of the training set], None in the warm-up
         self._kept: int | None = None  # the modality of the batch at hand
 
+    def first_epoch(self) -> int:
+        return self.warmup
+
     def epoch_start(self, epoch: int, train: Batch) -> None:
         self._assignment = self.assign(train) if epoch >= self.warmup else None
 

@@ -35,7 +35,8 @@ class SFC(Strategy):
 
     Published for reward models with Bradley-Terry losses, where the text is the shortcut and has a
     model of its own. The cross-entropy, own heads and several shortcuts at once are our transfer.
-    The shortcut models give no gradient to what is fused.
+    The shortcut models give no gradient to what is fused. The published form is one named shortcut
+    with an encoder of its own: `SFC(model, shortcuts=[m], own_encoder=True)`.
 
     Args:
         model: what is trained.
