@@ -36,7 +36,7 @@ def row_of(job: Job, scores: Scores, where: Row) -> dict[str, str]:
         "test_last": scores.test_last,
         "validation": scores.validation,
         "best_epoch": scores.best_epoch,
-        "first_epoch": getattr(scores, "first_epoch", 0),
+        "first_epoch": scores.first_epoch,
         "step_ms": scores.step_ms,
     }
     for name in ("without", "alone"):

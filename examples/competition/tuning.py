@@ -85,7 +85,7 @@ TRIES: dict[str, list[Options]] = {
         {"threshold": 0.1, "factor": 0.2},
         {"rows": "train"},
     ],
-    "MMPareto": [{}, *({"gamma": g, "as_lr": True} for g in (1.5, 0.5, 1.0, 3.0))],
+    "MMPareto": [{}, *({"gamma": g, "as_lr": True} for g in (1.5, 0.5, 2.0, 3.0))],
     "D&R": [
         {"every": 10, "times": 3, "strength": 3.0},
         {"every": 4, "times": 3, "strength": 3.0},
