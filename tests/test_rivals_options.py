@@ -42,7 +42,8 @@ def test_every_ablation_has_a_finite_loss_and_gradient(variant):
 def test_every_try_makes_steps_of_adam(method, options):
     """Finite losses and weights; some of the encoders' or, if these are frozen, of the fusion's."""
     kind, batch, model = find(method), batch_of(2), model_of(2)
-    taken = {name: value for name, value in json.loads(options).items() if name != "lr"}
+    taken = tuning.complete(method, json.loads(options), unimodal_weight=1.0)
+    taken.pop("lr", None)
     if kind.needs_teachers:
         taken["teachers"] = Unimodal(model_of(2, seed=1))
     torch.manual_seed(0)
