@@ -14,7 +14,7 @@ from examples.competition.trainer import Schedule, Trained, train
 
 
 def close(found: Tensor, *expected: float) -> None:
-    torch.testing.assert_close(found.double(), tensor(*expected), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.double().flatten(), tensor(*expected), rtol=0, atol=1e-8)
 
 
 def model_of(modalities: int, seed: int = 0) -> MultimodalModel:

@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from divergences import on_threads
 
 from examples.competition.data import FAMILIES, MissingPackage, base
 
 ALL_OF_THEM = [(name, value) for name, family in FAMILIES.items() for value in family.values]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with on_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(family: str, value: float, seed: int = 0):

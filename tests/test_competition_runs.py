@@ -4,18 +4,13 @@ import csv
 
 import competition_rows as made
 import pytest
-from divergences import on_threads
 
 from examples.competition import execute, records, run, timing
 from examples.competition.__main__ import main
 from examples.competition.chosen import Effort
 from examples.competition.jobs import Job
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with on_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wanted() -> list[Job]:

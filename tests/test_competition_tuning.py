@@ -3,7 +3,6 @@
 import competition_rows as made
 import pytest
 import torch
-from divergences import on_threads
 
 from examples.competition import jobs, records, tuning
 from examples.competition.chosen import Chosen, Effort, available_methods
@@ -14,10 +13,7 @@ from examples.competition.training import Setting, data_of, fit, fresh_model, te
 TWO = Effort(tuning_places=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with on_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tries_of(method: str) -> list[dict]:

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from rivals_toy import LABELS, OWN, random_batch, tensor, toy_batch, toy_model, trained_model
+from rivals_steps import close
+from rivals_toy import LABELS, OWN, random_batch, toy_batch, toy_model, trained_model
 
 import mcr_fast
 from examples.competition.model import Batch
@@ -17,10 +18,6 @@ from examples.competition.rivals.ogm import OGM, coefficients
 from examples.competition.rivals.unimodal import Unimodal
 from examples.competition.strategy import true_class_scores
 from examples.competition.trainer import Schedule, evaluate, evaluate_without, train
-
-
-def close(found, *expected: float) -> None:
-    torch.testing.assert_close(found.double(), tensor(*expected), rtol=0, atol=1e-8)
 
 
 def test_joint_and_multi_loss():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rivals_steps import batch_of, model_of
+from rivals_steps import batch_of, close, model_of
 from rivals_toy import FUSED, LABELS, OWN, tensor, toy_batch, toy_model, trained_model
 from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
@@ -33,18 +33,7 @@ from examples.competition.rivals.unimodal import Unimodal
 from examples.competition.strategy import Strategy
 from examples.competition.trainer import Schedule, evaluate_without, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def close(found, *expected: float) -> None:
-    torch.testing.assert_close(found.double().flatten(), tensor(*expected), rtol=0, atol=1e-8)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def three_model(seed: int = 0) -> MultimodalModel:

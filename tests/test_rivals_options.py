@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from divergences import on_threads
 from rivals_steps import batch_of, model_of
 
 from examples.competition import jobs, tuning
@@ -16,10 +15,7 @@ from examples.competition.training import Setting, data_of, fit, fresh_model, sc
 TRIES = [(method, json.dumps(options)) for method in STRATEGIES for options in tuning.TRIES[method]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with on_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("variant", list(jobs.ABLATIONS))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rivals_steps import close
 from rivals_toy import FUSED, LABELS, OWN, random_batch, tensor, toy_batch, toy_model, trained_model
 from torch import nn
 
@@ -14,18 +15,7 @@ from examples.competition.rivals.relearning import Relearning, amounts, purity, 
 from examples.competition.rivals.remix import Remix, certainties, least_certain
 from examples.competition.strategy import Strategy
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def close(found, *expected: float) -> None:
-    torch.testing.assert_close(found.double().flatten(), tensor(*expected), rtol=0, atol=1e-8)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def three(seed: int = 0) -> tuple[MultimodalModel, Batch]:
