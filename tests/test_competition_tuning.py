@@ -110,9 +110,9 @@ def test_teachers_wait_for_the_unimodal_models_and_their_options_count(tmp_path)
     made.tune(tmp_path, ["unimodal", "UMT"], ["speed"], TWO)
     found = made.chosen(tmp_path, TWO)
     row = made.row(jobs.final("speed", 1.0, "UMT", 0, found, 40))
-    assert row["teacher"] == '{"lr": 0.0003}'
+    assert row["teacher"] == '{"lr": 0.001}'
     assert found.count(row)
-    assert not found.count({**row, "teacher": '{"lr": 0.001}'})
+    assert not found.count({**row, "teacher": '{"lr": 0.003}'})
 
 
 def test_places_of_tuning_go_from_the_first_setting_to_the_last():

@@ -34,10 +34,16 @@ def tries() -> str:
     heirs = ", ".join(f"{name} (`{option}`)" for name, option in tuning.HEIR.items())
     rates = ", ".join(f"{rate:g}" for rate in tuning.RATES)
     wide = tuning.MORE_RATES
+    between = ", ".join(
+        f"{tables.shown(name)} ({len(found)} and {len(tuning.TRIES[name]) - 1})"
+        for name, found in tuning.OTHER_RATES.items()
+        if name not in tuning.ONLY_RATES
+    )
     return (
         f"{most} tries a method{f' (fewer: {chr(44).join(fewer)})' if fewer else ''}: learning "
         f"rates {rates} with the starting options, then four other options at the best of these. "
         f"Rates only, {len(wide)} from {min(wide):g} to {max(wide):g}: {only}. "
+        f"More rates and fewer options: {between}. "
         f"The weight of the unimodal losses is multi-loss's choice, and taken over by {heirs}."
     )
 

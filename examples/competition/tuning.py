@@ -1,8 +1,9 @@
 """How options are chosen: seven tries a method, by validation accuracy, on seeds of their own.
 
 A method's rate comes first, at its starting options; then its own options at the best of these
-rates. Joint training, the unimodal models and the frozen encoders have nothing but a rate, and
-spend all tries on it. So every method trains at a rate of its own, and none has more tries.
+rates. Joint training and the frozen encoders have nothing but a rate, and spend all tries on it;
+the ensemble of unimodal models has one option, what it averages, and MLA three. So every method
+trains at a rate of its own, and none has more tries.
 
 The weight of the unimodal losses is chosen once, by multi-loss: the methods that are built on it
 take its weight, so that none of them gains or loses by another one. MCR spends its own tries on its
@@ -27,10 +28,11 @@ SEEDS = (100, 101, 102, 103)
 
 RATES = (1e-3, 3e-3, 1e-2)
 MORE_RATES = (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
-ONLY_RATES = ("joint", "unimodal", "frozen")
+ONLY_RATES = ("joint", "frozen")
 OTHER_RATES = {
     **dict.fromkeys(ONLY_RATES, MORE_RATES),
-    "MLA": (3e-4, *RATES),  # three options only, and two steps a batch
+    "unimodal": MORE_RATES[1:],  # and one option
+    "MLA": (3e-4, *RATES),  # three options, and two steps a batch
 }
 
 # The weight of the unimodal losses as multi-loss chose it: the option that takes it.
@@ -46,7 +48,7 @@ SHARE = "contrastive_share"  # of that weight, in MCR's tries: becomes `contrast
 # What a method starts with, and its other tries. Not named: as its class has it.
 TRIES: dict[str, list[Options]] = {
     "joint": [{}],
-    "unimodal": [{}],
+    "unimodal": [{}, {"average": "logits"}],
     "multi-loss": [{"weight": w} for w in (1.0, 0.1, 0.3, 3.0, 10.0)],
     "MMCosine": [{"scale": s} for s in (10.0, 3.0, 5.0, 15.0, 20.0)],
     "OGM": [
