@@ -1,8 +1,8 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `two_speed_all`, `demo`, `demo_all`, `model_steps`,
-`model_kernels`, `scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
+`targets`, `cases`, `two_speed`, `demo`, `demo_all`, `model_steps`, `model_kernels`,
+`scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
 """
 
 import re
@@ -156,11 +156,11 @@ def _targets(folder: Path) -> str:
     return _markdown(lines, ("what", "target", "measured", "", "medians"), ("left",) * 5, rows)
 
 
-def _two_speed(folder: Path, forms: Iterable[str] = two_speed.HEADLINE) -> str:
+def _two_speed(_: Path) -> str:
     """Accuracy with and without the parts of Algorithm 1."""
-    rows = read(folder / "two_speed.csv")
-    lines = two_speed.summary(rows, forms)
-    table = _markdown(lines, two_speed.HEADER, ("left", "right", "right", "right"), rows)
+    rows = read(two_speed.FOLDER / "two_speed.csv")
+    align = ("left", *("right",) * (len(two_speed.HEADER) - 1))
+    table = _markdown(two_speed.summary(rows), two_speed.HEADER, align, rows)
     seeds = len({row["seed"] for row in rows})
     return f"{table} Means over {seeds} seeds and their standard errors." if rows else table
 
@@ -190,7 +190,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "targets": _targets,
     "cases": _cases,
     "two_speed": _two_speed,
-    "two_speed_all": partial(_two_speed, forms=two_speed.FORMS),
     "demo": lambda _: _written(DEMO / "digits_short.md"),
     "demo_all": lambda _: _written(DEMO / "digits.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),

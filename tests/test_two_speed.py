@@ -99,18 +99,36 @@ def test_both_modalities_tell_the_label():
     assert 0.6 < (nearest == rows.labels).double().mean() < 0.8
 
 
-def test_table_is_made_of_the_results(tmp_path):
+def test_table_is_made_of_the_results(tmp_path, monkeypatch):
+    forms = ("task", "task + 1 unimodal", "task + 1 unimodal + regularizer")
     rows = [
-        {"form": form, "seed": str(seed), "accuracy": str(70 + 10 * i + seed)}
+        {"form": form, "seed": str(seed), "accuracy": str(70 + 10 * i - 7 * (i == 2) + seed)}
         | {"slow_importance": "5", "date": "2026-01-02 03:04"}
         for seed in (0, 2)
-        for i, form in enumerate(("task", "task + regularizer"))
+        for i, form in enumerate(forms)
     ]
     results.write(tmp_path / "two_speed.csv", rows, two_speed.COLUMNS)
+    monkeypatch.setattr(two_speed, "FOLDER", tmp_path)
     page = tmp_path / "page.md"
     page.write_text("<!-- bench:begin two_speed -->\n<!-- bench:end -->\n")
     assert table.write_tables(page, tmp_path) == 1
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in page.read_text().splitlines()]
-    assert ["task", "71.0 ± 1.0", "", "5.0 ± 0.0"] in cells
-    assert ["task + regularizer", "81.0 ± 1.0", "+10.0 ± 0.0", "5.0 ± 0.0"] in cells
+    assert ["task", "71.0 ± 1.0", "", "", "5.0 ± 0.0"] in cells
+    assert ["task + 1 unimodal", "81.0 ± 1.0", "+10.0 ± 0.0", "", "5.0 ± 0.0"] in cells
+    both = ["+13.0 ± 0.0", "+3.0 ± 0.0", "5.0 ± 0.0"]
+    assert ["task + 1 unimodal + regularizer", "84.0 ± 1.0", *both] in cells
     assert "Means over 2 seeds" in page.read_text()
+
+
+def test_multi_loss_is_the_form_without_the_regularizer():
+    """At weights of 0 of its terms each form is the one that it is compared with."""
+    torch.manual_seed(0)
+    model = two_speed.Model.fresh()
+    rows = two_speed.make_split(64, torch.Generator().manual_seed(0))
+    batch = (rows.fast, rows.slow, rows.labels)
+    without = {"mipd_weight": 0.0, "contrastive_weight": 0.0}
+    for name, other in two_speed.MULTI_LOSS.items():
+        weight = 1.0 if "1 unimodal" in other else 3.0
+        expected = two_speed.algorithm(weight, without)(model)(*batch)
+        torch.testing.assert_close(two_speed.FORMS[other](model)(*batch), expected)
+        assert two_speed.FORMS[name](model)(*batch) != expected
