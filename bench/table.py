@@ -1,7 +1,7 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `demo`, `demo_all`, `model_steps`, `model_kernels`,
+`targets`, `cases`, `two_speed`, `demo`, `demo_all`, `demo_tune`, `model_steps`, `model_kernels`,
 `scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
 """
 
@@ -192,6 +192,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "two_speed": _two_speed,
     "demo": lambda _: _written(DEMO / "digits_short.md"),
     "demo_all": lambda _: _written(DEMO / "digits.md"),
+    "demo_tune": lambda _: _written(DEMO / "tune.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
     **{

@@ -23,7 +23,8 @@ from digits_plot import plot
 from digits_report import Names, explanation, report, short_report
 from digits_settings import SETTINGS
 from digits_step_time import costs_in_words
-from digits_tune import GRIDS, tune
+from digits_tune import COLUMNS as TRIED
+from digits_tune import GRIDS, beyond_table, tune
 
 # Names of machines and files of results are those of the benchmarks, which lie beside this folder.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -65,9 +66,23 @@ def introduce(load: Loader) -> Digits:
     return digits
 
 
+def environment() -> dict[str, str]:
+    """The columns of results that say where and on what a row was made."""
+    return machine.environment() | {"load": f"{machine.load():.1f}"}
+
+
+def caption(where: dict[str, str], seeds: int, command: str) -> str:
+    """The line under a table of a page."""
+    state = " with uncommitted changes" if where["dirty"] == "yes" else ""
+    return (
+        f"{where['device']}, torch {where['torch']}, commit {where['commit']}{state}, "
+        f"{where['date'][:10]}, {seeds} seeds; written by `{command}`."
+    )
+
+
 def write(runs: Sequence[Run], names: Names, folder: Path) -> None:
     """The runs as rows, and the tables of pages."""
-    where = machine.environment() | {"load": f"{machine.load():.1f}"}
+    where = environment()
     rows = [
         {
             "setting": run.setting,
@@ -82,17 +97,22 @@ def write(runs: Sequence[Run], names: Names, folder: Path) -> None:
         for run in runs
     ]
     results.write(folder / "digits.csv", rows, COLUMNS)
-    seeds = len({run.seed for run in runs})
-    state = " with uncommitted changes" if where["dirty"] == "yes" else ""
-    caption = (
-        f"{where['device']}, torch {where['torch']}, commit {where['commit']}{state}, "
-        f"{where['date'][:10]}, {seeds} seeds; written by `examples/digits_demo.py`."
-    )
+    below = caption(where, len({run.seed for run in runs}), "examples/digits_demo.py")
     for name, text in (
         ("digits.md", report(runs, names, form="github")),
         ("digits_short.md", short_report(runs, names)),
     ):
-        results.write_text(folder / name, f"{text}\n\n{caption}\n")
+        results.write_text(folder / name, f"{text}\n\n{below}\n")
+
+
+def write_tries(tried: Sequence[dict[str, str]], names: Names, folder: Path) -> None:
+    """The tries of the sweeps as rows, and the table of a page."""
+    where = environment()
+    results.write(
+        folder / "tune.csv", [row | where for row in tried], (*TRIED, *results.ENVIRONMENT)
+    )
+    below = caption(where, len({row["seed"] for row in tried}), "examples/digits_demo.py --tune")
+    results.write_text(folder / "tune.md", f"{beyond_table(tried, names)}\n\n{below}\n")
 
 
 def main() -> None:
@@ -103,7 +123,8 @@ def main() -> None:
     digits = introduce(load)
     names, settings = digits.names, SETTINGS[digits.names]
     if arguments.tune:
-        tune(load, list(settings), arguments.epochs, arguments.jobs)
+        tried = tune(load, list(settings), arguments.epochs, arguments.jobs)
+        write_tries(tried, names, arguments.out)
         return
     tasks = [
         Task(load, setting, seed, arguments.epochs)
