@@ -119,6 +119,7 @@ def main() -> None:
     arguments = parse_arguments()
     start = time.perf_counter()
     torch.set_num_threads(1)
+    machine.environment()  # is kept: rows name the commit that was run, not one made meanwhile
     load = load_halves if arguments.halves else find_loader()
     digits = introduce(load)
     names, settings = digits.names, SETTINGS[digits.names]
