@@ -19,7 +19,7 @@ class Case:
     donors: str = ""  # "uniform", "cyclic", "exhaustive"; "drawn": each call draws its own
     start: str = ""  # "latents": with the linear fusion; "contributions": without
     sweeps: tuple[str, ...] = ()  # the axes of plots on which this case is a point
-    headline: bool = False  # stands in the README's table
+    headline: bool = False  # runs in every mode; those of MCRLoss stand in the README
     quick: bool = False  # runs with --quick and in the regression tests
 
     @property

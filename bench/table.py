@@ -1,12 +1,12 @@
 """Writes tables of results between markers of Markdown files; nothing in them is typed by hand.
 
 `<!-- bench:begin NAME -->` ... `<!-- bench:end -->`, NAME one of `headline` (also if left out),
-`targets`, `cases`, `two_speed`, `demo`, `demo_all`, `demo_tune`, `model_steps`, `model_kernels`,
-`scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
+`targets`, `cases`, `two_speed`, `demo`, `demo_all`, `demo_tune`, `step_time`, `model_steps`,
+`model_kernels`, `scaling_nt_xent`, `scaling_sup_con`, `estimator_*` (bench/estimator/report.py).
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -80,44 +80,34 @@ def _time(row: Row | None) -> str:
 
 
 def _headline(folder: Path) -> str:
-    """Medians of a training step's forward and backward, and how many times faster ours is."""
-    header = ("mcr_fast", "best eager", "torch.compile", "published", "vs eager", "vs published")
-
-    def cells(found: dict[str, Row]) -> Iterator[str]:
-        rows = [*map(found.get, ("ours", "eager", "compile")), _published(found)]
-        yield from map(_time, rows)
-        yield from map(_faster, (rows[1], rows[3]))
-
-    return _sizes(folder, header, cells, lambda case: case.headline)
+    """Medians of a whole step's forward and backward, and how many times faster ours is."""
+    lines, used = [], []
+    for stem, case, found in _full(folder):
+        if case.headline and stem == "mcr_loss":
+            used.append(found["ours"])
+            rows = [*map(found.get, ("ours", "eager", "compile")), _published(found)]
+            times = (_faster(rows[1]), _faster(rows[3]))
+            lines.append((_size(case.name), *map(_time, rows), *times))
+    header = (f"{WORK['mcr_loss']}, ms", "mcr_fast", "best eager", "torch.compile", "published")
+    align = ("left", *("right",) * 6)
+    return _markdown(lines, (*header, "vs eager", "vs published"), align, used)
 
 
 def _cases(folder: Path) -> str:
     """Every case: median times of all providers, memory of those that people choose between."""
-
-    def cells(found: dict[str, Row]) -> Iterator[str]:
-        yield from (_time(found.get(name)) for name in NAMES)
-        yield from map(_memory, (found["ours"], found.get("eager"), _published(found)))
-
-    return _sizes(folder, (*NAMES.values(), "MB", "eager MB", "published MB"), cells)
+    header = ("forward + backward, ms", "size", *NAMES.values(), "MB", "eager MB", "published MB")
+    lines, used = [], []
+    for stem, case, found in _full(folder):
+        used.append(found["ours"])
+        times = (_time(found.get(name)) for name in NAMES)
+        memory = map(_memory, (found["ours"], found.get("eager"), _published(found)))
+        work = WORK.get(stem, stem.replace("_", " "))
+        lines.append((work, _size(case.name), *times, *memory))
+    return _markdown(lines, header, ("left", "left", *("right",) * (len(header) - 2)), used)
 
 
 def _published(found: dict[str, Row]) -> Row | None:
     return found.get("released") or found.get("pml")
-
-
-def _sizes(
-    folder: Path,
-    header: tuple[str, ...],
-    cells: Callable[[dict[str, Row]], Iterable[str]],  # of a case's rows by provider
-    chosen: Callable[[Case], bool] = lambda case: True,
-) -> str:
-    lines, used = [], []
-    for stem, case, found in _full(folder):
-        if chosen(case):
-            used.append(found["ours"])
-            lines.append((WORK.get(stem, stem.replace("_", " ")), _size(case.name), *cells(found)))
-    align = ("left", "left", *("right",) * len(header))
-    return _markdown(lines, ("forward + backward, ms", "size", *header), align, used)
 
 
 def _full(folder: Path) -> Iterator[tuple[str, Case, dict[str, Row]]]:
@@ -193,6 +183,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "demo": lambda _: _written(DEMO / "digits_short.md"),
     "demo_all": lambda _: _written(DEMO / "digits.md"),
     "demo_tune": lambda _: _written(DEMO / "tune.md"),
+    "step_time": lambda _: _written(DEMO / "step_time.md"),
     "model_steps": lambda folder: model.steps(folder / PREDICTED.name),
     "model_kernels": lambda folder: model.loops(folder / PREDICTED.name),
     **{

@@ -11,7 +11,6 @@ Without the recordings the modalities are the two halves of each image.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from digits_compare import Run, Task, compare_all, default_jobs
 from digits_data import Digits, Loader, find_loader, load_halves
+from digits_files import WHERE, caption, environment
 from digits_plot import plot
 from digits_report import Names, explanation, report, short_report
 from digits_settings import SETTINGS
@@ -26,13 +26,11 @@ from digits_step_time import costs_in_words
 from digits_tune import COLUMNS as TRIED
 from digits_tune import GRIDS, beyond_table, tune
 
-# Names of machines and files of results are those of the benchmarks, which lie beside this folder.
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from bench import machine, results
+from bench import results
 
 COLUMNS = (
     *("setting", "method", "seed", "accuracy", "first_lost", "second_lost", "second_importance"),
-    *results.ENVIRONMENT,
+    *WHERE,
 )
 
 
@@ -66,20 +64,6 @@ def introduce(load: Loader) -> Digits:
     return digits
 
 
-def environment() -> dict[str, str]:
-    """The columns of results that say where and on what a row was made."""
-    return machine.environment() | {"load": f"{machine.load():.1f}"}
-
-
-def caption(where: dict[str, str], seeds: int, command: str) -> str:
-    """The line under a table of a page."""
-    state = " with uncommitted changes" if where["dirty"] == "yes" else ""
-    return (
-        f"{where['device']}, torch {where['torch']}, commit {where['commit']}{state}, "
-        f"{where['date'][:10]}, {seeds} seeds; written by `{command}`."
-    )
-
-
 def write(runs: Sequence[Run], names: Names, folder: Path) -> None:
     """The runs as rows, and the tables of pages."""
     where = environment()
@@ -97,7 +81,7 @@ def write(runs: Sequence[Run], names: Names, folder: Path) -> None:
         for run in runs
     ]
     results.write(folder / "digits.csv", rows, COLUMNS)
-    below = caption(where, len({run.seed for run in runs}), "examples/digits_demo.py")
+    below = caption(where, f"{len({run.seed for run in runs})} seeds", "examples/digits_demo.py")
     for name, text in (
         ("digits.md", report(runs, names, form="github")),
         ("digits_short.md", short_report(runs, names)),
@@ -108,10 +92,9 @@ def write(runs: Sequence[Run], names: Names, folder: Path) -> None:
 def write_tries(tried: Sequence[dict[str, str]], names: Names, folder: Path) -> None:
     """The tries of the sweeps as rows, and the table of a page."""
     where = environment()
-    results.write(
-        folder / "tune.csv", [row | where for row in tried], (*TRIED, *results.ENVIRONMENT)
-    )
-    below = caption(where, len({row["seed"] for row in tried}), "examples/digits_demo.py --tune")
+    results.write(folder / "tune.csv", [row | where for row in tried], (*TRIED, *WHERE))
+    seeds = len({row["seed"] for row in tried})
+    below = caption(where, f"{seeds} seeds", "examples/digits_demo.py --tune")
     results.write_text(folder / "tune.md", f"{beyond_table(tried, names)}\n\n{below}\n")
 
 
@@ -119,7 +102,7 @@ def main() -> None:
     arguments = parse_arguments()
     start = time.perf_counter()
     torch.set_num_threads(1)
-    machine.environment()  # is kept: rows name the commit that was run, not one made meanwhile
+    environment()  # is kept: rows name the commit that was run, not one made meanwhile
     load = load_halves if arguments.halves else find_loader()
     digits = introduce(load)
     names, settings = digits.names, SETTINGS[digits.names]

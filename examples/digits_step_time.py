@@ -1,6 +1,6 @@
 """What the regularizer costs: over a multi-loss step, and beside the released formulation.
 
-    python examples/digits_step_time.py [--turns 200]
+    python examples/digits_step_time.py [--turns 200] [--out DIR]
 
 Steps take turns, so that noise hits all alike, and medians are taken. Times are those of the
 processor for the one thread that works: other programs of a shared machine wait beside it.
@@ -8,27 +8,27 @@ processor for the one thread that works: other programs of a shared machine wait
 
 import argparse
 import itertools
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from digits_data import NUM_CLASSES, Split
+from digits_files import WHERE, caption, environment
 from tabulate import tabulate
 from torch import Tensor, nn
 from train_digits import BATCH, BatchLoss, TwoModalities, mcr, multi_loss
 
 import mcr_fast
-
-# The released formulation is the baseline of the benchmarks, which lie beside this folder.
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+from bench import results
 
 NUM_PERMUTATIONS = 32
 WARM_UP = 3
 FUSED_A_TURN = 20  # a fused step is so short that each turn affords several
+PARTS = ("forward_ms", "backward_ms", "adam_ms")
+COLUMNS = ("size", "method", *PARTS, "added_percent", "goal_percent", "turns", *WHERE)
 
 
 @dataclass(frozen=True)
@@ -140,36 +140,78 @@ def against_released(turns: int) -> tuple[float, float] | None:
     return ours / FUSED_A_TURN, theirs
 
 
-def costs_in_words(turns: int) -> str:
-    """A table of what MCR adds to a step, and the sentence on the released formulation."""
+def costs(turns: int) -> list[dict[str, str]]:
+    """A row for each size and method, as it is written."""
     rows = []
     for name, size in SIZES.items():
         cost = cost_of(size, turns)
-        verdict = "reached" if cost.added <= cost.goal else "MISSED"
         for method, times in (("multi-loss", cost.multi_loss), ("MCR", cost.mcr)):
-            rows.append([name, method, *(f"{x:.2f}" for x in (*times, sum(times))), "", ""])
-            name = ""
-        rows[-1][-2:] = f"{100 * cost.added:+.0f} %", f"<= {100 * cost.goal:.0f} %, {verdict}"
+            row = {"size": name, "method": method, "turns": str(turns)}
+            row |= {part: f"{ms:.4f}" for part, ms in zip(PARTS, times, strict=True)}
+            if method == "MCR":
+                row |= {"added_percent": f"{100 * cost.added:.1f}"}
+                row |= {"goal_percent": f"{100 * cost.goal:.0f}"}
+            rows.append(row)
+    return rows
+
+
+def costs_table(rows: Sequence[Mapping[str, str]], form: str = "simple") -> str:
+    """What MCR adds to a step of multi-loss, and whether that is as little as it should be."""
+    lines = []
+    for row in rows:
+        times = [float(row[part]) for part in PARTS]
+        cells = [f"{ms:.2f}" for ms in (*times, sum(times))]
+        added, goal = row.get("added_percent"), row.get("goal_percent")
+        verdict = ["", ""]
+        if added and goal:
+            reached = "reached" if float(added) <= float(goal) else "MISSED"
+            verdict = [f"{float(added):+.0f} %", f"<= {goal} %, {reached}"]
+        name = row["size"] if row["method"] == "multi-loss" else ""
+        lines.append([name, row["method"], *cells, *verdict])
     headers = ("a training step, ms", "", "forward", "backward", "Adam", "all", "added", "goal")
     align = ("left", "left", *["right"] * 5, "left")
-    table = tabulate(rows, headers, colalign=align, disable_numparse=True)
-    found = against_released(max(2, turns // 8))
+    return tabulate(lines, headers, tablefmt=form, colalign=align, disable_numparse=True)
+
+
+def released_in_words(turns: int) -> str:
+    """The sentence on the released formulation."""
+    found = against_released(turns)
     if found is None:
-        return f"{table}\nNot compared with the released formulation: no pytorch-metric-learning."
+        return "Not compared with the released formulation: no pytorch-metric-learning."
     ours, theirs = found
     return (
-        f"{table}\nL_MIPD + L_Con alone, forward and backward (N = {BATCH}, K = "
+        f"L_MIPD + L_Con alone, forward and backward (N = {BATCH}, K = "
         f"{NUM_PERMUTATIONS}): {ours:.2f} ms fused, every row against all others;\n"
         f"{theirs:.1f} ms as released, {theirs / ours:.0f} times as long (six fusion passes on "
         "permuted copies, pytorch-metric-learning's NTXentLoss)."
     )
 
 
+def costs_in_words(turns: int) -> str:
+    """The table, and the sentence."""
+    return f"{costs_table(costs(turns))}\n{released_in_words(max(2, turns // 8))}"
+
+
+def write(rows: Sequence[dict[str, str]], folder: Path) -> None:
+    """The rows, and the table of a page."""
+    where = environment()
+    results.write(folder / "step_time.csv", [row | where for row in rows], COLUMNS)
+    what = f"{rows[0]['turns']} turns, load {where['load']} on {where['cores']} cores"
+    below = caption(where, what, "examples/digits_step_time.py")
+    results.write_text(folder / "step_time.md", f"{costs_table(rows, 'github')}\n\n{below}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="folder of step_time.csv and step_time.md")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(costs_in_words(parser.parse_args().turns))
+    rows = costs(arguments.turns)
+    print(costs_table(rows))
+    print(released_in_words(max(2, arguments.turns // 8)))
+    if arguments.out:
+        write(rows, arguments.out)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,19 @@ from digits_compare import Run
 from digits_data import load_halves, load_recordings, load_seen_and_heard, pair_by_label
 from digits_demo import write
 from digits_evaluate import NAN, Scores, probabilities, score, score_of
-from digits_report import Interval, paired_interval, report
+from digits_report import GOAL, Interval, against, by_setting, paired_interval, report
 from digits_settings import SETTINGS
-from digits_tune import GRIDS, TUNE_SEEDS
+from digits_step_time import SIZES, costs_table
+from digits_step_time import write as write_costs
+from digits_tune import BEYOND, GRIDS, TUNE_SEEDS, beyond_table
 from scipy import stats
 from train_digits import LOOK_EVERY, METHODS, TwoModalities, mcr, multi_loss, train
 
 import mcr_fast
-from bench import table
+from bench import results, table
 
 TABLES = ("demo", "demo_all")
+NAMES = ("image", "audio")
 RECORDINGS, FRAMES = 40, 5  # of each label, of each recording
 
 
@@ -246,6 +249,49 @@ def test_where_the_ensemble_is_as_good_is_said(gain, words):
     assert words in next(line for line in said.splitlines() if "nsemble" in line and "- " in line)
 
 
+def test_words_say_what_the_numbers_do():
+    """A modality that starves under joint training, and the terms' shares."""
+    found = {  # accuracy, image lost, importance of the audio
+        "joint": (0.90, 0.10, 0.004),
+        "multi-loss": (0.93, 0.50, 0.3),
+        "MCR": (0.94, 0.60, 0.4),
+        "MCR without L_MIPD": (0.94, 0.60, 0.4),
+        "MCR without L_Con": (0.92, 0.55, 0.4),
+        "ensemble": (0.95, 0.80, NAN),
+    }
+    runs = [
+        Run("late", method, seed, Scores(accuracy + 0.001 * seed, (lost, 0.8), share))
+        for method, (accuracy, lost, share) in found.items()
+        for seed in range(3)
+    ]
+    lines = report(runs, NAMES).splitlines()
+    assert [line for line in lines if line.startswith("- ")] == [
+        "- Importance of the audio at the end: joint 0.4 %, multi-loss 30.0 %, MCR 40.0 %.",
+        "- Right with the image lost: joint 10.0 %, multi-loss 50.0 %, MCR 60.0 %.",
+        "- L_MIPD gave +0.0 (+0.0 to +0.0) points, no clear difference; "
+        "L_Con gave +2.0 (+2.0 to +2.0) points, a gain.",
+        "- The ensemble of two models wins: MCR against it -1.0 (-1.0 to -1.0) points, worse.",
+    ]
+
+
+def test_readme_says_of_the_demo_what_its_runs_do():
+    """What README concludes, from the runs that its table is made of."""
+    runs = [
+        Run(
+            row["setting"],
+            row["method"],
+            int(row["seed"]),
+            Scores(float(row["accuracy"]), (float(row["first_lost"]), float(row["second_lost"]))),
+        )
+        for row in results.read(ROOT / "bench/results/demo/digits.csv")
+    ]
+    late = by_setting(runs)["audio learns late"]
+    assert against(late, "joint").low > GOAL, "MCR is clearly above joint training"
+    for other in ("multi-loss", "ensemble"):
+        assert against(late, other).verdict == "no clear difference", "they tie with it"
+    assert against(late, "ensemble", 0).verdict == "worse", "with the image lost it is better"
+
+
 def test_pages_get_what_a_run_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "DEMO", tmp_path)
     runs = made_up(0.03, "as recorded") + made_up(0.02, "late")
@@ -301,3 +347,51 @@ def test_tuning_is_fair():
             assert setting.multi_loss in GRIDS["multi-loss"]
             assert setting.mcr in GRIDS["MCR"]
             assert replace(setting, scale=1.0).weights("joint") == ()
+
+
+def test_more_tries_are_fair_and_beyond_the_grid():
+    assert len(BEYOND["multi-loss"]) == len(BEYOND["MCR"])
+    edges = [{weights[i] for weights in GRIDS["MCR"]} for i in range(3)]
+    for weights in BEYOND["MCR"]:
+        assert any(not min(e) <= w <= max(e) for w, e in zip(weights, edges, strict=True))
+
+
+def test_the_page_has_the_chosen_the_best_and_the_best_beyond():
+    rows = []
+    for setting in SETTINGS[NAMES]:
+        for method in GRIDS:
+            for at, weights in enumerate((*GRIDS[method], *BEYOND[method])):
+                text = " ".join(f"{w:g}" for w in weights)
+                for seed in TUNE_SEEDS:
+                    row = {"setting": setting, "method": method, "weights": text}
+                    rows.append(row | {"seed": str(seed), "accuracy": f"{0.5 + 0.01 * at:.3f}"})
+    lines = [
+        [cell.strip() for cell in line.split("|")] for line in beyond_table(rows, NAMES).split("\n")
+    ]
+    found = next(line for line in lines if line[1:3] == ["audio learns late", "multi-loss"])
+    assert found[3:7] == ["10: 55.0", "30: 57.0", "100: 61.0", "+6.0 (+6.0 to +6.0)"]
+
+
+# What a step costs
+
+
+def test_a_missed_goal_of_a_step_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "DEMO", tmp_path)
+    rows = []
+    for (name, size), added in zip(SIZES.items(), (31.0, 7.0), strict=True):
+        times = {"forward_ms": "1.0", "backward_ms": "2.0", "adam_ms": "0.5"}
+        goal = {"added_percent": str(added), "goal_percent": f"{100 * size.goal:.0f}"}
+        rows += [
+            {"size": name, "method": method, "turns": "5", **times, **more}
+            for method, more in (("multi-loss", {}), ("MCR", goal))
+        ]
+    said = costs_table(rows)
+    assert "+31 %  <= 30 %, MISSED" in said
+    assert "<= 8 %, reached" in said
+    write_costs(rows, tmp_path)
+    assert len(results.read(tmp_path / "step_time.csv")) == 4
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench:begin step_time -->\n<!-- bench:end -->\n")
+    table.write_tables(page, tmp_path)
+    assert "MISSED" in page.read_text()
+    assert "5 turns, load " in page.read_text()
