@@ -151,6 +151,7 @@ def main() -> None:
     torch.set_num_threads(1)  # layers this small gain nothing from more
     digits = find_loader()(seed=0).scaled(0.05)
     monitor = mcr_fast.MCRMonitor(digits.names, every=1, stride=1)  # a record a look
+    # The demo's weights (digits_settings.py): what validation chose here, not defaults.
     loss = mcr(unimodal=10.0, mipd=0.01, contrastive=3.0)
     model = train(loss, digits, epochs=120, seed=0, monitor=monitor)
     print(monitor.summary())
