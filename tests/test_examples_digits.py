@@ -281,7 +281,9 @@ def test_readme_says_of_the_demo_what_its_runs_do():
             row["setting"],
             row["method"],
             int(row["seed"]),
-            Scores(float(row["accuracy"]), (float(row["first_lost"]), float(row["second_lost"]))),
+            Scores(
+                float(row["accuracy"]), (float(row["first_lost"]), float(row["second_lost"])), NAN
+            ),
         )
         for row in results.read(ROOT / "bench/results/demo/digits.csv")
     ]
