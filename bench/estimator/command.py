@@ -102,11 +102,12 @@ def _measured(
     """Each draw, with these columns of what was found."""
     how = {"batches": effort.batches, "draws_a_batch": effort.draws}
     for draw, found in measure(model, make, draws, **how, batches_between=effort.between):
+        cells = {name: results.significant(value, 6) for name, value in found.items()}
+        cells |= {"donors": "shared" if draw.shared else "own", "scheme": draw.scheme}
         yield {
-            **{"donors": "shared" if draw.shared else "own", "scheme": draw.scheme},
             **{"K": str(draw.count), "batches": str(effort.batches)},
             **{"draws": str(effort.draws), "between": str(effort.between)},
-            **{name: results.significant(found[name], 6) for name in columns},
+            **{name: cells[name] for name in columns},
         }
 
 

@@ -10,9 +10,9 @@ from bench.results import RESULTS, Row, number, read, significant
 # of no machine: most of it is the same on all of them, and the rows name theirs
 FOLDER = RESULTS / "estimator"
 FILES = {"draws": "draws.csv", "step": "step.csv", "cost": "cost.csv", "training": "training.csv"}
-# what is measured of a draw and read by the tables and the figure, of each file
+# What a draw is and what is measured of it, as the tables and the figure read it from each file.
 OF_DRAWS = (
-    *("bias", "bias_error", "value_variance", "value_predicted"),
+    *("scheme", "donors", "bias", "bias_error", "value_variance", "value_predicted"),
     *("latents_error", "encoders_error", "encoders_cosine", "encoders_variance"),
 )
 OF_STEPS = ("encoders_cosine", "encoders_variance", "step_variance")
