@@ -243,6 +243,9 @@ class Noted(dict):
         self.names.add(name)
         return super().__getitem__(name)
 
+    def get(self, name, default=None):
+        return self[name] if name in self else default
+
 
 @pytest.mark.parametrize("part", report.FILES)
 def test_every_column_is_read(part, monkeypatch, tmp_path):
