@@ -244,7 +244,8 @@ class Noted(dict):
         return super().__getitem__(name)
 
     def get(self, name, default=None):
-        return self[name] if name in self else default
+        self.names.add(name)
+        return super().get(name, default)
 
 
 @pytest.mark.parametrize("part", report.FILES)
