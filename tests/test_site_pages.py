@@ -17,12 +17,12 @@ RUN = (
 # What a page leaves to its reader: in front of its blocks, and behind them.
 OF_READER = {
     "docs/tuning.md": (
-        """import torch
+        """import mcr_fast, torch
         def make_model(): return torch.nn.Linear(6, 6)
-        def train(model, objective, epochs): objective.loss.latent_dims
+        def train(model, objective, epochs): assert isinstance(objective, mcr_fast.MCRObjective)
         def validation_accuracy(model): return float(torch.rand(()))""",
         """from mcr_fast import tune
-        tuned = tune.tune(run, seeds=(0,), confirm=(1,))
+        tuned = tune.tune(run, seeds=(0, 1), confirm=(2, 3))
         assert isinstance(tuned.weights, tune.Weights)""",
     ),
     "docs/competition-methods.md": (
