@@ -1,6 +1,9 @@
 """The pages as they lie in docs/, the site's list of them, and the site."""
 
+import ast
+import builtins
 import functools
+import importlib.util
 import re
 import subprocess
 import sys
@@ -37,6 +40,30 @@ def program(page: str) -> str:
     """The blocks of a page that run, one after the other."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return "\n".join(block[1] for block in RUN.finditer(text))
+
+
+def unbound(code: str) -> set[str]:
+    """Names that a program reads and binds nowhere."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = [x for x in nodes if isinstance(x, ast.Name)]
+    bound = {x.id for x in names if isinstance(x.ctx, ast.Store)} | {*vars(builtins)}
+    bound |= {x.name for x in nodes if isinstance(x, (ast.FunctionDef, ast.ClassDef))}
+    bound |= {x.arg for x in nodes if isinstance(x, ast.arg)}
+    for x in nodes:
+        if isinstance(x, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in x.names}
+    return {x.id for x in names} - bound
+
+
+def missing_modules(code: str) -> set[str]:
+    """Packages that a program imports and that are not installed."""
+    found: set[str] = set()
+    for x in ast.walk(ast.parse(code)):
+        if isinstance(x, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in x.names}
+        elif isinstance(x, ast.ImportFrom) and x.module:
+            found.add(x.module.split(".")[0])
+    return {name for name in found if importlib.util.find_spec(name) is None}
 
 
 def build(folder: Path, out: Path) -> subprocess.CompletedProcess[str]:

@@ -18,9 +18,9 @@ from mcr_fast.sampling import CyclicPermutations, draw_permutations
 
 pytest.importorskip("tabulate")
 
-from bench import results, table
+from bench import machine, results, table
 from bench.__main__ import main
-from bench.estimator import report, theory
+from bench.estimator import figure, report, theory
 
 CLASSES = 3
 
@@ -234,6 +234,51 @@ def test_page_has_what_the_files_say(tmp_path):
     assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
+class Noted(dict):
+    """A row that keeps the names of the columns that are read."""
+
+    names: set[str] = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.names.add(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("part", report.FILES)
+def test_every_column_is_read(part, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = report.FOLDER / report.FILES[part]
+    monkeypatch.setattr(Noted, "names", set())
+
+    def noting(asked):
+        asked = report.FOLDER / asked.name  # the figure goes elsewhere
+        rows = results.read(asked)
+        return [Noted(row) for row in rows] if asked == path else rows
+
+    monkeypatch.setattr(report, "read", noting)
+    monkeypatch.setattr(figure, "read", noting)
+    for make in report.TABLES[part].values():
+        make(report.FOLDER)
+    figure.draw_figure(tmp_path)
+    # how it was measured
+    told = {*machine.environment(), "load", "batches", "draws", "between"}
+    assert {*results.read(path)[0]} - told <= Noted.names
+
+
+def test_page_quotes_the_measured_cost_of_all_pairs():
+    lines, header, _ = report.decision(report.FOLDER)
+    few = [i for i, name in enumerate(header) if "linear" in name and "100" not in name]
+    linear = [i for i, name in enumerate(header) if "linear" in name]
+    found = [float(line[i]) for line in lines for i in linear if int(line[0]) <= 64]
+    found += [float(line[i]) for line in lines for i in few if int(line[0]) == 128]
+    page = (ROOT / "docs/estimator.md").read_text(encoding="utf-8")
+    assert f"takes at most {max(found):.2f} times as long" in page
+
+
 def test_command_writes_every_draw(tmp_path, capsys):
     with on_threads(1):
         assert main(["estimator", "--quick", "--only", "draws", "--out", str(tmp_path)]) == 0
@@ -250,3 +295,11 @@ def test_command_writes_every_draw(tmp_path, capsys):
     others = [float(r["encoders_error"]) for r in rows if r["K"] == "1"]
     assert min(others) > 0.01
     assert "Sampling variance of the value" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_command_writes_the_files_columns(tmp_path):
+    with on_threads(1):
+        assert main(["estimator", "--quick", "--out", str(tmp_path)]) == 0
+    for name in report.FILES.values():
+        assert [*results.read(tmp_path / name)[0]] == [*results.read(report.FOLDER / name)[0]]

@@ -4,7 +4,7 @@
 
 Parts: draws, step (draws again, on training rows), cost, training, and figure, of what there is.
 
-One thread; all of it takes some 15 minutes of a core.
+All of it runs on one thread.
 """
 
 import argparse
@@ -76,12 +76,9 @@ def _rows_of_draws(quick: bool) -> Iterator[dict[str, str]]:
     for num_modalities, steps, n in tqdm(tasks, desc="draws", disable=None):
         model, part = models[num_modalities, steps], effort.at(n)
         draws = draws_of(n) if num_modalities == 2 else draws_of_three(n)
-        timed = num_modalities == 2 and steps == last
-        taken = cost.step_times(model, n, draws, effort.seconds) if timed else {}
         make = partial(model.fresh_rows, n)
-        for draw, cells in _measured(model, make, draws, part):
-            what = {"M": str(num_modalities), "steps": str(steps), "N": str(n)}
-            yield {**what, **cells, "p50_ms": results.significant(taken.get(draw))}
+        for cells in _measured(model, make, draws, part, report.OF_DRAWS):
+            yield {"M": str(num_modalities), "steps": str(steps), "N": str(n), **cells}
 
 
 def _rows_of_steps(quick: bool) -> Iterator[dict[str, str]]:
@@ -90,7 +87,8 @@ def _rows_of_steps(quick: bool) -> Iterator[dict[str, str]]:
     for steps, n in tqdm(tasks, desc="step", disable=None):
         model = trained(2, steps)
         draws = [Draw("cyclic", min(k, n - 1)) for k in (1, 8, 32)]
-        for _, cells in _measured(model, partial(model.training_rows, n), draws, effort.at(n)):
+        make = partial(model.training_rows, n)
+        for cells in _measured(model, make, draws, effort.at(n), report.OF_STEPS):
             yield {"steps": str(steps), "N": str(n), **cells}
 
 
@@ -99,19 +97,18 @@ def _measured(
     make: Callable[[torch.Generator], Batch],
     draws: Sequence[Draw],
     effort: Effort,
-) -> Iterator[tuple[Draw, dict[str, str]]]:
-    """Each draw with its cells."""
+    columns: Sequence[str],
+) -> Iterator[dict[str, str]]:
+    """Each draw, with these columns of what was found."""
     how = {"batches": effort.batches, "draws_a_batch": effort.draws}
     for draw, found in measure(model, make, draws, **how, batches_between=effort.between):
-        yield (
-            draw,
-            {
-                **{"donors": "shared" if draw.shared else "own", "scheme": draw.scheme},
-                **{"K": str(draw.count), "batches": str(effort.batches)},
-                **{"draws": str(effort.draws), "between": str(effort.between)},
-                **{name: results.significant(value, 6) for name, value in found.items()},
-            },
-        )
+        cells = {name: results.significant(value, 6) for name, value in found.items()}
+        cells |= {"donors": "shared" if draw.shared else "own", "scheme": draw.scheme}
+        yield {
+            **{"K": str(draw.count), "batches": str(effort.batches)},
+            **{"draws": str(effort.draws), "between": str(effort.between)},
+            **{name: cells[name] for name in columns},
+        }
 
 
 def _rows_of_cost(quick: bool) -> Iterator[dict[str, str]]:
@@ -135,8 +132,7 @@ def _rows_of_cost(quick: bool) -> Iterator[dict[str, str]]:
 
 
 def _rows_of_training(quick: bool, seeds: int) -> Iterator[dict[str, str]]:
-    steps, seconds = (4, 0.002) if quick else (training.STEPS, 4.0)
-    rows = training.run(seeds, steps, seconds)
+    rows = training.run(seeds, 4 if quick else training.STEPS)
     yield from tqdm(rows, desc="training", total=seeds * training.ROWS_A_SEED, disable=None)
 
 

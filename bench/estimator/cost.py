@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import mcr_fast
-from bench.estimator.draws import Draw
-from bench.estimator.models import Model, make_batch
 from bench.memory import peak_rise
 from bench.timer import Step, race
 
@@ -39,22 +37,6 @@ SIZES = {
     "MLP of 256, width 512, 6 classes": Size(512, 6, 256, largest=256),
 }
 TERMS = {"L_MIPD": 0.0, "MCRLoss": 1.0}  # weight of L_Con
-
-
-def step_times(
-    model: Model, num_rows: int, draws: Sequence[Draw], seconds: float
-) -> dict[Draw, float]:
-    """Milliseconds of L_MIPD with each draw, the draw among them: medians of turns."""
-    batch = make_batch(len(model.latent_dims), num_rows, torch.Generator().manual_seed(1))
-    leaves = [z.detach().requires_grad_() for z in model.encode(batch.views)]
-
-    def step(draw: Draw) -> Step:
-        loss = draw.loss(model)
-        return Step(lambda _: loss(leaves, None, fusion=model.fusion).loss.backward())
-
-    steps = {str(i): step(draw) for i, draw in enumerate(draws)}
-    times = race(steps, seconds, ROUNDS, thread_time)
-    return {draw: 1e3 * times[str(i)].p50 for i, draw in enumerate(draws)}
 
 
 def call_of(

@@ -17,7 +17,7 @@ from bench.estimator import theory
 from bench.estimator.models import Batch, Model
 from bench.two_speed import NUM_CLASSES
 
-PARTS = ("latents", "fusion", "encoders")  # what a gradient is taken of
+PARTS = ("latents", "encoders")  # what a gradient is taken of
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,10 @@ def estimate(model: Model, latents: list[Tensor], loss: mcr_fast.MCRLoss) -> Est
     """One draw. The latents hang on the graph of the encoders, which is kept."""
     leaves = [z.detach().requires_grad_() for z in latents]
     out = loss(leaves, None, fusion=model.fusion)
-    weight = model.fusion.weight
-    *of_latents, of_weight = torch.autograd.grad(out.mipd, [*leaves, weight])
+    of_latents = torch.autograd.grad(out.mipd, leaves)
     parameters = list(model.encoders.parameters())
     of_encoders = torch.autograd.grad(latents, parameters, of_latents, retain_graph=True)
-    flat = {"latents": of_latents, "fusion": [of_weight], "encoders": of_encoders}
+    flat = {"latents": of_latents, "encoders": of_encoders}
     return Estimate(
         -out.mipd.item(),
         {part: torch.cat([x.flatten() for x in found]).double() for part, found in flat.items()},
@@ -92,23 +91,21 @@ class Between:
     """What differs from batch to batch, of the exact estimate; and of a whole step."""
 
     value: float
-    gradients: dict[str, float]  # of PARTS whose size is not that of a batch
-    step: float  # of the whole step's gradient of the encoders
+    encoders: float  # their gradient, of L_MIPD
+    step: float  # the same, of a whole step
 
 
 def between(model: Model, batches: Iterable[Batch]) -> Between:
     """Variances over batches."""
     exact, whole = Draw().loss(model), mcr_fast.MCRLoss(model.latent_dims, NUM_CLASSES)
     whole.num_permutations = "all"
-    spreads = {name: Spread() for name in ("value", "fusion", "encoders", "step")}
+    spreads = {name: Spread() for name in ("value", "encoders", "step")}
     for batch in batches:
         found = estimate(model, model.encode(batch.views), exact)
         spreads["value"].add(torch.tensor(found.value, dtype=torch.float64))
-        for part in ("fusion", "encoders"):
-            spreads[part].add(found.gradients[part])
+        spreads["encoders"].add(found.gradients["encoders"])
         spreads["step"].add(step_gradient(model, batch, whole))
-    of = {name: spread.variance() for name, spread in spreads.items()}
-    return Between(of["value"], {p: of[p] for p in ("fusion", "encoders")}, of["step"])
+    return Between(**{name: spread.variance() for name, spread in spreads.items()})
 
 
 class Errors:
@@ -118,10 +115,9 @@ class Errors:
         self.exact: list[float] = []
         self.bias: list[float] = []  # mean over a batch's draws
         self.variance: list[float] = []  # within a batch
-        self.along: list[float] = []  # bias of the gradient along the exact one
         self.squared: dict[str, list[float]] = {part: [] for part in PARTS}
         self.size: dict[str, list[float]] = {part: [] for part in PARTS}
-        self.cosine: dict[str, list[float]] = {part: [] for part in PARTS}
+        self.cosine: list[float] = []  # of the encoders' gradient with the exact one
         self.predicted: list[float] = []
 
     def add(self, exact: Estimate, drawn: Sequence[Estimate]) -> None:
@@ -136,30 +132,24 @@ class Errors:
             size = float(true @ true)
             self.size[part].append(size)
             self.squared[part].append(fmean(float((g - true).square().sum()) for g in found))
-            cosines = [float(torch.cosine_similarity(g, true, dim=0)) for g in found]
-            self.cosine[part].append(fmean(cosines))
-            if part == "latents":
-                self.along.append(fmean(float((g - true) @ true) for g in found))
+        true = exact.gradients["encoders"]
+        pairs = ((x.gradients["encoders"], true) for x in drawn)
+        self.cosine.append(fmean(float(torch.cosine_similarity(*p, dim=0)) for p in pairs))
 
     def row(self, noise: Between) -> dict[str, float]:
         """The columns of a result."""
-        found = {
-            "value": fmean(self.exact),
+        squared, size = ({p: fmean(x[p]) for p in PARTS} for x in (self.squared, self.size))
+        # at the default weight, in the gradient that the optimizer gets
+        weight = mcr_fast.MCRLoss([1, 1], 2).mipd_weight
+        return {
             **_ratio("bias", self.bias, self.exact),
             "value_variance": fmean(self.variance) / noise.value,
-            **_ratio("gradient_bias", self.along, self.size["latents"]),
-            "value_predicted": math.nan,
+            "value_predicted": fmean(self.predicted or [math.nan]) / noise.value,
+            **{f"{part}_error": squared[part] / size[part] for part in PARTS},
+            "encoders_cosine": fmean(self.cosine),
+            "encoders_variance": squared["encoders"] / noise.encoders,
+            "step_variance": weight**2 * squared["encoders"] / noise.step,
         }
-        if self.predicted:
-            found["value_predicted"] = fmean(self.predicted) / noise.value
-        for part in PARTS:
-            found[f"{part}_error"] = fmean(self.squared[part]) / fmean(self.size[part])
-            found[f"{part}_cosine"] = fmean(self.cosine[part])
-        for part, variance in noise.gradients.items():
-            found[f"{part}_variance"] = fmean(self.squared[part]) / variance
-        # at the default weight, in the gradient that the optimizer gets
-        of_step = mcr_fast.MCRLoss([1, 1], 2).mipd_weight ** 2 * fmean(self.squared["encoders"])
-        return found | {"step_variance": of_step / noise.step}
 
 
 def _ratio(name: str, part: Sequence[float], whole: Sequence[float]) -> dict[str, float]:

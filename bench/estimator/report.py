@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bench.estimator import training
-from bench.estimator.training import BY_STEPS, BY_TIME
 from bench.results import RESULTS, Row, number, read, significant
 
 # of no machine: most of it is the same on all of them, and the rows name theirs
 FOLDER = RESULTS / "estimator"
 FILES = {"draws": "draws.csv", "step": "step.csv", "cost": "cost.csv", "training": "training.csv"}
+# What a draw is and what is measured of it, as the tables and the figure read it from each file.
+OF_DRAWS = (
+    *("scheme", "donors", "bias", "bias_error", "value_variance", "value_predicted"),
+    *("latents_error", "encoders_error", "encoders_cosine", "encoders_variance"),
+)
+OF_STEPS = ("encoders_cosine", "encoders_variance", "step_variance")
 WHOLE = "MCRLoss"  # the term that is all of the regularizer
 Table = tuple[list[tuple[str, ...]], tuple[str, ...], list[Row]]  # lines, header, rows used
 Cell = Callable[[Row], str]
@@ -200,26 +205,24 @@ def trainings(folder: Path) -> Table:
     """Accuracy against the default, in points with 95 % intervals over seeds."""
     rows = read(folder / FILES["training"])
     table = []
-    for batch, weight in dict.fromkeys((row["batch"], row["weight"]) for row in rows):
-        here = _whole_seeds([r for r in rows if (r["batch"], r["weight"]) == (batch, weight)])
-        seeds = str(len({row["seed"] for row in here}))
-        default = _accuracies(here, training.DEFAULT, BY_STEPS)
+    for setting in dict.fromkeys((row["batch"], row["weight"], row["steps"]) for row in rows):
+        of_setting = [r for r in rows if (r["batch"], r["weight"], r["steps"]) == setting]
+        here = _whole_seeds(of_setting)
+        default = _accuracies(here, training.DEFAULT)
         for arm in training.ARMS:
-            mine = _accuracies(here, arm, BY_STEPS)
-            if not mine:
-                continue
-            ms = next(row["step_ms"] for row in here if _is(row, arm))
-            mean = f"{sum(mine.values()) / len(mine):.2f}"
-            cells = [significant(float(ms), 3), mean]
-            for budget in (BY_STEPS, BY_TIME):
-                cells.append(_against(_accuracies(here, arm, budget), default, arm))
-            fits = [r["steps"] for r in here if _is(r, arm) and r["budget"] == BY_TIME]
-            cells.append(fits[0] if fits else here[0]["steps"])
-            name = f"{arm.scheme}, K = {arm.count}" if arm.count else "no L_MIPD"
-            name = "all pairs" if arm.count == "all" else name
-            table.append((batch, weight, name, seeds, *cells))
-    header = ("N", "weight", "donors", "seeds", "ms a step", "accuracy, %", "equal steps, points")
-    return table, (*header, "equal time, points", "steps then"), rows
+            mine = _accuracies(here, arm)
+            if mine:
+                mean = f"{sum(mine.values()) / len(mine):.2f}"
+                cells = (str(len(mine)), mean, _against(mine, default, arm))
+                table.append((*setting, _name(arm), *cells))
+    header = ("N", "weight", "steps", "donors", "seeds", "accuracy, %", "difference, points")
+    return table, header, rows
+
+
+def _name(arm: training.Arm) -> str:
+    if arm.count == "all":
+        return "all pairs"
+    return f"{arm.scheme}, K = {arm.count}" if arm.count else "no L_MIPD"
 
 
 def _whole_seeds(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -228,18 +231,14 @@ def _whole_seeds(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [row for row in rows if counts[row["seed"]] == max(counts.values())]
 
 
-def _is(row: Row, arm: training.Arm) -> bool:
-    return (row["scheme"], row["K"]) == (arm.scheme, str(arm.count))
-
-
-def _accuracies(rows: Sequence[Row], arm: training.Arm, budget: str) -> dict[str, float]:
+def _accuracies(rows: Sequence[Row], arm: training.Arm) -> dict[str, float]:
     """By seed."""
-    found = (row for row in rows if _is(row, arm) and row["budget"] == budget)
+    found = (r for r in rows if (r["scheme"], r["K"]) == (arm.scheme, str(arm.count)))
     return {row["seed"]: float(row["accuracy"]) for row in found}
 
 
 def _against(mine: dict[str, float], default: dict[str, float], arm: training.Arm) -> str:
-    if arm == training.DEFAULT or not mine:
+    if arm == training.DEFAULT:
         return ""
     mean, half = training.interval([mine[seed] - default[seed] for seed in mine])
     return f"{mean:+.2f} ± {half:.2f}"

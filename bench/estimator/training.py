@@ -1,28 +1,21 @@
-"""What the draw of donors does for accuracy: the task of two speeds, at equal steps and equal time.
+"""What the draw of donors does for accuracy: the task of two speeds, at equal steps.
 
 Seeds redraw data, first weights and batches, alike for every draw, so differences are those of
-equal seeds. At equal time a draw gets as many steps as fit into the time of the
-default's, by the processor's time of a step.
+equal seeds.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
-from time import thread_time
 
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
 
 from bench import two_speed
-from bench.timer import Step, race
 
 UNIMODAL_WEIGHT = 3.0
 STEPS = two_speed.EPOCHS * two_speed.TRAIN // two_speed.BATCH
-ROUNDS = 20
-BY_STEPS, BY_TIME = "steps", "time"
 
 
 @dataclass(frozen=True)
@@ -59,45 +52,17 @@ class Setting:
 
 
 SETTINGS = (Setting(64, 0.1), Setting(128, 0.3))
-# both budgets, which are one for the default
-ROWS_A_SEED = len(SETTINGS) * (2 * len(ARMS) - 1)
+ROWS_A_SEED = len(SETTINGS) * len(ARMS)
 
 
-def step_times(setting: Setting, seconds: float) -> dict[Arm, float]:
-    """Milliseconds of a training step, optimizer included: medians of turns."""
-    rows = two_speed.make_split(setting.batch, torch.Generator().manual_seed(0))
-
-    def step(arm: Arm) -> Step:
-        torch.manual_seed(0)
-        model = two_speed.Model.fresh()
-        loss = setting.form(arm)(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=two_speed.LEARNING_RATE)
-
-        def run(_: Tensor | None) -> None:
-            optimizer.zero_grad()
-            loss(rows.fast, rows.slow, rows.labels).backward()
-            optimizer.step()
-
-        return Step(run)
-
-    found = race({str(arm): step(arm) for arm in ARMS}, seconds, ROUNDS, thread_time)
-    return {arm: 1e3 * found[str(arm)].p50 for arm in ARMS}
-
-
-def run(seeds: int, steps: int, seconds: float) -> Iterator[dict[str, str]]:
-    """A row for each seed, setting, arm and budget; seed by seed, so that any part is balanced."""
-    taken = {setting: step_times(setting, seconds) for setting in SETTINGS}
-    for seed, setting, arm, budget in product(range(seeds), SETTINGS, ARMS, (BY_STEPS, BY_TIME)):
-        ms, allowed = taken[setting][arm], taken[setting][DEFAULT]
-        if budget == BY_TIME and arm == DEFAULT:
-            continue  # its own time
-        fits = steps if budget == BY_STEPS else round(steps * allowed / ms)
-        how = {"steps": fits, "batch": setting.batch}
+def run(seeds: int, steps: int) -> Iterator[dict[str, str]]:
+    """A row for each seed, setting and arm; seed by seed, so that any part is balanced."""
+    for seed, setting, arm in product(range(seeds), SETTINGS, ARMS):
+        how = {"steps": steps, "batch": setting.batch}
         found = two_speed.train(setting.form(arm), seed, two_speed.Model.fresh, **how)
         yield {
-            **{"batch": str(setting.batch), "weight": str(setting.weight)},
+            **{"batch": str(setting.batch), "weight": str(setting.weight), "steps": str(steps)},
             **{"scheme": arm.scheme, "K": str(arm.count), "seed": str(seed)},
-            **{"budget": budget, "steps": str(fits), "step_ms": f"{ms:.4f}"},
             "accuracy": f"{found.accuracy:.3f}",
         }
 

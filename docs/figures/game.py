@@ -65,29 +65,31 @@ def bars(ax: Axes, x: float, y: float, logits: torch.Tensor, name: str, ink: str
 
 
 def permutation(ink: str, grey: str, one: str, two: str) -> plt.Figure:
-    """What D of {1} compares."""
-    figure, ax = plt.subplots(figsize=(8.4, 3.1))
-    ax.set(xlim=(-0.75, 10.35), ylim=(-0.85, 3.0))
+    """What D of {1} compares. The perturbed row has a line of its own: no row of the batch is it."""
+    figure, ax = plt.subplots(figsize=(8.4, 3.4))
+    ax.set(xlim=(-0.75, 10.35), ylim=(-0.4, 3.75))
     ax.axis("off")
-    for y, row in ((2.0, "i"), (0.0, "j")):
+    of_i, perturbed, of_j = 2.75, 1.2, 0.0
+    for y, row in ((of_i, "i"), (of_j, "j")):
         ax.text(-0.2, y, f"row ${row}$", ha="right", va="center", color=grey, fontsize=12)
         box(ax, 0.0, y, f"$Z_1[{row}]$", one)
         box(ax, 1.2, y, f"$Z_2[{row}]$", two)
-        box(ax, 3.6, y, f"$Z_1[{row}]$", one)  # below, its donor's
+    for y, donor in ((of_i, "i"), (perturbed, "j")):
+        box(ax, 3.6, y, f"$Z_1[{donor}]$", one)
         box(ax, 4.8, y, "$Z_2[i]$", two)
         arrow(ax, (5.95, y), (6.45, y), ink)
         box(ax, 6.6, y, "$f$", ink, 0.5)
         arrow(ax, (7.25, y), (7.75, y), ink)
-    arrow(ax, (2.35, 2.0), (3.5, 2.0), grey)
-    arrow(ax, (0.5, -0.37), (4.1, -0.37), one, 0.2)
-    arrow(ax, (1.9, 1.6), (5.1, 0.4), two, 0.15)
-    bars(ax, 7.95, 2.0, CLEAN, "clean, $p$", ink)
-    bars(ax, 7.95, 0.0, PERTURBED, "perturbed, $q$", ink)
+    arrow(ax, (2.35, of_i), (3.5, of_i), grey)
+    arrow(ax, (0.5, of_j + 0.37), (3.5, perturbed), one, -0.2)
+    arrow(ax, (1.9, of_i - 0.37), (5.1, perturbed + 0.39), two, 0.12)
+    bars(ax, 7.95, of_i, CLEAN, "clean, $p$", ink)
+    bars(ax, 7.95, perturbed, PERTURBED, "perturbed, $q$", ink)
     value = row_divergence(PERTURBED, CLEAN, torch.zeros(1, dtype=torch.int64)).item()
-    ax.text(9.7, 1.15, "JSD$(p, q)$", ha="center", color=ink, fontsize=12)
-    ax.text(9.7, 0.75, f"= {value:.2f} nats", ha="center", color=ink, fontsize=11)
-    ax.text(1.1, 2.75, "batch", ha="center", color=grey, fontsize=12)
-    ax.text(4.7, 2.75, "what the fusion sees", ha="center", color=grey, fontsize=12)
+    ax.text(9.75, 2.1, "JSD$(p, q)$", ha="center", color=ink, fontsize=12)
+    ax.text(9.75, 1.7, f"= {value:.2f} nats", ha="center", color=ink, fontsize=11)
+    ax.text(1.1, 3.5, "batch", ha="center", color=grey, fontsize=12)
+    ax.text(4.7, 3.5, "what the fusion sees", ha="center", color=grey, fontsize=12)
     return figure
 
 
