@@ -264,14 +264,13 @@ class MCRObjective(nn.Module):
         masks = {"present": present, "sample_weight": sample_weight}
         compared = self._compared(labels, contrastive_labels, labelled)
         out: MCROutput = loss(latents, compared, fusion=fusion, **masks, **given)
-        if weight is not None and present is None and sample_weight is None:
-            weights = (self._unimodal_weight, weight)
-            made = losses_at_once(
-                self.task_loss, latents, labels, heads, (out.loss, out.logits), *weights
-            )
+        if isinstance(weight, float) and present is None and sample_weight is None:
+            of_regularizer, weights = (out.loss, out.logits), self._unimodal_weight
+            rest = (heads, of_regularizer, weights, weight)
+            made = losses_at_once(self.task_loss, latents, labels, *rest)
             if made is not None:
-                logits = tuple(made.unimodal_logits[m] for m in range(len(heads)))
-                return ObjectiveOutput(made.loss, *out[1:7], made.task, made.unimodal, logits)
+                of_heads = tuple(made.unimodal_logits[m] for m in range(len(heads)))
+                return ObjectiveOutput(made.loss, *out[1:7], made.task, made.unimodal, of_heads)
         task = self.task_loss(out.logits, labels, sample_weight)
         wanted = [head if w else None for head, w in zip(heads, self._unimodal_weight, strict=True)]
         losses, logits = unimodal_losses(

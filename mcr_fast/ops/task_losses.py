@@ -72,15 +72,10 @@ def _backward(
     to_logits, to_regularizer, to_parts = run(*grads, unit_grad, parts, *ctx.weights, wanted)
     to_loss, to_task, *to_heads = grads
     # what nothing was done with gets no gradient, rather than zeros
-    return (
-        None if to_loss is None and to_task is None else to_logits,
-        None if to_loss is None else to_regularizer,
-        *(
-            to_parts
-            if to_loss is not None or any(g is not None for g in to_heads)
-            else [None] * len(parts)
-        ),
-    )
+    if to_loss is not None:
+        return to_logits, to_regularizer, *to_parts
+    of_heads = to_parts if any(g is not None for g in to_heads) else [None] * len(parts)
+    return None if to_task is None else to_logits, None, *of_heads
 
 
 def _backward_of_torch(
@@ -102,18 +97,16 @@ def _backward_of_torch(
     count = len(weights)
     latents, of_heads, biases = parts[:count], parts[count : 2 * count], parts[2 * count :]
     to_logits = _of_cross_entropy(ctx.logits, labels, _sum(to_loss, to_task))
-    grads: list[list[Tensor]] = [[], [], []]
+    grads: tuple[list[Tensor | None], ...] = ([], [], [])
     for m, (z, w) in enumerate(zip(latents, of_heads, strict=True)):
         x = F.linear(z, w, biases[m] if biases else None)
         weighted = None if to_loss is None else to_loss * weights[m]
         own = None if to_unimodal is None else to_unimodal[m]
         added = None if to_unimodal_logits is None else to_unimodal_logits[m]
         g = _sum(_of_cross_entropy(x, labels, _sum(weighted, own)), added)
-        if g is None:
-            g = torch.zeros_like(x)
-        grads[0].append(g @ w)
-        grads[1].append(g.mT @ z)
-        grads[2].append(g.sum(0))
+        made = (None, None, None) if g is None else (g @ w, g.mT @ z, g.sum(0))
+        for each, grad in zip(grads, made, strict=True):
+            each.append(grad)
     to_regularizer = None if to_loss is None else to_loss * of_regularizer
     return to_logits, to_regularizer, *grads[0], *grads[1], *(grads[2] if biases else ())
 
@@ -162,7 +155,8 @@ def serves(
             return False
         wanting = wanting or x.requires_grad
     widths = [z.shape[1] if z.ndim == 2 else -1 for z in parts[:num_heads]]
-    shapes = [(rows, width) for width in widths] + [(classes, width) for width in widths]
+    shapes: list[tuple[int, ...]] = [(rows, width) for width in widths]
+    shapes += [(classes, width) for width in widths]
     if len(parts) == 3 * num_heads:
         shapes += [(classes,)] * num_heads
     return wanting and [tuple(x.shape) for x in parts] == shapes
