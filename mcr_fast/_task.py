@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
+from mcr_fast._wrapping import calls_its_class
 from mcr_fast.reference._similarity import accumulation_dtype
 
 TaskName = Literal["classification", "multilabel", "regression"]
@@ -57,10 +58,18 @@ class TaskLoss(nn.Module):
         """The task."""
         return f"task={self.task!r}, label_smoothing={self.label_smoothing}"
 
-    def check(self, labels: Any, num_rows: int, device: torch.device) -> None:
-        """Raise for labels that are none of the task's."""
-        if not callable(self.task):
-            checks.task_labels(self.task, labels, num_rows, self.num_classes, device)
+    def is_cross_entropy(self) -> bool:
+        """Whether a call is cross_entropy without any option, and nobody takes part in it."""
+        plain = self.label_smoothing == 0 and self.class_weight is None
+        if not plain or self.task != "classification" or type(self) is not TaskLoss:
+            return False
+        return calls_its_class(self)
+
+    def check(self, labels: Any, num_rows: int, device: torch.device) -> bool:
+        """Raise for labels that are none of the task's; whether no row is known to lack one."""
+        if callable(self.task):
+            return False
+        return checks.task_labels(self.task, labels, num_rows, self.num_classes, device)
 
     def forward(
         self,
@@ -143,3 +152,24 @@ def _weighted_mean(losses: Tensor, counts: Tensor | None, weight: Tensor) -> Ten
     weight = weight.to(losses.dtype)
     total = (weight if counts is None else weight * counts).sum()
     return (weight * losses).sum() / total.masked_fill(total == 0, 1)
+
+
+def check_fit(task: Task, divergence: str) -> None:
+    """Raise for a divergence of the regularizer that reads the outputs as another task does."""
+    if callable(task):
+        return
+    wanted = DIVERGENCE_OF[task]
+    if divergence != wanted:
+        raise ValueError(
+            f"loss must have divergence={wanted!r} for task={task!r}, got {divergence!r}; "
+            f"make it with MCRLoss(..., divergence={wanted!r}), or pass task= a callable"
+        )
+
+
+def apart(labels: Tensor, *, one_hot: bool) -> Tensor:  # [N] int64
+    """With a code of its own for each row without a label, which is like no other row."""
+    if one_hot:
+        checks.all_labelled(labels)
+        return labels
+    others = checks.IGNORED_LABEL - 1 - torch.arange(labels.shape[0], device=labels.device)
+    return torch.where(labels == checks.IGNORED_LABEL, others, labels)

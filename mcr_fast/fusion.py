@@ -18,6 +18,7 @@ from mcr_fast._wrapping import (
     base_of,
     calls_its_class,
     has_hooks,
+    plain_layer,
     plain_linear,
     plain_values,
     read_linear,
@@ -287,10 +288,7 @@ def unread_layer(fusion: object, latent_dims: tuple[int, ...]) -> nn.Linear | No
         if fusion.latent_dims != latent_dims:
             return None
         fusion = fusion.linear
-    if type(fusion) is not nn.Linear or not plain_linear(fusion):
-        return None
-    computed = fusion._forward_pre_hooks or "weight" not in fusion._parameters
-    return None if computed else fusion
+    return plain_layer(fusion)
 
 
 def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:

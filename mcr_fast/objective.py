@@ -12,9 +12,15 @@ from mcr_fast import _checks as checks
 from mcr_fast._checkpointing import factor_of_step
 from mcr_fast._released import read_released
 from mcr_fast._schedule import Schedule, Unit, Window
-from mcr_fast._task import DIVERGENCE_OF, RegressionLoss, Task, TaskLoss
+from mcr_fast._task import RegressionLoss, Task, TaskLoss, apart, check_fit
 from mcr_fast._torchscript import refuse_script
-from mcr_fast._unimodal import NO_HEADS, Head, checked_heads, unimodal_losses
+from mcr_fast._unimodal import (
+    NO_HEADS,
+    Head,
+    checked_heads,
+    losses_at_once,
+    unimodal_losses,
+)
 from mcr_fast._wrapping import with_idle
 from mcr_fast.mipd.request import Fusion
 from mcr_fast.modules import MCRLoss, MCROutput
@@ -133,7 +139,7 @@ class MCRObjective(nn.Module):
             raise TypeError(f"loss must be an MCRLoss, got {type(loss).__name__}")
         of_classes = (label_smoothing, class_weight, regression_loss)
         self.task_loss = TaskLoss(task, loss.num_classes, *of_classes)
-        _check_fit(task, loss)
+        check_fit(task, loss.divergence)
         self.loss = loss
         self.unimodal_weight = unimodal_weight
         self.schedule = Schedule(warmup, window, unit)
@@ -248,7 +254,7 @@ class MCRObjective(nn.Module):
             given: what else `MCRLoss.forward` takes: logits, permutations, embeddings, generator.
         """
         heads = self._heads(unimodal_heads)
-        rows = self._checked_rows(latents, labels)
+        rows, labelled = self._checked_rows(latents, labels)
         weight: float | Tensor | None  # None: outside of the window
         if torch.compiler.is_compiling() and self.schedule.counts:
             weight = _uncompiled_factor(self, rows)
@@ -256,8 +262,15 @@ class MCRObjective(nn.Module):
             weight = self._factor() or None
         loss = self._outside() if weight is None else self.loss
         masks = {"present": present, "sample_weight": sample_weight}
-        compared = self._compared(labels, contrastive_labels)
+        compared = self._compared(labels, contrastive_labels, labelled)
         out: MCROutput = loss(latents, compared, fusion=fusion, **masks, **given)
+        if isinstance(weight, float) and present is None and sample_weight is None:
+            of_regularizer, weights = (out.loss, out.logits), self._unimodal_weight
+            rest = (heads, of_regularizer, weights, weight)
+            made = losses_at_once(self.task_loss, latents, labels, *rest)
+            if made is not None:
+                of_heads = tuple(made.unimodal_logits[m] for m in range(len(heads)))
+                return ObjectiveOutput(made.loss, *out[1:7], made.task, made.unimodal, of_heads)
         task = self.task_loss(out.logits, labels, sample_weight)
         wanted = [head if w else None for head, w in zip(heads, self._unimodal_weight, strict=True)]
         losses, logits = unimodal_losses(
@@ -296,15 +309,17 @@ class MCRObjective(nn.Module):
             return at.factor()
         return factor_of_step(at.count, lambda: at.last)
 
-    def _checked_rows(self, latents: Any, labels: Any) -> Tensor | None:  # [N, ...]
-        """The first modality's latents, if they are any, with which the labels were compared."""
+    def _checked_rows(self, latents: Any, labels: Any) -> tuple[Tensor | None, bool]:  # [N, ...]
+        """The first modality's latents, if they are any, with which the labels were compared.
+
+        And whether every row is known to have a class number.
+        """
         if not isinstance(latents, Sequence) or len(latents) == 0:
-            return None  # which the regularizer refuses
+            return None, False  # which the regularizer refuses
         first = latents[0]
         if not isinstance(first, Tensor) or first.ndim == 0:
-            return None
-        self.task_loss.check(labels, first.shape[0], first.device)
-        return first
+            return None, False
+        return first, self.task_loss.check(labels, first.shape[0], first.device)
 
     def _heads(self, heads: Any) -> list[Head | None]:
         """One a modality; without any a warning, once."""
@@ -317,7 +332,7 @@ class MCRObjective(nn.Module):
             warnings.warn(NO_HEADS, UserWarning, stacklevel=5)
         return [None] * num_modalities
 
-    def _compared(self, labels: Any, given: Tensor | None) -> Tensor | None:  # [N]
+    def _compared(self, labels: Any, given: Tensor | None, labelled: bool) -> Tensor | None:  # [N]
         """The labels that the regularizer gets."""
         if given is not None:
             return given
@@ -334,7 +349,8 @@ class MCRObjective(nn.Module):
                 )
             labels = labels.flatten()
             if self.task_loss.task == "classification" and not labels.dtype.is_floating_point:
-                labels = _apart(labels, one_hot=sees_labels)
+                labels = labels.to(torch.int64)
+                labels = labels if labelled else apart(labels, one_hot=sees_labels)
             return labels
         needed_by = "exclude='same_label'" if loss.exclude == "same_label" else None
         if sees_labels:
@@ -352,28 +368,6 @@ OPTIONS = (
     *("warmup", "window", "unit", "share_labels"),
 )
 _NO_NUMBERS = ("multilabel", "regression")  # tasks whose labels are no class numbers
-
-
-def _check_fit(task: Task, loss: MCRLoss) -> None:
-    """Raise for a divergence that reads the outputs as another task does."""
-    if callable(task):
-        return
-    wanted = DIVERGENCE_OF[task]
-    if loss.divergence != wanted:
-        raise ValueError(
-            f"loss must have divergence={wanted!r} for task={task!r}, got {loss.divergence!r}; "
-            f"make it with MCRLoss(..., divergence={wanted!r}), or pass task= a callable"
-        )
-
-
-def _apart(labels: Tensor, *, one_hot: bool) -> Tensor:  # [N] -> [N] int64
-    """With a code of its own for each row without a label, which is like no other row."""
-    labels = labels.to(torch.int64)
-    if one_hot:
-        checks.all_labelled(labels)
-        return labels
-    others = checks.IGNORED_LABEL - 1 - torch.arange(labels.shape[0], device=labels.device)
-    return torch.where(labels == checks.IGNORED_LABEL, others, labels)
 
 
 def _without_terms(loss: MCRLoss) -> MCRLoss:

@@ -12,8 +12,12 @@ IGNORED_LABEL = -100  # the one that cross_entropy leaves out
 
 def task_labels(
     task: str, labels: Any, num_rows: int, num_classes: int, device: torch.device
-) -> None:
-    """Class numbers or probabilities, or a number for every output."""
+) -> bool:
+    """Class numbers or probabilities, or a number for every output.
+
+    Returns:
+        Whether they are class numbers of which each was seen to be one.
+    """
     plain_tensor("labels", labels)
     on_device("labels", labels, device, "the batch")
     one, all_outputs = (num_rows,), (num_rows, num_classes)
@@ -28,21 +32,22 @@ def task_labels(
         raise ValueError(
             f"labels must be {wanted} for task={task!r}, got {list(shape)} of {labels.dtype}"
         )
-    if task == "classification" and whole:
-        _class_numbers(labels, num_classes)
+    return task == "classification" and whole and _class_numbers(labels, num_classes)
 
 
-def _class_numbers(labels: Tensor, num_classes: int) -> None:
+def _class_numbers(labels: Tensor, num_classes: int) -> bool:
     if not may_read(labels) or labels.numel() == 0:
-        return
+        return False
     least, most = (int(x) for x in labels.aminmax())
-    if least < 0:
+    complete = least >= 0
+    if not complete:
         least = int(labels.masked_fill(labels == IGNORED_LABEL, 0).min())
     if least < 0 or most >= num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1}, or {IGNORED_LABEL} for a row without one, "
             f"got {least}..{most}"
         )
+    return complete
 
 
 def all_labelled(labels: Tensor) -> None:  # [N] int64
