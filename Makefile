@@ -5,6 +5,7 @@
 #   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
 #   make test PYTEST_ARGS="-k nt_xent -x"
 #   make triton-check TRITON=3.6.0    which Triton compiles the kernels
+#   make wheel WHEEL_CUDA=13    the CUDA library as nvcc makes it, which may be for newer drivers only
 #   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with
 #   make test-matrix MATRIX='"python3.12 torch==2.14.*"'    which Pythons and torches the CPU tests meet
 
@@ -15,6 +16,7 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TRITON ?= 3.6.0
+WHEEL_CUDA ?= 12
 WHEEL_TORCH ?= "torch==2.10.*" torch
 MATRIX ?= "python3.10 torch==2.10.*" "python3.11 torch==2.13.*" "python3.12 torch==2.14.*" "python3.13 torch"
 
@@ -22,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # What a change of calls for a new build; Python files are used where they lie.
-BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(CPP)
+BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/manylinux/*) $(CPP)
 
 .PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel \
 	wheel-test format clean
@@ -78,12 +80,15 @@ docs: $(VENV)/.installed-docs
 docs-serve: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs serve
 
-# Where there is nvcc a wheel serves every GPU, unless told otherwise. auditwheel looks for patchelf
-# on PATH.
+# Where there is nvcc a wheel serves every GPU and every driver of CUDA 12, unless told otherwise.
+# auditwheel looks for patchelf on PATH.
+WHEEL_NVCC = $(if $(filter 12,$(WHEEL_CUDA)),\
+	nvcc="$$($(BIN)/python .ci/cuda12-toolkit build/cuda12)" && export CUDACXX="$$nvcc" &&)
 wheel wheel-test: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
-wheel: $(VENV)/.installed-wheel
+wheel: $(VENV)/.tools
 	rm -rf build/wheel dist/*.whl
-	$(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
+	$(WHEEL_NVCC) $(MAKE) $(VENV)/.installed-wheel
+	$(WHEEL_NVCC) $(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair-wheel build/wheel/*.whl dist
 	$(BIN)/python .ci/describe-wheel dist/*.whl
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,16 @@ def choose_build() -> str:
     return chosen
 
 
+def forget_other_nvcc(build_dir: Path, nvcc: str | None) -> None:
+    """CMake's record of the CUDA compiler, where it is another one: it would drop every option."""
+    cache = build_dir / "CMakeCache.txt"
+    text = cache.read_text() if cache.is_file() else ""
+    recorded = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", text, re.MULTILINE)
+    if recorded and recorded[1] != nvcc:
+        for path in (cache, *build_dir.glob("CMakeFiles/*/CMakeCUDACompiler.cmake")):
+            path.unlink()
+
+
 def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
     """Configure and build; returns the libraries made."""
     import fcntl  # not on every platform, and neither are the libraries
@@ -166,6 +177,7 @@ def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
             f"-DMCR_CUDA={'ON' if cuda else 'OFF'}",
         ]
         if cuda:
+            forget_other_nvcc(build_dir, find_nvcc())
             configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
             configure.append(f"-DMCR_CUDA_ARCHITECTURES={cuda_architectures()}")
         subprocess.run(configure, check=True)

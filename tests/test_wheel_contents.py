@@ -16,6 +16,7 @@ from wheels import (
     NT_XENT,
     ROOT,
     TORCH_LIBRARIES,
+    binutils,
     build_wheel,
     check_library,
     run,
@@ -28,7 +29,9 @@ from mcr_fast import env
 
 pytestmark = pytest.mark.slow
 
-MAX_BYTES = 20 * 2**20
+MAX_BYTES = 12 * 2**20
+# The platform of torch's own wheels: glibc 2.28, libstdc++ and libgcc of GCC 8.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +57,8 @@ def library_of(site: Path, name: str) -> Path:
 
 def test_tag_is_for_any_python(wheel, request):
     machine = platform.machine()
-    kind = r"manylinux_2_\d+" if request.config.getoption("--wheel") else "linux"
+    oldest = r"manylinux_2_(?:1?\d|2[0-8])"
+    kind = oldest if request.config.getoption("--wheel") else "linux"
     assert re.fullmatch(
         rf"mcr_fast-{re.escape(mcr_fast.__version__)}-py3-none-{kind}_{machine}\.whl", wheel.name
     )
@@ -80,6 +84,30 @@ def test_holds_the_package_and_the_libraries_only(site):
 @pytest.mark.parametrize("name", TORCH_LIBRARIES)
 def test_needs_torch_and_the_runtime_only(site, name):
     check_library(library_of(site, name))
+
+
+@pytest.mark.parametrize("name", TORCH_LIBRARIES)
+def test_asks_for_old_versions_of_the_runtime_only(site, name):
+    symbols = binutils("nm", "-D", str(library_of(site, name)))
+    asked = set(re.findall(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\b", symbols))
+    assert {family for family, _ in asked} >= {"GLIBC", "GLIBCXX", "CXXABI"}
+    assert not [
+        f"{family}_{version}"
+        for family, version in asked
+        if tuple(int(part) for part in version.split(".")) > NEWEST[family]
+    ]
+
+
+@pytest.mark.parametrize("name", TORCH_LIBRARIES)
+def test_exports_nothing(site, name):
+    assert not binutils("nm", "-D", "--defined-only", str(library_of(site, name)))
+
+
+def test_driver_floor(wheel, site):
+    library_of(site, CUDA_LIBRARY)
+    described = run(sys.executable, str(ROOT / ".ci/describe-wheel"), str(wheel))
+    assert described.returncode == 0, described.stderr
+    assert "driver 525" in described.stdout, described.stdout
 
 
 def expected_architectures() -> set[str]:
