@@ -3,6 +3,7 @@
 import email
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def test_headers_of_torch_are_complete():
 
 @pytest.mark.parametrize(("name", "system"), [("darwin", "Darwin"), ("win32", "Windows")])
 def test_package_asks_for_no_module_of_linux(name, system, tmp_path):
+    for folder, package in (("mcr_fast", "mcr_fast"), ("kernels", "mcr_fast/kernels")):
+        ignore = shutil.ignore_patterns("lib", "kernels", "__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / package, ignore=ignore)
     code = f"""
 import os, platform, sys, torch
 for module in ("fcntl", "grp", "pwd", "resource", "termios"):
@@ -109,12 +113,10 @@ for function in ("fork", "sched_getaffinity", "uname"):
     delattr(os, function)
 sys.platform, platform.system = {name!r}, lambda: {system!r}
 import mcr_fast
-from mcr_fast import env
-env._libraries = sys.modules["mcr_fast._libraries"]
-env.load_libraries(env.CPU_LIBRARY.with_name("absent.so"))
+assert mcr_fast.__file__.startswith({str(tmp_path)!r})
 print({NT_XENT}, mcr_fast.backends()["nt_xent"]["serves"]["cpu"])
 """
-    result = run_python("-c", code)
+    result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert "To build them use Linux: they are built nowhere else." in result.stderr
     value, backend = result.stdout.split()
     assert backend == "reference"
