@@ -6,7 +6,7 @@
 #   make test PYTEST_ARGS="-k nt_xent -x"
 #   make triton-check TRITON=3.6.0    which Triton compiles the kernels
 #   make wheel WHEEL_CUDA=13    the CUDA library as nvcc makes it, which may be for newer drivers only
-#   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with
+#   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with, sdist-test too
 #   make test-matrix MATRIX='"python3.12 torch==2.14.*"'    which Pythons and torches the CPU tests meet
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*
 BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/manylinux/*) $(CPP)
 
 .PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel \
-	wheel-test format clean
+	wheel-test sdist sdist-test format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-recordings
@@ -97,6 +97,17 @@ wheel-test: wheel $(VENV)/.installed-test
 	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
 		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
 
+# What an earlier build has written into the egg-info would come along.
+sdist: $(VENV)/.tools
+	rm -rf *.egg-info dist/*.tar.gz
+	MCR_FAST_BUILD=none $(BIN)/python -c \
+		"from setuptools import build_meta; build_meta.build_sdist('dist')"
+
+sdist-test: sdist $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_sdist.py --slow
+	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+		.ci/sdist-test dist/*.tar.gz $(WHEEL_TORCH)
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -106,7 +117,7 @@ clean:
 	rm -rf build dist mcr_fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.installed-*
 
-# torch first: the build asks it for its headers, and one that is there already is kept.
+# torch first: one that is there already is kept.
 $(VENV)/.tools:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install $(TORCH_ARGS) "$(TORCH)"

@@ -1,10 +1,13 @@
 """Builds the compiled libraries with CMake and packs them beside the Python files.
 
+It needs no torch: third_party/torch has the headers. What is not compiled says why when the package
+is imported, from a file beside the libraries: pip shows nothing of a build that succeeds.
+
 ``MCR_FAST_BUILD`` says what to compile:
 
 - ``auto`` (default): the CPU library where it can be built. The CUDA one too where there are nvcc
   and a use for it: a GPU, a CUDA torch, or GPUs named in ``TORCH_CUDA_ARCH_LIST``. It prints what
-  it chose
+  it chose, which ``pip install -v`` shows
 - ``cpu``: the CPU library, or an error
 - ``cuda``: the CPU library and the CUDA one, or an error. That needs nvcc, but neither a GPU nor a
   CUDA torch; the library is loaded beside a CUDA torch only
@@ -19,9 +22,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import shutil
+import site
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
@@ -31,7 +37,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
 COMPILERS = ["c++", "g++", "clang++"]
-MIN_TORCH = (2, 10)
+NOT_BUILT = "not_built.txt"  # in mcr_fast/lib; mcr_fast/_libraries.py reads it
 NO_NVCC = "nvcc was not found; set CUDA_HOME or CUDACXX"
 
 # Every GPU that a wheel serves: Turing to Blackwell, and PTX for what comes later.
@@ -43,23 +49,23 @@ SOURCE_ARCHITECTURES = "8.0+PTX"
 
 def find_tool(name: str) -> str | None:
     """A program on PATH, or beside this Python (a virtual environment that is not activated)."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    return str(Path(found).absolute()) if found else None  # CMake runs elsewhere
 
 
-def find_torch() -> tuple[list[str], list[str]]:
-    """Include and library directories of the torch that Python imports."""
-    try:
-        import torch
-        from torch.utils import cpp_extension
-    except ImportError as error:
-        raise RuntimeError(
-            f"torch cannot be imported here ({error}); install torch, then build with "
-            "`pip install --no-build-isolation`"
-        ) from None
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < MIN_TORCH:
-        raise RuntimeError(f"torch {torch.__version__} is too old; 2.10 or newer is needed")
-    return cpp_extension.include_paths(), [str(Path(torch.__file__).parent / "lib")]
+def torch_cuda() -> str | None:
+    """The CUDA that the torch of this Python is built with, None without a CUDA torch.
+
+    pip's build isolation takes the environment's packages off ``sys.path``, not off the disk.
+    """
+    places = [*sys.path, *site.getsitepackages([sys.prefix, sys.base_prefix])]
+    torch = PathFinder.find_spec("torch", places)
+    for folder in torch.submodule_search_locations or [] if torch else []:
+        version = Path(folder) / "version.py"
+        if version.is_file():
+            cuda: str | None = runpy.run_path(str(version)).get("cuda")
+            return cuda
+    return None
 
 
 def missing_for_cpu() -> str | None:
@@ -72,10 +78,6 @@ def missing_for_cpu() -> str | None:
     compilers = os.environ["CXX"].split()[:1] if os.environ.get("CXX") else COMPILERS
     if not any(shutil.which(compiler) for compiler in compilers):
         return f"no C++ compiler ({', '.join(compilers)} not found); install one or set CXX"
-    try:
-        find_torch()
-    except RuntimeError as error:
-        return str(error)
     return None
 
 
@@ -122,32 +124,30 @@ def missing_for_cuda() -> str | None:
     """Why ``auto`` leaves the CUDA library out, None if it is compiled. It takes minutes."""
     if find_nvcc() is None:
         return NO_NVCC
-    import torch
-
-    if torch.version.cuda or os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_architectures():
+    if torch_cuda() or os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_architectures():
         return None
     return "neither a GPU nor a CUDA torch; MCR_FAST_BUILD=cuda compiles for them all the same"
 
 
-def choose_build() -> str:
-    """What ``MCR_FAST_BUILD`` comes to on this machine: "cuda", "cpu" or "none"."""
+def choose_build() -> tuple[str, str]:
+    """What ``MCR_FAST_BUILD`` comes to here: "cuda", "cpu" or "none", and for the last why."""
     wanted = os.environ.get("MCR_FAST_BUILD", "auto")
     if wanted not in CHOICES:
         raise SystemExit(f"MCR_FAST_BUILD={wanted!r} is unknown; choose {', '.join(CHOICES)}")
     if wanted == "none":
-        return "none"
+        return "none", "it was installed with MCR_FAST_BUILD=none"
     reason = missing_for_cpu()
     if wanted in ("cpu", "cuda") and reason:
         raise SystemExit(f"MCR_FAST_BUILD={wanted} cannot be built: {reason}")
     if wanted == "cuda" and find_nvcc() is None:
         raise SystemExit(f"MCR_FAST_BUILD=cuda cannot be built: {NO_NVCC}")
     if wanted != "auto":
-        return wanted
+        return wanted, ""
     no_cuda = reason or missing_for_cuda()
     chosen = "none" if reason else "cpu" if no_cuda else "cuda"
     why = no_cuda or f"the CPU library, and the CUDA one with {find_nvcc()}"
     print(f"mcr_fast: MCR_FAST_BUILD=auto builds {chosen!r} ({why})", file=sys.stderr)
-    return chosen
+    return chosen, f"when it was installed: {reason}" if reason else ""
 
 
 def forget_other_nvcc(build_dir: Path, nvcc: str | None) -> None:
@@ -164,7 +164,6 @@ def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
     """Configure and build; returns the libraries made."""
     import fcntl  # not on every platform, and neither are the libraries
 
-    include_dirs, library_dirs = find_torch()
     cmake, ninja = str(find_tool("cmake")), find_tool("ninja")
     build_dir.mkdir(parents=True, exist_ok=True)
     with open(build_dir / ".lock", "w") as lock:
@@ -172,8 +171,6 @@ def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DMCR_TORCH_INCLUDE_DIRS={';'.join(include_dirs)}",
-            f"-DMCR_TORCH_LIBRARY_DIRS={';'.join(library_dirs)}",
             f"-DMCR_CUDA={'ON' if cuda else 'OFF'}",
         ]
         if cuda:
@@ -205,19 +202,24 @@ class BuildNative(Command):
     def run(self) -> None:
         destination = self.destination()
         libraries = run_cmake(ROOT / "build" / "native", BUILD == "cuda") if BUILD != "none" else []
-        for stale in set(destination.glob("*.so")) - {destination / lib.name for lib in libraries}:
-            stale.unlink()
+        keep = {destination / library.name for library in libraries}
+        for stale in {*destination.glob("*.so"), destination / NOT_BUILT} - keep:
+            stale.unlink(missing_ok=True)
+        destination.mkdir(parents=True, exist_ok=True)
         for library in libraries:
-            destination.mkdir(parents=True, exist_ok=True)
             fresh = destination / f"{library.name}.new"
             shutil.copy2(library, fresh)
             fresh.replace(destination / library.name)  # a process may hold the old one mapped
+        if not libraries:
+            (destination / NOT_BUILT).write_text(f"{WHY_NONE}\n", encoding="utf-8")
 
     def get_source_files(self) -> list[str]:
-        return ["CMakeLists.txt", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
+        folders = (ROOT / "csrc", ROOT / "third_party")
+        sources = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+        return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in sources)]
 
     def get_outputs(self) -> list[str]:
-        return [str(p) for p in self.destination().glob("*.so")]
+        return [str(p) for p in self.destination().glob("*.*")]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -247,7 +249,7 @@ class BdistWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-BUILD = choose_build()
+BUILD, WHY_NONE = choose_build()
 
 setup(
     distclass=MCRDistribution,

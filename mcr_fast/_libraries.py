@@ -5,6 +5,7 @@
 
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,9 +17,12 @@ MIN_TORCH = (2, 10)
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
 CPU_LIBRARY = LIBRARY_DIR / "libmcr_fast_cpu.so"
 CUDA_LIBRARY = LIBRARY_DIR / "libmcr_fast_cuda.so"
+NOT_BUILT = LIBRARY_DIR / "not_built.txt"  # why, written by setup.py
 HOW_TO_BUILD = (
-    "run `pip install -e . --no-build-isolation` in the source tree "
-    "(MCR_FAST_BUILD=cpu turns a library that cannot be built into an error that says why)"
+    "run `MCR_FAST_BUILD=cpu pip install --force-reinstall --no-deps --no-cache-dir SOURCE`, where "
+    "SOURCE is the source tree or mcr_fast-*.tar.gz; what is missing is then an error that names it"
+    if sys.platform == "linux"
+    else "use Linux: they are built nowhere else"
 )
 
 _cpu_loaded = False
@@ -37,6 +41,11 @@ def _torch_version() -> tuple[int, ...]:
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
+def _why_not_built() -> str:
+    """What setup.py had to say about a package without libraries."""
+    return NOT_BUILT.read_text(encoding="utf-8").strip() if NOT_BUILT.is_file() else "not built"
+
+
 def _load(path: Path) -> str:
     """Load one library and return where its ops come from; raises OSError if that fails."""
     if _namespace_defined():
@@ -45,7 +54,7 @@ def _load(path: Path) -> str:
     if _torch_version() < MIN_TORCH:
         raise OSError(f"torch {torch.__version__} is too old for {path.name}: 2.10 or newer needed")
     if not path.is_file():
-        raise OSError(f"{path} does not exist: built with MCR_FAST_BUILD=none, or not built")
+        raise OSError(f"{path.name} is not there: {_why_not_built()}")
     torch.ops.load_library(str(path))
     return str(path)
 

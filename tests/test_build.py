@@ -1,9 +1,11 @@
 """What is built: the objects of an instruction set, the choice, wheels without a library."""
 
 import os
+import platform
 import re
 import runpy
 import shutil
+import site
 import sys
 from pathlib import Path
 
@@ -35,6 +37,14 @@ def program(folder: Path, name: str, output: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\necho '{output}'\n")
     (folder / name).chmod(0o755)
+
+
+def torch_of(cuda: str | None, site: Path) -> Path:
+    """A folder with as much of a torch as says which CUDA it is built with."""
+    (site / "torch").mkdir(parents=True)
+    (site / "torch/__init__.py").write_text("raise ImportError('not to be imported')\n")
+    (site / "torch/version.py").write_text(f"cuda = {cuda!r}\n")
+    return site
 
 
 # The objects
@@ -81,7 +91,7 @@ def test_build_auto_compiles_cuda_for_whom_it_serves(
 ):
     program(tmp_path / "bin", "nvcc")
     program(tmp_path / "bin", "nvidia-smi", gpu)
-    monkeypatch.setattr(torch.version, "cuda", cuda_torch)
+    monkeypatch.syspath_prepend(torch_of(cuda_torch, tmp_path / "site"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     _, printed = setup_py(MCR_FAST_BUILD="auto", CUDA_HOME=str(tmp_path), CUDACXX="")
@@ -89,8 +99,31 @@ def test_build_auto_compiles_cuda_for_whom_it_serves(
 
 
 def test_build_auto_without_compiler_builds_none(setup_py):
-    _, printed = setup_py(MCR_FAST_BUILD="auto", CXX="no-such-compiler")
+    names, printed = setup_py(MCR_FAST_BUILD="auto", CXX="no-such-compiler")
     assert "auto builds 'none' (no C++ compiler (no-such-compiler not found)" in printed
+    assert printed.count("\n") == 1
+    assert names["WHY_NONE"].startswith("when it was installed: no C++ compiler")
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_other_systems_get_the_pure_package(system, setup_py, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    names, printed = setup_py(MCR_FAST_BUILD="auto")
+    assert names["BUILD"] == "none"
+    reason = f"compiled kernels are built on Linux only, this is {system}"
+    assert printed == f"mcr_fast: MCR_FAST_BUILD=auto builds 'none' ({reason})\n"
+    with pytest.raises(SystemExit, match=f"MCR_FAST_BUILD=cpu cannot be built: {reason}"):
+        setup_py(MCR_FAST_BUILD="cpu")
+
+
+def test_a_torch_that_the_isolated_build_hides_is_found(setup_py, monkeypatch, tmp_path):
+    names, _ = setup_py(MCR_FAST_BUILD="none")
+    environment = torch_of("12.8", tmp_path / "environment")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # as in a build environment of pip's
+    monkeypatch.setattr(site, "getsitepackages", lambda prefixes: [str(environment)])
+    assert names["torch_cuda"]() == "12.8"
+    monkeypatch.setattr(site, "getsitepackages", lambda prefixes: [str(tmp_path)])
+    assert names["torch_cuda"]() is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +165,7 @@ def test_architectures_are_read_as_torch_reads_them(listed, expected, setup_py):
 @pytest.fixture(scope="module")
 def pure_wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
-    for folder in ("mcr_fast", "kernels"):
+    for folder in ("mcr_fast", "kernels", "third_party"):
         ignore = shutil.ignore_patterns("lib", "__pycache__")
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for path in ROOT.iterdir():
@@ -151,7 +184,10 @@ def test_pure_wheel_works_through_the_reference(pure_wheel, tmp_path):
         f"print(mcr_fast.backends()['nt_xent']['serves']['cpu'], {NT_XENT})",
     )
     assert result.stderr.count("Warning") == 1
-    assert "pip install -e . --no-build-isolation" in result.stderr
+    assert "(libmcr_fast_cpu.so is not there: it was installed with MCR_FAST_BUILD=none)" in (
+        result.stderr
+    )
+    assert "MCR_FAST_BUILD=cpu pip install --force-reinstall --no-deps" in result.stderr
     backend, value = result.stdout.split()
     assert backend == "reference"
     assert float(value) == pytest.approx(eval(NT_XENT, {"torch": torch, "mcr_fast": mcr_fast}))

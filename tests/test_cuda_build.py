@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from torch.utils import cpp_extension
 from wheels import ROOT, binutils, check_library
 
 BUILD = ROOT / "build" / "cuda-report"
@@ -45,13 +43,8 @@ class Kernel(NamedTuple):
 
 
 def compile_library(log: Path) -> None:
-    torch_dirs = {
-        "MCR_TORCH_INCLUDE_DIRS": ";".join(cpp_extension.include_paths()),
-        "MCR_TORCH_LIBRARY_DIRS": str(Path(torch.__file__).parent / "lib"),
-        "MCR_CUDA_ARCHITECTURES": ";".join(f"{code}-real" for code in ARCHITECTURES),
-        "MCR_CUDA": "ON",
-    }
-    definitions = [f"-D{name}={value}" for name, value in torch_dirs.items()]
+    architectures = ";".join(f"{code}-real" for code in ARCHITECTURES)
+    definitions = ("-DMCR_CUDA=ON", f"-DMCR_CUDA_ARCHITECTURES={architectures}")
     configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *definitions]
     subprocess.run(configure, check=True, capture_output=True)
     target = ["cmake", "--build", str(BUILD), "--clean-first", "--target", "mcr_fast_cuda"]
