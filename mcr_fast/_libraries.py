@@ -20,6 +20,10 @@ HOW_TO_BUILD = (
     "run `pip install -e . --no-build-isolation` in the source tree "
     "(MCR_FAST_BUILD=cpu turns a library that cannot be built into an error that says why)"
 )
+_VARIABLES = (
+    *("MCR_FAST_CHECK", "MCR_FAST_CPU_CAPABILITY", "TRITON_INTERPRET"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+)
 
 _cpu_loaded = False
 _cpu_source = ""  # where the ops came from
@@ -140,6 +144,17 @@ def cpu_capability(request: str = "") -> str:
     if not _cpu_loaded:
         raise RuntimeError(f"no compiled CPU library ({_cpu_error}); {HOW_TO_BUILD}")
     return str(torch.ops.mcr_fast.cpu_capability(request))
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that are set and change which kernels run, or how fast."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def c_compiler() -> tuple[str, ...]:
+    """The programs that Triton takes as its C compiler, the first that is there."""
+    given = os.environ.get("CC")
+    return tuple(given.split()[:1]) if given else ("gcc", "clang")
 
 
 def check_enabled() -> bool:
