@@ -1,9 +1,11 @@
-"""Where the pages' links lead, without a network: .ci/check_links.py
+"""Where the pages' links lead, without a network.
 
 Files and anchors of every Markdown page in the repository, anchors as hosts of repositories make
 them. Links to other sites are counted alone. tests/test_site.py reads the pages as the site has
 them.
 """
+
+from __future__ import annotations
 
 import html
 import re
