@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print JSON; docs/api/backends.md has the keys"
     )
     parser.add_argument(
-        *("--require",),
+        "--require",
         action="append",
         choices=BACKENDS,
         default=[],

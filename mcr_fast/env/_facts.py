@@ -180,10 +180,11 @@ def _present() -> list[Path]:
 
 def _package() -> Package:
     root = PLACE.parent
-    kind, tag = ("source" if (root / "pyproject.toml").is_file() else "copy"), None
+    kind = "source" if (root / "pyproject.toml").is_file() else "copy"
+    tag: str | None = None
     for metadata in root.glob("mcr_fast-*.dist-info/WHEEL"):
         found = re.search(r"^Tag: (.+)$", metadata.read_text(encoding="utf-8"), re.MULTILINE)
-        kind, tag = "wheel", found and found[1]
+        kind, tag = "wheel", found[1] if found else None
     return Package(__version__, str(PLACE), kind, tag, [path.name for path in _present()])
 
 
