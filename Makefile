@@ -147,3 +147,15 @@ wheel-aarch64: $(VENV)/.installed-wheel
 
 check-aarch64: wheel-aarch64
 	.ci/check-aarch64 dist/aarch64/*.whl build/aarch64 $(PYTEST_ARGS)
+# Where the pages' links lead, without a network.
+.PHONY: links release-check
+links: $(VENV)/.installed-docs
+	$(BIN)/python .ci/check_links.py
+
+# A release rehearsed in a fresh clone of what is committed; docs/releasing.md. STEPS="lint docs" names
+# some of the steps.
+release-check: export PYTHON := $(PYTHON)
+release-check: export TORCH := $(TORCH)
+release-check: export TORCH_ARGS := $(TORCH_ARGS)
+release-check:
+	.ci/release-check $(STEPS)

@@ -24,6 +24,10 @@ HOW_TO_BUILD = (
     if sys.platform == "linux"
     else "use Linux: they are built nowhere else"
 )
+_VARIABLES = (
+    *("MCR_FAST_CHECK", "MCR_FAST_CPU_CAPABILITY", "TRITON_INTERPRET"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+)
 
 _cpu_loaded = False
 _cpu_source = ""  # where the ops came from
@@ -149,6 +153,17 @@ def cpu_capability(request: str = "") -> str:
     if not _cpu_loaded:
         raise RuntimeError(f"no compiled CPU library ({_cpu_error}); {HOW_TO_BUILD}")
     return str(torch.ops.mcr_fast.cpu_capability(request))
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that are set and change which kernels run, or how fast."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def c_compiler() -> tuple[str, ...]:
+    """The programs that Triton takes as its C compiler, the first that is there."""
+    given = os.environ.get("CC")
+    return tuple(given.split()[:1]) if given else ("gcc", "clang")
 
 
 def check_enabled() -> bool:
