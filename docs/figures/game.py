@@ -65,7 +65,7 @@ def bars(ax: Axes, x: float, y: float, logits: torch.Tensor, name: str, ink: str
 
 
 def permutation(ink: str, grey: str, one: str, two: str) -> plt.Figure:
-    """What D of {1} compares. The perturbed row has a line of its own: no row of the batch is it."""
+    """What D of {1} compares. The perturbed row has a line of its own: it is none of the batch."""
     figure, ax = plt.subplots(figsize=(8.4, 3.4))
     ax.set(xlim=(-0.75, 10.35), ylim=(-0.4, 3.75))
     ax.axis("off")
