@@ -415,7 +415,7 @@ def test_record_of_a_cuda_library(tmp_path):
     """In the words of the source that writes it."""
     source = (ROOT / "csrc/cuda/record.cpp").read_text()
     (words,) = re.findall(r'"(mcr_fast CUDA library: .*);', source)
-    words = words.replace('" MCR_TEXT(CUDA_VERSION) "', "12090")
+    words = words.replace('" MCR_TEXT(CUDART_VERSION) "', "12090")
     words = words.replace('" MCR_CUDA_ARCHITECTURES', "75-real 90 120-real 120-virtual")
     path = tmp_path / "x.so"
     path.write_bytes(b"\x7fELF..." + words.encode() + b"\0rest")

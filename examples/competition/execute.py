@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import groupby
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import torch
@@ -72,7 +72,9 @@ def outcomes(missing: Sequence[Job], processes: int) -> Iterator[Outcome]:
     if processes == 1:
         yield from (attempt(job) for group in groups_of(missing) for job in group)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not by every process
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(run_group, group): group for group in groups_of(missing)}
         try:
             for done in as_completed(waiting):
