@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 CPP := $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # What a change of calls for a new build; Python files are used where they lie.
-BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/manylinux/*) $(CPP)
+BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/manylinux/* third_party/torch/*) $(CPP)
 
 .PHONY: demo test test-all test-gpu test-matrix triton-check lint bench docs docs-serve wheel \
 	wheel-test sdist sdist-test format clean
@@ -92,7 +92,9 @@ wheel: $(VENV)/.tools
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair-wheel build/wheel/*.whl dist
 	$(BIN)/python .ci/describe-wheel dist/*.whl
 
-wheel-test: wheel $(VENV)/.installed-test
+wheel-test: export WHEEL_CUDA := $(WHEEL_CUDA)
+wheel-test: wheel
+	$(WHEEL_NVCC) $(MAKE) $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_wheel_contents.py --slow --wheel dist/*.whl
 	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
 		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
@@ -140,13 +142,15 @@ $(VENV)/.installed-recordings: $(VENV)/.tools
 .PHONY: wheel-aarch64 check-aarch64
 wheel-aarch64 check-aarch64: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
 wheel-aarch64 check-aarch64: export PATH := $(abspath $(BIN)):$(PATH)
-wheel-aarch64: $(VENV)/.installed-wheel
+wheel-aarch64: $(VENV)/.tools
 	rm -rf dist/aarch64
+	MCR_FAST_BUILD=cpu $(MAKE) $(VENV)/.installed-wheel
 	.ci/wheel-aarch64 build/aarch64 dist/aarch64
 	$(BIN)/python .ci/describe-wheel dist/aarch64/*.whl
 
 check-aarch64: wheel-aarch64
 	.ci/check-aarch64 dist/aarch64/*.whl build/aarch64 $(PYTEST_ARGS)
+
 # Where the pages' links lead, without a network.
 .PHONY: links release-check
 links: $(VENV)/.installed-docs

@@ -52,6 +52,10 @@ def wheelhouse(target: Path) -> Path:
     return target
 
 
+# Whatever the machine has, the CPU library alone.
+BUILD = {"MCR_FAST_BUILD": "auto", "CUDA_HOME": "/no-such-folder", "CUDACXX": ""}
+
+
 class Environment:
     """A virtual environment; plain `pip install`, with build isolation, goes there."""
 
@@ -70,7 +74,7 @@ class Environment:
     def pip(self, *what: str, **variables: str) -> subprocess.CompletedProcess[str]:
         options = ("--no-deps", "--no-cache-dir", "--no-index", "--find-links", str(self.wheels))
         command = (self.python, "-m", "pip", "install", *options, *what)
-        return run(*command, cwd=self.folder, **{"MCR_FAST_BUILD": "auto"} | variables)
+        return run(*command, cwd=self.folder, **BUILD | variables)
 
     def add_torch(self) -> None:
         """The torch of these tests and what it needs, without their mcr_fast."""

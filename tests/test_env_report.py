@@ -413,7 +413,7 @@ def test_files_that_are_no_library(tmp_path):
 @needs_pages
 def test_record_of_a_cuda_library(tmp_path):
     """In the words of the source that writes it."""
-    source = (ROOT / "csrc/cuda/record.cpp").read_text()
+    source = (ROOT / "csrc/cuda_record.cpp").read_text()
     (words,) = re.findall(r'"(mcr_fast CUDA library: .*);', source)
     words = words.replace('" MCR_TEXT(CUDART_VERSION) "', "12090")
     words = words.replace('" MCR_CUDA_ARCHITECTURES', "75-real 90 120-real 120-virtual")

@@ -104,10 +104,12 @@ def test_exports_nothing(site, name):
 
 
 def test_driver_floor(wheel, site):
+    """WHEEL_CUDA as the Makefile has it: 13 for a library as nvcc 13 makes it."""
     library_of(site, CUDA_LIBRARY)
     described = run(sys.executable, str(ROOT / ".ci/describe-wheel"), str(wheel))
     assert described.returncode == 0, described.stderr
-    assert "driver 525" in described.stdout, described.stdout
+    floor = 580 if os.environ.get("WHEEL_CUDA") == "13" else 525
+    assert f"driver {floor}" in described.stdout, described.stdout
 
 
 def expected_architectures() -> set[str]:

@@ -14,7 +14,7 @@ _NEEDED_VERSIONS = 0x6FFFFFFE  # the type of .gnu.version_r
 _FILE = struct.Struct("<HHIII")  # of it for one library: version, count, name, versions, next
 _VERSION = struct.Struct("<IHHII")  # and for one version of that: hash, flags, number, name, next
 
-# csrc/cuda/record.cpp writes it.
+# csrc/cuda_record.cpp writes it.
 _RECORD = re.compile(rb"mcr_fast CUDA library: toolkit (\d+), for ([\w -]+)\0")
 
 
