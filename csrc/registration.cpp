@@ -80,16 +80,6 @@ STABLE_TORCH_LIBRARY(mcr_fast, m) {
       "Tensor weight) -> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
-      "task_losses_fwd(Tensor logits, Tensor regularizer, Tensor[] parts, Tensor labels, "
-      "float[] unimodal_weights, float regularizer_weight) "
-      "-> (Tensor loss, Tensor task, Tensor unimodal, Tensor unimodal_logits, Tensor unit_grad)");
-  m.def(
-      "task_losses_bwd(Tensor? grad_loss, Tensor? grad_task, Tensor? grad_unimodal, "
-      "Tensor? grad_unimodal_logits, Tensor unit_grad, Tensor[] parts, float[] unimodal_weights, "
-      "float regularizer_weight, int[] wanted) "
-      "-> (Tensor grad_logits, Tensor grad_regularizer, Tensor[] grad_parts)");
-
-  m.def(
       "row_divergence_fwd(Tensor perturbed, Tensor clean, Tensor rows, Tensor? row_weight, "
       "str divergence, bool want_grad, bool notes, bool mean) "
       "-> (Tensor total, Tensor weight, Tensor of_perturbed, Tensor unit_grad_clean)");

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcr_fast import _checks as checks
-from mcr_fast._wrapping import calls_its_class
 from mcr_fast.reference._similarity import accumulation_dtype
 
 TaskName = Literal["classification", "multilabel", "regression"]
@@ -57,13 +56,6 @@ class TaskLoss(nn.Module):
     def extra_repr(self) -> str:
         """The task."""
         return f"task={self.task!r}, label_smoothing={self.label_smoothing}"
-
-    def is_cross_entropy(self) -> bool:
-        """Whether a call is cross_entropy without any option, and nobody takes part in it."""
-        plain = self.label_smoothing == 0 and self.class_weight is None
-        if not plain or self.task != "classification" or type(self) is not TaskLoss:
-            return False
-        return calls_its_class(self)
 
     def check(self, labels: Any, num_rows: int, device: torch.device) -> bool:
         """Raise for labels that are none of the task's; whether no row is known to lack one."""

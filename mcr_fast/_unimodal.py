@@ -8,8 +8,6 @@ from torch import Tensor
 
 from mcr_fast._task import TaskLoss
 from mcr_fast._terms import average_over_middle
-from mcr_fast._wrapping import plain_layer
-from mcr_fast.ops.task_losses import TaskLosses, serves, task_losses
 
 Head = Callable[[Tensor], Tensor]
 
@@ -72,31 +70,3 @@ def unimodal_losses(
         losses.append(loss)
         outputs.append(logits)
     return losses, tuple(outputs)
-
-
-def losses_at_once(
-    task_loss: TaskLoss,
-    latents: Sequence[Tensor],  # M tensors [N, D_m]
-    labels: Any,
-    heads: Sequence[Head | None],
-    out: tuple[Tensor, Tensor],  # the regularizer's loss [] and logits [N, C]
-    weights: tuple[float, ...],  # of the unimodal losses
-    regularizer_weight: float,
-) -> TaskLosses | None:
-    """The losses of plain linear heads and of the task, and their sum, None if no op takes them."""
-    if not task_loss.is_cross_entropy() or type(labels) is not Tensor or 0.0 in weights:
-        return None
-    of_heads, biases = [], []
-    for head in heads:
-        layer = plain_layer(head)
-        if layer is None:
-            return None
-        of_heads.append(layer.weight)
-        if layer.bias is not None:
-            biases.append(layer.bias)
-    if biases and len(biases) < len(of_heads):
-        return None
-    parts, (regularizer, logits) = [*latents, *of_heads, *biases], out
-    if not serves(logits, regularizer, parts, labels, len(of_heads)):
-        return None
-    return task_losses(logits, regularizer, parts, labels, weights, regularizer_weight)

@@ -120,14 +120,6 @@ def plain_linear(module: object) -> TypeGuard[nn.Linear]:
     return all(_reparametrizes(hook) for hook in module._forward_pre_hooks.values())
 
 
-def plain_layer(module: object) -> nn.Linear | None:
-    """The module if it is an nn.Linear whose weight is read with no more than that."""
-    if type(module) is not nn.Linear or not plain_linear(module):
-        return None
-    computed = module._forward_pre_hooks or "weight" not in module._parameters
-    return None if computed else module
-
-
 def reparametrizing_hooks(module: nn.Module) -> set[int]:
     """The keys of its forward pre-hooks that compute a parameter's value, and nothing else."""
     return {key for key, hook in module._forward_pre_hooks.items() if _reparametrizes(hook)}

@@ -18,7 +18,6 @@ from mcr_fast._wrapping import (
     base_of,
     calls_its_class,
     has_hooks,
-    plain_layer,
     plain_linear,
     plain_values,
     read_linear,
@@ -288,7 +287,10 @@ def unread_layer(fusion: object, latent_dims: tuple[int, ...]) -> nn.Linear | No
         if fusion.latent_dims != latent_dims:
             return None
         fusion = fusion.linear
-    return plain_layer(fusion)
+    if type(fusion) is not nn.Linear or not plain_linear(fusion):
+        return None
+    computed = fusion._forward_pre_hooks or "weight" not in fusion._parameters
+    return None if computed else fusion
 
 
 def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:

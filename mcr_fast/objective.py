@@ -14,13 +14,7 @@ from mcr_fast._released import read_released
 from mcr_fast._schedule import Schedule, Unit, Window
 from mcr_fast._task import RegressionLoss, Task, TaskLoss, apart, check_fit
 from mcr_fast._torchscript import refuse_script
-from mcr_fast._unimodal import (
-    NO_HEADS,
-    Head,
-    checked_heads,
-    losses_at_once,
-    unimodal_losses,
-)
+from mcr_fast._unimodal import NO_HEADS, Head, checked_heads, unimodal_losses
 from mcr_fast._wrapping import with_idle
 from mcr_fast.mipd.request import Fusion
 from mcr_fast.modules import MCRLoss, MCROutput
@@ -264,13 +258,6 @@ class MCRObjective(nn.Module):
         masks = {"present": present, "sample_weight": sample_weight}
         compared = self._compared(labels, contrastive_labels, labelled)
         out: MCROutput = loss(latents, compared, fusion=fusion, **masks, **given)
-        if isinstance(weight, float) and present is None and sample_weight is None:
-            of_regularizer, weights = (out.loss, out.logits), self._unimodal_weight
-            rest = (heads, of_regularizer, weights, weight)
-            made = losses_at_once(self.task_loss, latents, labels, *rest)
-            if made is not None:
-                of_heads = tuple(made.unimodal_logits[m] for m in range(len(heads)))
-                return ObjectiveOutput(made.loss, *out[1:7], made.task, made.unimodal, of_heads)
         task = self.task_loss(out.logits, labels, sample_weight)
         wanted = [head if w else None for head, w in zip(heads, self._unimodal_weight, strict=True)]
         losses, logits = unimodal_losses(
@@ -332,8 +319,10 @@ class MCRObjective(nn.Module):
             warnings.warn(NO_HEADS, UserWarning, stacklevel=5)
         return [None] * num_modalities
 
-    def _compared(self, labels: Any, given: Tensor | None, labelled: bool) -> Tensor | None:  # [N]
-        """The labels that the regularizer gets."""
+    def _compared(
+        self, labels: Any, given: Tensor | None, labelled: bool = False
+    ) -> Tensor | None:  # [N]
+        """The labels that the regularizer gets; `labelled`: no row is known to lack one."""
         if given is not None:
             return given
         loss, share, shape = self.loss, self.share_labels, tuple(getattr(labels, "shape", ()))

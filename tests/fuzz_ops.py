@@ -37,8 +37,6 @@ def calls(rng):
     x = torch.randn(M, N, C)
     latents, weight = [torch.randn(N, 4), torch.randn(N, 2)], torch.randn(C, 6)
     even = [torch.randn(N, 4) for _ in range(M)]
-    heads = [torch.randn(C, 4), torch.randn(C, 2)]
-    parts = [*latents, *heads, *([torch.randn(C)] * M if rng.random() < 0.5 else [])]
     rows = torch.randn(7, C), torch.randn(N, C)
     held = torch.randint(0, N, (7,)), torch.rand(7), "jsd"
     unit = [torch.rand(M), torch.randn(M, N, C), torch.randn(C), x]
@@ -58,13 +56,6 @@ def calls(rng):
         "regularizer_bwd": [
             *(torch.rand(()) for _ in range(3)), torch.randn(N, C), *unit[1:3],
             torch.randn(M * N, 4), 0.1, 1.0, [1, 1, 1], even, torch.randn(C, 8),
-        ],
-        "task_losses_fwd": [
-            torch.randn(N, C), torch.rand(()), parts, torch.randint(0, C, (N,)), [3.0, 1.0], 1.0,
-        ],
-        "task_losses_bwd": [
-            torch.rand(()), None, torch.rand(M), torch.randn(M, N, C), torch.randn(M + 1, N, C),
-            parts, [3.0, 1.0], 1.0, [1] * len(parts),
         ],
         "row_divergence_fwd": [*rows, *held, True, False, True],
         "row_divergence_bwd": [

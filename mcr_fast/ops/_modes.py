@@ -89,11 +89,6 @@ def refuse_batched(
             )
 
 
-def any_batched(*grads: Tensor | None) -> bool:
-    """Whether torch.autograd batches one of the gradients by its older vmap."""
-    return any(g is not None and _is_batched(g) for g in grads)
-
-
 def refuse_transforms(loss: str, way_out: str) -> None:
     """Raise under a transform of torch.func, for what takes a gradient inside of its forward."""
     if transformed():

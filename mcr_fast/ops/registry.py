@@ -93,8 +93,7 @@ OPS: dict[str, Op] = {
     ),
 }
 
-# What no function offers: the terms of `MCRLoss` in one call, each of them an op above, and what
-# `MCRObjective` adds to them.
+# What no function offers: the terms of `MCRLoss` in one call, each of them an op above.
 INNER: dict[str, Op] = {
     "regularizer": Op(
         f"(Tensor[] latents, Tensor weight, {_PAIRS}, Tensor classes, str contrastive, "
@@ -105,16 +104,6 @@ INNER: dict[str, Op] = {
         "Tensor unit_grad, Tensor unit_grad_bias, Tensor unit_grad_rows, float mipd_weight, "
         "float contrastive_weight, int[] wanted, Tensor[] latents, Tensor weight) "
         "-> (Tensor[] grad_latents, Tensor grad_weight, Tensor grad_bias)",
-    ),
-    "task_losses": Op(
-        "(Tensor logits, Tensor regularizer, Tensor[] parts, Tensor labels, "
-        "float[] unimodal_weights, float regularizer_weight) "
-        "-> (Tensor loss, Tensor task, Tensor unimodal, Tensor unimodal_logits, Tensor unit_grad)",
-        "(Tensor? grad_loss, Tensor? grad_task, Tensor? grad_unimodal, "
-        "Tensor? grad_unimodal_logits, Tensor unit_grad, Tensor[] parts, "
-        "float[] unimodal_weights, float regularizer_weight, int[] wanted) "
-        "-> (Tensor grad_logits, Tensor grad_regularizer, Tensor[] grad_parts)",
-        backends=("cpu",),
     ),
 }
 
