@@ -1,6 +1,7 @@
 """The benchmarks: every provider computes the same, results are written and compared."""
 
 import gc
+import re
 import sys
 from dataclasses import replace
 
@@ -134,11 +135,14 @@ def test_tables_come_from_the_results(measured, tmp_path):
     page.write_text(
         "above\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nbetween\n"
         "<!-- bench:begin targets -->\n<!-- bench:end -->\nbelow\n"
+        "<!-- bench:begin cases -->\n<!-- bench:end -->\n"
     )
-    assert write_tables(page, measured) == 2
+    assert write_tables(page, measured) == 3
     text = page.read_text()
     assert "old" not in text
-    assert "| MIPD " in text
+    for work in ("MIPD", "NT-Xent", "whole `MCRLoss` step"):
+        (line,) = re.findall(rf"^\| {work} +\|.*", text, re.MULTILINE)
+        assert re.search(r"\d", line)
     assert text.startswith("above\n<!-- bench:begin -->\n")
     assert "between\n<!-- bench:begin targets -->\nNot measured yet.\n<!-- bench:end -->\nb" in text
     write_tables(page, measured)
