@@ -133,7 +133,8 @@ def wheels(tmp_path_factory) -> Path:
 
 def check_compiled(environment: Environment, folder: Path) -> None:
     environment.add_torch()
-    result = environment.run(f"{VALUE}; print(mcr_fast.env.cpu_source())")
+    code = f"{VALUE}; from mcr_fast import _libraries; print(_libraries.cpu_source())"
+    result = environment.run(code)
     value, source = result.stdout.split()
     assert Path(source).parent == folder / "mcr_fast/lib"
     assert float(value) == pytest.approx(eval(NT_XENT, {"torch": torch, "mcr_fast": mcr_fast}))
