@@ -21,7 +21,7 @@ Vec<T> difference_of_rest(const In* h, const In* z, int64_t n, int64_t width) {
 // The sum of (h - z)^2 over rows begin .. end - 1.
 template <class T, class In>
 double squared_error(const ReconstructionPart& part, int64_t begin, int64_t end) {
-  constexpr int64_t W = kWidth<T>, kColumnsPerSum = 1024;
+  constexpr int64_t W = kWidth<T>, kColumnsPerSum = 64 * W;  // 64 to a lane, however many lanes
   const int64_t width = part.width, whole = width / W * W;
   double total = 0;
   for (int64_t row = begin; row < end; ++row) {
