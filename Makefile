@@ -5,7 +5,7 @@
 #   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
 #   make test PYTEST_ARGS="-k nt_xent -x"
 #   make triton-check TRITON=3.6.0    which Triton compiles the kernels
-#   make wheel WHEEL_CUDA=13    the CUDA library as nvcc makes it, which may be for newer drivers only
+#   make wheel WHEEL_CUDA=13    the CUDA library as the machine's nvcc makes it, for newer drivers only
 #   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with, sdist-test too
 #   make test-matrix MATRIX='"python3.12 torch==2.14.*"'    which Pythons and torches the CPU tests meet
 
@@ -81,7 +81,7 @@ docs: $(VENV)/.installed-docs
 docs-serve: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs serve
 
-# Where there is nvcc a wheel serves every GPU and every driver of CUDA 12, unless told otherwise.
+# A wheel serves every GPU and every driver of CUDA 12, unless told otherwise (MCR_FAST_BUILD=cpu: none).
 # auditwheel looks for patchelf on PATH.
 WHEEL_NVCC = $(if $(filter 12,$(WHEEL_CUDA)),\
 	nvcc="$$($(BIN)/python .ci/cuda12-toolkit build/cuda12)" && export CUDACXX="$$nvcc" &&)

@@ -1,6 +1,6 @@
 // What is read from the library's file, where it cannot be loaded too, by `python -m mcr_fast.env`
 // and .ci/describe-wheel: the CUDA runtime inside, on which the driver depends. Its form is that of
-// mcr_fast/env/_elf.py.
+// mcr_fast/_cuda_code.py.
 #include <cuda_runtime_api.h>
 
 #define MCR_TEXT_OF(x) #x

@@ -11,6 +11,7 @@ from programs import run_python
 
 from mcr_fast import env
 
+pytestmark = pytest.mark.process("beside")
 HERE = Path(__file__).resolve().parent
 
 # what generates code takes seconds a case: one of each kind

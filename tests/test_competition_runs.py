@@ -10,7 +10,7 @@ from examples.competition.__main__ import main
 from examples.competition.chosen import Effort
 from examples.competition.jobs import Job
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.process("beside"), pytest.mark.usefixtures("one_thread")]
 
 
 def wanted() -> list[Job]:

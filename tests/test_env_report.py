@@ -15,9 +15,9 @@ from contrastive import needs_library
 from programs import ROOT
 
 from mcr_fast import env
+from mcr_fast._cuda_code import cuda_record
 from mcr_fast.env import _elf, _facts, _machine
 from mcr_fast.env._command import as_json
-from mcr_fast.env._floors import below_floor, floor_of, served_by
 from mcr_fast.env._reasons import reasons
 from mcr_fast.env._text import COLUMNS, text_of
 from mcr_fast.ops.registry import OPS
@@ -170,47 +170,6 @@ def test_an_op_without_kernels_and_a_slower_instruction_set(node):
     assert "avx512" in text_of(facts)
 
 
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [("7.0", None), ("7.5", "sm_75"), ("8.7", "sm_86"), ("9.0", "sm_90"), ("12.1", "sm_120")],
-)
-def test_architecture_of_a_gpu(capability, expected):
-    assert served_by(capability, WHEEL, "12.8", "13.0") == expected
-
-
-def test_ptx_needs_a_driver_that_knows_the_toolkit():
-    assert served_by("13.0", WHEEL, "12.8", "12.8") == "compute_120"
-    assert served_by("13.0", WHEEL, "12.8", "12.4") is None
-    assert served_by("13.0", WHEEL, "12.8", None) == "compute_120"
-    assert served_by("9.0", ["sm_90a", "compute_80"], None, None) == "sm_90a"
-    assert served_by("10.0", ["sm_90a", "compute_80"], None, None) == "compute_80"
-    assert served_by("10.3", ["sm_100f"], None, None) == "sm_100f"
-    assert served_by("9.0", None, None, None) is None
-
-
-@pytest.mark.parametrize(
-    ("toolkit", "release", "cuda", "expected"),
-    [
-        ("13.0", "550.54.15", "12.4", True),
-        ("12.9", "550.54.15", "12.4", False),
-        ("12.9", "525.60.13", None, False),
-        ("12.9", "470.57.02", None, True),
-        ("13.0", None, None, False),
-        ("12.8", None, "13.0", False),
-        ("99.0", "580.65", None, False),
-    ],
-)
-def test_driver_floor(toolkit, release, cuda, expected):
-    assert below_floor(toolkit, release, cuda) is expected
-
-
-@needs_pages
-def test_floors_are_those_of_the_page():
-    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
-    for major, release in re.findall(r"^\| CUDA (\d+)\.x \| (\d+) \|$", page, re.MULTILINE):
-        assert floor_of(f"{major}.1") == (f"{major}.0", release)
-
-
 def keys(kind: type, prefix: str = "") -> set[str]:
     """The keys of a dataclass in JSON, those of lists and mappings as of their elements."""
     found = set()
@@ -329,33 +288,6 @@ def test_release_of_the_drivers_file(monkeypatch, tmp_path):
     assert _machine.driver_release() == "535.104.12"
 
 
-class Driver:
-    """libcuda, as far as it is asked."""
-
-    def __init__(self, status: int, number: int) -> None:
-        self.status, self.number = status, number
-
-    def cuDriverGetVersion(self, out) -> int:
-        out._obj.value = self.number
-        return self.status
-
-
-@pytest.mark.parametrize(
-    ("status", "number", "expected"), [(0, 12040, "12.4"), (0, 13000, "13.0"), (3, 12040, None)]
-)
-def test_cuda_of_the_driver(monkeypatch, status, number, expected):
-    monkeypatch.setattr(_machine.ctypes, "CDLL", lambda name: Driver(status, number))
-    assert _machine.driver_cuda() == expected
-
-
-def test_no_driver_at_all(monkeypatch):
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(_machine.ctypes, "CDLL", missing)
-    assert _machine.driver_cuda() is None
-
-
 def test_what_torch_sees(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -380,13 +312,14 @@ def test_what_triton_starts_with(monkeypatch):
     assert "Python.h is missing" in _machine.why_triton_cannot_start()
 
 
-def test_facts_of_a_cuda_torch(monkeypatch, node):
+def test_facts_of_a_cuda_torch(monkeypatch, node, tmp_path):
     """A torch of CUDA 13 on driver 550: the GPU that nvidia-smi lists, and the driver."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(_machine, "seen_by_torch", lambda: ([], "too old"))
     monkeypatch.setattr(_machine, "listed", lambda: [_machine.Gpu("H100", "9.0")])
     monkeypatch.setattr(_machine, "driver_release", lambda: "550.54.15")
-    monkeypatch.setattr(_machine, "driver_cuda", lambda: "12.4")
+    monkeypatch.setattr(_facts, "driver_cuda", lambda: "12.4")
+    monkeypatch.setattr(_facts.libraries, "CUDA_LIBRARY", tmp_path / "none.so")
     facts = _facts.collect()
     assert facts.gpus == [_facts.Gpu("H100", "9.0", None)]
     assert facts.torch == _facts.Torch(torch.__version__, "13.0", "580", False, "too old")
@@ -404,20 +337,7 @@ def test_glibc_of_the_library():
 
 def test_files_that_are_no_library(tmp_path):
     file = tmp_path / "x.so"
-    assert _elf.glibc_needed(file) is _elf.cuda_record(file) is None
+    assert _elf.glibc_needed(file) is cuda_record(file) is None
     for content in (b"", b"not a library", b"\x7fELF\x02\x01", b"\x7fELF\x01\x01" + bytes(90)):
         file.write_bytes(content)
-        assert _elf.glibc_needed(file) is _elf.cuda_record(file) is None
-
-
-@needs_pages
-def test_record_of_a_cuda_library(tmp_path):
-    """In the words of the source that writes it."""
-    source = (ROOT / "csrc/cuda_record.cpp").read_text()
-    (words,) = re.findall(r'"(mcr_fast CUDA library: .*);', source)
-    words = words.replace('" MCR_TEXT(CUDART_VERSION) "', "12090")
-    words = words.replace('" MCR_CUDA_ARCHITECTURES', "75-real 90 120-real 120-virtual")
-    path = tmp_path / "x.so"
-    path.write_bytes(b"\x7fELF..." + words.encode() + b"\0rest")
-    held = ["sm_75", "sm_90", "compute_90", "sm_120", "compute_120"]
-    assert _elf.cuda_record(path) == ("12.9", held)
+        assert _elf.glibc_needed(file) is cuda_record(file) is None

@@ -13,7 +13,7 @@ from divergences import on_threads
 from oracle import Oracle
 
 # the old weight and spectral norm are in use
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.process("beside"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 QUICK = range(0, 300, 50)
 SLOW = range(300, 10100, 200)

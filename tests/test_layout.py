@@ -31,6 +31,7 @@ LAYER = {
     "_numbers": 0,
     "_torchscript": 0,
     "_names": 0,
+    "_cuda_code": 0,
     "_released": 1,
     "_schedule": 1,
     "_libraries": 1,

@@ -17,6 +17,7 @@ from torch import nn
 import mcr_fast
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.process("beside")
 
 RECIPES = ROOT / "examples/recipes"
 PAGE = ROOT / "docs/recipes.md"

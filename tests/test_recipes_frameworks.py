@@ -14,6 +14,7 @@ from ranks import found_by_rank_0
 from test_recipes import ACCUMULATIONS, RECIPES, WORLDS, batch_of, build, moved, run_python
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.process("beside")
 
 PAGE = ROOT / "docs/recipes-frameworks.md"
 NUMBER, SHARE, PERCENT = r"[\d.]+", r"[01]\.\d\d", r"[\d.]+ ?%"

@@ -282,31 +282,6 @@ def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
 
 @needs_triton
 @pytest.mark.usefixtures("_both_here")
-@pytest.mark.parametrize(
-    ("bytes_of_a_block", "expected"), [(99 << 10, "triton"), (163 << 10, "cuda")]
-)
-def test_the_gpu_is_asked_for_its_shared_memory(bytes_of_a_block, expected, monkeypatch):
-    """Compiled too, without a break of the graph."""
-    card = object.__new__(torch.cuda._CudaDeviceProperties)  # what a compiler takes for a constant
-    card.shared_memory_per_block_optin, card.major, card.minor = bytes_of_a_block, 9, 0
-    here = {"is_available": True, "device_count": 1, "current_device": 0, "_lazy_init": None}
-    of_a_compiler = {"get_rng_state": None, "set_rng_state": None}
-    for name, value in {**here, **of_a_compiler, "_get_device_properties": card}.items():
-        answer = functools.partial(lambda value, *_: value, value)
-        monkeypatch.setattr(torch.cuda, name, answer, raising=False)
-    assert _backend.shared_memory(CPU) is None
-
-    def chosen(x):
-        call = BAND._replace(shared=_backend.shared_memory(CUDA))
-        return x * (_backend.resolve("permuted_divergence", None, CUDA, call=call) == "cuda")
-
-    torch._dynamo.reset()
-    for run in (chosen, torch.compile(chosen, fullgraph=True, backend="eager")):
-        assert run(torch.ones(())) == (expected == "cuda")
-
-
-@needs_triton
-@pytest.mark.usefixtures("_both_here")
 def test_a_compiler_chooses_by_sizes_that_stay_dynamic():
     """One graph for all sizes that one backend takes, and nothing that breaks it."""
     graphs = []

@@ -125,14 +125,15 @@ def expected_architectures() -> set[str]:
     return expected
 
 
-def test_cuda_architectures(wheel, site):
+def test_cuda_architectures_and_spills(wheel, site):
     library_of(site, CUDA_LIBRARY)
     described = run(sys.executable, str(ROOT / ".ci/describe-wheel"), str(wheel))
     assert described.returncode == 0, described.stderr
     if "cuobjdump was not found" in described.stdout:
         pytest.skip("cuobjdump is not installed")
-    (found,) = re.findall(rf"{CUDA_LIBRARY} .*: (.*)", described.stdout)
+    (found, spills) = re.search(rf"{CUDA_LIBRARY} .*: (.*); (.*)", described.stdout).groups()
     assert set(found.split()) == expected_architectures()
+    assert re.fullmatch(r"none of [1-9]\d* kernels spills", spills)
 
 
 def test_works_where_it_is_unpacked(site):

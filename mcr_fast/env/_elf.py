@@ -14,9 +14,6 @@ _NEEDED_VERSIONS = 0x6FFFFFFE  # the type of .gnu.version_r
 _FILE = struct.Struct("<HHIII")  # of it for one library: version, count, name, versions, next
 _VERSION = struct.Struct("<IHHII")  # and for one version of that: hash, flags, number, name, next
 
-# csrc/cuda_record.cpp writes it.
-_RECORD = re.compile(rb"mcr_fast CUDA library: toolkit (\d+), for ([\w -]+)\0")
-
 
 def glibc_needed(library: Path) -> str | None:
     """The oldest glibc that a library can be loaded beside, such as "2.28"; None if unknown."""
@@ -27,31 +24,6 @@ def glibc_needed(library: Path) -> str | None:
     found = [re.fullmatch(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?", name) for name in names]
     numbers = [(int(version[1]), int(version[2])) for version in found if version]
     return "{}.{}".format(*max(numbers)) if numbers else None
-
-
-def cuda_record(library: Path) -> tuple[str, list[str]] | None:
-    """The CUDA toolkit of a library and its architectures, as ("12.9", ["sm_90", "compute_90"]).
-
-    None where the file does not say.
-    """
-    try:
-        record = _RECORD.search(library.read_bytes())
-    except OSError:
-        return None
-    if record is None:
-        return None
-    toolkit = int(record[1])
-    kinds = {"real": "sm", "virtual": "compute"}
-    architectures = []
-    for entry in record[2].decode().split():
-        number, _, kind = entry.partition("-")  # CMake's words: 90-real, or 90 for both
-        architectures += [f"{kinds[k]}_{number}" for k in kinds if kind in (k, "")]
-    return cuda_version(toolkit), architectures
-
-
-def cuda_version(number: int) -> str:
-    """CUDA's number of a version in words: 12090 is 12.9."""
-    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _versions(image: bytes) -> Iterator[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from mcr_fast import _libraries as libraries
+from mcr_fast._cuda_code import cuda_record, driver_cuda, floor_of, served_by
 from mcr_fast._version import __version__
 from mcr_fast.env import _elf as elf
 from mcr_fast.env import _machine as machine
-from mcr_fast.env._floors import floor_of, served_by
-from mcr_fast.ops._backend import backends
+from mcr_fast.ops._backend import backends, has_code
 from mcr_fast.ops.registry import preferred, row_of
 
 PLACE = Path(__file__).resolve().parent.parent
@@ -142,7 +142,7 @@ class Facts:
 
 def collect() -> Facts:
     """The facts of this process."""
-    driver = Driver(machine.driver_release(), machine.driver_cuda())
+    driver = Driver(machine.driver_release(), driver_cuda())
     cuda = _cuda()
     visible, why = machine.seen_by_torch()
     gpus = [
@@ -227,7 +227,7 @@ def _best_capability() -> str:
 
 def _cuda() -> Cuda:
     path = libraries.CUDA_LIBRARY
-    record = elf.cuda_record(path)
+    record = cuda_record(path)
     why_not = libraries.cuda_load_error()
     toolkit, architectures = record or (None, None)
     return Cuda(
@@ -273,4 +273,6 @@ def _why_not_faster(
             reasons[name] = unavailable[name]
         elif name == "triton" and libraries.triton_interpreted():
             reasons[name] = "TRITON_INTERPRET=1 asks for interpreted kernels, which are for tests"
+        elif name == "cuda" and not has_code(torch.device(name)):
+            reasons[name] = "the CUDA library has no code for this GPU under this driver"
     return reasons

@@ -1,6 +1,5 @@
 """The machine: its C library, processor, GPUs and their driver. Nothing here fails without them."""
 
-import ctypes
 import os
 import platform
 import re
@@ -14,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from mcr_fast import _libraries as libraries
-from mcr_fast.env._elf import cuda_version
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
@@ -47,17 +45,6 @@ def driver_release() -> str | None:
         return rows[0][0] if rows else None
     found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", text)
     return found[1] if found else None
-
-
-def driver_cuda() -> str | None:
-    """The newest CUDA that the driver knows, such as "12.4"; it starts nothing on a GPU."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
-        number = ctypes.c_int(0)
-        failed = driver.cuDriverGetVersion(ctypes.byref(number))
-    except (OSError, AttributeError):
-        return None
-    return None if failed or number.value <= 0 else cuda_version(number.value)
 
 
 def seen_by_torch() -> tuple[list[Gpu], str | None]:

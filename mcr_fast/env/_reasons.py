@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from mcr_fast._cuda_code import below_floor, floor_of
 from mcr_fast._libraries import HOW_TO_BUILD
 from mcr_fast.env._facts import Facts
-from mcr_fast.env._floors import below_floor, floor_of
 
 BACKENDS = ("cpu", "triton", "cuda")  # that a job may require
 

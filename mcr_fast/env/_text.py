@@ -3,9 +3,9 @@
 import textwrap
 from collections import Counter
 
+from mcr_fast._cuda_code import floor_of
 from mcr_fast._libraries import HOW_TO_BUILD
 from mcr_fast.env._facts import Facts
-from mcr_fast.env._floors import floor_of
 
 COLUMNS = 100
 _LABEL = 16

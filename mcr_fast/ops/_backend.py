@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 import torch
 
 from mcr_fast import _libraries as libraries
+from mcr_fast._cuda_code import capabilities_served
 from mcr_fast._names import BACKENDS
 from mcr_fast.ops._limits import Call
 from mcr_fast.ops.registry import BLOCKS, OPS, kernel_of, preferred, row_of
@@ -43,7 +44,8 @@ def _why_unavailable(op: str) -> dict[str, str]:
 
 libraries.load_libraries()
 _UNAVAILABLE = {op: _why_unavailable(op) for op in (*OPS, *BLOCKS)}
-
+# What GPUs the CUDA library has code for, None where that is not known: on others a launch fails.
+_CAPABILITIES = None if libraries.cuda_load_error() else capabilities_served(libraries.CUDA_LIBRARY)
 
 _NOT_KNOWN = Call()
 
@@ -73,6 +75,11 @@ def resolve(
         reason = _UNAVAILABLE[op][backend]
         raise RuntimeError(f"backend={backend!r} is not available for {op}: {reason}")
     _check_device(op, backend, device)
+    if backend == "cuda" and not has_code(device):
+        raise RuntimeError(
+            f"backend='cuda' of {op}: the CUDA library has no code for {device} under this driver "
+            "(`python -m mcr_fast.env` says for which GPUs); use backend=None"
+        )
     if backend in ("triton", "cuda") and torch.float64 in dtypes:
         raise RuntimeError(
             f"backend={backend!r} of {op} computes in float32, got float64 tensors; "
@@ -97,6 +104,14 @@ def shared_memory(device: torch.device) -> int | None:
     return most
 
 
+def has_code(device: torch.device) -> bool:
+    """Whether a GPU under its driver runs what the CUDA library holds, as far as that is known."""
+    if _CAPABILITIES is None or device.type != "cuda" or not torch.cuda.is_available():
+        return True
+    found: Any = torch.cuda.get_device_properties(device)
+    return (found.major, found.minor) in _CAPABILITIES
+
+
 def can_take(op: str, backend: str, call: Call) -> bool:
     """Whether a backend is here and takes a call, of tensors that its kernels read."""
     return backend not in _UNAVAILABLE[op] and row_of(op).refusal(backend, call) is None
@@ -111,7 +126,8 @@ def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], call: 
         for name in (*preferred(op, call.size, sixteen_bit=sixteen_bit), "triton", "cuda"):
             # interpreted kernels are for tests that ask for them
             interpreted = name == "triton" and libraries.triton_interpreted()
-            if can_take(op, name, call) and not interpreted:
+            without_code = name == "cuda" and not has_code(device)
+            if can_take(op, name, call) and not (interpreted or without_code):
                 return name
     return "reference"
 

@@ -5,6 +5,9 @@ for each kind when collection ends, is told its items in order, and sends their 
 line; this session runs its own items first and then logs those. A process that dies fails the item
 it was at, and another one goes on with the rest. In a process whose environment is already that of
 a kind, such as `TRITON_INTERPRET=1 pytest tests/suite -k ...`, that kind's items run directly.
+
+Those of the kind `beside` need nothing: they take long, and run in a second process like this one
+so that neither waits for the other. In a session that has nothing else of its own they run here.
 """
 
 import importlib.util
@@ -25,6 +28,7 @@ KINDS = {
     "interpreted": {"TRITON_INTERPRET": "1"},
     "emulated": {"MCR_FAST_EMULATED": "1"},
     "launched": {"MCR_FAST_LAUNCHED": "1", "TRITON_INTERPRET": "0"},
+    "beside": {},
 }
 # the first that is set counts: launchers are told that kernels are interpreted
 SIGNS = {"launched": "MCR_FAST_LAUNCHED", "interpreted": "TRITON_INTERPRET"}
@@ -45,6 +49,8 @@ def kind_of(item: pytest.Item) -> str | None:
 
 def missing(kind: str) -> str | None:
     """Why there can be no such process here."""
+    if kind == "beside":
+        return None
     if kind != "emulated":
         return None if importlib.util.find_spec("triton") else "triton is not installed"
     if not (Path(__file__).resolve().parents[2] / "csrc").is_dir():
@@ -159,6 +165,7 @@ class Receiver:
     def __init__(self, config: pytest.Config):
         self._config = config
         self._workers: dict[str, Worker] = {}
+        self._here: set[str | None] = {None}  # the kinds that run in this process
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -167,6 +174,9 @@ class Receiver:
             others = [item for item in items if kind_of(item) != here]
             self._config.hook.pytest_deselected(items=others)
             items[:] = [item for item in items if kind_of(item) == here]
+        self._here = {None, here}
+        if all(kind_of(item) for item in items):
+            self._here.add("beside")
         reasons = {kind: missing(kind) for kind in KINDS}
         for item in items:
             if reasons.get(kind_of(item)):
@@ -174,7 +184,7 @@ class Receiver:
         items.sort(key=self._is_elsewhere)
 
     def _is_elsewhere(self, item: pytest.Item) -> bool:
-        return kind_of(item) not in (None, current()) and not item.get_closest_marker("skip")
+        return kind_of(item) not in self._here and not item.get_closest_marker("skip")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:

@@ -20,6 +20,8 @@ def pytest_addoption(parser):
 """
 ITEMS = """
 import os
+import sys
+from pathlib import Path
 import pytest
 
 def test_here():
@@ -39,6 +41,10 @@ def test_there(what):
 @pytest.mark.process("interpreted")
 def test_elsewhere():
     assert os.environ["TRITON_INTERPRET"] == "1"
+
+@pytest.mark.process("beside")
+def test_beside():
+    Path("started").write_text(" ".join(sys.argv))
 """
 EXPECTED = {
     "test_here": "passed",
@@ -48,6 +54,7 @@ EXPECTED = {
     "test_there[fails]": "failed",
     "test_there[passes too]": "passed",
     "test_elsewhere": "passed",
+    "test_beside": "passed",
 }
 
 
@@ -74,12 +81,13 @@ def session(tmp_path):
     return run
 
 
-def test_every_item_is_reported_and_a_death_costs_one(session):
+def test_every_item_is_reported_and_a_death_costs_one(session, tmp_path):
     output, lines = session()
     assert {name: line["outcome"] for name, line in lines.items()} == EXPECTED
     assert "ended with 3" in lines["test_there[dies]"]["message"]
     assert "how it fails" in lines["test_there[fails]"]["message"]
-    assert "2 failed, 4 passed, 1 skipped" in output
+    assert "--items" in (tmp_path / "started").read_text()
+    assert "2 failed, 5 passed, 1 skipped" in output
 
 
 @pytest.mark.slow
@@ -88,6 +96,12 @@ def test_items_can_be_chosen(session):
     assert list(lines) == ["test_there[passes]", "test_elsewhere"]
     _, lines = session("test_items.py::test_there[fails]", "test_items.py::test_elsewhere", "-x")
     assert list(lines) == ["test_there[fails]"]
+
+
+def test_beside_nothing_it_runs_here(session, tmp_path):
+    _, lines = session("-k", "test_beside")
+    assert list(lines) == ["test_beside"]
+    assert "--items" not in (tmp_path / "started").read_text()
 
 
 def test_one_process_of_a_kind_by_hand(session):
