@@ -143,13 +143,16 @@ $(VENV)/.installed-recordings: $(VENV)/.tools
 .PHONY: wheel-aarch64 check-aarch64
 wheel-aarch64 check-aarch64: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
 wheel-aarch64 check-aarch64: export PATH := $(abspath $(BIN)):$(PATH)
+check-aarch64: export WHEEL_CUDA := $(WHEEL_CUDA)
 wheel-aarch64: $(VENV)/.tools
 	rm -rf dist/aarch64
 	MCR_FAST_BUILD=cpu $(MAKE) $(VENV)/.installed-wheel
-	.ci/wheel-aarch64 build/aarch64 dist/aarch64
+	$(WHEEL_NVCC) .ci/wheel-aarch64 build/aarch64 dist/aarch64
 	$(BIN)/python .ci/describe-wheel dist/aarch64/*.whl
 
 check-aarch64: wheel-aarch64
+	MCR_FAST_BUILD=cpu $(MAKE) $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_wheel_contents.py --slow --wheel dist/aarch64/*.whl
 	.ci/check-aarch64 dist/aarch64/*.whl build/aarch64 $(PYTEST_ARGS)
 
 # Where the pages' links lead, without a network.

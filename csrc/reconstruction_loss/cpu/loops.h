@@ -21,7 +21,8 @@ Vec<T> difference_of_rest(const In* h, const In* z, int64_t n, int64_t width) {
 // The sum of (h - z)^2 over rows begin .. end - 1.
 template <class T, class In>
 double squared_error(const ReconstructionPart& part, int64_t begin, int64_t end) {
-  constexpr int64_t W = kWidth<T>, kColumnsPerSum = 1024;
+  constexpr int64_t W = kWidth<T>;
+  constexpr int64_t kColumnsPerSum = sizeof(T) == sizeof(float) ? 64 * W : 1024;
   const int64_t width = part.width, whole = width / W * W;
   double total = 0;
   for (int64_t row = begin; row < end; ++row) {
@@ -36,7 +37,7 @@ double squared_error(const ReconstructionPart& part, int64_t begin, int64_t end)
         squares += difference * difference;
       }
       if (n == whole) break;
-      total += double(sum(squares));  // float64 takes over before float32 has added up too many
+      total += double(sum(squares));  // float64 takes over after 64 in each lane of float32
       squares = Vec<T>{};
     }
     if (whole < width) {

@@ -77,6 +77,7 @@ def shapes() -> Iterator[Case]:
     for dtype in DTYPES:
         rest = {"dtype": dtype, "backends": CAPABILITIES, "quick": True}
         yield case("isa", 7, (3, 17, 64), **rest)
+        yield case("isa", 3, (5000, 8), **rest)  # many to a lane, the more the narrower vectors are
     for first, second in product(DTYPES, DTYPES):
         rest = {"dtype": first, "reconstruction": second}
         some = (bound, checks.dtypes_of_inputs)
