@@ -18,7 +18,8 @@ BENCH_ARGS ?=
 TRITON ?= 3.6.0
 WHEEL_CUDA ?= 12
 WHEEL_TORCH ?= "torch==2.10.*" torch
-MATRIX ?= "python3.10 torch==2.10.*" "python3.11 torch==2.13.*" "python3.12 torch==2.14.*" "python3.13 torch"
+MATRIX ?= "python3.10 torch==2.10.*" "python3.11 torch==2.13.*" "python3.12 torch==2.14.*" "python3.13 torch" \
+	"python3.14 torch"
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

@@ -39,6 +39,10 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 COMPILERS = ["c++", "g++", "clang++"]
 NOT_BUILT = "not_built.txt"  # in mcr_fast/lib; mcr_fast/_libraries.py reads it
 NO_NVCC = "nvcc was not found; set CUDA_HOME or CUDACXX"
+DOES_NOT_COMPILE = (
+    "mcr_fast: the libraries do not compile here, for the reason above. They need a C++17 "
+    "compiler, which CXX names; MCR_FAST_BUILD=none installs the package without them, but slow"
+)
 
 # Every GPU that a wheel serves: Turing to Blackwell, and PTX for what comes later.
 WHEEL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
@@ -177,8 +181,9 @@ def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
             forget_other_nvcc(build_dir, find_nvcc())
             configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
             configure.append(f"-DMCR_CUDA_ARCHITECTURES={cuda_architectures()}")
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir)], check=True)
+        for command in (configure, [cmake, "--build", str(build_dir)]):
+            if subprocess.run(command, check=False).returncode:
+                raise SystemExit(DOES_NOT_COMPILE)
         names = ["libmcr_fast_cpu.so", *(["libmcr_fast_cuda.so"] if cuda else [])]
         return [build_dir / "lib" / name for name in names]
 

@@ -140,6 +140,14 @@ def test_build_errors(build, message, setup_py):
 
 
 @needs_tools
+def test_a_compiler_that_does_not_compile_ends_with_what_to_do(setup_py, monkeypatch, tmp_path):
+    names, _ = setup_py(MCR_FAST_BUILD="none")
+    monkeypatch.setenv("CXX", str(shutil.which("false")))
+    with pytest.raises(SystemExit, match="MCR_FAST_BUILD=none installs the package without them"):
+        names["run_cmake"](tmp_path / "build", False)
+
+
+@needs_tools
 def test_build_cuda_without_nvcc_names_the_fix(setup_py, tmp_path):
     message = "MCR_FAST_BUILD=cuda cannot be built: nvcc was not found; set CUDA_HOME"
     with pytest.raises(SystemExit, match=message):
