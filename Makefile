@@ -5,7 +5,7 @@
 #   make demo TORCH_ARGS=...         arguments of pip for that, such as the index of a CUDA build
 #   make test PYTEST_ARGS="-k nt_xent -x"
 #   make triton-check TRITON=3.6.0    which Triton compiles the kernels
-#   make wheel WHEEL_CUDA=13    the CUDA library as the machine's nvcc makes it, for newer drivers only
+#   make wheel WHEEL_CUDA=13    the CUDA library as the machine's nvcc makes it, with 13 for newer drivers
 #   make wheel-test WHEEL_TORCH="torch==2.10.*"    which torch the wheel is tried with, sdist-test too
 #   make test-matrix MATRIX='"python3.12 torch==2.14.*"'    which Pythons and torches the CPU tests meet
 
@@ -61,7 +61,7 @@ build/triton-$(TRITON)/.installed:
 test-matrix: $(VENV)/.installed-test
 	rm -rf build/matrix
 	MCR_FAST_BUILD=cpu $(PIP) wheel . --no-build-isolation --no-deps --wheel-dir build/matrix
-	TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+	TORCH_ARGS="$(TORCH_ARGS)" \
 		.ci/wheel-test build/matrix/*.whl $(MATRIX)
 
 lint: $(VENV)/.installed-dev
@@ -93,11 +93,12 @@ wheel: $(VENV)/.tools
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair-wheel build/wheel/*.whl dist
 	$(BIN)/python .ci/describe-wheel dist/*.whl
 
+wheel-test sdist-test test-matrix: export PYTEST_ARGS := $(PYTEST_ARGS)
 wheel-test: export WHEEL_CUDA := $(WHEEL_CUDA)
 wheel-test: wheel
 	$(WHEEL_NVCC) $(MAKE) $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_wheel_contents.py --slow --wheel dist/*.whl
-	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" \
 		.ci/wheel-test dist/*.whl $(WHEEL_TORCH)
 
 # What an earlier build has written into the egg-info would come along.
@@ -108,7 +109,7 @@ sdist: $(VENV)/.tools
 
 sdist-test: sdist $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_sdist.py --slow
-	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" PYTEST_ARGS="$(PYTEST_ARGS)" \
+	PYTHON="$(PYTHON)" TORCH_ARGS="$(TORCH_ARGS)" \
 		.ci/sdist-test dist/*.tar.gz $(WHEEL_TORCH)
 
 format: $(VENV)/.installed-dev

@@ -43,11 +43,12 @@ DOES_NOT_COMPILE = (
     "mcr_fast: the libraries do not compile here, for the reason above. They need a C++17 "
     "compiler, which CXX names; MCR_FAST_BUILD=none installs the package without them, but slow"
 )
+CUDA_DOES_NOT_COMPILE = f"{DOES_NOT_COMPILE}. MCR_FAST_BUILD=cpu leaves the CUDA library out"
 
 # Every GPU that a wheel serves: Turing to Blackwell, and PTX for what comes later.
 WHEEL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # A build from source serves one machine: its GPUs, or any from 8.0 on, compiled at first use. Each
-# architecture takes half a minute of one core.
+# architecture takes a minute of one core.
 SOURCE_ARCHITECTURES = "8.0+PTX"
 
 
@@ -183,7 +184,7 @@ def run_cmake(build_dir: Path, cuda: bool) -> list[Path]:
             configure.append(f"-DMCR_CUDA_ARCHITECTURES={cuda_architectures()}")
         for command in (configure, [cmake, "--build", str(build_dir)]):
             if subprocess.run(command, check=False).returncode:
-                raise SystemExit(DOES_NOT_COMPILE)
+                raise SystemExit(CUDA_DOES_NOT_COMPILE if cuda else DOES_NOT_COMPILE)
         names = ["libmcr_fast_cpu.so", *(["libmcr_fast_cuda.so"] if cuda else [])]
         return [build_dir / "lib" / name for name in names]
 

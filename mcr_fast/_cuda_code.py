@@ -16,6 +16,8 @@ _RECORD = re.compile(rb"mcr_fast CUDA library: toolkit (\d+), for ([\w -]+)\0")
 
 # The first Linux driver of each major version of CUDA.
 RELEASES = {11: "450", 12: "525", 13: "580"}
+# GPUs that run no machine code but their own.
+_TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
 _MAJORS = range(32)  # of GPUs that there are and a few more
 
 
@@ -37,8 +39,9 @@ def cuda_record(library: Path) -> tuple[str, list[str]] | None:
     architectures = []
     for entry in words.split():
         number, _, kind = entry.partition("-")  # CMake's words: 90-real, or 90 for both
-        architectures += [f"{kinds[k]}_{number}" for k in kinds if kind in (k, "")]
-    return cuda_version(toolkit), architectures
+        if number[:1].isdigit():  # not CMake's "native"
+            architectures += [f"{kinds[k]}_{number}" for k in kinds if kind in (k, "")]
+    return (cuda_version(toolkit), architectures) if architectures else None
 
 
 def cuda_version(number: int) -> str:
@@ -88,7 +91,7 @@ def served_by(
         own = int(found[1]), int(found[2])
         is_code = kind == "sm"
         fits = own <= gpu and (not is_code and not found[3] or own[0] == gpu[0])
-        if found[3] == "a":  # of this one GPU
+        if found[3] == "a" or (is_code and _TEGRA & {own, gpu}):  # of this one GPU
             fits = own == gpu
         if not is_code and toolkit and driver_cuda:
             fits = fits and _number(driver_cuda) >= _number(toolkit)

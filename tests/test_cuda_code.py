@@ -36,7 +36,7 @@ def _all_here(monkeypatch):
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [("7.0", None), ("7.5", "sm_75"), ("8.7", "sm_86"), ("9.0", "sm_90"), ("12.1", "sm_120")],
+    [("7.0", None), ("7.5", "sm_75"), ("8.7", None), ("9.0", "sm_90"), ("12.1", "sm_120")],
 )
 def test_architecture_of_a_gpu(capability, expected):
     assert served_by(capability, WHEEL, "12.8", "13.0") == expected
@@ -113,14 +113,16 @@ def test_record_of_a_cuda_library(tmp_path):
     path.write_bytes(b"\x7fELF..." + words.encode() + b"\0rest")
     held = ["sm_75", "sm_90", "compute_90", "sm_120", "compute_120"]
     assert cuda_record(path) == ("12.9", held)
+    path.write_bytes(path.read_bytes().replace(b"75-real 90 120-real 120-virtual", b"native"))
+    assert cuda_record(path) is None
 
 
 def see_gpu(monkeypatch, bytes_of_a_block=227 << 10, capability=(9, 0)):
     """As though torch saw one GPU."""
     card = object.__new__(torch.cuda._CudaDeviceProperties)  # what a compiler takes for a constant
     card.shared_memory_per_block_optin, (card.major, card.minor) = bytes_of_a_block, capability
-    here = {"is_available": True, "device_count": 1, "current_device": 0, "_lazy_init": None}
-    of_a_compiler = {"get_rng_state": None, "set_rng_state": None}
+    here = {"is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0}
+    of_a_compiler = {"get_rng_state": None, "set_rng_state": None, "_lazy_init": None}
     for name, value in {**here, **of_a_compiler, "_get_device_properties": card}.items():
         answer = functools.partial(lambda value, *_: value, value)
         monkeypatch.setattr(torch.cuda, name, answer, raising=False)

@@ -105,8 +105,11 @@ def shared_memory(device: torch.device) -> int | None:
 
 
 def has_code(device: torch.device) -> bool:
-    """Whether a GPU under its driver runs what the CUDA library holds, as far as that is known."""
-    if _CAPABILITIES is None or device.type != "cuda" or not torch.cuda.is_available():
+    """Whether a GPU under its driver runs what the CUDA library holds, as far as that is known.
+
+    It starts CUDA in no process that has not: a fork could not use it then.
+    """
+    if _CAPABILITIES is None or device.type != "cuda" or not torch.cuda.is_initialized():
         return True
     found: Any = torch.cuda.get_device_properties(device)
     return (found.major, found.minor) in _CAPABILITIES
@@ -126,8 +129,9 @@ def _best(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...], call: 
         for name in (*preferred(op, call.size, sixteen_bit=sixteen_bit), "triton", "cuda"):
             # interpreted kernels are for tests that ask for them
             interpreted = name == "triton" and libraries.triton_interpreted()
-            without_code = name == "cuda" and not has_code(device)
-            if can_take(op, name, call) and not (interpreted or without_code):
+            if interpreted or not can_take(op, name, call):
+                continue
+            if name != "cuda" or has_code(device):
                 return name
     return "reference"
 
