@@ -119,8 +119,8 @@ def check_everything_said_is_there(run):
 
 
 def check_nothing_runs(folder):
-    """Whoever was started is gone, but for a moment."""
-    end = monotonic() + 5
+    """Whoever was started is gone, but for a moment, which is longer on a busy machine."""
+    end = monotonic() + 60
     while left := [p for p in Path("/proc").glob("[0-9]*/cmdline") if named(p, folder)]:
         assert monotonic() < end, left
         sleep(0.1)
