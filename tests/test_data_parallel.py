@@ -8,6 +8,8 @@ import torch
 from parallel_cases import KINDS, PLANS, WORLD
 from ranks import run_in_ranks
 
+pytestmark = pytest.mark.process("beside")
+
 # What is tried in each process, with every kind of fusion: a function of the rank and the kind.
 OF_MODEL = {
     "loss inside": (cases.ddp_model, {}),

@@ -10,6 +10,8 @@ from ranks import run_in_ranks
 
 from mcr_fast import MCRLoss, NTXentLoss, functional
 
+pytestmark = pytest.mark.process("beside")
+
 
 def everything(rank, world):
     found = {"cases": cases.all_cases(rank, world)}

@@ -13,6 +13,8 @@ from monitored import NAMES, Game
 
 from mcr_fast import MCRMonitor
 
+pytestmark = pytest.mark.process("beside")
+
 WORLD = 2
 ROWS = {"even": (6, 6), "uneven": (7, 2), "an empty rank": (5, 0)}
 SEED = {0: 3, 1: 4}

@@ -21,6 +21,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from mcr_fast import AdditiveFusion
 
+pytestmark = pytest.mark.process("beside")
+
 ROWS = 5
 ROUTINGS = [("greedy", "routed"), ("independent", "shared")]
 compiled = functools.partial(torch.compile, backend="eager")
