@@ -11,7 +11,7 @@ from programs import ROOT, run_python
 for needed in ("sklearn", "scipy", "matplotlib", "tqdm", "tabulate"):
     pytest.importorskip(needed)
 
-pytestmark = [pytest.mark.process("beside"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 FUSED = ("joint", "multi-loss", "MCR", "MCR without L_MIPD", "MCR without L_Con")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
