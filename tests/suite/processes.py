@@ -1,10 +1,11 @@
 """Tests that need a process of their own, reported one by one as though they had run in this one.
 
 An item marked `process(KIND)` runs in a pytest whose environment is that of the kind. One starts
-for each kind when collection ends, is told its items in order, and sends their reports line by
-line; this session runs its own items first and then logs those. A process that dies fails the item
-it was at, and another one goes on with the rest. In a process whose environment is already that of
-a kind, such as `TRITON_INTERPRET=1 pytest tests/suite -k ...`, that kind's items run directly.
+for each kind, two for the one with the most to do, when collection ends, is told its items in
+order, and sends their reports line by line; this session runs its own items first and then logs
+those. A process that dies fails the item it was at, and another one goes on with the rest. In a
+process whose environment is already that of a kind, such as `TRITON_INTERPRET=1 pytest tests/suite
+-k ...`, that kind's items run directly.
 
 Those of the kind `beside` need nothing: they take long, and run in a second process like this one
 so that neither waits for the other. In a session that has nothing else of its own they run here.
@@ -33,6 +34,8 @@ KINDS = {
 # the first that is set counts: launchers are told that kernels are interpreted
 SIGNS = {"launched": "MCR_FAST_LAUNCHED", "interpreted": "TRITON_INTERPRET"}
 SIGNS["emulated"] = "MCR_FAST_EMULATED"
+SHARED = {"interpreted": 2}  # kinds whose items take so long that several processes share them
+FEW = 100  # items that one process runs on its own
 LAST_WORDS = 4000  # characters of a dead process's output
 
 
@@ -164,7 +167,7 @@ class Receiver:
 
     def __init__(self, config: pytest.Config):
         self._config = config
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Worker] = {}  # by item
         self._here: set[str | None] = {None}  # the kinds that run in this process
 
     @pytest.hookimpl(trylast=True)
@@ -194,13 +197,17 @@ class Receiver:
             chosen.setdefault(kind_of(item), []).append(item.nodeid)
         options = ["--slow"] if session.config.option.slow else []
         for kind, nodeids in chosen.items():
-            self._workers[kind] = Worker(kind, nodeids, options, self._config.rootpath)
+            count = SHARED.get(kind, 1) if len(nodeids) > FEW else 1
+            for first in range(count):
+                share = nodeids[first::count]
+                worker = Worker(kind, share, options, self._config.rootpath)
+                self._workers |= dict.fromkeys(share, worker)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not self._is_elsewhere(item):
             return None
-        worker, hook, nodeid = self._workers[kind_of(item)], item.ihook, item.nodeid
+        worker, hook, nodeid = self._workers[item.nodeid], item.ihook, item.nodeid
         hook.pytest_runtest_logstart(nodeid=nodeid, location=item.location)
         worker.wait(nodeid)
         for data in worker.reports[nodeid]:
@@ -218,7 +225,7 @@ class Receiver:
         return True
 
     def pytest_sessionfinish(self) -> None:
-        for worker in self._workers.values():
+        for worker in set(self._workers.values()):
             worker.stop()
 
 

@@ -12,6 +12,7 @@ TESTS = Path(__file__).resolve().parent.parent
 CONFTEST = """
 from suite import processes
 
+processes.SHARED, processes.FEW = {"launched": 2}, 1
 pytest_configure = processes.configure
 
 def pytest_addoption(parser):
