@@ -167,7 +167,9 @@ def backends() -> dict[str, BackendStatus]:
 
     Returns:
         For every op, ``"serves"``: the backend taken for tensors of a device type when none is
-        asked for, and ``"unavailable"``: the reason for each backend that cannot be had.
+        asked for, and ``"unavailable"``: the reason for each backend that cannot be had. Of CUDA
+        it speaks for the current device, and before CUDA is started in this process, which it does
+        not do, as though the CUDA library had code for that.
 
     Example:
         >>> import mcr_fast
