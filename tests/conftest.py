@@ -12,6 +12,10 @@ elif processes.current() == "launched":
     from launched import driver
 
     driver.load()
+elif processes.current() == "interpreted" and not processes.missing("interpreted"):
+    from suite import interpreter
+
+    interpreter.load()
 
 collect_ignore = ["interpreted", "launched"] if processes.missing("interpreted") else []
 

@@ -86,6 +86,9 @@ def stand_in_for_the_kernels():
 def main(module, *arguments):
     if module == "bench.gpu.measure":
         os.environ["TRITON_INTERPRET"] = "1"
+        from suite import interpreter
+
+        interpreter.load()
         if os.environ.get("REHEARSAL_EMULATED"):
             os.environ["MCR_FAST_EMULATED"] = "1"
             from emulated import library
