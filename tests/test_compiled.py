@@ -61,12 +61,14 @@ def held(fusion, sizes, dynamic=None, backend=None, **options) -> int:
     return len(graphs)
 
 
-@pytest.mark.parametrize("scheme", ["cyclic", "uniform"])
-@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize(
-    ("kind", "sizes"),
-    sample(((kind, sizes) for sizes in (SHORT, SIZES) for kind in FUSIONS), 4)[:4]
-    + [pytest.param(kind, SIZES, marks=pytest.mark.slow) for kind in FUSIONS],
+    ("kind", "sizes", "dynamic", "scheme"),
+    sample(itertools.product(FUSIONS, [SHORT], [None, True], ["cyclic", "uniform"]), 4)
+    + [
+        pytest.param(kind, SIZES, *options, marks=pytest.mark.slow)
+        for kind in FUSIONS
+        for options in ((None, "uniform"), (True, "cyclic"))
+    ],
 )
 def test_one_graph_of_one_size_and_one_of_all_others(kind, sizes, dynamic, scheme):
     # a fusion that is run breaks the graph once: what is before it, and what is after it

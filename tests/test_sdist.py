@@ -24,6 +24,7 @@ from wheels import NT_XENT, ROOT
 import mcr_fast
 from mcr_fast import env
 
+BESIDE = pytest.mark.process("beside")
 STRAY = (
     "mcr_fast/lib/libmcr_fast_cpu.so",
     "mcr_fast/lib/not_built.txt",
@@ -157,6 +158,7 @@ def hasty_compiler(tmp_path, monkeypatch):
 
 
 @needs_compiler
+@BESIDE
 @pytest.mark.slow
 def test_tree_compiles_without_torch(sdist, wheels, hasty_compiler, tmp_path):
     """As a package, then editable: the second build finds the objects of the first."""
@@ -171,6 +173,7 @@ def test_tree_compiles_without_torch(sdist, wheels, hasty_compiler, tmp_path):
     check_compiled(environment, tree)
 
 
+@BESIDE
 @pytest.mark.slow
 def test_without_a_compiler_the_import_says_so(sdist, wheels, tmp_path):
     environment = Environment(tmp_path / "environment", wheels)
@@ -190,6 +193,7 @@ def test_without_a_compiler_the_import_says_so(sdist, wheels, tmp_path):
     assert reason in report
 
 
+@BESIDE
 @pytest.mark.slow
 def test_asking_for_the_library_without_a_compiler_is_an_error(sdist, wheels, tmp_path):
     environment = Environment(tmp_path / "environment", wheels)

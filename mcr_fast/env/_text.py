@@ -81,8 +81,8 @@ def _of_gpu(facts: Facts) -> list[str]:
         lines += _row("", f"built with CUDA {cuda.toolkit}, {floor}; holds {held}")
     elif cuda.present:
         lines += _row("", "its file does not say which CUDA and which GPUs it is built for")
-    usable = triton.why_not or triton.why_no_start
-    lines += _row("Triton", f"{triton.version or 'not installed'}; {usable or 'usable'}")
+    words = triton.version, triton.why_not or triton.why_no_start or "usable"
+    lines += _row("Triton", "; ".join(filter(None, words)))
     return lines
 
 

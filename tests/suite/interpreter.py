@@ -7,11 +7,11 @@ calls many. Here a module whose functions were called before in the same launch 
 
 from types import FunctionType
 
-from triton.runtime import interpreter
-
 
 def load() -> None:
     """From here on; once in a process."""
+    from triton.runtime import interpreter  # doctests import every module, without Triton too
+
     launch, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang
     replaced: set[int] = set()  # the modules of a launch, by their globals
 
