@@ -4,6 +4,7 @@ What a host compiler cannot read is put into its words: launches, inline PTX, an
 which becomes the CPU's. Everything else is compiled as it stands.
 """
 
+import fcntl
 import hashlib
 import re
 import shutil
@@ -147,19 +148,22 @@ def sources() -> list[Path]:
 
 
 def build(sanitize: bool = False) -> Path:
-    """The library; compiled again when a source has changed."""
+    """The library; compiled again when a source has changed, by one process at a time."""
     own = [Path(__file__), HERE / "emulator.cpp", HERE / "emulator.h"]
     inputs = [*sources(), *own, *sorted((HERE / "include").iterdir())]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
     folder = ROOT / "build" / "emulated" / (digest + "-sanitized" * sanitize)
     library = folder / "libmcr_fast_emulated.so"
-    if not library.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in sources():
-            to = folder / path.relative_to(ROOT)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text(translate(path), encoding="utf-8")
-        compile_all(folder, library, SANITIZE if sanitize else ())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds what the first has built
+        if not library.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in sources():
+                to = folder / path.relative_to(ROOT)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_text(translate(path), encoding="utf-8")
+            compile_all(folder, library, SANITIZE if sanitize else ())
     return library
 
 
