@@ -4,7 +4,6 @@ What a host compiler cannot read is put into its words: launches, inline PTX, an
 which becomes the CPU's. Everything else is compiled as it stands.
 """
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -149,6 +148,8 @@ def sources() -> list[Path]:
 
 def build(sanitize: bool = False) -> Path:
     """The library; compiled again when a source has changed, by one process at a time."""
+    import fcntl  # not on every platform, and neither is the emulator
+
     own = [Path(__file__), HERE / "emulator.cpp", HERE / "emulator.h"]
     inputs = [*sources(), *own, *sorted((HERE / "include").iterdir())]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
