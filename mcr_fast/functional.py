@@ -352,12 +352,10 @@ def contrastive(
     ranks: Ranks | None = None,
 ) -> Tensor:  # []
     """Either contrastive loss; errors call the embeddings by the name that the caller knows."""
+    given = (embeddings, labels, temperature, present, backend, name)
     if ranks is not None:
-        given = (embeddings, labels, temperature, present, backend, name)
         return contrastive_of_ranks(ranks, loss, *given)
-    temperature, rows = checks.contrastive_arguments(
-        embeddings, labels, temperature, present, backend, name
-    )
+    temperature, rows = checks.contrastive_arguments(*given)
     return contrastive_of_rows(loss, *rows, temperature, backend)
 
 

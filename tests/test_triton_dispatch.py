@@ -10,7 +10,7 @@ from programs import ROOT, run_python
 from torch._subclasses import FakeTensorMode
 
 from mcr_fast import env
-from mcr_fast.ops import _backend, linear_permuted_divergence, registry, regularizer
+from mcr_fast.ops import _backend, _linear_layer, registry, regularizer
 from mcr_fast.ops import _limits as limits
 from mcr_fast.ops._limits import Call
 from mcr_fast.ops.registry import OPS, schemas, with_kernels
@@ -264,7 +264,7 @@ STEPS = {
 @pytest.mark.usefixtures("_both_here")
 @pytest.mark.parametrize("sizes", STEPS)
 def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
-    for module in (regularizer, linear_permuted_divergence):
+    for module in (regularizer, _linear_layer):
         monkeypatch.setattr(module, "_SERVED_ON_CUDA", True)
     n, d, c, kind = sizes
     with FakeTensorMode():
@@ -275,7 +275,7 @@ def test_one_backend_takes_a_step_if_it_takes_all_of_it(sizes, monkeypatch):
     arguments = (order, donors, None, None, None, (1, 2), "greedy", "shared", "jsd", "none")
     found = (
         regularizer.serves(latents, weight, arguments, "nt_xent", None),
-        linear_permuted_divergence.takes(latents, weight, arguments, None),
+        _linear_layer.takes(latents, weight, arguments, None),
     )
     assert found == STEPS[sizes]
 

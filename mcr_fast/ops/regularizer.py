@@ -17,6 +17,7 @@ from mcr_fast.ops._autograd import FIRST
 from mcr_fast.ops._backend import can_take, resolve
 from mcr_fast.ops._dispatch import call, find, register
 from mcr_fast.ops._limits import Call
+from mcr_fast.ops._linear_layer import call_of, layer_gradients, takes
 from mcr_fast.ops._listen import Heard
 from mcr_fast.ops._modes import (
     autocast_enabled,
@@ -25,7 +26,6 @@ from mcr_fast.ops._modes import (
     refuse_batched,
     transformed,
 )
-from mcr_fast.ops.linear_permuted_divergence import call_of, layer_gradients, takes
 from mcr_fast.pairing import weights_in_range
 from mcr_fast.reference._similarity import accumulation_dtype
 
