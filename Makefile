@@ -86,6 +86,8 @@ docs-serve: $(VENV)/.installed-docs
 WHEEL_NVCC = $(if $(filter 12,$(WHEEL_CUDA)),\
 	nvcc="$$($(BIN)/python .ci/cuda12-toolkit build/cuda12)" && export CUDACXX="$$nvcc" &&)
 wheel wheel-test: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),all)
+# nvcc takes a file's architectures two at a time: the last file would have one core.
+wheel wheel-aarch64: export NVCC_APPEND_FLAGS := $(NVCC_APPEND_FLAGS) --threads=2
 wheel: $(VENV)/.tools
 	rm -rf build/wheel dist/*.whl
 	$(WHEEL_NVCC) $(MAKE) $(VENV)/.installed-wheel

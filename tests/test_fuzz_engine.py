@@ -16,7 +16,7 @@ from oracle import Oracle
 pytestmark = [pytest.mark.process("beside"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 QUICK = range(0, 300, 50)
-SLOW = range(300, 5100, 200)
+SLOW = range(300, 3300, 200)
 
 NAMED = {
     "a penalty on the task's gradient through a linear fusion": 63,

@@ -17,6 +17,7 @@ from blocks import (
 )
 from divergences import assert_same_bits
 from suite import tiles
+from suite.cases import pairwise
 from tiers import sample
 
 pytestmark = pytest.mark.process("interpreted")
@@ -24,11 +25,11 @@ EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@EACH_LOSS
-@pytest.mark.parametrize("dtype", sample(DTYPES, 2))
-@pytest.mark.parametrize("temperature", [0.5, 0.01])
-@pytest.mark.parametrize("shape", sample(SHAPES, 3))
-def test_bound(shape, temperature, dtype, loss):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "loss", "temperature"),
+    sample((combination for _, combination in pairwise(SHAPES, DTYPES, LOSSES, (0.5, 0.01))), 3),
+)
+def test_bound(shape, dtype, loss, temperature):
     *sizes, offset = SHAPES[shape]
     given = {"marked": temperature == 0.5, "dtype": dtype, "temperature": temperature}
     with tiles.small():

@@ -36,6 +36,7 @@ SIGNS = {"launched": "MCR_FAST_LAUNCHED", "interpreted": "TRITON_INTERPRET"}
 SIGNS["emulated"] = "MCR_FAST_EMULATED"
 SHARED = {"interpreted": 2}  # kinds whose items take so long that several processes share them
 FEW = 100  # items that one process runs on its own
+BEHIND = 3  # how much nicer they are than the first process, which would else be alone at the end
 LAST_WORDS = 4000  # characters of a dead process's output
 
 
@@ -142,6 +143,7 @@ class Sender:
         self._config = config
         self._items = Path(config.option.items).read_text(encoding="utf-8").splitlines()
         self._out = os.fdopen(config.option.reports, "w", buffering=1, encoding="utf-8")
+        os.nice(BEHIND)
 
     def _send(self, nodeid: str, **message) -> None:
         self._out.write(json.dumps({"nodeid": nodeid, **message}, default=str) + "\n")
