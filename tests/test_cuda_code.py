@@ -117,9 +117,15 @@ def test_record_of_a_cuda_library(tmp_path):
     assert cuda_record(path) is None
 
 
+class Properties:
+    """What `torch.cuda.get_device_properties` returns."""
+
+
 def see_gpu(monkeypatch, bytes_of_a_block=227 << 10, capability=(9, 0)):
     """As though torch saw one GPU."""
-    card = object.__new__(torch.cuda._CudaDeviceProperties)  # what a compiler takes for a constant
+    # a constant to the compiler, as torch's own, which a torch with CUDA does not let others make
+    torch._dynamo.utils.common_constant_types.add(Properties)
+    card = Properties()
     card.shared_memory_per_block_optin, (card.major, card.minor) = bytes_of_a_block, capability
     here = {"is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0}
     of_a_compiler = {"get_rng_state": None, "set_rng_state": None, "_lazy_init": None}
