@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcr_fast._wrapping import plain_values, read_linear
-from mcr_fast.ops._modes import autocast_enabled
+from mcr_fast.ops._modes import autocast_enabled, exporting
 from mcr_fast.reference._similarity import accumulation_dtype, without_autocast
 
 # Up to this many latent elements the cost is in the number of calls, and one batched product of a
@@ -80,7 +80,7 @@ def _products(latents: list[Tensor], weight: Tensor) -> Tensor:  # [M, N, H]
     """Each latent [N, D_m] times its columns of the weight [H, sum of D_m]."""
     dims = [z.shape[1] for z in latents]
     # not a branch on sizes for torch.export, which would hold the batch to this side of it
-    tracing = torch.compiler.is_exporting()
+    tracing = exporting()
     small = not tracing and latents[0].shape[0] * sum(dims) <= STACK_ELEMENTS
     if small and all(d == dims[0] for d in dims):
         columns = weight.view(-1, len(dims), dims[0]).transpose(0, 1)  # [M, H, D]

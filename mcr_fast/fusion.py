@@ -307,14 +307,13 @@ def _adding_part(fusion: object) -> AdditiveFusion | nn.Linear | None:
 
 def _refuse_earlier_import(fusion: object) -> None:
     """Run as any other callable its projections would be shared ones, with other gradients."""
-    if any((kind.__module__, kind.__name__) == _OURS for kind in type(fusion).__mro__):
+    name, module = AdditiveFusion.__name__, AdditiveFusion.__module__
+    # the name first: the compiler of torch 2.10 fails on __module__ of a function's type
+    if any(kind.__name__ == name and kind.__module__ == module for kind in type(fusion).__mro__):
         raise TypeError(
             "fusion is an AdditiveFusion of an earlier import of mcr_fast, which this one does not "
             "know; make it anew from its layers, or use the MCRLoss of that import"
         )
-
-
-_OURS = (AdditiveFusion.__module__, AdditiveFusion.__name__)
 
 
 def first_layer(fusion: AdditiveFusion) -> tuple[nn.Module, tuple[int, ...]] | None:

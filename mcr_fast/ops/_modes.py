@@ -55,7 +55,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False
-    if torch.compiler.is_exporting():
+    if exporting():
         return True
     return any(x is not None and x.requires_grad for x in tensors) or transformed()
 
@@ -98,9 +98,14 @@ def refuse_transforms(loss: str, way_out: str) -> None:
         )
 
 
+def exporting() -> bool:
+    """torch.compiler.is_exporting(), which torch 2.10's compiled code takes for True everywhere."""
+    return torch.compiler._is_exporting_flag
+
+
 def refuse_programs(loss: str) -> None:
     """Raise where a program is made of operations, for what takes a gradient inside of them."""
-    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_tracing()):
+    if exporting() or (not torch.compiler.is_compiling() and _is_tracing()):
         raise NotImplementedError(
             f"{loss} runs this fusion on its own and differentiates inside its forward, which "
             "torch.export and torch.jit.trace do not record; export the model without the loss, "

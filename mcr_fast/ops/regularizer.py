@@ -21,6 +21,7 @@ from mcr_fast.ops._linear_layer import call_of, layer_gradients, takes
 from mcr_fast.ops._listen import Heard
 from mcr_fast.ops._modes import (
     autocast_enabled,
+    exporting,
     holds_values,
     recorded,
     refuse_batched,
@@ -135,7 +136,7 @@ def serves(
     backend: str | None,
 ) -> str | None:
     """The backend whose `regularizer` may be called, None if there is none."""
-    in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    in_graph = torch.compiler.is_compiling() and not exporting()
     if transformed() or not in_graph and (recorded() or forward_ad._current_level >= 0):
         return None
     if _SERVED and weight.is_cpu and takes(latents, weight, pairs, backend):
